@@ -1,0 +1,50 @@
+# bench: how good are the frozen features of a vision model, layer by layer?
+#
+# Everything runs in a virtual environment of this folder, .venv; `make` builds it when it is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+.DEFAULT_GOAL := help
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bench needs Python 3.11 or later: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+.PHONY: install demo test test-all lint benchmark in1k clean help
+
+install: $(INSTALLED)  ## set up .venv with the tested versions
+
+demo: install  ## extract and evaluate the embedded digits: both stages, under 3 minutes
+	$(BIN)/bench extract digits
+	$(BIN)/bench evaluate digits
+	@echo
+	@echo "Features, neighbours and results lie in features/digits; see them with: $(BIN)/bench info digits"
+
+in1k: install  ## the ImageNet-1k benchmark: make in1k DATA=/data/imagenet WEIGHTS=resnet50.pth
+	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "usage: make in1k DATA=<folder with train/ and val/> WEIGHTS=<state dict, or a torchvision weights name>"; exit 2; }
+	$(BIN)/bench run in1k --data '$(DATA)' --weights '$(WEIGHTS)' $(ARGS)
+
+test: install  ## the tests that need neither root, GPU nor minutes
+	$(BIN)/python -m pytest -m 'not slow and not root and not gpu'
+
+test-all: install  ## every test this machine can run; says what it skipped and why
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff and mypy (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: install  ## measure the numbers the design promises, side by side
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove caches (not .venv, not features/)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

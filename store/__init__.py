@@ -1,0 +1,36 @@
+"""The feature store: layout, format, durable writing, checked reading.
+
+A store is a folder of feature sets; a feature set holds the features of one model on one
+dataset, all layers and both splits, as Zarr arrays with a manifest and journals.
+`store/FORMAT.md` is the contract. Nothing here knows of models or of search.
+"""
+
+from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest
+from store.feature_set import FeatureSet, SplitRows, Work
+from store.layers import LayerSpec, Pooling
+from store.manifest import LayerInfo, Manifest, SplitInfo
+from store.reader import Block, LayerReader
+from store.verify import Fault, verify
+from store.writer import ChunkWriter
+
+__all__ = [
+    "BenchError",
+    "Block",
+    "ChunkWriter",
+    "DamagedError",
+    "Fault",
+    "FeatureSet",
+    "IncompleteError",
+    "LayerInfo",
+    "LayerReader",
+    "LayerSpec",
+    "Manifest",
+    "MismatchError",
+    "Pooling",
+    "SplitInfo",
+    "SplitRows",
+    "StoreError",
+    "Work",
+    "nearest",
+    "verify",
+]

@@ -1,0 +1,106 @@
+"""Zarr arrays as this store makes and opens them: chunked over rows, explicit codecs, crc32c last.
+
+The one place that spells Zarr's options. Every chunk ends with the crc32c of the bytes before it,
+so its checksum can be read off its last four bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
+
+from store.durable import DurableStore
+
+COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
+    "none": (),
+    "zstd": (ZstdCodec(level=1),),
+    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4),),
+}
+"""Choices of `compression`. Features hardly compress; `none` reads fastest (docs/benchmarks)."""
+
+ROWS_PER_LABEL_CHUNK = 65_536
+"""Labels and paths are written once, by one process, so their chunks need not be small."""
+
+WRITE_ALL = {"write_empty_chunks": True}
+"""Zarr leaves out chunks that equal the fill value, unless told at every opening."""
+
+
+def create_array(
+    root: Path,
+    key: str,
+    *,
+    shape: tuple[int, ...],
+    rows_per_chunk: int,
+    dtype: str,
+    compression: str = "none",
+    attributes: Mapping[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """Create one array; one that is there already under this key is replaced.
+
+    Parameters
+    ----------
+    root : Path
+        The feature set's folder.
+    key : str
+        Path of the array below it, such as `train/res5`.
+    shape : tuple of int
+        Rows first.
+    rows_per_chunk : int
+        Chunks span whole rows.
+    dtype : {"float16", "float32", "float64", "int64", "bool", "str"}
+        Type of the values. Rows that were never written read as NaN, -1, False or "".
+    compression : str
+        A key of `COMPRESSIONS`.
+    attributes : mapping, optional
+        Attributes of the array.
+    """
+    text = dtype == "str"
+    fill: Any = {"int64": -1, "bool": False, "str": ""}.get(dtype, float("nan"))
+    return zarr.create_array(
+        DurableStore(root),
+        name=key,
+        shape=shape,
+        chunks=(rows_per_chunk, *shape[1:]),
+        dtype=cast(Any, str if text else dtype),
+        fill_value=fill,
+        filters=(),
+        serializer=VLenUTF8Codec() if text else BytesCodec(endian="little"),
+        compressors=(*COMPRESSIONS[compression], Crc32cCodec()),
+        attributes=dict(attributes or {}),
+        config=cast(Any, WRITE_ALL),
+        overwrite=True,
+    )
+
+
+def open_array(root: Path, key: str, *, writable: bool = False) -> zarr.Array[Any]:
+    """Open an array that exists."""
+    store = DurableStore(root, read_only=not writable)
+    array = zarr.open_array(store, path=key, mode="r+" if writable else "r", config=cast(Any, WRITE_ALL))
+    return array
+
+
+def chunk_key(key: str, chunk: int, ndim: int) -> str:
+    """Path of one chunk's object: Zarr v3's default naming, chunked over the first axis only.
+
+    Examples
+    --------
+    >>> chunk_key("train/res5", 3, ndim=2)
+    'train/res5/c/3/0'
+    """
+    return "/".join((key, "c", str(chunk), *("0",) * (ndim - 1)))
+
+
+def write_rows(array: zarr.Array[Any], start: int, values: npt.NDArray[Any]) -> None:
+    """Write whole chunks, beginning at row `start`."""
+    array[start : start + len(values)] = values
+
+
+def read_rows(array: zarr.Array[Any], start: int, stop: int) -> npt.NDArray[Any]:
+    """Read rows through Zarr; an error of its codecs passes on as it is."""
+    return np.asarray(array[start:stop])

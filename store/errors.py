@@ -1,0 +1,50 @@
+"""The errors that a user can mend.
+
+Every package raises a `BenchError` for a fault of the world (a damaged file, an unknown name, a
+full disk) with a text that says what, where, expected and got, and what to do. The command line
+prints that text and exits with 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """A fault that the user can mend; its text is the whole message."""
+
+
+class StoreError(BenchError):
+    """The store, or what was to be written to it, is not as it must be."""
+
+
+class IncompleteError(StoreError):
+    """Rows that were asked for have not been written yet."""
+
+
+class DamagedError(StoreError):
+    """What lies on disk is not what was written."""
+
+
+class MismatchError(StoreError):
+    """The feature set was made with other settings than those asked for."""
+
+
+def nearest(name: str, known: Iterable[str], *, show: int = 12) -> str:
+    """Say which known names come closest to `name`, or list the known ones.
+
+    Examples
+    --------
+    >>> nearest("resnet5", ["resnet50", "vgg16"])
+    'Did you mean resnet50?'
+    >>> nearest("xyz", ["a", "b"])
+    'Known: a, b.'
+    """
+    known = list(dict.fromkeys(known))
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(lowered[candidate] for candidate in close)}?"
+    more = f", ... ({len(known)} in all)" if len(known) > show else ""
+    return f"Known: {', '.join(known[:show])}{more}."

@@ -1,0 +1,420 @@
+"""A feature set: one model's features of one dataset, and the paths of everything in it.
+
+Creating and describing live here; rows are written by `store.writer` and read by `store.reader`.
+Nothing outside this package spells a file name of the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from store import arrays, journal
+from store.durable import PARTIAL, DurableStore, sweep_partials, sync_folder, write_durably
+from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, nearest
+from store.journal import Journal, Record
+from store.layers import LayerSpec
+from store.layout import Grid
+from store.lock import only_writer
+from store.manifest import REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from store.reader import LayerReader, checked_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRows:
+    """What is known of a split before any feature: labels, paths and class names, row by row."""
+
+    labels: npt.NDArray[np.int64]
+    """Shape (N,); an index into `class_names`, or -1 where a row has no label."""
+
+    paths: Sequence[str]
+    """What the user calls each image; length N."""
+
+    class_names: tuple[str, ...]
+
+    def info(self) -> SplitInfo:
+        """Return the summary that the manifest keeps."""
+        listing = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
+            listing.update(f"{label}\t{path}\n".encode("utf-8", "surrogateescape"))
+        return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One chunk of one split, and those of its arrays that no journal has yet."""
+
+    split: str
+    chunk: int
+    layers: tuple[str, ...]
+    """Never empty; in the order asked for."""
+
+    valid: bool
+    """Whether the `valid` flags of these rows are wanted too."""
+
+
+class FeatureSet:
+    """One feature set on disk; cheap to open, reads nothing but the manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    # ---------------------------------------------------------------- opening and creating
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureSet:
+        """Open what exists.
+
+        Raises
+        ------
+        StoreError
+            If there is nothing, something else, or a newer format.
+        DamagedError
+            If the manifest can't be trusted.
+        """
+        if not path.is_dir():
+            others = [found.path.name for found in feature_sets(path.parent)]
+            hint = nearest(path.name, others) if others else "There is none; make one with `bench extract`."
+            raise StoreError(f"{path}: no such feature set. {hint}")
+        if not (path / "zarr.json").is_file():
+            raise StoreError(f"{path}: not a feature set: it has no zarr.json")
+        try:
+            group = zarr.open_group(DurableStore(path, read_only=True), mode="r", use_consolidated=False)
+        except Exception as error:  # zarr raises builtin errors of many kinds for damaged metadata
+            raise DamagedError(f"{path}/zarr.json: cannot be read ({error}). {REWRITE}") from error
+        return cls(path, Manifest.from_attributes(dict(group.attrs), where=str(path)))
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
+        """Create an empty feature set, with labels, paths and class names, absent or complete."""
+        if path.exists():
+            raise StoreError(f"{path}: exists already")
+        partial = path.with_name(f".{path.name}{PARTIAL}")
+        shutil.rmtree(partial, ignore_errors=True)
+        made = cls(partial, manifest)
+        made._write_group("", {})
+        metadata = {}
+        for folder in ("journals", "neighbours", "clusters", "results"):
+            made._write_group(folder, {})
+        for split, rows in splits.items():
+            made._write_group(split, {"num_rows": len(rows.labels), "listing": manifest.splits[split].listing})
+            metadata[split] = made._metadata_digest(split)
+            for name, dtype in (("labels", "int64"), ("paths", "str"), ("valid", "bool")):
+                grid = made.grid(split, name)
+                arrays.create_array(
+                    partial,
+                    f"{split}/{name}",
+                    shape=(grid.num_rows,),
+                    rows_per_chunk=grid.rows_per_chunk,
+                    dtype=dtype,
+                )
+                metadata[f"{split}/{name}"] = made._metadata_digest(f"{split}/{name}")
+            made._write_listing(split, rows)
+        made._save(dataclasses.replace(manifest, metadata=metadata))
+        partial.rename(path)
+        sync_folder(path.parent)
+        return cls(path, made.manifest)
+
+    @classmethod
+    def open_or_create(
+        cls, path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, overwrite: bool = False
+    ) -> FeatureSet:
+        """Open the feature set that was made with the same settings, or create it.
+
+        Raises
+        ------
+        MismatchError
+            If there is one made with other settings; the message lists what differs.
+        """
+        if overwrite and path.exists():
+            cls.open(path).remove()
+        if not path.exists():
+            return cls.create(path, manifest, splits)
+        existing = cls.open(path)
+        faults = differences(existing.manifest, manifest)
+        if faults:
+            raise MismatchError(
+                f"{path} was made with other settings:\n  "
+                + "\n  ".join(faults)
+                + "\nNothing was changed. Choose another --name, take the old settings, or replace it with --overwrite."
+            )
+        for split, rows in splits.items():
+            if not existing._listing_is_recorded(split):  # set back by `bench verify --repair`
+                existing._write_listing(split, rows)
+        return existing
+
+    def remove(self) -> None:
+        """Delete the feature set, name first, so that no half of it is ever found under its name."""
+        with self.lock():
+            doomed = self.path.with_name(f".{self.path.name}.removed{PARTIAL}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            self.path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def add_layers(self, layers: Mapping[str, LayerInfo]) -> FeatureSet:
+        """Create the arrays of layers that are not there yet; return the feature set with them.
+
+        Raises
+        ------
+        MismatchError
+            If a layer of that name exists with another tap, pooling or shape.
+        """
+        have = self.manifest.layers
+        for name, info in layers.items():
+            if name in have and have[name] != info:
+                raise MismatchError(
+                    f"{self.path}: layer {name!r} exists as {_describe(have[name])}, you ask for {_describe(info)}. "
+                    f"Give the new one another name, as in 'my_{name}={info.tap}', or use another --name."
+                )
+        new = {name: info for name, info in layers.items() if name not in have}
+        if not new:
+            return self
+        metadata = dict(self.manifest.metadata)
+        for name, info in new.items():
+            for split, rows in self.manifest.splits.items():
+                arrays.create_array(
+                    self.path,
+                    f"{split}/{name}",
+                    shape=(rows.num_rows, *info.shape),
+                    rows_per_chunk=self.manifest.rows_per_chunk,
+                    dtype=self.manifest.dtype,
+                    compression=self.manifest.compression,
+                    attributes={"tap": info.tap, "pooling": info.pooling},
+                )
+                metadata[f"{split}/{name}"] = self._metadata_digest(f"{split}/{name}")
+        self._save(dataclasses.replace(self.manifest, layers={**have, **new}, metadata=metadata))
+        return self
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the only extraction into this feature set; see `store.lock`."""
+        return only_writer(self.journals / "lock")
+
+    def sweep(self) -> int:
+        """Remove what killed runs left half-written; call it under the lock."""
+        return sweep_partials(self.path)
+
+    # ---------------------------------------------------------------- what is in it
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def journals(self) -> Path:
+        return self.path / "journals"
+
+    def journal(self, rank: int) -> Journal:
+        """Open one rank's journal for appending."""
+        return Journal(self.journals / f"rank-{rank:05d}.jsonl")
+
+    def grid(self, split: str, array: str = "") -> Grid:
+        """How the rows of a split fall into chunks: those of a layer, or of `labels` and `paths`."""
+        num_rows = self.split(split).num_rows
+        if array in ("labels", "paths"):
+            return Grid(num_rows=num_rows, rows_per_chunk=min(arrays.ROWS_PER_LABEL_CHUNK, num_rows))
+        return Grid(num_rows=num_rows, rows_per_chunk=self.manifest.rows_per_chunk)
+
+    def split(self, split: str) -> SplitInfo:
+        """Facts of one split."""
+        if split not in self.manifest.splits:
+            raise StoreError(f"{self.path}: no split {split!r}. {nearest(split, self.manifest.splits)}")
+        return self.manifest.splits[split]
+
+    def layer_info(self, name: str) -> LayerInfo:
+        """Facts of one layer, by its name or as it was asked for (`res4:AvgPool2d(8,3,0)`)."""
+        if name not in self.manifest.layers:
+            have = self.manifest.layers
+            raise StoreError(
+                f"{self.path}: no layer {name!r}. {nearest(name, have) if have else 'It has none yet.'} "
+                f"Add one with `bench extract ... --layers {name}`."
+            )
+        return self.manifest.layers[name]
+
+    def find_layers(self, specs: Sequence[str]) -> list[str]:
+        """Names of the layers that are meant; of all layers if none is named."""
+        if not self.manifest.layers:
+            raise StoreError(f"{self.path}: it has no layer yet; extract some with `bench extract ... --layers ...`")
+        names = [spec if spec in self.manifest.layers else LayerSpec.of(spec).name for spec in specs]
+        for name in names:
+            self.layer_info(name)
+        return names or list(self.manifest.layers)
+
+    def labels(self, split: str) -> npt.NDArray[np.int64]:
+        """Labels of a split, shape (N,), -1 where there is none."""
+        return self._small_array(split, "labels").astype(np.int64)
+
+    def paths(self, split: str) -> list[str]:
+        """What the user calls each image of a split."""
+        return [str(path) for path in self._small_array(split, "paths")]
+
+    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+        """Shape (N,): False where the image could not be read."""
+        return self._small_array(split, "valid").astype(np.bool_)
+
+    def layer(self, split: str, name: str) -> LayerReader:
+        """Open a layer for reading; refuses one that is incomplete.
+
+        Raises
+        ------
+        IncompleteError
+            If a chunk has not been written yet.
+        DamagedError
+            If its metadata is not what was written.
+        """
+        info = self.layer_info(name)
+        return LayerReader(
+            root=self.path,
+            key=f"{split}/{name}",
+            grid=self.grid(split),
+            shape=info.shape,
+            dtype=np.dtype(self.manifest.dtype),
+            plain=self.manifest.compression == "none",
+            records=self._complete(split, name),
+            cure=self._cure(),
+        )
+
+    def digest(self, split: str, name: str) -> str:
+        """Digest of all that is stored of a layer in a split: features, labels and validity, by their checksums."""
+        return digest_of(
+            {
+                key: [r.size, r.crc32c]
+                for array in (name, "labels", "valid")
+                for key, r in self._complete(split, array).items()
+            }
+        )
+
+    def chunk_keys(self, split: str, array: str) -> list[str]:
+        """Keys of an array's chunks, in order."""
+        ndim = 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
+        return [arrays.chunk_key(f"{split}/{array}", i, ndim) for i in range(self.grid(split, array).num_chunks)]
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        """What the journals say is durably written, by key; read once, `refresh` reads anew."""
+        return journal.read_journals(self.journals)
+
+    def refresh(self) -> None:
+        """Forget what was read of the journals."""
+        self.__dict__.pop("records", None)
+
+    def pending(self, layers: Sequence[str]) -> list[Work]:
+        """Chunks of which a layer is missing, val first: it is small, and shows faults early."""
+        self.refresh()
+        work = []
+        for split in sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows):
+            keys = {name: self.chunk_keys(split, name) for name in (*layers, "valid")}
+            for chunk in range(self.grid(split).num_chunks):
+                missing = tuple(name for name in layers if keys[name][chunk] not in self.records)
+                if missing:
+                    valid = keys["valid"][chunk] not in self.records
+                    work.append(Work(split=split, chunk=chunk, layers=missing, valid=valid))
+        return work
+
+    def num_committed(self, split: str, array: str) -> int:
+        """How many chunks of an array are durably written."""
+        return sum(key in self.records for key in self.chunk_keys(split, array))
+
+    def save_result(self, name: str, content: object) -> Path:
+        """Keep a result of stage two with the features it came from."""
+        path = self.path / "results" / f"{name}.json"
+        write_durably(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        return path
+
+    # ---------------------------------------------------------------- helpers
+
+    def _complete(self, split: str, array: str) -> dict[str, Record]:
+        keys = self.chunk_keys(split, array)
+        missing = [chunk for chunk, key in enumerate(keys) if key not in self.records]
+        if missing:
+            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise IncompleteError(
+                f"{self.path}: {split}/{array} is incomplete: {len(keys) - len(missing)} of {len(keys)} chunks are "
+                f"written, missing {shown}. {self._cure()}"
+            )
+        return {key: self.records[key] for key in keys}
+
+    def _small_array(self, split: str, name: str) -> npt.NDArray[np.generic]:
+        records = self._complete(split, name)
+        array = open_checked(self, f"{split}/{name}")
+        grid = self.grid(split, name)
+        parts = [
+            checked_rows(self.path, array, record, grid.rows(chunk), chunk=chunk, cure=self._cure())
+            for chunk, record in enumerate(records.values())
+        ]
+        return np.concatenate(parts)
+
+    def _listing_is_recorded(self, split: str) -> bool:
+        return all(key in self.records for name in ("labels", "paths") for key in self.chunk_keys(split, name))
+
+    def _write_listing(self, split: str, rows: SplitRows) -> None:
+        paths = np.array(
+            [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths], object
+        )
+        for name, values in (("labels", rows.labels), ("paths", paths)):
+            array = arrays.open_array(self.path, f"{split}/{name}", writable=True)
+            arrays.write_rows(array, 0, values)
+            self.journal(0).append([record_of(self.path, key) for key in self.chunk_keys(split, name)])
+        self.refresh()
+
+    def _write_group(self, key: str, attributes: dict[str, object]) -> None:
+        zarr.create_group(DurableStore(self.path), path=key, attributes=attributes, overwrite=True)
+
+    def _metadata_digest(self, key: str) -> str:
+        return hashlib.sha256((self.path / key / "zarr.json").read_bytes()).hexdigest()
+
+    def _save(self, manifest: Manifest) -> None:
+        zarr.open_group(DurableStore(self.path), mode="r+", use_consolidated=False).attrs.put(manifest.to_attributes())
+        self.manifest = manifest
+
+    def _cure(self) -> str:
+        if self.manifest.made_from.get("imported"):
+            return "Import it again with `bench import --overwrite`."
+        return f"Run `bench verify {self.path} --repair`, then `bench extract` again: it mends what is missing."
+
+
+def feature_sets(store: Path) -> Iterator[FeatureSet]:
+    """Every readable feature set of a store, by name."""
+    if store.is_dir():
+        for path in sorted(store.iterdir()):
+            if not path.name.startswith(".") and (path / "zarr.json").is_file():
+                try:
+                    yield FeatureSet.open(path)
+                except StoreError:
+                    continue
+
+
+def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:
+    """Open an array whose metadata is what was written."""
+    path = features.path / key / "zarr.json"
+    try:
+        intact = hashlib.sha256(path.read_bytes()).hexdigest() == features.manifest.metadata.get(key)
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror}). {REWRITE}") from error
+    if not intact:
+        raise DamagedError(f"{path}: not what was written (its sha256 differs). {REWRITE}")
+    return arrays.open_array(features.path, key)
+
+
+def record_of(root: Path, key: str) -> Record:
+    """Describe an object that was just written, from its size and the checksum that ends it."""
+    with (root / key).open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(size - 4)
+        return Record(key=key, size=size, crc32c=int.from_bytes(file.read(4), "little"))
+
+
+def _describe(info: LayerInfo) -> str:
+    return f"tap {info.tap}, pooling {info.pooling or 'mean'}, shape {info.shape}"

@@ -1,0 +1,119 @@
+"""Which rows belong to which chunk, and which chunks belong to which rank.
+
+Pure integer arithmetic: no Zarr, no files. What must never disagree between the writer and
+the reader lives here, so that it can be tested without a disk.
+
+Rows are dataset positions, `0 <= row < num_rows`, in the dataset's own order. A chunk is the
+unit of writing: one rank writes it, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+BYTES_PER_CHUNK = 256 * 2**20
+"""The largest chunk that `rows_per_chunk_for` chooses of itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRange:
+    """Consecutive rows `start <= row < stop`; never empty."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"a row range needs 0 <= start < stop; got {self.start}, {self.stop}")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def batches(self, batch_size: int) -> Iterator[RowRange]:
+        """Cut into pieces of `batch_size` rows, the last one possibly shorter."""
+        for start in range(self.start, self.stop, batch_size):
+            yield RowRange(start=start, stop=min(start + batch_size, self.stop))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """How the rows of a split fall into chunks: chunk `i` holds rows from `i * rows_per_chunk` on."""
+
+    num_rows: int
+    rows_per_chunk: int
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 1 or self.rows_per_chunk < 1:
+            raise ValueError(
+                f"num_rows and rows_per_chunk must be positive; got {self.num_rows}, {self.rows_per_chunk}"
+            )
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.num_rows // self.rows_per_chunk)
+
+    def rows(self, chunk: int) -> RowRange:
+        """Rows of one chunk; the last chunk may hold fewer."""
+        if not 0 <= chunk < self.num_chunks:
+            raise ValueError(f"chunk must be in [0, {self.num_chunks}); got {chunk}")
+        start = chunk * self.rows_per_chunk
+        return RowRange(start=start, stop=min(start + self.rows_per_chunk, self.num_rows))
+
+    def blocks(self, rows_per_block: int) -> list[range]:
+        """Consecutive groups of whole chunks, each of at most `rows_per_block` rows and at least one chunk.
+
+        Examples
+        --------
+        >>> Grid(num_rows=10, rows_per_chunk=2).blocks(5)
+        [range(0, 2), range(2, 4), range(4, 5)]
+        """
+        chunks_per_block = max(1, rows_per_block // self.rows_per_chunk)
+        return [
+            range(first, min(first + chunks_per_block, self.num_chunks))
+            for first in range(0, self.num_chunks, chunks_per_block)
+        ]
+
+
+def share(work: Sequence[T], *, rank: int, world_size: int) -> Sequence[T]:
+    """Return the consecutive part of `work` that falls to one rank; parts differ in length by one at most.
+
+    Examples
+    --------
+    >>> [list(share("abcde", rank=rank, world_size=2)) for rank in range(2)]
+    [['a', 'b', 'c'], ['d', 'e']]
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}); got {rank}")
+    short, longer = divmod(len(work), world_size)
+    start = rank * short + min(rank, longer)
+    return work[start : start + short + (rank < longer)]
+
+
+def rows_per_chunk_for(*, num_rows: int, batch_size: int, bytes_per_row: int, wanted: int = 1024) -> int:
+    """Choose the rows of a chunk: `wanted`, less where rows are large or few, always whole batches.
+
+    Parameters
+    ----------
+    num_rows : int
+        Rows of the larger split; a chunk need not be larger.
+    batch_size : int
+        The result is a multiple of it.
+    bytes_per_row : int
+        Size of one row of the largest layer; a chunk of it stays below `BYTES_PER_CHUNK` if a batch does.
+    wanted : int
+        The usual size.
+
+    Examples
+    --------
+    >>> rows_per_chunk_for(num_rows=1_281_167, batch_size=64, bytes_per_row=8192)
+    1024
+    >>> rows_per_chunk_for(num_rows=100, batch_size=64, bytes_per_row=8192)
+    128
+    """
+    whole_split = -(-num_rows // batch_size)
+    fitting = BYTES_PER_CHUNK // (bytes_per_row * batch_size)
+    return batch_size * max(1, min(wanted // batch_size, whole_split, fitting))

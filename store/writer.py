@@ -1,0 +1,108 @@
+"""Writing whole chunks: checked, durable, then journalled.
+
+One writer per rank; a chunk has one writer. Values that the store must not hold (NaN, infinity, or
+too large for float16) are refused before anything is written, naming layer, row and image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store import arrays
+from store.errors import StoreError
+from store.feature_set import FeatureSet, Work, open_checked, record_of
+
+
+class ChunkWriter:
+    """Writes this rank's chunks; each `write` returns once the chunk counts."""
+
+    def __init__(self, features: FeatureSet, *, rank: int = 0) -> None:
+        self._features = features
+        self._journal = features.journal(rank)
+        self._arrays: dict[str, Any] = {}
+
+    def write(self, work: Work, features: Mapping[str, npt.NDArray[Any]], valid: npt.NDArray[np.bool_]) -> int:
+        """Write one chunk of each of the work's layers.
+
+        Parameters
+        ----------
+        work : Work
+            Which chunk, and which of its arrays are missing.
+        features : mapping of str to ndarray of shape (rows, ...)
+            At least the work's layers.
+        valid : ndarray of shape (rows,), dtype=bool
+            False where the image could not be read; such rows are stored as NaN.
+
+        Returns
+        -------
+        int
+            Bytes written.
+
+        Raises
+        ------
+        StoreError
+            If a value can't be stored, or the file system refuses.
+        """
+        if not work.valid:
+            self._compare_valid(work, valid)
+        values = {name: self._as_stored(work, name, features[name], valid) for name in work.layers}
+        if work.valid:
+            values["valid"] = valid
+        start = self._features.grid(work.split).rows(work.chunk).start
+        records = []
+        for name, rows in values.items():
+            arrays.write_rows(self._open(f"{work.split}/{name}"), start, rows)
+            key = arrays.chunk_key(f"{work.split}/{name}", work.chunk, rows.ndim)
+            records.append(record_of(self._features.path, key))
+        self._journal.append(records)
+        return sum(record.size for record in records)
+
+    def _as_stored(
+        self, work: Work, layer: str, rows: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[Any]:
+        dtype = np.dtype(self._features.manifest.dtype)
+        start = self._features.grid(work.split).rows(work.chunk).start
+        flat = rows.reshape(len(rows), -1)
+        self._refuse(work, layer, start, valid & ~np.isfinite(flat).all(axis=1), "NaN or infinite values", NOT_FINITE)
+        if dtype == np.float16:
+            too_large = (
+                np.abs(flat, where=valid[:, None], out=np.zeros_like(flat)).max(axis=1) > np.finfo(np.float16).max
+            )
+            self._refuse(work, layer, start, too_large, "values beyond float16's 65,504", "Use `--dtype float32`.")
+        stored = rows.astype(dtype)
+        stored[~valid] = np.nan
+        return stored
+
+    def _refuse(self, work: Work, layer: str, start: int, bad: npt.NDArray[np.bool_], what: str, cure: str) -> None:
+        rows = start + np.flatnonzero(bad)
+        if len(rows):
+            paths = self._features.paths(work.split)
+            named = ", ".join(f"{row} ({paths[row]})" for row in rows[:3].tolist()) + (", ..." if len(rows) > 3 else "")
+            raise StoreError(
+                f"{self._features.path}: layer {layer!r} has {what} in {len(rows)} of the rows of "
+                f"{work.split} chunk {work.chunk}: row {named}. The chunk was not written. {cure}"
+            )
+
+    def _compare_valid(self, work: Work, valid: npt.NDArray[np.bool_]) -> None:
+        rows = self._features.grid(work.split).rows(work.chunk)
+        changed = rows.start + np.flatnonzero(self._features.valid(work.split)[rows.start : rows.stop] != valid)
+        if len(changed):
+            path = self._features.paths(work.split)[changed[0]]
+            raise StoreError(
+                f"{self._features.path}: {len(changed)} images of {work.split} can no longer be read, or can be read "
+                f"only now, unlike when its other layers were extracted; the first is {path}. Put the images back as "
+                f"they were, or extract into another --name."
+            )
+
+    def _open(self, key: str) -> Any:
+        if key not in self._arrays:
+            open_checked(self._features, key)
+            self._arrays[key] = arrays.open_array(self._features.path, key, writable=True)
+        return self._arrays[key]
+
+
+NOT_FINITE = "The model overflows or its weights are damaged: try `--precision float32`, and check the weights."

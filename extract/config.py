@@ -1,0 +1,130 @@
+"""Settings of stage one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from store.config import Config
+
+
+def _fraction(value: Any) -> Any:
+    """Let a number be written as a fraction, such as 123/255."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_fraction)]
+Side = Annotated[int, Field(gt=0)]
+
+
+class DataConfig(Config):
+    """Where the images come from."""
+
+    source: Literal["folder", "torchvision", "digits"] = "folder"
+    """`folder` is a folder of class folders for each split; `torchvision` one of its data sets, already on disk;
+    `digits` scikit-learn's handwritten digits, which come with it."""
+
+    root: Path | None = None
+    """The folder that holds the splits' folders, or the files of torchvision's data set."""
+
+    dataset: str | None = None
+    """For `torchvision`: the name of the data set, such as CIFAR10."""
+
+    train_split: str = "train"
+    """Name of the split that is the database."""
+
+    val_split: str = "val"
+    """Name of the split whose images are the queries."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """An image that can't be read stops the run, or is counted and left out of every evaluation."""
+
+    on_class_fault: Literal["stop", "warn"] = "stop"
+    """A class folder without images, or a class of val that train lacks (and so can never be right)."""
+
+
+class TransformConfig(Config):
+    """What is done to an image before the model sees it; the same for both splits, nothing random."""
+
+    resize: Side | tuple[Side, Side] | None = 256
+    """Shorter side, or (height, width), in pixels."""
+
+    crop: Side | tuple[Side, Side] | None = 224
+    """Central part, side or (height, width), in pixels."""
+
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """VISSL's benchmark resizes bilinearly, DINO's and DINOv2's bicubically."""
+
+    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    """Subtracted from red, green, blue in [0, 1]; ImageNet's."""
+
+    std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
+    """Divided by afterwards; ImageNet's."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not value > 0 for value in std):
+            raise ValueError("must be positive")
+        return std
+
+
+class ModelConfig(Config):
+    """Which model."""
+
+    trunk: str = "resnet50"
+    """Name of a torchvision classification model."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its constructor, such as `num_classes: 10`."""
+
+
+class WeightsConfig(Config):
+    """Where its parameters come from: one of `file`, `torchvision` and `random_seed`."""
+
+    file: Path | None = None
+    """A state dict: .pth, .pt or .safetensors."""
+
+    torchvision: str | None = None
+    """Name of torchvision's own weights, such as IMAGENET1K_V2 or DEFAULT; downloaded once."""
+
+    random_seed: int | None = None
+    """No training: random parameters from this seed. Every result says so."""
+
+    key: str | None = None
+    """Where the state dict lies within the file, such as `state_dict` or `model.teacher`."""
+
+    remove_prefix: str = ""
+    """Taken off the names of the file that begin with it; the other names are left out."""
+
+    @field_validator("random_seed")
+    @classmethod
+    def _one_source(cls, seed: int | None, info: Any) -> int | None:
+        given = [key for key in ("file", "torchvision") if info.data.get(key) is not None]
+        if len(given) + (seed is not None) > 1:
+            raise ValueError("give only one of file, torchvision and random_seed")
+        return seed
+
+
+class ExtractConfig(Config):
+    """How the forward passes are run."""
+
+    batch_size: int = Field(default=64, gt=0)
+    """Images in a forward pass."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass; the lower ones by torch's autocast."""
+
+    device: str = "auto"
+    """`auto` is the first GPU, or the CPU; or as torch names it: cpu, cuda, cuda:1."""
+
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that decode images; by default one per core, at most 16, and none for images already in memory."""

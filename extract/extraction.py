@@ -1,0 +1,146 @@
+"""The core loop: every pending chunk, batch by batch, through the trunk into the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from extract.images import ImageError
+from extract.loading import Batch, batches
+from extract.sources import ImageSource
+from extract.taps import TappedTrunk
+from extract.transform import Transform
+from store import ChunkWriter, FeatureSet, Work
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(slots=True)
+class Extracted:
+    """What one run did."""
+
+    rows: int = 0
+    bytes: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    """One message for each image that was skipped."""
+
+
+def extract_chunks(
+    features: FeatureSet,
+    work: Sequence[Work],
+    *,
+    trunk: TappedTrunk,
+    sources: Mapping[str, ImageSource],
+    transform: Transform,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "float32",
+    workers: int = 0,
+    on_error: str = "stop",
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Extracted:
+    """Compute and commit the given chunks; each counts as soon as it is on disk.
+
+    Decoding, the forward pass and writing overlap. An error leaves all earlier chunks committed.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Has the arrays of all layers.
+    work : sequence of Work
+        Chunks to write, and which of their layers.
+    trunk : TappedTrunk
+        Computes at least those layers; on `device`.
+    sources : mapping of str to ImageSource
+        By split.
+    transform : Transform
+        From images to what the trunk sees.
+    batch_size : int
+        Images in a forward pass; batches never straddle chunks.
+    device : torch.device
+        Where the forward pass runs.
+    precision : {"float32", "bfloat16", "float16"}
+        Of the forward pass.
+    workers : int
+        Decoding processes.
+    on_error : {"stop", "skip"}
+        What an unreadable image does.
+    on_rows : callable
+        Told the number of rows after each batch.
+
+    Raises
+    ------
+    ImageError
+        If an image can't be read and `on_error` is "stop".
+    StoreError
+        If a value can't be stored, or the disk refuses.
+    """
+    done = Extracted()
+    plan = [(item, list(features.grid(item.split).rows(item.chunk).batches(batch_size))) for item in work]
+    loaded = batches(
+        sources,
+        [(item.split, rows) for item, pieces in plan for rows in pieces],
+        transform=transform,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    writer = ChunkWriter(features)
+    shapes = {name: features.layer_info(name).shape for item in work for name in item.layers}
+    writing: Future[int] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
+        for item, pieces in plan:
+            parts: list[dict[str, npt.NDArray[np.float32]]] = []
+            valid: list[npt.NDArray[np.bool_]] = []
+            for rows, batch in zip(pieces, loaded, strict=False):
+                _note_unreadable(batch, done, on_error)
+                parts.append(_forward(trunk, transform, batch, device, precision, shapes))
+                valid.append(np.array([index not in batch.unreadable for index in range(len(rows))]))
+                done.rows += len(rows)
+                on_rows(len(rows))
+            if writing is not None:
+                done.bytes += writing.result()
+            chunk = {name: np.concatenate([part[name] for part in parts]) for name in item.layers}
+            writing = background.submit(writer.write, item, chunk, np.concatenate(valid))
+        if writing is not None:
+            done.bytes += writing.result()
+    return done
+
+
+def _forward(
+    trunk: TappedTrunk,
+    transform: Transform,
+    batch: Batch,
+    device: torch.device,
+    precision: str,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, npt.NDArray[np.float32]]:
+    num_rows = len(batch.pixels)
+    if len(batch.unreadable) == num_rows:  # no image at all, so not even its size is known
+        return {name: np.full((num_rows, *shape), np.nan, np.float32) for name, shape in shapes.items()}
+    with _autocast(device, precision):
+        layers = trunk(transform.scale(batch.pixels, device))
+    return {name: values.float().cpu().numpy() for name, values in layers.items()}
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+
+
+def _note_unreadable(batch: Batch, done: Extracted, on_error: str) -> None:
+    for message in batch.unreadable.values():
+        if on_error == "stop":
+            raise ImageError(
+                f"{message}. Mend or remove the file, or leave such images out with --on-error skip. "
+                f"What was committed before is safe; the same command goes on from there."
+            )
+        logger.warning("left out: %s", message)
+        done.unreadable.append(message)

@@ -1,0 +1,61 @@
+"""From an image to the numbers that the model sees: resize, crop, scale.
+
+Resizing and cropping run on Pillow images in the loader's processes and give bytes; scaling to
+floats runs on whole batches on the model's device, so that a quarter of the data travels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+Size = int | tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transform:
+    """Resize, central crop and normalisation; nothing random.
+
+    Attributes
+    ----------
+    resize : int or (int, int), optional
+        Shorter side, or (height, width), in pixels.
+    crop : int or (int, int), optional
+        Side, or (height, width), in pixels.
+    interpolation : {"nearest", "bilinear", "bicubic"}
+        As torchvision does it on Pillow images, antialiased.
+    mean, std : (float, float, float)
+        Of red, green and blue in [0, 1].
+    """
+
+    resize: Size = 256
+    crop: Size = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what enters the fingerprint."""
+        return asdict(self)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize and crop one RGB image; returns uint8 of shape (3, H, W)."""
+        if self.resize is not None:
+            size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            image = F.resize(image, size, interpolation=InterpolationMode(self.interpolation))
+        if self.crop is not None:
+            image = F.center_crop(image, [self.crop, self.crop] if isinstance(self.crop, int) else list(self.crop))
+        pixels: Tensor = F.pil_to_tensor(image)
+        return pixels
+
+    def scale(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """Bring a batch of bytes (B, 3, H, W) to the device as normalised float32."""
+        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        return pixels.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)

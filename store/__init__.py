@@ -5,6 +5,7 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 `store/FORMAT.md` is the contract. Nothing here knows of models or of search.
 """
 
+from store.cache import load_cached, save_cached
 from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest
 from store.feature_set import FeatureSet, SplitRows, Work
 from store.layers import LayerSpec, Pooling
@@ -31,6 +32,8 @@ __all__ = [
     "SplitRows",
     "StoreError",
     "Work",
+    "load_cached",
     "nearest",
+    "save_cached",
     "verify",
 ]

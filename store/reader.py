@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -25,6 +25,7 @@ from store.journal import Record
 from store.layout import Grid, RowRange
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 THREADS = 4
 """Chunks read at once: reading waits for the disk and for memory, seldom for a core."""
@@ -65,18 +66,22 @@ class LayerReader:
         self._direct = plain and dtype == np.float32
         self._array = arrays.open_array(root, key)
 
-    def blocks(self, rows_per_block: int, prepare: Callable[[Block], Block] | None = None) -> Iterator[Block]:
-        """Yield all rows, in order, while the next block is being read.
+    def blocks(self, rows_per_block: int) -> Iterator[Block]:
+        """Yield all rows, in order, while the next block is being read; see `map_blocks`."""
+        return self.map_blocks(lambda block: block, rows_per_block)
+
+    def map_blocks(self, prepare: Callable[[Block], T], rows_per_block: int) -> Iterator[T]:
+        """Yield what `prepare` makes of each block; it runs in the reading thread, besides the caller's work.
 
         Two buffers take turns, so a block's features are valid until the next block is asked for,
         and no more than two blocks are ever in memory.
 
         Parameters
         ----------
+        prepare : callable
+            May change the block's features in place.
         rows_per_block : int
             Rows of a block at most, but at least one chunk.
-        prepare : callable, optional
-            Applied to each block in the reading thread, so that it overlaps with the caller's work.
 
         Raises
         ------
@@ -87,9 +92,8 @@ class LayerReader:
         rows = max(len(chunks) for chunks in plan) * self._grid.rows_per_chunk
         buffers = [np.empty((min(rows, self.num_rows), self.dim), np.float32) for _ in plan[:2]]
 
-        def read(index: int) -> Block:
-            block = self._read_block(plan[index], buffers[index % 2], readers)
-            return prepare(block) if prepare else block
+        def read(index: int) -> T:
+            return prepare(self._read_block(plan[index], buffers[index % 2], readers))
 
         with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(read, 0)

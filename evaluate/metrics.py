@@ -1,0 +1,114 @@
+"""Accuracies with 95% intervals, and how well clusters match classes.
+
+Shape suffixes:  Q queries   C classes   N rows
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+Z95 = 1.959963984540054
+"""Standard normal quantile of 0.975."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A fraction with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def proportion(correct_Q: Bools) -> Estimate:
+    """Fraction of True, with Wilson's score interval.
+
+    Parameters
+    ----------
+    correct_Q : ndarray of shape (Q,), dtype=bool
+        Q >= 1.
+
+    References
+    ----------
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+
+    Examples
+    --------
+    >>> proportion(np.array([True] * 50 + [False] * 50))
+    Estimate(value=0.5, low=0.403..., high=0.596...)
+    """
+    count, value = len(correct_Q), float(correct_Q.mean())
+    scale = 1 + Z95**2 / count
+    centre = (value + Z95**2 / (2 * count)) / scale
+    half = Z95 / scale * math.sqrt(value * (1 - value) / count + Z95**2 / (4 * count**2))
+    return Estimate(value, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 10_000, seed: int = 0) -> Estimate:
+    """Mean over classes of the fraction of True in each, with a bootstrap interval.
+
+    The bootstrap draws queries anew within each class. Their number that is True is then binomial,
+    so it is drawn as such.
+
+    Parameters
+    ----------
+    correct_Q : ndarray of shape (Q,), dtype=bool
+    labels_Q : ndarray of shape (Q,), dtype=int64
+        Class of each query; classes without a query do not count.
+    draws, seed : int
+        Of the bootstrap.
+    """
+    _, positions, counts = np.unique(labels_Q, return_inverse=True, return_counts=True)
+    rates = np.bincount(positions, correct_Q, len(counts)) / counts
+    random = np.random.default_rng(seed)
+    means = np.zeros(draws)
+    for count, rate in zip(counts, rates, strict=True):
+        means += random.binomial(count, rate, draws) / count
+    low, high = np.quantile(means / len(counts), (0.025, 0.975))
+    return Estimate(float(rates.mean()), float(low), float(high))
+
+
+def cluster_metrics(clusters_N: Ints, labels_N: Ints) -> dict[str, float]:
+    """How well a clustering matches the classes; every one is 1 for a perfect match.
+
+    Parameters
+    ----------
+    clusters_N, labels_N : ndarray of shape (N,), dtype=int64
+        Cluster and class of each row.
+
+    Returns
+    -------
+    dict
+        `nmi` and `ami` (arithmetic average), `ari`: scikit-learn's.  `hungarian`: accuracy under the
+        best one-to-one match of clusters and classes (with more clusters than classes, the clusters
+        left over count as wrong).  `purity`: accuracy when each cluster stands for its largest class.
+
+    References
+    ----------
+    Vinh et al., "Information theoretic measures for clusterings comparison", JMLR 2010.
+    Hubert and Arabie, "Comparing partitions", 1985.  Kuhn, "The Hungarian method", 1955.
+
+    Examples
+    --------
+    >>> cluster_metrics(np.array([1, 1, 0, 0]), np.array([0, 0, 1, 1]))["hungarian"]
+    1.0
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn import metrics
+
+    counts = metrics.cluster.contingency_matrix(labels_N, clusters_N)
+    matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
+    return {
+        "nmi": float(metrics.normalized_mutual_info_score(labels_N, clusters_N)),
+        "ami": float(metrics.adjusted_mutual_info_score(labels_N, clusters_N)),
+        "ari": float(metrics.adjusted_rand_score(labels_N, clusters_N)),
+        "hungarian": float(matched / len(labels_N)),
+        "purity": float(counts.max(axis=0).sum() / len(labels_N)),
+    }

@@ -1,0 +1,194 @@
+"""Exact k-nearest-neighbour search over a layer that streams from the store.
+
+faiss proposes in float32, block by block, a few more neighbours than are wanted; a second pass
+computes their similarities again from the stored features, in float64 and in a fixed order of
+summation. So neither the size of a block nor the number of threads changes a result, and equal
+similarities are ordered by row. Memory holds the queries, two blocks and the lists.
+
+Shape suffixes:  Q queries   K neighbours   N database rows   D feature dimension
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.labels import EvaluationError
+from evaluate.protocols import Similarity
+from evaluate.selection import EPSILON, Selection, scale_to_unit_length
+from store import Block, LayerReader
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+MARGIN = 32
+"""Neighbours proposed beyond k, so that float32 rounding at the end of the list loses none of the k."""
+
+MAX_GPU_K = 2048
+"""faiss on a GPU keeps no longer lists."""
+
+_ROWS = 1024
+"""Rows or lists handled at a time where a temporary copy is needed."""
+
+_BYTES = 2 * 2**20
+"""Size of a temporary copy in float64 while rescoring; stays within a core's cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """For each query, its nearest database rows, ordered by similarity (falling), then by row (rising)."""
+
+    rows_QK: Ints
+    similarities_QK: Doubles
+    """Cosine, inner product, or minus the Euclidean distance."""
+
+    queries: Ints
+    """Row of each query in its own split, shape (Q,)."""
+
+    def labels(self, labels_N: Ints) -> Ints:
+        """Classes of the neighbours, given those of all database rows; shape (Q, K)."""
+        return labels_N[self.rows_QK]
+
+
+def search(
+    database: Selection,
+    queries: Selection,
+    *,
+    k: int,
+    similarity: Similarity,
+    rows_per_block: int,
+    device: str = "auto",
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Neighbours:
+    """Find the k most similar database rows of each query.
+
+    Parameters
+    ----------
+    database, queries : Selection
+        Rows of the same layer of two splits (or of one).
+    k : int
+        Neighbours, 1 <= k <= len(database).
+    similarity : {"cosine", "inner_product", "euclidean"}
+        Cosine treats lengths below 1e-12 as 1e-12, so a row of zeros is equally unlike everything.
+    rows_per_block : int
+        Database rows in memory at once.
+    device : {"auto", "cpu", "gpu"}
+        Where faiss searches.
+    on_rows : callable
+        Told the number of database rows after each block.
+
+    Returns
+    -------
+    Neighbours
+        Q = len(queries), K = k.
+
+    Raises
+    ------
+    EvaluationError
+        If k is out of range, or a row that takes part holds NaN or infinity.
+    """
+    if not 1 <= k <= len(database):
+        raise EvaluationError(f"k must be in [1, {len(database)}], the rows of the database; got {k}")
+    wanted = min(k + MARGIN, len(database))
+    queries_QD = queries.read()
+    if similarity == "cosine":
+        scale_to_unit_length(queries_QD)
+    rows_QK = _propose(database, queries_QD, wanted, similarity, rows_per_block, device, on_rows)
+    del queries_QD  # read again rather than kept unscaled: one copy in memory
+    similarities_QK = _rescore(database.layer, queries.read(), rows_QK, similarity, rows_per_block)
+    for at in range(0, len(rows_QK), _ROWS):
+        piece = slice(at, at + _ROWS)
+        order = np.lexsort((rows_QK[piece], -similarities_QK[piece]), axis=1)
+        rows_QK[piece] = np.take_along_axis(rows_QK[piece], order, axis=1)
+        similarities_QK[piece] = np.take_along_axis(similarities_QK[piece], order, axis=1)
+    return Neighbours(rows_QK=rows_QK[:, :k], similarities_QK=similarities_QK[:, :k], queries=queries.rows)
+
+
+def _propose(
+    database: Selection,
+    queries_QD: Floats,
+    k: int,
+    similarity: Similarity,
+    rows_per_block: int,
+    device: str,
+    on_rows: Callable[[int], None],
+) -> Ints:
+    """Rows of the k largest float32 similarities, in no particular order."""
+    metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    heap = faiss.ResultHeap(len(queries_QD), k, keep_max=metric == faiss.METRIC_INNER_PRODUCT)
+    search_block = _engine(device, k)
+    for part in database.parts(rows_per_block, unit_length=similarity == "cosine"):
+        if len(part.rows):
+            scores, places = search_block(queries_QD, part.features, min(k, len(part.rows)), metric)
+            heap.add_result(scores, part.rows[places])
+        on_rows(part.num_read)
+    heap.finalize()
+    proposed: Ints = heap.I
+    return proposed
+
+
+def _rescore(
+    database: LayerReader, queries_QD: Floats, rows_QK: Ints, similarity: Similarity, rows_per_block: int
+) -> Doubles:
+    """Similarities of the given pairs in float64, each summed in the same order wherever it lies."""
+    num_neighbours = rows_QK.shape[1]
+    rows = rows_QK.reshape(-1)
+    similarities = np.empty(rows.shape, np.float64)
+    query_lengths = _lengths(queries_QD) if similarity == "cosine" else np.empty(0)
+
+    def rescore(block: Block, pairs: Ints) -> None:
+        query_of = pairs // num_neighbours
+        database_PD = block.features[rows[pairs] - block.start].astype(np.float64)
+        queries_PD = queries_QD[query_of]
+        if similarity == "euclidean":
+            database_PD -= queries_PD
+            similarities[pairs] = -np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
+        elif similarity == "cosine":
+            lengths = _lengths(database_PD) * query_lengths[query_of]
+            similarities[pairs] = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1) / lengths
+        else:
+            similarities[pairs] = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
+
+    pairs_at_once = max(1, _BYTES // (8 * database.dim))
+    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+        for block in database.blocks(rows_per_block):
+            within = np.flatnonzero((rows >= block.start) & (rows < block.start + len(block.features)))
+            pieces = (within[at : at + pairs_at_once] for at in range(0, len(within), pairs_at_once))
+            list(threads.map(partial(rescore, block), pieces))
+    return similarities.reshape(rows_QK.shape)
+
+
+def _engine(device: str, k: int) -> Callable[[Floats, Floats, int, int], tuple[Floats, Ints]]:
+    """Faiss's brute-force search of one block, on the GPU where that is wanted and possible."""
+    num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+    if device == "gpu" and not num_gpus:
+        raise EvaluationError(
+            "no GPU that faiss can use; search with --device cpu, or install faiss-gpu with its driver"
+        )
+    if device == "cpu" or not num_gpus:
+        return lambda queries_QD, block_ND, k, metric: faiss.knn(queries_QD, block_ND, k, metric=metric)
+    if k > MAX_GPU_K:
+        logger.warning("faiss on a GPU keeps at most %d neighbours; %d are wanted, so the CPU searches", MAX_GPU_K, k)
+        return _engine("cpu", k)
+    resources = faiss.StandardGpuResources()
+    return lambda queries_QD, block_ND, k, metric: faiss.knn_gpu(resources, queries_QD, block_ND, k, metric=metric)
+
+
+def _lengths(features_ND: npt.NDArray[Any]) -> Doubles:
+    """Euclidean lengths in float64, at least EPSILON."""
+    lengths = np.empty(len(features_ND), np.float64)
+    for at in range(0, len(features_ND), _ROWS):
+        squares = np.square(features_ND[at : at + _ROWS], dtype=np.float64)
+        lengths[at : at + _ROWS] = np.sqrt(squares.sum(axis=1))
+    return np.maximum(lengths, EPSILON)

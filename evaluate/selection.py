@@ -1,0 +1,112 @@
+"""Rows of a layer that take part in an evaluation, in blocks, checked and scaled on the way.
+
+Shape suffixes:  N rows   D feature dimension
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.labels import EvaluationError
+from store import Block, LayerReader
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+EPSILON = 1e-12
+"""Lengths below it count as this, as in torch.nn.functional.normalize."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rows of one block that take part; `features` is valid until the next part is asked for."""
+
+    rows: Ints
+    features: Floats
+    num_read: int
+    """Rows of the block, whether they take part or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Some rows of one layer.
+
+    Attributes
+    ----------
+    layer : LayerReader
+        Of one split.
+    rows : ndarray of int64, rising
+        Those that take part.
+    """
+
+    layer: LayerReader
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def parts(self, rows_per_block: int, *, unit_length: bool) -> Iterator[Part]:
+        """Yield all rows that take part, block by block, each scaled to length 1 if asked.
+
+        Raises
+        ------
+        EvaluationError
+            If a row that takes part holds NaN or infinity.
+        """
+        keep = np.zeros(self.layer.num_rows, np.bool_)
+        keep[self.rows] = True
+
+        def prepare(block: Block) -> Part:
+            mask = keep[block.start : block.start + len(block.features)]
+            rows = block.start + np.flatnonzero(mask).astype(np.int64)
+            features = block.features
+            if len(rows) < len(features):
+                features = features[: len(rows)]
+                features[:] = block.features[mask]
+            self._check_finite(rows, features)
+            if unit_length:
+                scale_to_unit_length(features)
+            return Part(rows=rows, features=features, num_read=len(block.features))
+
+        return self.layer.map_blocks(prepare, rows_per_block)
+
+    def read(self) -> Floats:
+        """Return all rows that take part, in memory, shape (n, D)."""
+        features = self.layer.read()
+        if len(self.rows) < len(features):
+            features = features[self.rows]
+        self._check_finite(self.rows, features)
+        return features
+
+    def _check_finite(self, rows: Ints, features: Floats) -> None:
+        with np.errstate(all="ignore"):
+            suspects = ~np.isfinite(features.sum(axis=1))  # not finite if any value is not: cheaper than each value
+        if suspects.any():
+            bad = rows[suspects][~np.isfinite(features[suspects]).all(axis=1)]
+            if len(bad):
+                named = ", ".join(map(str, bad[:5].tolist())) + (", ..." if len(bad) > 5 else "")
+                raise EvaluationError(
+                    f"{self.layer.key}: {len(bad)} rows hold NaN or infinity: row {named}. Such a feature has no "
+                    f"neighbours. Extract or import the layer again from a model that gives finite numbers."
+                )
+
+
+def scale_to_unit_length(features_ND: Floats) -> None:
+    """Divide each row by its Euclidean length, in place; a row of zeros stays."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND))
+    features_ND /= np.maximum(lengths, np.float32(EPSILON))[:, None]
+
+
+def rows_per_block(dim: int, block_mib: int) -> int:
+    """Rows of float32 that fit into a block.
+
+    Examples
+    --------
+    >>> rows_per_block(2048, 256)
+    32768
+    """
+    return max(1, block_mib * 2**20 // (4 * dim))

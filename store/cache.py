@@ -1,0 +1,85 @@
+"""Results of stage two, kept beside the features they came from.
+
+Each lies in a Zarr group of its own, written aside and renamed into place, with the sha256 of every
+array. What can't be trusted is as if it were not there: it can always be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from store import arrays
+from store.durable import PARTIAL, DurableStore, sync_folder
+from store.feature_set import FeatureSet
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_CHUNK = 16_384
+
+
+def save_cached(
+    features: FeatureSet, kind: str, key: str, values: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]
+) -> None:
+    """Keep arrays and facts under `kind/key`, replacing what was there.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Where to keep them.
+    kind : {"neighbours", "clusters"}
+        Folder.
+    key : str
+        Says what they were computed from.
+    values : mapping of str to ndarray
+        Rows first.
+    facts : mapping
+        Whatever JSON can hold.
+    """
+    final = features.path / kind / key
+    partial = final.with_name(f".{key}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    digests = {name: _digest(value) for name, value in values.items()}
+    zarr.create_group(DurableStore(partial), attributes={"facts": dict(facts), "sha256": digests})
+    for name, value in values.items():
+        array = arrays.create_array(
+            partial,
+            name,
+            shape=value.shape,
+            rows_per_chunk=max(1, min(ROWS_PER_CHUNK, len(value))),
+            dtype=str(value.dtype),
+        )
+        arrays.write_rows(array, 0, value)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
+def load_cached(features: FeatureSet, kind: str, key: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+    """Return what was kept under `kind/key`, or None if there is nothing that can be trusted."""
+    path = features.path / kind / key
+    if not path.is_dir():
+        return None
+    try:
+        group = zarr.open_group(DurableStore(path, read_only=True), mode="r", use_consolidated=False)
+        digests: Any = group.attrs["sha256"]
+        facts: Any = group.attrs["facts"]
+        values = {name: np.asarray(arrays.open_array(path, name)[:]) for name in digests}
+        if {name: _digest(value) for name, value in values.items()} == digests:
+            return values, dict(facts)
+        reason = "its sha256 differs"
+    except Exception as error:  # Zarr raises builtin errors of many kinds for damage
+        reason = str(error)
+    logger.warning("%s is damaged (%s) and is computed anew", path, reason)
+    return None
+
+
+def _digest(value: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(value).view(np.uint8).data).hexdigest()

@@ -160,7 +160,8 @@ class Ballot:
 
     def num_voted(self, *, k: int) -> Ints:
         """How many classes the k nearest neighbours of each query have."""
-        return np.count_nonzero(self.first_QK[:, :k], axis=1)
+        counts: Ints = self.first_QK[:, :k].sum(axis=1, dtype=np.int64)
+        return counts
 
 
 def _slices(num_queries: int, num_classes: int) -> list[slice]:

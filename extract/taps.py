@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from extract.pooling import pool
-from extract.trunks import ModelError, is_channels_last, resolve_tap
+from extract.trunks import ModelError, aliases_of, build_trunk, is_channels_last, resolve_tap
 from store import LayerInfo, LayerSpec
 
 
@@ -164,3 +164,39 @@ def _hooks(trunk: nn.Module, paths: set[str] | Mapping[str, int], on_output: Any
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class TapInfo:
+    """A module that can be tapped: its path, VISSL's names for it, and the shape of one image's activation."""
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def list_taps(name: str, options: Mapping[str, Any] | None = None, *, image_size: int = 224) -> list[TapInfo]:
+    """List the modules of a trunk that give one activation, in the order in which they return.
+
+    Raises
+    ------
+    ModelError
+        If the trunk is unknown, or can't run on images of that size.
+    """
+    trunk = build_trunk(name, options)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(path: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes[path] = tuple(output.shape[1:])
+
+    paths = {path for path, _ in trunk.named_modules() if path}
+    with _hooks(trunk, paths, note), torch.inference_mode():
+        try:
+            trunk(torch.zeros(1, 3, image_size, image_size))
+        except RuntimeError as error:
+            raise ModelError(f"{name} cannot run on images of {image_size} x {image_size} pixels: {error}") from error
+    aliases: dict[str, list[str]] = {}
+    for alias, path in aliases_of(name).items():
+        aliases.setdefault(path.partition("|")[0], []).append(alias)
+    return [TapInfo(path, tuple(aliases.get(path, ())), shape) for path, shape in shapes.items()]

@@ -88,7 +88,8 @@ class LayerSpec:
     pooling: Pooling | None = None
 
     def __str__(self) -> str:
-        return self.tap if self.pooling is None else f"{self.tap}:{self.pooling}"
+        text = self.tap if self.pooling is None else f"{self.tap}:{self.pooling}"
+        return text if self.name == _usual_name(self.tap, self.pooling) else f"{self.name}={text}"
 
     @classmethod
     def of(cls, spec: object) -> LayerSpec:
@@ -170,15 +171,17 @@ def _arguments(text: str, layer: str) -> list[object]:
 
 
 def _named(tap: str, pooling: Pooling | None, *, name: str | None = None) -> LayerSpec:
-    if name is None:
-        name = tap if pooling is None else "_".join((f"{tap}.{pooling.op}", *map(_short, pooling.args)))
-    name = name.strip()
+    name = (name or _usual_name(tap, pooling)).strip()
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise StoreError(
             f"{name!r} cannot be the name of a layer: use letters, digits, '_', '.' and '-', "
             f"and none of {', '.join(RESERVED)}. Give another with NAME={tap}"
         )
     return LayerSpec(name, tap, pooling)
+
+
+def _usual_name(tap: str, pooling: Pooling | None) -> str:
+    return tap if pooling is None else "_".join((f"{tap}.{pooling.op}", *map(_short, pooling.args)))
 
 
 def _pair(value: object, *, of: str) -> Pair:

@@ -1,0 +1,45 @@
+"""Entry point of the `bench` command, and of `python -m pipelines`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run the command line; a fault that the user can mend is one message and exit code 2."""
+    clash = name_clash()
+    if clash:
+        print(clash, file=sys.stderr)
+        sys.exit(2)
+    from pipelines.cli import app
+    from store.errors import BenchError
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it loads
+    try:
+        app()
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def name_clash() -> str:
+    """Say so if another distribution's `evaluate`, `extract` or `store` would be imported instead of ours."""
+    home = Path(__file__).resolve().parent.parent
+    for package in ("store", "extract", "evaluate"):
+        spec = importlib.util.find_spec(package)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found is None or home not in found.parents:
+            return (
+                f"error: the package {package!r} of bench lies in {home}, but Python imports {found}: another "
+                f"distribution of that name (Hugging Face's `evaluate`?) is installed beside it. "
+                f"Run bench in its own environment: `make install` sets up .venv."
+            )
+    return ""
+
+
+if __name__ == "__main__":
+    main()

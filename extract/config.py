@@ -63,6 +63,11 @@ class TransformConfig(Config):
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     """VISSL's benchmark resizes bilinearly, DINO's and DINOv2's bicubically."""
 
+    rounding: Literal["torchvision", "nearest"] = "torchvision"
+    """Of the longer side and of the crop's corner, which decides where the crop lies by up to a pixel. torchvision,
+    and so VISSL, DINO and the others, cut off the fraction of the side and round half margins to even; `nearest`
+    rounds the side and cuts off half margins, as some other pipelines do."""
+
     mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
     """Subtracted from red, green, blue in [0, 1]; ImageNet's."""
 

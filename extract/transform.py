@@ -30,6 +30,8 @@ class Transform:
         Side, or (height, width), in pixels.
     interpolation : {"nearest", "bilinear", "bicubic"}
         As torchvision does it on Pillow images, antialiased.
+    rounding : {"torchvision", "nearest"}
+        Of the longer side and of the crop's corner.
     mean, std : (float, float, float)
         Of red, green and blue in [0, 1].
     """
@@ -37,6 +39,7 @@ class Transform:
     resize: Size = 256
     crop: Size = 224
     interpolation: str = "bilinear"
+    rounding: str = "torchvision"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -47,12 +50,28 @@ class Transform:
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop one RGB image; returns uint8 of shape (3, H, W)."""
         if self.resize is not None:
-            size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-            image = F.resize(image, size, interpolation=InterpolationMode(self.interpolation))
+            image = F.resize(image, self._resized(image), interpolation=InterpolationMode(self.interpolation))
         if self.crop is not None:
-            image = F.center_crop(image, [self.crop, self.crop] if isinstance(self.crop, int) else list(self.crop))
+            image = self._cropped(image)
         pixels: Tensor = F.pil_to_tensor(image)
         return pixels
+
+    def _resized(self, image: Image.Image) -> list[int]:
+        """Size to resize to, as torchvision takes it."""
+        if not isinstance(self.resize, int):
+            return list(self.resize or ())
+        if self.rounding == "torchvision":
+            return [self.resize]
+        ratio = self.resize / min(image.size)
+        return [round(image.height * ratio), round(image.width * ratio)]
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        height, width = (self.crop, self.crop) if isinstance(self.crop, int) else (self.crop or (0, 0))
+        if self.rounding == "torchvision" or image.height < height or image.width < width:
+            centred: Image.Image = F.center_crop(image, [height, width])
+            return centred
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
 
     def scale(self, pixels: Tensor, device: torch.device) -> Tensor:
         """Bring a batch of bytes (B, 3, H, W) to the device as normalised float32.

@@ -62,7 +62,7 @@ class Work:
     """Never empty; in the order asked for."""
 
     valid: bool
-    """Whether the `valid` flags of these rows are wanted too."""
+    """Whether the flags of which rows could be read are wanted too."""
 
 
 class FeatureSet:
@@ -109,6 +109,7 @@ class FeatureSet:
         metadata = {}
         for folder in ("journals", "neighbours", "clusters", "results"):
             made._write_group(folder, {})
+            metadata[folder] = made._metadata_digest(folder)
         for split, rows in splits.items():
             made._write_group(split, {"num_rows": len(rows.labels), "listing": manifest.splits[split].listing})
             metadata[split] = made._metadata_digest(split)
@@ -279,6 +280,7 @@ class FeatureSet:
             root=self.path,
             key=f"{split}/{name}",
             grid=self.grid(split),
+            array=open_checked(self, f"{split}/{name}"),
             shape=info.shape,
             dtype=np.dtype(self.manifest.dtype),
             plain=self.manifest.compression == "none",
@@ -317,9 +319,10 @@ class FeatureSet:
         for split in sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows):
             keys = {name: self.chunk_keys(split, name) for name in (*layers, "valid")}
             for chunk in range(self.grid(split).num_chunks):
-                missing = tuple(name for name in layers if keys[name][chunk] not in self.records)
+                valid = keys["valid"][chunk] not in self.records
+                # Without its flags a chunk is not known to be right, so all of it is written again.
+                missing = tuple(name for name in layers if valid or keys[name][chunk] not in self.records)
                 if missing:
-                    valid = keys["valid"][chunk] not in self.records
                     work.append(Work(split=split, chunk=chunk, layers=missing, valid=valid))
         return work
 

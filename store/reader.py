@@ -47,6 +47,7 @@ class LayerReader:
         *,
         root: Path,
         key: str,
+        array: zarr.Array[Any],
         grid: Grid,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
@@ -64,7 +65,7 @@ class LayerReader:
         self._cure = cure
         # Plain chunks of float32 need no conversion on the way into the block.
         self._direct = plain and dtype == np.float32
-        self._array = arrays.open_array(root, key)
+        self._array = array
 
     def blocks(self, rows_per_block: int) -> Iterator[Block]:
         """Yield all rows, in order, while the next block is being read; see `map_blocks`."""

@@ -1,0 +1,147 @@
+"""Fixtures: small datasets, small feature sets, the command line, and the shared reference material."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Reference features, photographs and weights; they are not part of the repository."""
+    if not (SHARED / "reference").is_dir():
+        pytest.skip(f"the reference material is not at {SHARED}; name its folder in BENCH_SHARED")
+    return SHARED
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Run the command line in a process of its own, in an empty folder."""
+
+    def run(*arguments, cwd=tmp_path, env=None):
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture
+def records(bench):
+    """Run `bench evaluate --json` and return its records."""
+
+    def run(*arguments):
+        result = bench("evaluate", *arguments, "--json", "--quiet")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run
+
+
+def save_image(path, *, seed=0, size=(40, 30), mode="RGB"):
+    """Write one photograph-like image: smooth colours that depend on the seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of 3 classes: 5, 4 and 3 images of train, 3, 2 and 2 of val, of different sizes."""
+    root = tmp_path / "photographs"
+    seed = 0
+    for split, counts in (("train", (5, 4, 3)), ("val", (3, 2, 2))):
+        for name, count in zip(("cat", "dog's", "émeu bleu"), counts, strict=True):
+            for index in range(count):
+                save_image(root / split / name / f"{index:03d}.jpg", seed=seed, size=(40 + seed % 7, 30 + seed % 5))
+                seed += 1
+    return root
+
+
+def make_features(
+    path,
+    features,
+    labels,
+    *,
+    class_names=None,
+    rows_per_chunk=8,
+    dtype="float32",
+    compression="none",
+    valid=None,
+    made_from=None,
+):
+    """Make a complete feature set of arrays: {split: {layer: (N, ...)}} and {split: (N,)}."""
+    names = class_names or {
+        split: tuple(f"class {i}" for i in range(int(each.max()) + 1)) for split, each in labels.items()
+    }
+    rows = {
+        split: SplitRows(
+            labels=np.asarray(each, np.int64),
+            paths=[f"{split}/{i}.jpg" for i in range(len(each))],
+            class_names=tuple(names[split]),
+        )
+        for split, each in labels.items()
+    }
+    manifest = Manifest(
+        made_from=made_from or {"model": {"trunk": "fake"}},
+        dtype=dtype,
+        compression=compression,
+        rows_per_chunk=rows_per_chunk,
+        splits={split: each.info() for split, each in rows.items()},
+        notes={"weights": "fake"},
+    )
+    made = FeatureSet.open_or_create(path, manifest, rows)
+    made.add_layers(
+        {
+            name: LayerInfo(tap=name, pooling=None, shape=values.shape[1:])
+            for name, values in features["train"].items()
+        }
+    )
+    write_pending(made, features, valid=valid)
+    return FeatureSet.open(path)
+
+
+def write_pending(features, values, *, valid=None, limit=None):
+    """Write the chunks that are missing, at most `limit` of them."""
+    writer = ChunkWriter(features)
+    for work in features.pending(list(values["train"]))[:limit]:
+        rows = features.grid(work.split).rows(work.chunk)
+        flags = np.ones(len(rows), np.bool_) if valid is None else valid[work.split][rows.start : rows.stop]
+        writer.write(
+            work, {name: array[rows.start : rows.stop] for name, array in values[work.split].items()}, flags
+        )
+
+
+@pytest.fixture
+def arrays():
+    """Random features of two layers and labels: 50 rows of train, 21 of val."""
+    random = np.random.default_rng(7)
+    sizes = {"train": 50, "val": 21}
+    features = {
+        split: {
+            "res4": random.standard_normal((n, 4, 2, 2)).astype(np.float32),
+            "res5": random.standard_normal((n, 6)).astype(np.float32),
+        }
+        for split, n in sizes.items()
+    }
+    labels = {split: random.integers(0, 3, n) for split, n in sizes.items()}
+    return features, labels

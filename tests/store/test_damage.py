@@ -1,0 +1,153 @@
+"""Whatever happens to the files, a reader refuses or `verify` names it; `repair` leaves only it to do."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from store import DamagedError, FeatureSet, StoreError, verify
+from store.verify import repair
+from tests.conftest import make_features, write_pending
+
+
+@pytest.fixture
+def made(tmp_path, arrays):
+    return make_features(tmp_path / "f", *arrays)
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [0, 100, -1, -5])
+def test_a_flipped_bit_of_a_chunk_is_refused_by_name(made, at):
+    flip(made.path / "train/res5/c/2/0", at)
+    with pytest.raises(DamagedError, match=r"train/res5, chunk 2: .*verify.*--repair"):
+        made.layer("train", "res5").read()
+    assert [fault.where for fault in verify(made)] == ["train/res5 chunk 2"]
+
+
+def test_a_shorter_chunk_is_refused_with_both_sizes(made):
+    path = made.path / "val/res4/c/0/0/0/0"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DamagedError, match=r"val/res4, chunk 0: .*has 506 bytes, 516 were written"):
+        made.layer("val", "res4").read()
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_missing_or_empty_chunk_is_refused(made, content):
+    path = made.path / "train/res5/c/1/0"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DamagedError, match="train/res5, chunk 1"):
+        made.layer("train", "res5").read()
+
+
+def test_a_chunk_in_anothers_place_is_refused(made):
+    """Both are intact, so only the journal tells them apart."""
+    shutil.copy(made.path / "train/res5/c/0/0", made.path / "train/res5/c/1/0")
+    with pytest.raises(DamagedError, match="train/res5, chunk 1: .*journalled"):
+        made.layer("train", "res5").read()
+
+
+@pytest.mark.parametrize("name", ["labels", "paths", "valid"])
+def test_damaged_labels_paths_and_flags_are_refused(made, name):
+    flip(made.path / f"val/{name}/c/0", 0)
+    with pytest.raises(DamagedError, match=f"val/{name}"):
+        getattr(made, name)("val")
+
+
+@pytest.mark.parametrize("key", ["train/res5", "train/labels", "val/res4"])
+def test_changed_metadata_of_an_array_is_refused(made, key):
+    """Zarr reads another shape or type from the same bytes without a word."""
+    path = made.path / key / "zarr.json"
+    path.write_text(path.read_text().replace("float32", "float16").replace("int64", "uint64"))
+    split, name = key.split("/")
+    assert f"{key}/zarr.json" in [fault.where for fault in verify(made)]
+    with pytest.raises(DamagedError, match=r"zarr\.json: not what was written"):
+        made.labels(split) if name == "labels" else made.layer(split, name).read()
+
+
+def test_a_changed_manifest_is_refused(made):
+    path = made.path / "zarr.json"
+    path.write_text(path.read_text().replace("fake", "real"))
+    with pytest.raises(DamagedError, match="manifest is not what was written"):
+        FeatureSet.open(made.path)
+
+
+def test_a_torn_last_record_does_not_count_and_is_mended(made, arrays):
+    path = made.journals / "rank-00000.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    again = FeatureSet.open(made.path)
+    assert len(again.pending(["res4", "res5"])) == 1
+    write_pending(again, arrays[0])
+    assert not again.pending(["res4", "res5"])
+    assert not list(verify(FeatureSet.open(made.path)))
+
+
+def test_a_changed_record_is_refused(made):
+    path = made.journals / "rank-00000.jsonl"
+    flip(path, path.read_bytes().index(b"res5"))
+    again = FeatureSet.open(made.path)
+    with pytest.raises(DamagedError, match=r"rank-00000\.jsonl: line \d+ is not what was written"):
+        again.layer("train", "res5")
+    assert "journals/" in next(iter(verify(again))).where
+
+
+@pytest.mark.parametrize("target", ["train/res5/c/3/0", "val/valid/c/1", "journals/rank-00000.jsonl", "train/labels/c/0"])
+def test_repair_leaves_only_the_damage_to_do_and_the_bytes_come_back(made, arrays, target):
+    features, labels = arrays
+    before = {path: path.read_bytes() for path in made.path.rglob("c/**/*") if path.is_file()}
+    flip(made.path / target, 5)
+    faults = list(verify(made))
+    assert faults
+    assert len(repair(made, faults)) == 1
+    made = FeatureSet.open(made.path)
+    assert len(made.pending(["res4", "res5"])) <= 1
+    make_features(made.path, features, labels)
+    made = FeatureSet.open(made.path)
+    assert not list(verify(made))
+    assert {path: path.read_bytes() for path in made.path.rglob("c/**/*") if path.is_file()} == before
+
+
+def test_random_damage_is_always_noticed_and_never_gives_a_wrong_number(made, arrays):
+    """A short version of what happens to disks: flips, cuts and deletions of any file."""
+    features, labels = arrays
+    random = np.random.default_rng(1)
+    files = sorted(path for path in made.path.rglob("*") if path.is_file())
+    for _ in range(60):
+        path = files[random.integers(len(files))]
+        content = path.read_bytes()
+        if not content:
+            continue
+        kind = random.integers(3)
+        if kind == 0:
+            flip(path, int(random.integers(len(content))))
+        elif kind == 1:
+            path.write_bytes(content[: int(random.integers(len(content)))])
+        else:
+            path.unlink()
+        assert noticed(made.path, features, labels), f"{path} {kind}"
+        path.write_bytes(content)
+    assert not noticed(made.path, features, labels)
+
+
+def noticed(path, features, labels):
+    """Whether damage is reported; what can be read must be right."""
+    seen = False
+    try:
+        made = FeatureSet.open(path)
+        seen = bool(list(verify(made)))
+    except StoreError:
+        return True
+    for split, layers in features.items():
+        for name, values in layers.items():
+            try:
+                assert np.array_equal(made.layer(split, name).read(), values.reshape(len(values), -1))
+                assert np.array_equal(made.labels(split), labels[split])
+            except StoreError:
+                seen = True
+    return seen

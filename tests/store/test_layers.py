@@ -1,0 +1,65 @@
+"""Reading layers as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from store import LayerSpec, StoreError
+from store.layers import layers_of, split_layers
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "res4:AvgPool2d(8,3,0)",
+        "res4:AvgPool2d((8,8),3,0)",
+        "res4:AvgPool2d([8, 8], 3, 0)",
+        "res4:AvgPool2d(8x8,3)",
+        ["res4", ["AvgPool2d", [[8, 8], 3, 0]]],
+        ("res4", ("AvgPool2d", ([8], 3, 0))),
+    ],
+)
+def test_all_spellings_of_a_layer_mean_the_same(spec):
+    assert LayerSpec.of(spec) == LayerSpec.of("res4:AvgPool2d(8,3,0)")
+
+
+@pytest.mark.parametrize("text", ["res5", "res4:AvgPool2d(8,3,0)", "a=res4:MaxPool2d(2x3,1,0)", "x:Identity()", "n=x"])
+def test_a_layer_reads_back_as_it_is_written(text):
+    assert str(LayerSpec.of(text)) == text
+    assert LayerSpec.of(str(LayerSpec.of(text))) == LayerSpec.of(text)
+
+
+def test_a_tap_with_two_poolings_makes_two_layers():
+    layers = layers_of(["res4", "res4:AvgPool2d(8,3,0)", "res4:Identity", "res4"])
+    assert [layer.name for layer in layers] == ["res4", "res4.AvgPool2d_8_3_0", "res4.Identity"]
+
+
+def test_commas_in_brackets_do_not_separate_layers():
+    assert split_layers("a:AvgPool2d((8,8),3,0), b,c:Identity") == ["a:AvgPool2d((8,8),3,0)", "b", "c:Identity"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("res4:AvgPol2d(8)", "Did you mean AvgPool2d"),
+        ("res4:AvgPool2d()", "1 to 3 arguments"),
+        ("res4:AvgPool2d(1,2,3,4)", "1 to 3 arguments"),
+        ("res4:AdaptiveAvgPool2d(1,2)", "1 to 1 arguments"),
+        ("res4:AvgPool2d(0)", "positive"),
+        ("res4:AvgPool2d(a)", "not a number"),
+        ("res4:AvgPool2d(4,4,3)", "half the kernel"),
+        ("labels", "cannot be the name"),
+        ("a/b", "cannot be the name"),
+        ("a:b:c", "cannot read"),
+        (7, "a layer is written as"),
+        (["res4", 7], "a layer is written as"),
+    ],
+)
+def test_what_is_no_layer_is_refused_with_the_reason(spec, message):
+    with pytest.raises(StoreError, match=message):
+        LayerSpec.of(spec)
+
+
+def test_two_layers_of_one_name_are_refused():
+    with pytest.raises(StoreError, match="two layers are called 'a'"):
+        layers_of(["a=res4", "a=res5"])

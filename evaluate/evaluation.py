@@ -109,7 +109,11 @@ def evaluate_knn(
                     | {"task": "knn", "protocol": protocol, "similarity": rule.similarity, "vote": rule.vote}
                     | {"k": each_k, "temperature": each_temperature}
                     | _accuracies(ballot, weights_QK, val, k=each_k)
-                    | {"seconds": found.seconds, "neighbours_reused": found.reused}
+                    | {
+                        "num_uncertain": neighbours.num_uncertain,
+                        "seconds": found.seconds,
+                        "neighbours_reused": found.reused,
+                    }
                 )
     return records
 
@@ -138,7 +142,10 @@ def find_neighbours(
     if kept and kept[0]["rows"].shape[1] >= k:
         arrays, facts = kept
         neighbours = Neighbours(
-            rows_QK=arrays["rows"], similarities_QK=arrays["similarities"], queries=arrays["queries"]
+            rows_QK=arrays["rows"],
+            similarities_QK=arrays["similarities"],
+            queries=arrays["queries"],
+            num_uncertain=facts["num_uncertain"],
         )
         return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"])
     neighbours = search(
@@ -153,6 +160,7 @@ def find_neighbours(
     seconds = round(time.perf_counter() - start, 3)
     arrays = {"rows": neighbours.rows_QK, "similarities": neighbours.similarities_QK, "queries": neighbours.queries}
     facts = {"layer": layer, "similarity": similarity, "made_from": made_from, "k": k, "seconds": seconds}
+    facts["num_uncertain"] = neighbours.num_uncertain
     save_cached(features, "neighbours", key, arrays, facts)
     return Found(neighbours=neighbours, reused=False, seconds=seconds)
 

@@ -48,7 +48,7 @@ def proportion(correct_Q: Bools) -> Estimate:
     scale = 1 + Z95**2 / count
     centre = (value + Z95**2 / (2 * count)) / scale
     half = Z95 / scale * math.sqrt(value * (1 - value) / count + Z95**2 / (4 * count**2))
-    return Estimate(value, max(0.0, centre - half), min(1.0, centre + half))
+    return Estimate(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
 def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 10_000, seed: int = 0) -> Estimate:

@@ -2,8 +2,9 @@
 
 faiss proposes in float32, block by block, a few more neighbours than are wanted; a second pass
 computes their similarities again from the stored features, in float64 and in a fixed order of
-summation. So neither the size of a block nor the number of threads changes a result, and equal
-similarities are ordered by row. Memory holds the queries, two blocks and the lists.
+summation. Where rounding could have kept a neighbour from being proposed, the query is searched
+again with a longer list. So neither the size of a block nor the number of threads changes a
+result, and equal similarities are ordered by row. Memory holds the queries, two blocks and the lists.
 
 Shape suffixes:  Q queries   K neighbours   N database rows   D feature dimension
 """
@@ -33,7 +34,17 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MARGIN = 32
-"""Neighbours proposed beyond k, so that float32 rounding at the end of the list loses none of the k."""
+"""Neighbours proposed beyond k at first."""
+
+GROWTH = 4
+"""How much longer the list of a query that is searched again is."""
+
+ROUNDS = 3
+"""Searches of one query at most, so with up to 16 times the neighbours. Beyond that, its list ends
+in rows that are as good as equal (features that have collapsed), and it is counted as not certain."""
+
+ROUNDING = 2.0**-24
+"""Largest relative error of one float32 operation."""
 
 MAX_GPU_K = 2048
 """faiss on a GPU keeps no longer lists."""
@@ -55,6 +66,9 @@ class Neighbours:
 
     queries: Ints
     """Row of each query in its own split, shape (Q,)."""
+
+    num_uncertain: int
+    """Queries whose last neighbours were too near to others to be told apart in float32."""
 
     def labels(self, labels_N: Ints) -> Ints:
         """Classes of the neighbours, given those of all database rows; shape (Q, K)."""
@@ -100,19 +114,85 @@ def search(
     """
     if not 1 <= k <= len(database):
         raise EvaluationError(f"k must be in [1, {len(database)}], the rows of the database; got {k}")
+    num_queries = len(queries)
+    rows_QK = np.empty((num_queries, k), np.int64)
+    similarities_QK = np.empty((num_queries, k), np.float64)
     wanted = min(k + MARGIN, len(database))
-    queries_QD = queries.read()
+    capacity = num_queries * wanted
+    uncertain = np.arange(num_queries)
+    for _ in range(ROUNDS):
+        left = []
+        group = max(1, capacity // wanted)  # longer lists for fewer queries at a time: the same memory
+        for chosen in (uncertain[at : at + group] for at in range(0, len(uncertain), group)):
+            found = _nearest(database, queries, chosen, wanted, similarity, rows_per_block, device, on_rows)
+            rows_QK[chosen], similarities_QK[chosen] = found.rows_QK[:, :k], found.similarities_QK[:, :k]
+            if wanted < len(database):
+                left.append(chosen[similarities_QK[chosen, -1] <= found.ceiling_Q])
+        uncertain = np.concatenate(left) if left else uncertain[:0]
+        if not len(uncertain):
+            break
+        logger.debug("%d queries are searched again with longer lists", len(uncertain))
+        wanted = min(wanted * GROWTH, len(database))
+    return Neighbours(
+        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries.rows, num_uncertain=len(uncertain)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Nearest:
+    """Lists in order, and the similarity that no row outside a query's list can exceed."""
+
+    rows_QK: Ints
+    similarities_QK: Doubles
+    ceiling_Q: Doubles
+
+
+def _nearest(
+    database: Selection,
+    queries: Selection,
+    chosen: npt.NDArray[np.intp],
+    k: int,
+    similarity: Similarity,
+    rows_per_block: int,
+    device: str,
+    on_rows: Callable[[int], None],
+) -> _Nearest:
+    """Propose k neighbours of the chosen queries, and put them in order."""
+    queries_QD = _chosen(queries, chosen)
+    lengths_Q = _lengths(queries_QD)
     if similarity == "cosine":
         scale_to_unit_length(queries_QD)
-    rows_QK = _propose(database, queries_QD, wanted, similarity, rows_per_block, device, on_rows)
+    rows_QK, worst_Q, longest = _propose(database, queries_QD, k, similarity, rows_per_block, device, on_rows)
     del queries_QD  # read again rather than kept unscaled: one copy in memory
-    similarities_QK = _rescore(database.layer, queries.read(), rows_QK, similarity, rows_per_block)
+    similarities_QK = _rescore(database.layer, _chosen(queries, chosen), lengths_Q, rows_QK, similarity, rows_per_block)
     for at in range(0, len(rows_QK), _ROWS):
         piece = slice(at, at + _ROWS)
         order = np.lexsort((rows_QK[piece], -similarities_QK[piece]), axis=1)
         rows_QK[piece] = np.take_along_axis(rows_QK[piece], order, axis=1)
         similarities_QK[piece] = np.take_along_axis(similarities_QK[piece], order, axis=1)
-    return Neighbours(rows_QK=rows_QK[:, :k], similarities_QK=similarities_QK[:, :k], queries=queries.rows)
+    return _Nearest(rows_QK, similarities_QK, _ceiling(worst_Q, lengths_Q, longest, database.layer.dim, similarity))
+
+
+def _chosen(queries: Selection, chosen: npt.NDArray[np.intp]) -> Floats:
+    features = queries.read()
+    return features if len(chosen) == len(features) else features[chosen]
+
+
+def _ceiling(worst_Q: Floats, lengths_Q: Doubles, longest: float, dim: int, similarity: Similarity) -> Doubles:
+    """Similarity that no row outside the list can exceed: its worst float32 score, plus the largest error of one.
+
+    An inner product of D numbers, summed in any order, is off by at most D rounding errors of the
+    product of the lengths (Higham, "Accuracy and Stability of Numerical Algorithms", sec. 3.1); the
+    constant allows for scaling to unit length. faiss computes a squared distance from three of them.
+    """
+    error = (dim + 16) * ROUNDING / (1 - (dim + 16) * ROUNDING)
+    worst = worst_Q.astype(np.float64)
+    if similarity == "cosine":
+        return worst + error
+    if similarity == "inner_product":
+        return worst + error * lengths_Q * longest
+    squared = np.maximum(worst - error * np.square(lengths_Q + longest), 0)
+    return -np.sqrt(squared)
 
 
 def _propose(
@@ -123,29 +203,34 @@ def _propose(
     rows_per_block: int,
     device: str,
     on_rows: Callable[[int], None],
-) -> Ints:
-    """Rows of the k largest float32 similarities, in no particular order."""
+) -> tuple[Ints, Floats, float]:
+    """Rows of the k best float32 scores, the worst of these scores, and the length of the longest database row."""
     metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
     heap = faiss.ResultHeap(len(queries_QD), k, keep_max=metric == faiss.METRIC_INNER_PRODUCT)
     search_block = _engine(device, k)
+    longest = 0.0
     for part in database.parts(rows_per_block, unit_length=similarity == "cosine"):
         if len(part.rows):
             scores, places = search_block(queries_QD, part.features, min(k, len(part.rows)), metric)
             heap.add_result(scores, part.rows[places])
+            longest = max(longest, part.longest)
         on_rows(part.num_read)
     heap.finalize()
-    proposed: Ints = heap.I
-    return proposed
+    return heap.I, heap.D[:, -1], longest
 
 
 def _rescore(
-    database: LayerReader, queries_QD: Floats, rows_QK: Ints, similarity: Similarity, rows_per_block: int
+    database: LayerReader,
+    queries_QD: Floats,
+    query_lengths: Doubles,
+    rows_QK: Ints,
+    similarity: Similarity,
+    rows_per_block: int,
 ) -> Doubles:
     """Similarities of the given pairs in float64, each summed in the same order wherever it lies."""
     num_neighbours = rows_QK.shape[1]
     rows = rows_QK.reshape(-1)
     similarities = np.empty(rows.shape, np.float64)
-    query_lengths = _lengths(queries_QD) if similarity == "cosine" else np.empty(0)
 
     def rescore(block: Block, pairs: Ints) -> None:
         query_of = pairs // num_neighbours
@@ -173,9 +258,7 @@ def _engine(device: str, k: int) -> Callable[[Floats, Floats, int, int], tuple[F
     """Faiss's brute-force search of one block, on the GPU where that is wanted and possible."""
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
     if device == "gpu" and not num_gpus:
-        raise EvaluationError(
-            "no GPU that faiss can use; search with --device cpu, or install faiss-gpu with its driver"
-        )
+        raise EvaluationError("faiss sees no GPU; search with --search-device cpu, or install faiss-gpu and a driver")
     if device == "cpu" or not num_gpus:
         return lambda queries_QD, block_ND, k, metric: faiss.knn(queries_QD, block_ND, k, metric=metric)
     if k > MAX_GPU_K:

@@ -30,6 +30,9 @@ class Part:
     num_read: int
     """Rows of the block, whether they take part or not."""
 
+    longest: float
+    """Largest Euclidean length of a row, before any scaling; 0 if there is none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -68,9 +71,10 @@ class Selection:
                 features = features[: len(rows)]
                 features[:] = block.features[mask]
             self._check_finite(rows, features)
-            if unit_length:
-                scale_to_unit_length(features)
-            return Part(rows=rows, features=features, num_read=len(block.features))
+            lengths = scale_to_unit_length(features) if unit_length else lengths_of(features)
+            return Part(
+                rows=rows, features=features, num_read=len(block.features), longest=float(lengths.max(initial=0))
+            )
 
         return self.layer.map_blocks(prepare, rows_per_block)
 
@@ -95,10 +99,20 @@ class Selection:
                 )
 
 
-def scale_to_unit_length(features_ND: Floats) -> None:
-    """Divide each row by its Euclidean length, in place; a row of zeros stays."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND))
-    features_ND /= np.maximum(lengths, np.float32(EPSILON))[:, None]
+def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
+    """Euclidean length of each row, computed in float64: float32 would overflow at lengths that it can hold."""
+    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", features_ND, features_ND, dtype=np.float64)
+    return np.sqrt(squares)
+
+
+def scale_to_unit_length(features_ND: Floats) -> npt.NDArray[np.float64]:
+    """Divide each row by its Euclidean length, in place; a row of zeros stays. Returns the lengths."""
+    lengths = lengths_of(features_ND)
+    divisors = np.maximum(lengths, EPSILON)
+    if lengths.max(initial=0) < np.finfo(np.float32).max:
+        divisors = divisors.astype(np.float32)  # three times as fast as dividing by float64
+    np.divide(features_ND, divisors[:, None], out=features_ND, casting="same_kind")
+    return lengths
 
 
 def rows_per_block(dim: int, block_mib: int) -> int:

@@ -28,7 +28,7 @@ ROWS_PER_LABEL_CHUNK = 65_536
 """Labels and paths are written once, by one process, so their chunks need not be small."""
 
 WRITE_ALL = {"write_empty_chunks": True}
-"""Zarr leaves out chunks that equal the fill value, unless told at every opening."""
+"""Zarr leaves out chunks that equal the fill value, unless told at every opening (which takes no `config=`)."""
 
 
 def create_array(
@@ -81,8 +81,7 @@ def create_array(
 def open_array(root: Path, key: str, *, writable: bool = False) -> zarr.Array[Any]:
     """Open an array that exists."""
     store = DurableStore(root, read_only=not writable)
-    array = zarr.open_array(store, path=key, mode="r+" if writable else "r", config=cast(Any, WRITE_ALL))
-    return array
+    return zarr.open_array(store, path=key, mode="r+" if writable else "r").with_config(cast(Any, WRITE_ALL))
 
 
 def chunk_key(key: str, chunk: int, ndim: int) -> str:

@@ -111,10 +111,7 @@ def make_features(
     )
     made = FeatureSet.open_or_create(path, manifest, rows)
     made.add_layers(
-        {
-            name: LayerInfo(tap=name, pooling=None, shape=values.shape[1:])
-            for name, values in features["train"].items()
-        }
+        {name: LayerInfo(tap=name, pooling=None, shape=values.shape[1:]) for name, values in features["train"].items()}
     )
     write_pending(made, features, valid=valid)
     return FeatureSet.open(path)
@@ -126,9 +123,7 @@ def write_pending(features, values, *, valid=None, limit=None):
     for work in features.pending(list(values["train"]))[:limit]:
         rows = features.grid(work.split).rows(work.chunk)
         flags = np.ones(len(rows), np.bool_) if valid is None else valid[work.split][rows.start : rows.stop]
-        writer.write(
-            work, {name: array[rows.start : rows.stop] for name, array in values[work.split].items()}, flags
-        )
+        writer.write(work, {name: array[rows.start : rows.stop] for name, array in values[work.split].items()}, flags)
 
 
 @pytest.fixture

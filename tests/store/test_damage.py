@@ -97,7 +97,9 @@ def test_a_changed_record_is_refused(made):
     assert "journals/" in next(iter(verify(again))).where
 
 
-@pytest.mark.parametrize("target", ["train/res5/c/3/0", "val/valid/c/1", "journals/rank-00000.jsonl", "train/labels/c/0"])
+@pytest.mark.parametrize(
+    "target", ["train/res5/c/3/0", "val/valid/c/1", "journals/rank-00000.jsonl", "train/labels/c/0"]
+)
 def test_repair_leaves_only_the_damage_to_do_and_the_bytes_come_back(made, arrays, target):
     features, labels = arrays
     before = {path: path.read_bytes() for path in made.path.rglob("c/**/*") if path.is_file()}

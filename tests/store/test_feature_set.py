@@ -55,6 +55,19 @@ def test_chunks_are_whole_rows_and_never_left_out(tmp_path):
     assert not made.layer("train", "z").read().any()
 
 
+def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path):
+    """A chunk of images that could not be read is all NaN, labels that are missing are all -1."""
+    features = {split: {"x": np.ones((10, 2), np.float32)} for split in ("train", "val")}
+    labels = {split: np.full(10, -1) for split in features}
+    valid = {split: np.arange(10) >= 4 for split in features}
+    made = make_features(
+        tmp_path / "f", features, labels, class_names=dict.fromkeys(features, ()), rows_per_chunk=4, valid=valid
+    )
+    assert (made.labels("val") == -1).all()
+    assert np.isnan(made.layer("train", "x").read()).all(axis=1).tolist() == [True] * 4 + [False] * 6
+    assert not list(verify(made))
+
+
 def test_pending_is_what_no_journal_has(tmp_path, arrays):
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)

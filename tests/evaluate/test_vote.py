@@ -1,0 +1,98 @@
+"""Votes against a loop written from the paper, and the rules for ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluate.vote import Ballot, vote_weights
+
+
+def neighbours(seed=0, queries=40, k=30, classes=6):
+    random = np.random.default_rng(seed)
+    return -np.sort(-random.uniform(-1, 1, (queries, k)), axis=1), random.integers(0, classes, (queries, k))
+
+
+def ranking_by_hand(similarities, labels, weigh, k):
+    """Score, then nearest neighbour: one neighbour at a time."""
+    ranked = []
+    for row, classes in zip(similarities, labels, strict=True):
+        scores = {}
+        for similarity, label in list(zip(row, classes.tolist(), strict=True))[:k]:
+            scores[label] = scores.get(label, 0.0) + weigh(similarity)
+        first = {label: classes.tolist().index(label) for label in scores}
+        ranked.append(sorted(scores, key=lambda label: (-scores[label], first[label])))
+    return ranked
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 30])
+@pytest.mark.parametrize(
+    ("vote", "temperature", "weigh"),
+    [
+        ("exponential", 0.07, lambda s: np.exp(np.longdouble(s) / 0.07)),
+        ("exponential", 1.0, lambda s: np.exp(np.longdouble(s))),
+        ("uniform", None, lambda s: 1.0),
+        ("inverse_distance", None, lambda s: 1 / (1e-5 - s)),
+    ],
+)
+def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh):
+    similarities, labels = neighbours()
+    if vote == "inverse_distance":
+        similarities = similarities - 1
+    ballot = Ballot.of(labels, num_classes=6)
+    ranked = ballot.ranking(vote_weights(similarities, vote=vote, temperature=temperature), k=k)
+    expected = ranking_by_hand(similarities, labels, weigh, k)
+    for got, wanted in zip(ranked.tolist(), expected, strict=True):
+        assert [label for label in got if label >= 0] == wanted[:5]
+    assert ballot.num_voted(k=k).tolist() == [len(wanted) for wanted in expected]
+
+
+def test_vote_stays_finite_and_right_where_peers_overflow():
+    """exp(s / T) is infinite in float32 from s / T = 89 on; unnormalised features reach that at once."""
+    similarities = np.array([[5000.0, 4999.0, 4999.0, 10.0]])
+    labels = np.array([[2, 1, 1, 0]])
+    for temperature in (1e-6, 0.01, 0.07, 1e6):
+        weights = vote_weights(similarities, vote="exponential", temperature=temperature)
+        assert np.isfinite(weights).all()
+        ranked = Ballot.of(labels, num_classes=3).ranking(weights, k=4)
+        assert ranked[0, 0] == (1 if temperature > 2 else 2)
+
+
+def test_equal_scores_go_to_the_class_of_the_nearer_neighbour():
+    similarities = np.array([[0.5, 0.5, 0.5, 0.5]])
+    weights = vote_weights(similarities, vote="exponential", temperature=0.07)
+    assert Ballot.of(np.array([[3, 0, 0, 3]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [3, 0, -1, -1, -1]
+    assert Ballot.of(np.array([[0, 3, 3, 0]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [0, 3, -1, -1, -1]
+
+
+def test_repeated_classes_add_up():
+    """`scores[rows, labels] += w` would count each class once."""
+    ballot = Ballot.of(np.array([[1, 0, 0, 0]]), num_classes=2)
+    assert ballot.ranking(np.array([[1.0, 0.5, 0.5, 0.5]]), k=4)[0, 0] == 0
+
+
+@pytest.mark.parametrize("num_classes", [3, 50_000, 3_000_000])
+def test_slices_of_queries_change_nothing(num_classes):
+    similarities, labels = neighbours(classes=3)
+    weights = vote_weights(similarities, vote="exponential", temperature=0.1)
+    few = Ballot.of(labels, num_classes=3).ranking(weights, k=9)
+    assert np.array_equal(Ballot.of(labels, num_classes=num_classes).ranking(weights, k=9), few)
+
+
+def test_classes_without_a_vote_have_their_place_behind_the_others():
+    ballot = Ballot.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
+    assert [int(ballot.places_among_unvoted(np.array([c]), k=3)[0]) for c in range(7)] == [0, 1, -1, 2, -1, 3, 4]
+    assert ballot.places_among_unvoted(np.array([2]), k=1)[0] == 2
+
+
+@pytest.mark.parametrize("k", [0, 31])
+def test_k_beyond_the_neighbours_is_refused(k):
+    similarities, labels = neighbours()
+    with pytest.raises(ValueError, match=r"k must be in \[1, 30\]"):
+        Ballot.of(labels, num_classes=6).ranking(similarities, k=k)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        vote_weights(np.zeros((1, 1)), vote="exponential", temperature=temperature)

@@ -1,0 +1,119 @@
+"""Sources: rows in a fixed order with the right labels; a wrong folder is one clear message."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torchvision
+
+from extract.sources import DataError, DigitsSource, open_sources
+from tests.conftest import save_image
+
+
+def test_rows_and_classes_are_those_of_torchvisions_imagefolder(photographs):
+    sources = open_sources(source="folder", root=photographs)
+    for split in ("train", "val"):
+        peer = torchvision.datasets.ImageFolder(photographs / split)
+        assert list(sources[split].rows.class_names) == peer.classes
+        assert [str(photographs / path) for path in sources[split].rows.paths] == [path for path, _ in peer.samples]
+        assert sources[split].rows.labels.tolist() == peer.targets
+        assert np.array_equal(np.asarray(sources[split].open(2)), np.asarray(peer[2][0]))
+
+
+def test_splits_have_whatever_names_the_user_says(photographs):
+    (photographs / "val").rename(photographs / "validation")
+    with pytest.raises(DataError, match=r"val: no such folder, .* holds train/, validation/.*--val-split"):
+        open_sources(source="folder", root=photographs)
+    assert len(open_sources(source="folder", root=photographs, val_split="validation")["val"].rows.labels) == 7
+
+
+def test_a_folder_without_images_says_what_it_expected_and_found(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "readme.txt").write_text("hello")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match=r"no images\. Expected .*<class>/<image>.*found a/, readme\.txt"):
+        open_sources(source="folder", root=tmp_path)
+
+
+@pytest.mark.parametrize("root", [None, "missing"])
+def test_a_missing_root_is_refused(tmp_path, root):
+    with pytest.raises(DataError, match="--data"):
+        open_sources(source="folder", root=root and tmp_path / root)
+
+
+def test_an_empty_class_stops_or_warns(photographs, caplog):
+    (photographs / "train" / "zebra").mkdir()
+    with pytest.raises(DataError, match=r"1 of 4 class folders hold no image: zebra"):
+        open_sources(source="folder", root=photographs)
+    with caplog.at_level(logging.WARNING):
+        sources = open_sources(source="folder", root=photographs, on_class_fault="warn")
+    assert "zebra" in caplog.text
+    assert sources["train"].rows.class_names == ("cat", "dog's", "zebra", "émeu bleu")
+
+
+def test_a_class_of_val_alone_stops_or_warns(photographs, caplog):
+    (photographs / "val" / "cat").rename(photographs / "val" / "Cat")
+    with pytest.raises(DataError, match=r"1 classes of val have no image in train.*: Cat \(train alone has cat\)"):
+        open_sources(source="folder", root=photographs)
+    with caplog.at_level(logging.WARNING):
+        open_sources(source="folder", root=photographs, on_class_fault="warn")
+    assert "count as wrong" in caplog.text
+
+
+def test_images_without_class_folders_have_no_label(tmp_path):
+    for split in ("train", "val"):
+        save_image(tmp_path / split / "a.jpg")
+    sources = open_sources(source="folder", root=tmp_path)
+    assert sources["train"].rows.labels.tolist() == [-1]
+    assert sources["train"].rows.class_names == ()
+
+
+def test_other_files_are_ignored_and_counted(photographs, caplog):
+    (photographs / "train" / "cat" / "notes.txt").write_text("x")
+    (photographs / "train" / ".DS_Store").write_text("x")
+    with caplog.at_level(logging.WARNING):
+        assert len(open_sources(source="folder", root=photographs)["train"].rows.labels) == 12
+    assert "1 files are not images" in caplog.text
+
+
+def test_digits_are_split_as_documented():
+    train, val = DigitsSource("train"), DigitsSource("val")
+    assert (len(train.rows.labels), len(val.rows.labels)) == (1200, 597)
+    assert train.open(0).size == (8, 8)
+    with pytest.raises(DataError, match="no split 'test'"):
+        DigitsSource("test")
+
+
+def idx(values):
+    """The file format of MNIST."""
+    head = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
+    return head + values.astype(np.uint8).tobytes()
+
+
+def test_torchvisions_data_sets_are_read_where_their_files_are(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.arange(5 * 28 * 28).reshape(5, 28, 28) % 256
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.array([3, 1, 4, 1, 5])))
+    sources = open_sources(source="torchvision", dataset="MNIST", root=tmp_path, val_split="test")
+    assert sources["val"].rows.labels.tolist() == [3, 1, 4, 1, 5]
+    assert sources["train"].open(1).mode == "RGB"
+    assert np.array_equal(np.asarray(sources["train"].open(1))[..., 0], images[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "CIFAR10"}, "files of torchvision's CIFAR10 are not there.*download=True"),
+        ({"dataset": "CIFAR11"}, "Did you mean CIFAR10"),
+        ({"dataset": None}, r"data\.dataset=CIFAR10"),
+        ({"dataset": "CIFAR10", "train_split": "trian"}, "splits train and test; got 'trian'"),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_refused(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        open_sources(source="torchvision", root=tmp_path, **{"val_split": "test", **options})

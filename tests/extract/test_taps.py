@@ -1,0 +1,212 @@
+"""Taps and pooling give what running the model by hand gives."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from extract.pooling import pool
+from extract.taps import TappedTrunk, list_taps
+from extract.trunks import ModelError, build_trunk
+from store import LayerSpec, Pooling
+from store.layers import layers_of
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    trunk = build_trunk("resnet50", {}, seed=3)
+    for module in trunk.modules():  # running statistics of its own, so that batch norm does something
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(1))
+            module.running_var.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))
+    return trunk
+
+
+def tapped(trunk, name, specs, images):
+    taps = TappedTrunk(trunk, name=name, layers=layers_of(specs))
+    infos = taps.probe(images[:1])
+    layers = taps(images)
+    assert {layer: tuple(values.shape[1:]) for layer, values in layers.items()} == {
+        layer: info.shape for layer, info in infos.items()
+    }
+    return layers
+
+
+def by_hand(trunk, images):
+    """ResNet's forward pass, step by step, with VISSL's names."""
+    with torch.inference_mode():
+        steps = {"conv1": trunk.relu(trunk.bn1(trunk.conv1(images))).clone()}
+        x = steps["res1"] = trunk.maxpool(steps["conv1"])
+        for index in range(1, 5):
+            x = steps[f"res{index + 1}"] = getattr(trunk, f"layer{index}")(x)
+        steps["res5avg"] = trunk.avgpool(x)
+        steps["flatten"] = steps["res5avg"].flatten(1)
+    return steps
+
+
+def test_vissls_names_mean_vissls_activations(resnet, images):
+    expected = by_hand(resnet, images)
+    names = list(expected)
+    layers = tapped(resnet, "resnet50", [f"{name}:Identity" for name in names], images)
+    for name in names:
+        assert torch.equal(layers[f"{name}.Identity"], expected[name]), name
+
+
+def test_a_bare_layer_is_the_mean_over_height_and_width(resnet, images):
+    layers = tapped(resnet, "resnet50", ["res4", "flatten"], images)
+    assert torch.equal(layers["res4"], by_hand(resnet, images)["res4"].mean((2, 3)))
+    assert layers["flatten"].shape == (2, 2048)
+
+
+def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet, images):
+    """One of VISSL's faults: asked for res5 and res4, it swaps them."""
+    names = ["res5", "conv1", "res4:AvgPool2d(2,1,0)"]
+    first = tapped(resnet, "resnet50", names, images)
+    for order in itertools.permutations(names):
+        again = tapped(resnet, "resnet50", order, images)
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_a_module_that_runs_several_times_is_tapped_at_its_last_run(resnet, images):
+    """A bottleneck's only ReLU runs three times; its last output is the block's."""
+    layers = tapped(resnet, "resnet50", ["layer3.2.relu", "layer3.2"], images)
+    assert torch.equal(layers["layer3.2.relu"], layers["layer3.2"])
+
+
+def test_an_activation_is_safe_from_in_place_operations_after_it(images):
+    """features.0 of SqueezeNet is followed by a ReLU that overwrites it."""
+    trunk = build_trunk("squeezenet1_0", {}, seed=0)
+    layer = tapped(trunk, "squeezenet1_0", ["features.0:Identity"], images)["features.0.Identity"]
+    with torch.inference_mode():
+        assert torch.equal(layer, trunk.features[0](images))
+    assert (layer < 0).any()
+
+
+def test_the_forward_pass_stops_after_the_last_tap(resnet, images):
+    taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res2", "conv1"]))
+    taps.probe(images[:1])
+    ran = []
+    handles = [
+        getattr(resnet, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name in ("layer1", "layer2", "fc")
+    ]
+    taps(images)
+    for handle in handles:
+        handle.remove()
+    assert ran == ["layer1"]
+
+
+def test_batches_do_not_leak_into_one_another(resnet, images):
+    taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res3"]))
+    taps.probe(images[:1])
+    first = taps(images)["res3"]
+    taps(images.flip(0))
+    assert torch.equal(taps(images)["res3"], first)
+
+
+def test_regnets_and_squeezenets_have_taps(images):
+    layers = tapped(
+        build_trunk("regnet_y_400mf", {}), "regnet_y_400mf", ["conv1", "res3", "res5", "avgpool", "flatten"], images
+    )
+    assert layers["flatten"].shape == (2, 440)
+    assert layers["avgpool"].shape == (2, 440)
+    assert {tap.name for tap in list_taps("squeezenet1_0", image_size=64)} >= {"features.12", "features.3.expand3x3"}
+    assert ("layer3", ("res4",)) in {(tap.name, tap.aliases) for tap in list_taps("resnet18", image_size=64)}
+
+
+def test_swins_channels_are_found_where_they_are():
+    """Its maps are (B, H, W, C): a mean over the last two axes would mix channels."""
+    images = torch.rand(1, 3, 224, 224)
+    trunk = build_trunk("swin_t", {})
+    layers = tapped(trunk, "swin_t", ["features.1", "avgpool"], images)
+    assert layers["features.1"].shape == (1, 96)
+    with torch.inference_mode():
+        assert torch.allclose(layers["features.1"], trunk.features[:2](images).mean((1, 2)), atol=1e-6)
+
+
+def test_only_what_the_layers_need_counts_as_used(resnet, images):
+    taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res4"]))
+    taps.probe(images[:1])
+    used = taps.modules_used(images[:1])
+    assert {"conv1", "bn1", "layer1.0.conv1", "layer3.5.bn3"} <= used
+    assert not {"fc", "layer4", "layer4.0.conv1"} & used
+
+
+def test_the_weights_of_attention_count_as_used_though_no_one_calls_them():
+    """Attention reads the weights of `out_proj` without calling the module."""
+    trunk = build_trunk("vit_b_32", {})
+    taps = TappedTrunk(trunk, name="vit_b_32", layers=layers_of(["encoder.layers.encoder_layer_1"]))
+    image = torch.rand(1, 3, 224, 224)
+    taps.probe(image)
+    used = taps.modules_used(image)
+    assert "encoder.layers.encoder_layer_0.self_attention.out_proj" in used
+    assert "encoder.layers.encoder_layer_5.self_attention.out_proj" not in used
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "message"),
+    [
+        ("resnet18", "res6", "no tap 'res6'. Did you mean res5"),
+        ("resnet18", "layer3.2", "no tap"),
+        ("resnet18", "res5:AvgPool2d(9,1,0)", "at least 9 x 9; it is 2 x 2"),
+        ("resnet18", "fc:AvgPool2d(2)", r"needs a map of shape \(C, H, W\); got \(1000,\)"),
+        ("vit_b_32", "encoder.layers.encoder_layer_0.self_attention", "gives a tuple"),
+        ("vit_b_32", "encoder.layers.encoder_layer_0.self_attention.out_proj", "never runs"),
+    ],
+)
+def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message):
+    image = torch.zeros(1, 3, 64, 64) if name == "resnet18" else torch.zeros(1, 3, 224, 224)
+    with pytest.raises(ModelError, match=message):
+        TappedTrunk(build_trunk(name, {}), name=name, layers=[LayerSpec.of(spec)]).probe(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet5", {}, "unknown trunk 'resnet5'. Did you mean resnet50"),
+        ("resnet18", {"colour": 1}, r"cannot be built with model.options=\{'colour': 1\}"),
+    ],
+)
+def test_an_unknown_trunk_or_option_is_refused(name, options, message):
+    with pytest.raises(ModelError, match=message):
+        build_trunk(name, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "module"),
+    [
+        ("AvgPool2d(3,2,1)", nn.AvgPool2d(3, 2, 1)),
+        ("AvgPool2d(2)", nn.AvgPool2d(2)),
+        ("MaxPool2d((3,2),(2,1),(1,0))", nn.MaxPool2d((3, 2), (2, 1), (1, 0))),
+        ("AdaptiveAvgPool2d((2,3))", nn.AdaptiveAvgPool2d((2, 3))),
+        ("AdaptiveMaxPool2d(2)", nn.AdaptiveMaxPool2d(2)),
+        ("Identity()", nn.Identity()),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_poolings_are_torchs_modules_of_that_name(text, module, channels_last):
+    activation = torch.rand(2, 5, 7, 6)
+    given = activation.permute(0, 2, 3, 1) if channels_last else activation
+    pooling = LayerSpec.of(f"x:{text}").pooling
+    assert torch.equal(pool(given, pooling, channels_last=channels_last), module(activation))
+
+
+def test_default_pooling_is_the_mean_of_maps_and_tokens():
+    assert torch.equal(pool(torch.ones(2, 3), None), torch.ones(2, 3))
+    tokens = torch.rand(2, 4, 3)
+    assert torch.equal(pool(tokens, None), tokens.mean(1))
+    with pytest.raises(ValueError, match="pool a map"):
+        pool(torch.rand(2, 3, 4, 5, 6), None)
+    assert torch.equal(
+        F.adaptive_avg_pool2d(torch.ones(1, 2, 3, 3), 1),
+        pool(torch.ones(1, 2, 3, 3), Pooling.of("AdaptiveAvgPool2d", [1])),
+    )

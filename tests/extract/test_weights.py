@@ -1,0 +1,187 @@
+"""Weights: what fits is loaded, and whatever does not fit can't give a number."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from extract.taps import TappedTrunk
+from extract.trunks import build_trunk
+from extract.weights import (
+    WeightsError,
+    load_strictly,
+    poison,
+    read_state_dict,
+    sha256_of_tensors,
+    torchvision_weights,
+)
+from store.layers import layers_of
+
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def state():
+    return build_trunk("resnet18", {}, seed=11).state_dict()
+
+
+def features_of(state, *, layers=("res4",), where="weights.pth"):
+    """Load into a poisoned ResNet-18 and return its features, as the pipeline does."""
+    trunk = build_trunk("resnet18", {}, seed=99)
+    taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(layers))
+    taps.probe(IMAGE)
+    poison(trunk)
+    report = load_strictly(trunk, state, used=taps.modules_used(IMAGE), where=where)
+    return taps(IMAGE)[layers[0]], report
+
+
+@pytest.fixture(scope="module")
+def expected(state):
+    trunk = build_trunk("resnet18", {}, seed=11)
+    taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(["res4"]))
+    taps.probe(IMAGE)
+    return taps(IMAGE)["res4"]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "options"),
+    [
+        (lambda state: state, {}),
+        (lambda state: {"state_dict": state, "epoch": 3}, {}),
+        (lambda state: {"model": state}, {}),
+        (lambda state: {"loss": {"teacher": state}}, {"key": "loss.teacher"}),
+        (lambda state: {f"module.backbone.{name}": t for name, t in state.items()} | {"module.head.w": torch.ones(1)},
+         {"remove_prefix": "module.backbone."}),
+    ],
+)  # fmt: skip
+def test_a_file_gives_the_features_of_the_model_that_it_was_saved_from(tmp_path, state, expected, wrap, options):
+    torch.save(wrap(state), tmp_path / "w.pth")
+    features, report = features_of(read_state_dict(tmp_path / "w.pth", **options))
+    assert torch.equal(features, expected)
+    assert report.missing == ()
+
+
+def test_safetensors_give_the_same(tmp_path, state, expected):
+    save_file({name: t.contiguous() for name, t in state.items()}, tmp_path / "w.safetensors")
+    assert torch.equal(features_of(read_state_dict(tmp_path / "w.safetensors"))[0], expected)
+
+
+def test_what_lies_behind_the_last_tap_may_be_missing_or_different(state, expected):
+    """A self-supervised checkpoint has no classifier, a fine-tuned one has another."""
+    without = {name: t for name, t in state.items() if not name.startswith("fc.")}
+    features, report = features_of(without)
+    assert torch.equal(features, expected)
+    assert report.missing == ("fc.weight", "fc.bias")
+    other = state | {"fc.weight": torch.ones(10, 512), "fc.bias": torch.ones(10)}
+    features, report = features_of(other)
+    assert torch.equal(features, expected)
+    assert report.reshaped == ("fc.weight", "fc.bias")
+
+
+def test_a_missing_parameter_that_is_used_is_refused(state):
+    broken = {name: t for name, t in state.items() if name != "layer2.1.bn2.running_var"}
+    with pytest.raises(WeightsError, match=r"99 of its 102 .*|101 of its 102 .*matched") as error:
+        features_of(broken)
+    assert "layer2.1.bn2.running_var" in str(error.value)
+
+
+def test_a_parameter_of_another_shape_is_refused(state):
+    with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 3, 3\), the model has \(64, 3, 7, 7\)"):
+        features_of(state | {"conv1.weight": torch.ones(64, 3, 3, 3)})
+
+
+@pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder_q.", "some.odd.wrapper."])
+def test_a_prefix_in_the_way_is_named(state, prefix):
+    with pytest.raises(WeightsError) as error:
+        features_of({prefix + name: t for name, t in state.items()})
+    assert "0 of its 102 parameters and buffers were matched" in str(error.value)
+    assert f"weights.remove_prefix={prefix}" in str(error.value)
+
+
+def test_another_models_file_is_refused(state):
+    with pytest.raises(WeightsError, match="Is this another model's file"):
+        features_of(build_trunk("squeezenet1_0", {}).state_dict())
+
+
+def test_what_is_not_loaded_would_show_as_nan(state):
+    """The second line of defence, should a module use what the first line thinks unused."""
+    trunk = build_trunk("resnet18", {})
+    taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(["res4"]))
+    taps.probe(IMAGE)
+    poison(trunk)
+    partial = {name: t for name, t in state.items() if name != "layer1.0.conv1.weight"}
+    load_strictly(trunk, partial, used=set(), where="x")
+    assert taps(IMAGE)["res4"].isnan().all()
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch EXECUTED",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+        (b"PK\x03\x04 this is no archive", "damaged, truncated or no checkpoint"),
+        ({"args": argparse.Namespace(a=1)}, r"it asks for argparse\.Namespace"),
+        ({"evil": Evil()}, r"it asks for posix\.system"),
+        ([1, 2], "holds a list"),
+        ({"epoch": 1}, "no tensors"),
+        ("truncate", "damaged, truncated"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(tmp_path, monkeypatch, state, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "truncate":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match=message):
+        read_state_dict(path)
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"key": "modle"}, "Did you mean model"), ({"remove_prefix": "zzz."}, "no name begins with 'zzz.'")],
+)
+def test_a_key_or_prefix_that_is_not_there_is_refused(tmp_path, state, options, message):
+    torch.save({"model": state}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=message):
+        read_state_dict(tmp_path / "w.pth", **options)
+
+
+def test_unknown_torchvision_weights_are_refused_with_the_nearest():
+    with pytest.raises(WeightsError, match="Did you mean IMAGENET1K_V2"):
+        torchvision_weights("resnet50", "IMAGENET1K_V3")
+    assert str(torchvision_weights("resnet50", "DEFAULT")) == "ResNet50_Weights.IMAGENET1K_V2"
+
+
+def test_the_digest_of_tensors_sees_every_value(state):
+    other = {name: t.clone() for name, t in state.items()}
+    assert sha256_of_tensors(other) == sha256_of_tensors(state)
+    other["fc.bias"][3] += 1e-6
+    assert sha256_of_tensors(other) != sha256_of_tensors(state)
+
+
+def test_random_weights_depend_on_the_seed_alone():
+    torch.manual_seed(5)
+    before = torch.rand(1)
+    torch.manual_seed(5)
+    first = sha256_of_tensors(build_trunk("resnet18", {}, seed=1).state_dict())
+    assert torch.equal(torch.rand(1), before), "the caller's generator is left alone"
+    assert sha256_of_tensors(build_trunk("resnet18", {}, seed=1).state_dict()) == first
+    assert sha256_of_tensors(build_trunk("resnet18", {}, seed=2).state_dict()) != first

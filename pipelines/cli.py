@@ -117,9 +117,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
-    pipeline = _pipeline(
-        words, _evaluate_options(protocol, k, temperature, clusters, search_device) | {"store": store, "name": features}
-    )
+    options = _evaluate_options(protocol, k, temperature, clusters, search_device)
+    pipeline = _pipeline(words, options | _given({"store": store, "name": features}), needed=features is None)
     _run_evaluation(pipeline, layers, as_json=as_json, quiet=quiet)
 
 
@@ -294,14 +293,19 @@ def models() -> None:
     typer.echo("\n".join(trunk_names()))
 
 
-def _pipeline(words: list[str] | None, options: dict[str, Any]) -> Pipeline:
-    """Load the pipeline that the words name, with their overrides and the options on top."""
-    from pipelines.pipeline import load_pipeline, parse_overrides
+def _pipeline(words: list[str] | None, options: dict[str, Any], *, needed: bool = True) -> Pipeline:
+    """Load the pipeline that the words name, with their overrides and the options on top.
+
+    One that is not needed is looked for in `bench.yaml` alone, and is all defaults without it.
+    """
+    from pipelines.pipeline import LOCAL, load_pipeline, make_pipeline, parse_overrides
 
     words = list(words or [])
     name = words.pop(0) if words and "=" not in words[0] else None
-    overrides = parse_overrides(words) | {key: value for key, value in options.items() if value is not None}
-    return load_pipeline(name, overrides)
+    overrides = parse_overrides(words) | options
+    if needed or name or LOCAL.is_file():
+        return load_pipeline(name, overrides)
+    return make_pipeline({}, overrides, where="command line")
 
 
 def _extract_options(
@@ -322,41 +326,48 @@ def _extract_options(
 ) -> dict[str, Any]:
     from store.layers import split_layers
 
-    options: dict[str, Any] = {
-        "layers": split_layers(layers) if layers else None,
-        "data.root": data,
-        "data.train_split": train_split,
-        "data.val_split": val_split,
-        "data.on_error": on_error,
-        "store": store,
-        "name": name,
-        "extract.batch_size": batch_size,
-        "extract.workers": workers,
-        "extract.precision": precision,
-        "extract.device": device,
-        "storage.dtype": dtype,
-    }
+    options = _given(
+        {
+            "layers": split_layers(layers) if layers else None,
+            "data.root": data,
+            "data.train_split": train_split,
+            "data.val_split": val_split,
+            "data.on_error": on_error,
+            "store": store,
+            "name": name,
+            "extract.batch_size": batch_size,
+            "extract.workers": workers,
+            "extract.precision": precision,
+            "extract.device": device,
+            "storage.dtype": dtype,
+        }
+    )
     if weights is not None or random_weights is not None:
         # Given here, they replace whichever source the pipeline names.
         is_file = weights is not None and (Path(weights).exists() or "/" in weights or Path(weights).suffix != "")
-        options["weights"] = {
-            "file": weights if is_file else None,
-            "torchvision": weights if not is_file else None,
-            "random_seed": random_weights,
-        }
+        options["weights.file"] = weights if is_file else None
+        options["weights.torchvision"] = weights if not is_file else None
+        options["weights.random_seed"] = random_weights
     return options
 
 
 def _evaluate_options(
     protocol: str | None, k: str | None, temperature: str | None, clusters: str | None, device: str | None
 ) -> dict[str, Any]:
-    return {
-        "evaluate.knn.protocol": protocol,
-        "evaluate.knn.k": _listed(k),
-        "evaluate.knn.temperature": _listed(temperature),
-        "evaluate.kmeans.clusters": _listed(clusters),
-        "evaluate.device": device,
-    }
+    return _given(
+        {
+            "evaluate.knn.protocol": protocol,
+            "evaluate.knn.k": _listed(k),
+            "evaluate.knn.temperature": _listed(temperature),
+            "evaluate.kmeans.clusters": _listed(clusters),
+            "evaluate.device": device,
+        }
+    )
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _listed(text: str | None) -> list[Any] | None:

@@ -84,20 +84,17 @@ def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None =
         If there is no such pipeline, or it has faults; all of them are listed.
     """
     path = find_pipeline(name)
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not YAML: {error}") from error
-    if settings is None:
-        settings = {}
-    if not isinstance(settings, dict):
-        raise PipelineError(f"{path}: expected keys and values, such as `name: my_features`; got {settings!r}")
+    return make_pipeline(_read(path), overrides, where=str(path))
+
+
+def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None = None, *, where: str) -> Pipeline:
+    """Make a pipeline of settings that are read already; see `load_pipeline`."""
     for key, value in (overrides or {}).items():
         _put(settings, key, value)
     try:
         return Pipeline.model_validate(settings)
     except ValidationError as error:
-        raise PipelineError(_faults(path, error)) from error
+        raise PipelineError(_faults(where, error)) from error
 
 
 def find_pipeline(name: str | None) -> Path:
@@ -138,6 +135,16 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not YAML: {error}") from error
+    if settings is not None and not isinstance(settings, dict):
+        raise PipelineError(f"{path}: expected keys and values, such as `name: my_features`; got {settings!r}")
+    return settings or {}
+
+
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
@@ -147,21 +154,21 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[last] = value
 
 
-def _faults(path: Path, error: ValidationError) -> str:
+def _faults(where: str, error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
+        key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             section = _section(fault["loc"][:-1])
             known = list(section.model_fields) if section else []
-            prefix = where[: len(where) - len(str(fault["loc"][-1]))]
+            prefix = key[: len(key) - len(str(fault["loc"][-1]))]
             hint = nearest(str(fault["loc"][-1]), known).replace("Did you mean ", f"Did you mean {prefix}")
-            lines.append(f"{where}: no such setting. {hint}")
+            lines.append(f"{key}: no such setting. {hint}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}; got {_brief(fault['input'])}")
+            lines.append(f"{key}: {message}; got {_brief(fault['input'])}")
     count = "1 setting is" if len(lines) == 1 else f"{len(lines)} settings are"
-    return f"{path}: {count} wrong:\n  " + "\n  ".join(lines)
+    return f"{where}: {count} wrong:\n  " + "\n  ".join(lines)
 
 
 def _section(loc: Sequence[int | str]) -> type[BaseModel] | None:

@@ -176,7 +176,7 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
     return [
         f"{key}: it has {_brief(before.get(key))}, you ask for {_brief(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
+        if digest_of(before.get(key)) != digest_of(after.get(key))  # to JSON, a tuple is a list
     ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.__main__ import main
 from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,18 +28,34 @@ def shared():
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench_process(tmp_path):
     """Run the command line in a process of its own, in an empty folder."""
 
-    def run(*arguments, cwd=tmp_path, env=None):
+    def run(*arguments, env=None):
         return subprocess.run(
             [sys.executable, "-m", "pipelines", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **(env or {})},
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             capture_output=True,
             text=True,
             timeout=300,
         )
+
+    return run
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capfd):
+    """Run the command line in an empty folder, within this process: importing torch takes seconds."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, stop.value.code or 0, out, err)
 
     return run
 

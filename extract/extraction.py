@@ -14,10 +14,11 @@ import torch
 
 from extract.images import ImageError
 from extract.loading import Batch, batches
-from extract.sources import ImageSource
+from extract.sources import DataError, ImageSource
 from extract.taps import TappedTrunk
 from extract.transform import Transform
 from store import ChunkWriter, FeatureSet, Work
+from store.layout import RowRange
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def extract_chunks(
     precision: str = "float32",
     workers: int = 0,
     on_error: str = "stop",
+    image_size: tuple[int, int] | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Extracted:
     """Compute and commit the given chunks; each counts as soon as it is on disk.
@@ -74,6 +76,8 @@ def extract_chunks(
         Decoding processes.
     on_error : {"stop", "skip"}
         What an unreadable image does.
+    image_size : (int, int), optional
+        Height and width that every image must have after the transform.
     on_rows : callable
         Told the number of rows after each batch.
 
@@ -102,6 +106,7 @@ def extract_chunks(
             valid: list[npt.NDArray[np.bool_]] = []
             for rows, batch in zip(pieces, loaded, strict=False):
                 _note_unreadable(batch, done, on_error)
+                _check_size(batch, rows, image_size)
                 parts.append(_forward(trunk, transform, batch, device, precision, shapes))
                 valid.append(np.array([index not in batch.unreadable for index in range(len(rows))]))
                 done.rows += len(rows)
@@ -133,6 +138,16 @@ def _forward(
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+
+
+def _check_size(batch: Batch, rows: RowRange, expected: tuple[int, int] | None) -> None:
+    """Pooling hides that images had different sizes, so they are compared before the model sees them."""
+    size = tuple(batch.pixels.shape[2:])
+    if expected is not None and size != expected and len(batch.unreadable) < len(rows):
+        raise DataError(
+            f"images of {size[0]} x {size[1]} pixels after the transform in rows {rows.start} to {rows.stop - 1}, the "
+            f"first one had {expected[0]} x {expected[1]}: set transform.crop, or both sides of transform.resize"
+        )
 
 
 def _note_unreadable(batch: Batch, done: Extracted, on_error: str) -> None:

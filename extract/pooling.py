@@ -11,7 +11,7 @@ from torch import Tensor
 from store import Pooling
 
 
-def pool(activation: Tensor, pooling: Pooling | None, *, channels_last: bool = False) -> Tensor:
+def pool(activation: Tensor, pooling: Pooling | None, *, channel_axis: int | None = 1) -> Tensor:
     """Pool the activation of a batch; the result shares no memory with it.
 
     Parameters
@@ -20,8 +20,8 @@ def pool(activation: Tensor, pooling: Pooling | None, *, channels_last: bool = F
         What the tap gave.
     pooling : Pooling, optional
         None is the mean over H and W, or over T; a (B, D) activation stays as it is.
-    channels_last : bool
-        Whether a map is (B, H, W, C).
+    channel_axis : {1, 3}, optional
+        Where a map has its channels; None is not known, so that only Identity can be done.
 
     Returns
     -------
@@ -32,7 +32,11 @@ def pool(activation: Tensor, pooling: Pooling | None, *, channels_last: bool = F
     ValueError
         If the operation does not fit the activation's shape.
     """
-    if activation.ndim == 4 and channels_last:
+    if pooling is not None and pooling.op == "Identity":
+        return activation.clone()
+    if activation.ndim == 4 and channel_axis is None:
+        raise ValueError("it is not known which of its axes are height and width; store it whole with Identity")
+    if activation.ndim == 4 and channel_axis == 3:
         activation = activation.permute(0, 3, 1, 2)
     if pooling is None:
         if activation.ndim == 4:
@@ -42,8 +46,6 @@ def pool(activation: Tensor, pooling: Pooling | None, *, channels_last: bool = F
         if activation.ndim == 2:
             return activation.clone()
         raise ValueError(f"it has shape {tuple(activation.shape[1:])}; pool a map, tokens or a vector")
-    if pooling.op == "Identity":
-        return activation.clone()
     if activation.ndim != 4:
         raise ValueError(f"{pooling} needs a map of shape (C, H, W); got {tuple(activation.shape[1:])}")
     height, width = activation.shape[2:]

@@ -56,14 +56,16 @@ class FolderSource:
         labels: list[int] = []
         ignored = 0
         empty: list[str] = []
+        sizes: list[int] = []
         for label, name in enumerate(classes):
-            found, others = _images_below(root, folder / name)
+            found, found_sizes, others = _images_below(root, folder / name)
             paths += found
+            sizes += found_sizes
             labels += [label] * len(found)
             ignored += others
             if not found:
                 empty.append(name)
-        loose, others = _images_below(root, folder, recurse=False)
+        loose, loose_sizes, others = _images_below(root, folder, recurse=False)
         ignored += others
         if not paths and not loose:
             raise DataError(
@@ -71,7 +73,7 @@ class FolderSource:
                 f"{', '.join(EXTENSIONS[:5])}, ...; found {_contents(folder)}."
             )
         if not classes or not paths:
-            classes, paths, labels = [], loose, [-1] * len(loose)
+            classes, paths, sizes, labels = [], loose, loose_sizes, [-1] * len(loose)
         elif loose:
             logger.warning(
                 "%s: %d images outside any class folder are left out, such as %s", folder, len(loose), loose[0]
@@ -83,7 +85,8 @@ class FolderSource:
             logger.warning("%s", text)
         if ignored:
             logger.warning("%s: %d files are not images by their endings and are left out", folder, ignored)
-        self.rows = SplitRows(labels=np.array(labels, np.int64), paths=paths, class_names=tuple(classes))
+        names = tuple(name.encode(errors="surrogateescape").decode(errors="replace") for name in classes)
+        self.rows = SplitRows(labels=np.array(labels, np.int64), paths=paths, class_names=names, sizes=sizes)
 
     def open(self, row: int) -> Image.Image:
         """Decode the image of a row."""
@@ -104,7 +107,9 @@ class TorchvisionSource:
         self.in_memory = hasattr(getattr(self._data, "data", None), "shape")
         labels = _labels_of(self._data)
         classes = getattr(self._data, "classes", None) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-        class_names = tuple("/".join(c) if isinstance(c, tuple) else str(c) for c in classes)
+        names = ["/".join(c) if isinstance(c, tuple) else str(c) for c in classes]
+        # ImageNet has two classes "crane", a bird and a machine.
+        class_names = tuple(name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names))
         paths = [f"{name}/{split}/{row:07d}" for row in range(len(self._data))]
         self.rows = SplitRows(labels=labels, paths=paths, class_names=class_names)
 
@@ -167,6 +172,10 @@ def open_sources(
         If something is missing or empty, or a class of val is not in train.
     """
     names = {"train": train_split, "val": val_split}
+    if train_split == val_split:
+        raise DataError(
+            f"train and val are both {val_split!r}: every image would be its own neighbour. Name two splits."
+        )
     sources: dict[str, ImageSource]
     if source == "digits":
         sources = {split: DigitsSource(name) for split, name in names.items()}
@@ -211,20 +220,30 @@ def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> N
         logger.warning("%s; they count as wrong", text)
 
 
-def _images_below(root: Path, folder: Path, *, recurse: bool = True) -> tuple[list[str], int]:
-    """Images below a folder, as paths relative to `root`, and how many other files there are."""
+def _images_below(root: Path, folder: Path, *, recurse: bool = True) -> tuple[list[str], list[int], int]:
+    """Images below a folder, as paths relative to `root`, their sizes, and how many other files there are."""
     found: list[str] = []
+    sizes: list[int] = []
     ignored = 0
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(files):
             if name.lower().endswith(EXTENSIONS):
-                found.append(os.path.relpath(os.path.join(parent, name), root))  # noqa: PTH118 (a million times)
+                path = os.path.join(parent, name)  # noqa: PTH118 (a million times)
+                found.append(os.path.relpath(path, root))
+                sizes.append(_size(path))
             elif not name.startswith("."):
                 ignored += 1
         if not recurse:
             break
-    return found, ignored
+    return found, sizes, ignored
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 (a million times)
+    except OSError:  # a broken link: reading it will say so
+        return -1
 
 
 def _torchvision_split(factory: Any, name: str, root: Path, split: str) -> Any:
@@ -239,12 +258,19 @@ def _torchvision_split(factory: Any, name: str, root: Path, split: str) -> Any:
             raise DataError(f"{name} has the splits train and test; got {split!r}")
     elif "split" in parameters:
         options["split"] = split
+    else:
+        raise DataError(
+            f"torchvision's {name} has no splits, so train and val would be the same images. Put its images into "
+            f"folders, train/<class>/ and val/<class>/, and use data.source=folder."
+        )
     if "download" in parameters:
         options["download"] = False
     try:
         return factory(root, **options)
     except ValueError as error:
         raise DataError(f"{name} has no split {split!r}: {error}") from error
+    except TypeError as error:
+        raise DataError(f"torchvision's {name} needs more than a folder and a split: {error}") from error
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"{root}: the files of torchvision's {name} are not there ({error}). Put them there, for instance with "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from extract.pooling import pool
-from extract.trunks import ModelError, aliases_of, build_trunk, is_channels_last, resolve_tap
+from extract.trunks import ModelError, aliases_of, build_trunk, channel_axis, resolve_tap
 from store import LayerInfo, LayerSpec
 
 
@@ -54,7 +54,6 @@ class TappedTrunk:
         self.trunk = trunk
         self.name = name
         self._taps = [_Tap(spec, *resolve_tap(trunk, name, spec.tap)) for spec in layers]
-        self._channels_last = is_channels_last(name)
         self._runs: Counter[str] = Counter()
         self._last = ""
 
@@ -147,7 +146,7 @@ class TappedTrunk:
         if tap.flatten:
             output = output.flatten(1)
         try:
-            return pool(output, tap.spec.pooling, channels_last=self._channels_last)
+            return pool(output, tap.spec.pooling, channel_axis=channel_axis(self.name, tap.module))
         except ValueError as error:
             raise ModelError(f"{self.name}: layer {tap.spec.name} cannot be pooled: {error}") from error
 
@@ -194,7 +193,7 @@ def list_taps(name: str, options: Mapping[str, Any] | None = None, *, image_size
     with _hooks(trunk, paths, note), torch.inference_mode():
         try:
             trunk(torch.zeros(1, 3, image_size, image_size))
-        except RuntimeError as error:
+        except Exception as error:  # models raise builtin errors of many kinds
             raise ModelError(f"{name} cannot run on images of {image_size} x {image_size} pixels: {error}") from error
     aliases: dict[str, list[str]] = {}
     for alias, path in aliases_of(name).items():

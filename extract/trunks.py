@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +48,16 @@ ALIASES: Mapping[str, Mapping[str, str]] = {
 }
 """VISSL's names of taps, by the beginning of the trunk's name. VISSL's `conv1` is after batch norm and ReLU."""
 
-CHANNELS_LAST = ("swin",)
-"""Trunks whose four-dimensional activations are (B, H, W, C)."""
+CHANNEL_AXES: Mapping[str, tuple[tuple[str, int | None], ...]] = {
+    "swin": ((r"features\.0\.0|permute|avgpool", 1), (r".*\.(attn|mlp)\..*", None), (r".*", 3)),
+    "convnext": ((r".*\.block\.[1-5]", 3), (r".*", 1)),
+    "maxvit": ((r".*_attention\..*", None), (r".*", 1)),
+}
+"""Where the channels of a four-dimensional activation are, by the beginning of the trunk's name: the first pattern that
+matches the tap's path counts. None is not known: windows of positions, say. Other trunks have them in axis 1."""
+
+NEEDS_TRANSFORM_INPUT = ("googlenet", "inception_v3")
+"""Trunks whose torchvision weights expect the input to be rescaled by the model itself."""
 
 
 def trunk_names() -> list[str]:
@@ -69,13 +77,13 @@ def build_trunk(name: str, options: Mapping[str, Any] | None = None, *, seed: in
         raise ModelError(f"unknown trunk {name!r}. {nearest(name, trunk_names())}")
     builder = torchvision.models.get_model_builder(name)
     options = dict(options or {})
-    if "init_weights" in inspect.signature(inspect.unwrap(builder)).parameters:
-        options.setdefault("init_weights", True)
+    if name in NEEDS_TRANSFORM_INPUT:
+        options.setdefault("init_weights", True)  # torchvision warns where it is not said
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             trunk: nn.Module = builder(weights=None, **options)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # constructors raise builtin errors of many kinds
             raise ModelError(f"{name} cannot be built with model.options={options}: {error}") from error
     return trunk.eval().requires_grad_(False)
 
@@ -103,6 +111,7 @@ def aliases_of(name: str) -> Mapping[str, str]:
     return next((aliases for start, aliases in ALIASES.items() if name.startswith(start)), {})
 
 
-def is_channels_last(name: str) -> bool:
-    """Whether a trunk's maps have their channels in the last axis."""
-    return name.startswith(CHANNELS_LAST)
+def channel_axis(name: str, path: str) -> int | None:
+    """Axis of the channels in a four-dimensional activation of a tap, counting the batch; None if it is not known."""
+    patterns = next((axes for start, axes in CHANNEL_AXES.items() if name.startswith(start)), ((r".*", 1),))
+    return next(axis for pattern, axis in patterns if re.fullmatch(pattern, path))

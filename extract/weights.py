@@ -138,7 +138,9 @@ def load_strictly(trunk: nn.Module, state: Mapping[str, Tensor], *, used: set[st
     faults = [name for name in missing + reshaped if name.rpartition(".")[0] in used]
     if faults:
         raise WeightsError(_does_not_fit(wanted, state, missing, reshaped, where))
-    trunk.load_state_dict(fitting, strict=False)
+    filled = trunk.state_dict()  # with its metadata, which some models ask for
+    filled.update(fitting)
+    trunk.load_state_dict(filled)
     unexpected = [name for name in state if name not in wanted and not name.endswith("num_batches_tracked")]
     return LoadReport(
         loaded=len(fitting), missing=tuple(missing), unexpected=tuple(unexpected), reshaped=tuple(reshaped)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +21,7 @@ from extract.loading import default_workers
 from extract.sources import ImageSource, open_sources
 from extract.taps import TappedTrunk
 from extract.transform import Transform
-from extract.trunks import ModelError, build_trunk
+from extract.trunks import NEEDS_TRANSFORM_INPUT, ModelError, build_trunk
 from extract.weights import (
     WeightsError,
     download,
@@ -75,13 +76,18 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, progress: Progress) 
         on_class_fault=data.on_class_fault,
     )
     transform = choose_transform(pipeline)
-    trunk = build_trunk(pipeline.model.trunk, pipeline.model.options, seed=pipeline.weights.random_seed or 0)
+    options = model_options(pipeline)
+    trunk = build_trunk(pipeline.model.trunk, options, seed=pipeline.weights.random_seed or 0)
     taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
     image = _blank_image(sources, transform)
     layers = taps.probe(image)
     weights, notes = _fill(trunk, taps, image, pipeline)
     device = _device(settings.device)
-    manifest = _manifest(pipeline, sources, transform, layers, weights, notes)
+    if device.type == "cuda" and settings.precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
+        torch.backends.cuda.matmul.allow_tf32 = False
+    chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
+    manifest = _manifest(pipeline, sources, transform, options, chunk_rows, weights, notes)
     path = pipeline.store / pipeline.name
     features = FeatureSet.open_or_create(
         path, manifest, {split: source.rows for split, source in sources.items()}, overwrite=overwrite
@@ -112,6 +118,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, progress: Progress) 
                     precision=settings.precision,
                     workers=default_workers(sources) if settings.workers is None else settings.workers,
                     on_error=data.on_error,
+                    image_size=(image.shape[2], image.shape[3]),
                     on_rows=on_rows,
                 )
     return ExtractionReport(
@@ -125,17 +132,28 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, progress: Progress) 
 
 
 def choose_transform(pipeline: Pipeline) -> Transform:
-    """The pipeline's own transform, or that of torchvision's weights, or the usual one of ImageNet."""
-    if pipeline.transform is None and pipeline.weights.torchvision is not None:
+    """What the pipeline says of the transform; the rest from torchvision's weights, or as is usual for ImageNet."""
+    chosen = (pipeline.transform or TransformConfig()).model_dump()
+    if pipeline.weights.torchvision is not None:
         preset = torchvision_weights(pipeline.model.trunk, pipeline.weights.torchvision).transforms()
-        return Transform(
-            resize=preset.resize_size[0],
-            crop=preset.crop_size[0],
-            interpolation=preset.interpolation.value,
-            mean=tuple(preset.mean),
-            std=tuple(preset.std),
-        )
-    return Transform(**(pipeline.transform or TransformConfig()).model_dump())
+        of_the_weights = {
+            "resize": preset.resize_size[0],
+            "crop": preset.crop_size[0],
+            "interpolation": preset.interpolation.value,
+            "mean": tuple(preset.mean),
+            "std": tuple(preset.std),
+        }
+        said = pipeline.transform.model_fields_set if pipeline.transform else set()
+        chosen |= {name: value for name, value in of_the_weights.items() if name not in said}
+    return Transform(**chosen)
+
+
+def model_options(pipeline: Pipeline) -> dict[str, Any]:
+    """Options of the trunk's constructor, with those that its weights imply."""
+    options = dict(pipeline.model.options)
+    if pipeline.weights.torchvision is not None and pipeline.model.trunk in NEEDS_TRANSFORM_INPUT:
+        options.setdefault("transform_input", True)
+    return options
 
 
 def _fill(
@@ -181,45 +199,50 @@ def _manifest(
     pipeline: Pipeline,
     sources: dict[str, ImageSource],
     transform: Transform,
-    layers: dict[str, LayerInfo],
+    options: dict[str, Any],
+    rows_per_chunk: int,
     weights: dict[str, Any],
     notes: dict[str, Any],
 ) -> Manifest:
-    batch_size = pipeline.extract.batch_size
-    splits = {split: source.rows.info() for split, source in sources.items()}
-    itemsize = {"float32": 4, "float16": 2}[pipeline.storage.dtype]
-    rows_per_chunk = pipeline.storage.rows_per_chunk
-    path = pipeline.store / pipeline.name
-    if rows_per_chunk is None and (path / "zarr.json").is_file():
-        rows_per_chunk = FeatureSet.open(path).manifest.rows_per_chunk  # chosen when it was made
-    elif rows_per_chunk is None:
-        rows_per_chunk = rows_per_chunk_for(
-            num_rows=max(split.num_rows for split in splits.values()),
-            batch_size=batch_size,
-            bytes_per_row=max(info.dim for info in layers.values()) * itemsize,
-        )
-    elif rows_per_chunk % batch_size:
-        raise BenchError(
-            f"storage.rows_per_chunk must be a multiple of extract.batch_size, so that a chunk is always cut into the "
-            f"same batches; got {rows_per_chunk} and {batch_size}"
-        )
     return Manifest(
         made_from={
-            "model": {"trunk": pipeline.model.trunk, "options": dict(pipeline.model.options)},
+            "model": {"trunk": pipeline.model.trunk, "options": options},
             "weights": weights,
             "transform": transform.describe(),
-            "extract": {"precision": pipeline.extract.precision, "batch_size": batch_size},
+            "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
         },
         dtype=pipeline.storage.dtype,
         compression=pipeline.storage.compression,
         rows_per_chunk=rows_per_chunk,
-        splits=splits,
+        splits={split: source.rows.info() for split, source in sources.items()},
         software={
             "python": platform.python_version(),
             **{package: version(package) for package in ("featbench", "torch", "torchvision", "pillow", "zarr")},
         },
         notes=notes,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _rows_per_chunk(
+    pipeline: Pipeline, sources: dict[str, ImageSource], layers: dict[str, LayerInfo], *, overwrite: bool
+) -> int:
+    """Rows of a chunk: as asked for, as the feature set has it, or as suits the layers."""
+    asked, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
+    path = pipeline.store / pipeline.name
+    if asked is not None and asked % batch_size:
+        raise BenchError(
+            f"storage.rows_per_chunk must be a multiple of extract.batch_size, so that a chunk is always cut into the "
+            f"same batches; got {asked} and {batch_size}"
+        )
+    if asked is not None:
+        return asked
+    if path.exists() and not overwrite:
+        return FeatureSet.open(path).manifest.rows_per_chunk
+    return rows_per_chunk_for(
+        num_rows=max(len(source.rows.labels) for source in sources.values()),
+        batch_size=batch_size,
+        bytes_per_row=max(info.dim for info in layers.values()) * np.dtype(pipeline.storage.dtype).itemsize,
     )
 
 
@@ -243,7 +266,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise ModelError(f"device {name!r} can't be used: it must be cpu, cuda or mps. Try --device cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {name!r} can't be used: {str(error).splitlines()[0]}. Try --device cpu") from error
     return device
 

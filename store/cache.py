@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import zarr
 
 from store import arrays
 from store.durable import PARTIAL, DurableStore, sync_folder
+from store.errors import StoreError
 from store.feature_set import FeatureSet
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ ROWS_PER_CHUNK = 16_384
 def save_cached(
     features: FeatureSet, kind: str, key: str, values: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]
 ) -> None:
-    """Keep arrays and facts under `kind/key`, replacing what was there.
+    """Keep arrays and facts under `kind/key`, replacing what was there; where that can't be, warn and go on.
 
     Parameters
     ----------
@@ -44,22 +47,28 @@ def save_cached(
         Whatever JSON can hold.
     """
     final = features.path / kind / key
-    partial = final.with_name(f".{key}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = final.with_name(f".{key}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        _write(partial, values, facts)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_folder(final.parent)
+    except (OSError, StoreError) as error:
+        # The results are right without it; another process may also have kept the same at this moment.
+        logger.warning("%s: not kept for later: %s", final, error)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, values: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> None:
     digests = {name: _digest(value) for name, value in values.items()}
-    zarr.create_group(DurableStore(partial), attributes={"facts": dict(facts), "sha256": digests})
+    zarr.create_group(DurableStore(folder), attributes={"facts": dict(facts), "sha256": digests})
     for name, value in values.items():
+        rows_per_chunk = max(1, min(ROWS_PER_CHUNK, len(value)))
         array = arrays.create_array(
-            partial,
-            name,
-            shape=value.shape,
-            rows_per_chunk=max(1, min(ROWS_PER_CHUNK, len(value))),
-            dtype=str(value.dtype),
+            folder, name, shape=value.shape, rows_per_chunk=rows_per_chunk, dtype=str(value.dtype)
         )
         arrays.write_rows(array, 0, value)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    sync_folder(final.parent)
 
 
 def load_cached(features: FeatureSet, kind: str, key: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:

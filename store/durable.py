@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,12 +69,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_partials(folder: Path) -> int:
-    """Remove what killed runs left half-written below `folder`; return how many files."""
-    leftovers = [path for path in folder.rglob(f"*{PARTIAL}") if path.is_file()]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
+def sweep_partials(folder: Path, *, older_than: float | None = None) -> int:
+    """Remove half-written files and folders below `folder`, or those last changed before a time; return how many."""
+    count = 0
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(parent) / name
+            if not name.endswith(PARTIAL):
+                continue
+            with suppress(FileNotFoundError):  # its writer was faster
+                if older_than is None or path.stat().st_mtime < older_than:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    count += 1
+        folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
+    return count
 
 
 class DurableStore(LocalStore):

@@ -9,9 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
+import time
+import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +26,7 @@ import numpy.typing as npt
 import zarr
 
 from store import arrays, journal
-from store.durable import PARTIAL, DurableStore, sweep_partials, sync_folder, write_durably
+from store.durable import PARTIAL, DurableStore, cannot_write, sweep_partials, sync_folder, write_durably
 from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, nearest
 from store.journal import Journal, Record
 from store.layers import LayerSpec
@@ -30,6 +34,11 @@ from store.layout import Grid
 from store.lock import only_writer
 from store.manifest import REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
 from store.reader import LayerReader, checked_rows
+
+logger = logging.getLogger(__name__)
+
+MAX_CHUNK_BYTES = 2**30
+"""A chunk is held in memory whole, more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +53,26 @@ class SplitRows:
 
     class_names: tuple[str, ...]
 
+    sizes: Sequence[int] = ()
+    """Bytes of each image's file, where there are files: other images under the same names are noticed by them."""
+
     def info(self) -> SplitInfo:
-        """Return the summary that the manifest keeps."""
+        """Return the summary that the manifest keeps.
+
+        Raises
+        ------
+        StoreError
+            If two classes have one name.
+        """
+        twice = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if twice:
+            raise StoreError(
+                f"two classes are called {twice[0]!r}; classes are told apart by their names, so rename one"
+            )
         listing = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
-            listing.update(f"{label}\t{path}\n".encode("utf-8", "surrogateescape"))
+        sizes: Sequence[int | str] = self.sizes or [""] * len(self.paths)
+        for path, label, size in zip(self.paths, self.labels.tolist(), sizes, strict=True):
+            listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
         return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())
 
 
@@ -100,10 +124,20 @@ class FeatureSet:
     @classmethod
     def create(cls, path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
         """Create an empty feature set, with labels, paths and class names, absent or complete."""
-        if path.exists():
-            raise StoreError(f"{path}: exists already")
-        partial = path.with_name(f".{path.name}{PARTIAL}")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        try:
+            partial.mkdir(parents=True)
+            made = cls._fill(partial, manifest, splits)
+            partial.rename(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise StoreError(cannot_write(path, error)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls(path, made.manifest)
+
+    @classmethod
+    def _fill(cls, partial: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
         made = cls(partial, manifest)
         made._write_group("", {})
         metadata = {}
@@ -125,9 +159,7 @@ class FeatureSet:
                 metadata[f"{split}/{name}"] = made._metadata_digest(f"{split}/{name}")
             made._write_listing(split, rows)
         made._save(dataclasses.replace(manifest, metadata=metadata))
-        partial.rename(path)
-        sync_folder(path.parent)
-        return cls(path, made.manifest)
+        return made
 
     @classmethod
     def open_or_create(
@@ -141,9 +173,13 @@ class FeatureSet:
             If there is one made with other settings; the message lists what differs.
         """
         if overwrite and path.exists():
-            cls.open(path).remove()
+            cls(path, manifest).remove()  # not opened: it may be damaged
         if not path.exists():
-            return cls.create(path, manifest, splits)
+            try:
+                return cls.create(path, manifest, splits)
+            except StoreError:
+                if not path.exists():  # otherwise another process was faster
+                    raise
         existing = cls.open(path)
         faults = differences(existing.manifest, manifest)
         if faults:
@@ -159,22 +195,29 @@ class FeatureSet:
 
     def remove(self) -> None:
         """Delete the feature set, name first, so that no half of it is ever found under its name."""
-        with self.lock():
-            doomed = self.path.with_name(f".{self.path.name}.removed{PARTIAL}")
-            shutil.rmtree(doomed, ignore_errors=True)
+        doomed = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with self.lock() if self.journals.is_dir() else nullcontext():
             self.path.rename(doomed)
         shutil.rmtree(doomed)
 
     def add_layers(self, layers: Mapping[str, LayerInfo]) -> FeatureSet:
-        """Create the arrays of layers that are not there yet; return the feature set with them.
+        """Create the arrays of layers that are not there yet; return the feature set. Call it under the lock.
 
         Raises
         ------
         MismatchError
             If a layer of that name exists with another tap, pooling or shape.
         """
+        self.manifest = self.open(self.path).manifest  # another process may have added layers before we had the lock
         have = self.manifest.layers
         for name, info in layers.items():
+            size = info.dim * self.manifest.rows_per_chunk * np.dtype(self.manifest.dtype).itemsize
+            if name not in have and size > MAX_CHUNK_BYTES:
+                raise StoreError(
+                    f"{self.path}: a chunk of layer {name!r} would take {size / 2**30:.1f} GiB, more than "
+                    f"{MAX_CHUNK_BYTES / 2**30:.0f}: {self.manifest.rows_per_chunk} rows of {info.dim:,} numbers. "
+                    f"Pool it, or extract it into another --name with a smaller storage.rows_per_chunk."
+                )
             if name in have and have[name] != info:
                 raise MismatchError(
                     f"{self.path}: layer {name!r} exists as {_describe(have[name])}, you ask for {_describe(info)}. "
@@ -183,6 +226,11 @@ class FeatureSet:
         new = {name: info for name, info in layers.items() if name not in have}
         if not new:
             return self
+        arrays_to_be = tuple(f"{split}/{name}/" for split in self.manifest.splits for name in new)
+        self.refresh()
+        if any(key.startswith(arrays_to_be) for key in self.records):
+            journal.rewrite_journals(self.journals, keep=lambda record: not record.key.startswith(arrays_to_be))
+            self.refresh()
         metadata = dict(self.manifest.metadata)
         for name, info in new.items():
             for split, rows in self.manifest.splits.items():
@@ -204,8 +252,15 @@ class FeatureSet:
         return only_writer(self.journals / "lock")
 
     def sweep(self) -> int:
-        """Remove what killed runs left half-written; call it under the lock."""
-        return sweep_partials(self.path)
+        """Remove what killed runs left half-written, and return how much; call it under the lock.
+
+        What stage two may be writing at this moment is left alone while it is young.
+        """
+        folders = [self.journals, *(self.path / split for split in self.manifest.splits)]
+        kept_by_stage_two = [self.path / kind for kind in ("neighbours", "clusters", "results")]
+        return sum(map(sweep_partials, folders)) + sum(
+            sweep_partials(folder, older_than=time.time() - 3600) for folder in kept_by_stage_two
+        )
 
     # ---------------------------------------------------------------- what is in it
 
@@ -235,7 +290,7 @@ class FeatureSet:
         return self.manifest.splits[split]
 
     def layer_info(self, name: str) -> LayerInfo:
-        """Facts of one layer, by its name or as it was asked for (`res4:AvgPool2d(8,3,0)`)."""
+        """Facts of one layer, by its name."""
         if name not in self.manifest.layers:
             have = self.manifest.layers
             raise StoreError(
@@ -264,6 +319,13 @@ class FeatureSet:
     def valid(self, split: str) -> npt.NDArray[np.bool_]:
         """Shape (N,): False where the image could not be read."""
         return self._small_array(split, "valid").astype(np.bool_)
+
+    def valid_chunk(self, split: str, chunk: int) -> npt.NDArray[np.bool_]:
+        """The part of `valid` that belongs to one chunk, which must have been written."""
+        record = self.records[self.chunk_keys(split, "valid")[chunk]]
+        rows = self.grid(split).rows(chunk)
+        array = open_checked(self, f"{split}/valid")
+        return checked_rows(self.path, array, record, rows, chunk=chunk, cure=self._cure()).astype(np.bool_)
 
     def layer(self, split: str, name: str) -> LayerReader:
         """Open a layer for reading; refuses one that is incomplete.
@@ -395,8 +457,8 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
             if not path.name.startswith(".") and (path / "zarr.json").is_file():
                 try:
                     yield FeatureSet.open(path)
-                except StoreError:
-                    continue
+                except StoreError as error:
+                    logger.warning("%s", error)
 
 
 def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:

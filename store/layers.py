@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from store.errors import StoreError, nearest
 
-RESERVED = ("labels", "paths", "valid")
-"""Arrays of a split that are not layers."""
+RESERVED = ("labels", "paths", "valid", "zarr.json")
+"""What else lies in a split's group."""
 
 Pair = tuple[int, int]
 
@@ -119,7 +119,10 @@ class LayerSpec:
             if isinstance(pooling, str):
                 return _named(tap, Pooling.of(pooling))
             if isinstance(pooling, Sequence) and 1 <= len(pooling) <= 2:
-                return _named(tap, Pooling.of(pooling[0], pooling[1] if len(pooling) == 2 else []))
+                arguments = pooling[1] if len(pooling) == 2 else []
+                return _named(
+                    tap, Pooling.of(pooling[0], arguments if isinstance(arguments, Sequence) else [arguments])
+                )
         raise StoreError(
             f"a layer is written as 'res4', 'res4:AvgPool2d(8,3,0)' or [res4, [AvgPool2d, [[8, 8], 3, 0]]]; "
             f"got {spec!r}"
@@ -151,9 +154,7 @@ def layers_of(specs: Sequence[object]) -> tuple[LayerSpec, ...]:
 
 
 def _parse(text: str) -> LayerSpec:
-    match = re.fullmatch(
-        r"(?:(?P<name>[^=:()]+)=)?(?P<tap>[^=:()]+)(?::(?P<op>\w+)(?:\((?P<args>.*)\))?)?", text.strip()
-    )
+    match = _LAYER.fullmatch(text.strip())
     if match is None:
         raise StoreError(f"cannot read the layer {text!r}: write TAP, TAP:POOLING(ARGS) or NAME=TAP:POOLING(ARGS)")
     pooling = Pooling.of(match["op"], _arguments(match["args"] or "", text)) if match["op"] else None
@@ -164,7 +165,7 @@ def _arguments(text: str, layer: str) -> list[object]:
     arguments: list[object] = []
     for part in re.findall(r"[\[(][^\])]*[\])]|[^,\s]+", text):
         numbers = re.findall(r"[^\s,\[\]()x]+", part)
-        if not numbers or not all(number.lstrip("-").isdigit() for number in numbers):
+        if not numbers or not all(re.fullmatch(r"-?[0-9]+", number) for number in numbers):
             raise StoreError(f"layer {layer!r}: {part!r} is not a number or a pair of numbers")
         arguments.append([int(number) for number in numbers] if len(numbers) > 1 else int(numbers[0]))
     return arguments

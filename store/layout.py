@@ -94,14 +94,14 @@ def share(work: Sequence[T], *, rank: int, world_size: int) -> Sequence[T]:
 
 
 def rows_per_chunk_for(*, num_rows: int, batch_size: int, bytes_per_row: int, wanted: int = 1024) -> int:
-    """Choose the rows of a chunk: `wanted`, less where rows are large or few, always whole batches.
+    """Choose the rows of a chunk: `wanted`, less where rows are large or few; whole batches, or the whole split.
 
     Parameters
     ----------
     num_rows : int
         Rows of the larger split; a chunk need not be larger.
     batch_size : int
-        The result is a multiple of it.
+        The result is a multiple of it, or `num_rows`.
     bytes_per_row : int
         Size of one row of the largest layer; a chunk of it stays below `BYTES_PER_CHUNK` if a batch does.
     wanted : int
@@ -112,8 +112,8 @@ def rows_per_chunk_for(*, num_rows: int, batch_size: int, bytes_per_row: int, wa
     >>> rows_per_chunk_for(num_rows=1_281_167, batch_size=64, bytes_per_row=8192)
     1024
     >>> rows_per_chunk_for(num_rows=100, batch_size=64, bytes_per_row=8192)
-    128
+    100
     """
     whole_split = -(-num_rows // batch_size)
     fitting = BYTES_PER_CHUNK // (bytes_per_row * batch_size)
-    return batch_size * max(1, min(wanted // batch_size, whole_split, fitting))
+    return min(num_rows, batch_size * max(1, min(wanted // batch_size, whole_split, fitting)))

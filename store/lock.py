@@ -1,11 +1,12 @@
 """One extraction at a time into one feature set.
 
-A small file names who is writing. It is taken over when that process no longer exists on this
-host; a live one, or one on another host, is refused by name.
+The lock is the operating system's (flock), so it ends with the process that holds it, however that
+ends; the file beside it only names the holder. It stays when the lock is released.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -17,6 +18,9 @@ from pathlib import Path
 from store.durable import cannot_write
 from store.errors import StoreError
 
+PATIENCE_S = 15.0
+"""How long the loading processes of a killed extraction may take to notice, and let go of what they inherited."""
+
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
@@ -25,60 +29,58 @@ def only_writer(path: Path) -> Iterator[None]:
     Raises
     ------
     StoreError
-        If another process holds it.
+        If another process holds it; the message names its host, pid and age.
     """
-    owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
     try:
-        _take(path, owner)
-    except FileExistsError:
-        _refuse_a_living_owner(path)
-        path.unlink(missing_ok=True)
-        try:
-            _take(path, owner)
-        except FileExistsError:
-            _refuse_a_living_owner(path)
-            raise
+        file = path.open("a+")
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
-    try:
+    with file:
+        deadline = time.monotonic() + PATIENCE_S
+        while not _try(file.fileno()):
+            if _is_alive(path) or time.monotonic() > deadline:
+                raise StoreError(_taken(path))
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
+        file.flush()
         yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
-def _take(path: Path, owner: str) -> None:
-    # Written aside and linked into place: the lock appears whole or not at all, and only if there is none.
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(owner)
+def _try(descriptor: int) -> bool:
     try:
-        os.link(aside, path)
-    finally:
-        aside.unlink()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _refuse_a_living_owner(path: Path) -> None:
-    """Return if the owner is dead for certain."""
+def _holder(path: Path) -> tuple[str, int, float] | None:
     try:
-        owner = json.loads(path.read_text())
-        host, pid, since = str(owner["host"]), int(owner["pid"]), float(owner["since"])
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not a lock file. If no extraction is running, delete it.") from error
-    if host == socket.gethostname() and not _alive(pid):
-        return
-    minutes = (time.time() - since) / 60
-    raise StoreError(
-        f"{path.parent.parent}: another extraction is writing to it: process {pid} on {host}, for {minutes:.0f} min. "
-        f"Wait for it or stop it; if it is gone for certain, delete {path}."
-    )
+        holder = json.loads(path.read_text())
+        return str(holder["host"]), int(holder["pid"]), float(holder["since"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(path: Path) -> bool:
+    """Whether the holder may still be running; one on another host, or unknown, may."""
+    holder = _holder(path)
+    if holder is None or holder[0] != socket.gethostname():
+        return True
     try:
-        os.kill(pid, 0)
+        os.kill(holder[1], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
     return True
+
+
+def _taken(path: Path) -> str:
+    holder = _holder(path)
+    who = "by an unknown process"
+    if holder is not None:
+        host, pid, since = holder
+        who = f"by process {pid} on {host}, for {(time.time() - since) / 60:.0f} min"
+    return f"{path.parent.parent}: another extraction is writing to it: {who}. Wait for it, or stop it."

@@ -69,6 +69,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
         array = open_checked(features, f"{split}/{name}")
     except StoreError:
         return  # reported with the metadata
+    usable = _usable(features, split) if name in features.manifest.layers else None
     for chunk, key in enumerate(keys):
         if key not in features.records:
             continue
@@ -78,9 +79,8 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
         except StoreError as error:
             yield Fault(where=f"{split}/{name} chunk {chunk}", what=str(error).rstrip(), key=key)
             continue
-        if name in features.manifest.layers:
-            usable = _usable(features, split)[rows.start : rows.stop]
-            bad = usable & ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
+        if usable is not None:
+            bad = usable[rows.start : rows.stop] & ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
             if bad.any():
                 first = rows.start + int(np.flatnonzero(bad)[0])
                 yield Fault(
@@ -98,7 +98,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
 
 
 def _usable(features: FeatureSet, split: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Rows that must be finite; all of them while it is not known which could be read."""
+    """Rows that must be finite; none while it is not known which images could be read, a fault of its own."""
     try:
         return features.valid(split)
     except StoreError:

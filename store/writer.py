@@ -64,21 +64,27 @@ class ChunkWriter:
     def _as_stored(
         self, work: Work, layer: str, rows: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
     ) -> npt.NDArray[Any]:
-        dtype = np.dtype(self._features.manifest.dtype)
-        start = self._features.grid(work.split).rows(work.chunk).start
-        flat = rows.reshape(len(rows), -1)
-        self._refuse(work, layer, start, valid & ~np.isfinite(flat).all(axis=1), "NaN or infinite values", NOT_FINITE)
-        if dtype == np.float16:
-            too_large = (
-                np.abs(flat, where=valid[:, None], out=np.zeros_like(flat)).max(axis=1) > np.finfo(np.float16).max
+        chunk = self._features.grid(work.split).rows(work.chunk)
+        expected = (len(chunk), *self._features.layer_info(layer).shape)
+        if rows.shape != expected:  # Zarr would cut off what does not fit, without a word
+            raise StoreError(
+                f"{self._features.path}: layer {layer!r} of {work.split} chunk {work.chunk} has shape {rows.shape}, "
+                f"expected {expected}. The chunk was not written."
             )
-            self._refuse(work, layer, start, too_large, "values beyond float16's 65,504", "Use `--dtype float32`.")
-        stored = rows.astype(dtype)
+        flat = rows.reshape(len(rows), -1)
+        self._refuse(work, layer, valid & ~np.isfinite(flat).all(axis=1), "NaN or infinite values", NOT_FINITE)
+        with np.errstate(over="ignore"):
+            stored = rows.astype(self._features.manifest.dtype)
+        kept = stored.reshape(len(rows), -1)
+        dtype = self._features.manifest.dtype
+        self._refuse(work, layer, valid & ~np.isfinite(kept).all(axis=1), f"values beyond {dtype}'s largest", TOO_LARGE)
+        vanished = valid & ~kept.any(axis=1) & flat.any(axis=1)
+        self._refuse(work, layer, vanished, f"only values below {dtype}'s smallest", TOO_LARGE)
         stored[~valid] = np.nan
         return stored
 
-    def _refuse(self, work: Work, layer: str, start: int, bad: npt.NDArray[np.bool_], what: str, cure: str) -> None:
-        rows = start + np.flatnonzero(bad)
+    def _refuse(self, work: Work, layer: str, bad: npt.NDArray[np.bool_], what: str, cure: str) -> None:
+        rows = self._features.grid(work.split).rows(work.chunk).start + np.flatnonzero(bad)
         if len(rows):
             paths = self._features.paths(work.split)
             named = ", ".join(f"{row} ({paths[row]})" for row in rows[:3].tolist()) + (", ..." if len(rows) > 3 else "")
@@ -88,8 +94,8 @@ class ChunkWriter:
             )
 
     def _compare_valid(self, work: Work, valid: npt.NDArray[np.bool_]) -> None:
-        rows = self._features.grid(work.split).rows(work.chunk)
-        changed = rows.start + np.flatnonzero(self._features.valid(work.split)[rows.start : rows.stop] != valid)
+        start = self._features.grid(work.split).rows(work.chunk).start
+        changed = start + np.flatnonzero(self._features.valid_chunk(work.split, work.chunk) != valid)
         if len(changed):
             path = self._features.paths(work.split)[changed[0]]
             raise StoreError(
@@ -105,4 +111,5 @@ class ChunkWriter:
         return self._arrays[key]
 
 
+TOO_LARGE = "Use `--dtype float32`; if it is float32 already, scale the features."
 NOT_FINITE = "The model overflows or its weights are damaged: try `--precision float32`, and check the weights."

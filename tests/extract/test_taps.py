@@ -123,14 +123,34 @@ def test_regnets_and_squeezenets_have_taps(images):
     assert ("layer3", ("res4",)) in {(tap.name, tap.aliases) for tap in list_taps("resnet18", image_size=64)}
 
 
-def test_swins_channels_are_found_where_they_are():
-    """Its maps are (B, H, W, C): a mean over the last two axes would mix channels."""
-    images = torch.rand(1, 3, 224, 224)
-    trunk = build_trunk("swin_t", {})
-    layers = tapped(trunk, "swin_t", ["features.1", "avgpool"], images)
-    assert layers["features.1"].shape == (1, 96)
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("swin_t", {"features.0.0": 96, "features.0": 96, "features.1": 96, "features.7": 768, "norm": 768}),
+        ("swin_t", {"permute": 768, "avgpool": 768, "flatten": 768}),
+        ("convnext_tiny", {"features.0": 96, "features.1.0.block.0": 96, "features.1.0.block.2": 96}),
+        ("convnext_tiny", {"features.1.0.block.3": 384, "features.1.0.block.6": 96, "features.7": 768, "avgpool": 768}),
+    ],
+)
+def test_channels_are_found_where_they_are(name, dims):
+    """Some maps are (B, H, W, C): a mean over the last two axes would mix channels."""
+    image = torch.rand(1, 3, 224, 224)
+    trunk = build_trunk(name)
+    layers = tapped(trunk, name, list(dims), image)
+    assert {layer: values.shape[1] for layer, values in layers.items()} == dims
     with torch.inference_mode():
-        assert torch.allclose(layers["features.1"], trunk.features[:2](images).mean((1, 2)), atol=1e-6)
+        features = trunk.features[:2](image)
+    axes = (1, 2) if name == "swin_t" else (2, 3)
+    expected = tapped(trunk, name, ["features.1"], image)["features.1"]
+    assert torch.allclose(expected, features.mean(axes), atol=1e-6)
+
+
+def test_a_map_of_unknown_axes_is_refused_but_for_identity():
+    image = torch.rand(1, 3, 224, 224)
+    tap = "blocks.0.layers.0.layers.window_attention.attn_layer.1.to_qkv"
+    with pytest.raises(ModelError, match="not known which of its axes"):
+        TappedTrunk(build_trunk("maxvit_t"), name="maxvit_t", layers=layers_of([tap])).probe(image)
+    assert tapped(build_trunk("maxvit_t"), "maxvit_t", [f"{tap}:Identity"], image)
 
 
 def test_only_what_the_layers_need_counts_as_used(resnet, images):
@@ -192,12 +212,12 @@ def test_an_unknown_trunk_or_option_is_refused(name, options, message):
         ("Identity()", nn.Identity()),
     ],
 )
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_poolings_are_torchs_modules_of_that_name(text, module, channels_last):
+@pytest.mark.parametrize("axis", [1, 3])
+def test_poolings_are_torchs_modules_of_that_name(text, module, axis):
     activation = torch.rand(2, 5, 7, 6)
-    given = activation.permute(0, 2, 3, 1) if channels_last else activation
     pooling = LayerSpec.of(f"x:{text}").pooling
-    assert torch.equal(pool(given, pooling, channels_last=channels_last), module(activation))
+    given = activation.permute(0, 2, 3, 1) if axis == 3 and pooling.op != "Identity" else activation
+    assert torch.equal(pool(given, pooling, channel_axis=axis), module(activation))
 
 
 def test_default_pooling_is_the_mean_of_maps_and_tokens():

@@ -129,7 +129,7 @@ def test_a_layers_name_cannot_be_given_to_another_tap(tmp_path, arrays):
 def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path, arrays):
     features, labels = arrays
     features["val"]["res5"][4, 2] = 70_000
-    with pytest.raises(StoreError, match=r"'res5'.*float16.*row 4 \(val/4\.jpg\).*--dtype float32"):
+    with pytest.raises(StoreError, match=r"'res5' has values beyond float16.*row 4 \(val/4\.jpg\).*--dtype float32"):
         make_features(tmp_path / "f", features, labels, dtype="float16")
 
 
@@ -197,8 +197,7 @@ def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_pa
         holder.kill()
         holder.wait()
     with made.lock():
-        assert (made.journals / "lock").exists()
-    assert not (made.journals / "lock").exists()
+        assert str(os.getpid()) in (made.journals / "lock").read_text()
 
 
 def test_leftovers_of_killed_runs_are_swept(tmp_path, arrays):

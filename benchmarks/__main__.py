@@ -1,0 +1,272 @@
+"""Measure what the design promises, each against its yardstick, side by side in one process.
+
+    make benchmark                      all of them, about 5 minutes on 2 cores
+    python -m benchmarks read search    some of them
+
+Every pair is run in turns, several times; the ratio is the median of the pairs' ratios, so that a
+machine whose speed drifts does not matter.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from evaluate import evaluation, kmeans
+from evaluate.search import search as streamed_search
+from evaluate.selection import Selection
+from extract.extraction import extract_chunks
+from extract.loading import batches
+from extract.sources import ImageSource
+from extract.taps import TappedTrunk
+from extract.transform import Transform
+from extract.trunks import build_trunk
+from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows
+from store.layers import layers_of
+from store.layout import RowRange
+
+BLOCK_MIB = 256
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(MEASUREMENTS)
+    table = Table(title=f"{platform.machine()}, {torch.get_num_threads()} threads, faiss {faiss.__version__}")
+    for column in ("what", "ours", "yardstick", "ratio of medians", "target"):
+        table.add_column(column)
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        for name in chosen:
+            for row in MEASUREMENTS[name](folder):
+                print("  ".join(row), file=sys.stderr)
+                table.add_row(*row)
+    finally:
+        shutil.rmtree(folder)
+    Console(width=130).print(table)
+
+
+def in_turns(ours, yardstick, *, repeats):
+    """Median seconds of both, and the median of the ratios ours / yardstick, after one run of each."""
+    seconds = []
+    for _ in range(repeats + 1):
+        pair = []
+        for run in (ours, yardstick):
+            start = time.perf_counter()
+            run()
+            pair.append(time.perf_counter() - start)
+        seconds.append(pair)
+    first, second = zip(*seconds[1:], strict=True)
+    ratio = statistics.median(a / b for a, b in seconds[1:])
+    return statistics.median(first), statistics.median(second), ratio
+
+
+def made_features(path, train, val, *, compression="none"):
+    """A feature set of two arrays."""
+    arrays = {"train": train, "val": val}
+    rows = {
+        split: SplitRows(
+            labels=np.arange(len(values)) % 100,
+            paths=[str(i) for i in range(len(values))],
+            class_names=tuple(map(str, range(100))),
+        )
+        for split, values in arrays.items()
+    }
+    manifest = Manifest(
+        made_from={},
+        dtype="float32",
+        compression=compression,
+        rows_per_chunk=1024,
+        splits={split: each.info() for split, each in rows.items()},
+    )
+    features = FeatureSet.create(path, manifest, rows)
+    features.add_layers({"x": LayerInfo(tap="x", pooling=None, shape=train.shape[1:])})
+    writer = ChunkWriter(features)
+    for work in features.pending(["x"]):
+        chunk = features.grid(work.split).rows(work.chunk)
+        writer.write(work, {"x": arrays[work.split][chunk.start : chunk.stop]}, np.ones(len(chunk), bool))
+    return FeatureSet.open(path)
+
+
+def clustered(num_rows, dim, seed):
+    """Features with some structure: 100 directions and noise."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((100, dim), dtype=np.float32)
+    values = random.standard_normal((num_rows, dim), dtype=np.float32)
+    values += centres[np.arange(num_rows) % 100]
+    return values
+
+
+def read(folder):
+    """Reading a layer through the store against reading the same bytes from one flat file, both from the page cache."""
+    values = clustered(131_072, 2048, 1)
+    features = made_features(folder / "read", values, values[:1024])
+    flat = folder / "flat.bin"
+    values.tofile(flat)
+    piece = np.empty((BLOCK_MIB * 2**20 // 4,), np.float32)
+
+    def from_file():
+        with flat.open("rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass
+
+    def from_store():
+        for _ in features.layer("train", "x").blocks(BLOCK_MIB * 2**20 // (4 * 2048)):
+            pass
+
+    ours, theirs, ratio = in_turns(from_store, from_file, repeats=7)
+    size = values.nbytes / 2**30
+    yield (
+        "store read, 1 GiB float32",
+        f"{size / ours:.1f} GiB/s",
+        f"readinto {size / theirs:.1f} GiB/s",
+        f"{1 / ratio:.2f}x",
+        ">= 0.8x",
+    )
+
+
+def search(folder):
+    """Search from the store, rescoring included, against faiss with everything in memory."""
+    for dim, num_rows in ((512, 400_000), (2048, 150_000)):
+        yield _search(folder / f"search{dim}", num_rows, dim)
+
+
+def _search(path, num_rows, dim):
+    train, val = clustered(num_rows, dim, 1), clustered(2000, dim, 2)
+    features = made_features(path, train, val)
+    for values in (train, val):
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+    index = faiss.IndexFlatIP(dim)
+    index.add(train)
+    database = Selection(layer=features.layer("train", "x"), rows=np.arange(num_rows))
+    queries = Selection(layer=features.layer("val", "x"), rows=np.arange(2000))
+    rows = BLOCK_MIB * 2**20 // (4 * dim)
+    ours, theirs, ratio = in_turns(
+        lambda: streamed_search(database, queries, k=200, similarity="cosine", rows_per_block=rows),
+        lambda: index.search(val, 200),
+        repeats=3,
+    )
+    what = f"kNN search, {num_rows:,} x {dim}, 2,000 queries, k = 200"
+    return what, f"{ours:.2f} s", f"IndexFlatIP {theirs:.2f} s", f"{ratio:.2f}x", "<= 1.1x"
+
+
+def sweep(folder):
+    """One more k or temperature on kept neighbours against the search."""
+    num_rows = 200_000
+    features = made_features(folder / "sweep", clustered(num_rows, 512, 1), clustered(5000, 512, 2))
+    start = time.perf_counter()
+    evaluation.evaluate_knn(features, ["x"], k=[200])
+    searched = time.perf_counter() - start
+    ks, temperatures = range(1, 200, 20), [0.01 * i for i in range(1, 11)]
+    start = time.perf_counter()
+    records = evaluation.evaluate_knn(features, ["x"], k=list(ks), temperature=temperatures)
+    each = (time.perf_counter() - start) / len(records)
+    what = f"a further k or T, 5,000 queries, {num_rows:,} x 512"
+    yield what, f"{each:.3f} s", f"first search {searched:.2f} s", f"{each / searched:.4f}x", "<= 0.01x"
+
+
+def clustering(folder):
+    """One iteration of k-means from the store against one of faiss.Kmeans with everything in memory."""
+    train = clustered(200_000, 512, 1)
+    features = made_features(folder / "kmeans", train, train[:1000])
+    data = Selection(layer=features.layer("train", "x"), rows=np.arange(len(train)))
+    rows = BLOCK_MIB * 2**20 // (4 * 512)
+    for count in (100, 1000):
+        centroids = train[:count].copy()
+
+        def ours(count=count, centroids=centroids):
+            sums, counts = np.zeros((count, 512)), np.zeros(count, np.int64)
+            for part in data.parts(rows, unit_length=False):
+                kmeans._add_up(part.features, centroids, sums, counts)
+
+        def theirs(niter, count=count, centroids=centroids):
+            trained = faiss.Kmeans(512, count, niter=niter, max_points_per_centroid=10**9)
+            start = time.perf_counter()
+            trained.train(train, init_centroids=centroids)
+            return time.perf_counter() - start
+
+        pairs = []
+        for _ in range(4):
+            start = time.perf_counter()
+            ours()
+            pairs.append((time.perf_counter() - start, (theirs(5) - theirs(1)) / 4))
+        first, second = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+        ratio = statistics.median(a / b for a, b in pairs[1:])
+        what = f"k-means iteration, 200,000 x 512, {count} clusters"
+        yield what, f"{first:.2f} s", f"faiss.Kmeans {second:.2f} s", f"{ratio:.2f}x", "<= 1.2x"
+
+
+class Noise(ImageSource):
+    """Images that are in memory already, so that decoding costs nothing."""
+
+    in_memory = True
+
+    def __init__(self, num_rows):
+        from PIL import Image
+
+        random = np.random.default_rng(0)
+        self._images = [Image.fromarray(random.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(64)]
+        self.rows = SplitRows(
+            labels=np.zeros(num_rows, np.int64), paths=[str(i) for i in range(num_rows)], class_names=("noise",)
+        )
+
+    def open(self, row):
+        return self._images[row % 64]
+
+
+def extraction(folder):
+    """Extraction of two layers against the bare forward pass of the same batches, images in memory."""
+    for name, layers, num_rows in (("resnet50", ["res4", "res5"], 256), ("squeezenet1_0", ["features.12"], 1024)):
+        sources = {"train": Noise(num_rows), "val": Noise(32)}
+        transform = Transform(resize=None, crop=224)
+        trunk = build_trunk(name).to(memory_format=torch.channels_last)
+        taps = TappedTrunk(trunk, name=name, layers=layers_of(layers))
+        infos = taps.probe(torch.zeros(1, 3, 224, 224))
+        pixels = next(
+            iter(batches(sources, [("train", RowRange(start=0, stop=32))], transform=transform, workers=0))
+        ).pixels
+        images = transform.scale(pixels, torch.device("cpu"))
+
+        def ours(name=name, sources=sources, transform=transform, taps=taps, infos=infos, num_rows=num_rows):
+            rows = {split: source.rows for split, source in sources.items()}
+            manifest = Manifest(
+                made_from={}, dtype="float32", compression="none", rows_per_chunk=128,
+                splits={split: each.info() for split, each in rows.items()},
+            )  # fmt: skip
+            path = folder / f"extraction-{name}"
+            shutil.rmtree(path, ignore_errors=True)
+            features = FeatureSet.create(path, manifest, rows).add_layers(infos)
+            work = [item for item in features.pending(list(infos)) if item.split == "train"]
+            extract_chunks(
+                features, work, trunk=taps, sources=sources, transform=transform, batch_size=32,
+                device=torch.device("cpu"),
+            )  # fmt: skip
+
+        def bare(trunk=trunk, images=images, num_rows=num_rows):
+            with torch.inference_mode():
+                for _ in range(num_rows // 32):
+                    trunk(images)
+
+        first, second, ratio = in_turns(ours, bare, repeats=5)
+        yield (
+            f"extraction, {name}, CPU float32, images in memory",
+            f"{num_rows / first:.1f} images/s",
+            f"forward pass {num_rows / second:.1f} images/s",
+            f"{1 / ratio:.2f}x",
+            ">= 0.95x",
+        )
+
+
+MEASUREMENTS = {"read": read, "search": search, "sweep": sweep, "kmeans": clustering, "extraction": extraction}
+
+if __name__ == "__main__":
+    main()

@@ -36,7 +36,7 @@ from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows
 from store.layers import layers_of
 from store.layout import RowRange
 
-BLOCK_MIB = 256
+BLOCK_MIB = 512
 
 
 def main() -> None:

@@ -12,8 +12,11 @@ from store.config import Config
 
 
 def _listed(value: Any) -> Any:
-    """Let one number stand for a list of one."""
-    return value if isinstance(value, (list, tuple)) or value is None else (value,)
+    """Let one number stand for a list of one; YAML's `true` is not the number 1."""
+    values = value if isinstance(value, (list, tuple)) or value is None else (value,)
+    if values and any(isinstance(each, bool) for each in values):
+        raise ValueError("must be numbers")
+    return values
 
 
 class KnnConfig(Config):
@@ -75,7 +78,7 @@ class EvaluateConfig(Config):
     knn: KnnConfig = KnnConfig()
     kmeans: KmeansConfig = KmeansConfig()
 
-    block_mib: int = Field(default=256, gt=0)
+    block_mib: int = Field(default=512, gt=0)
     """Database rows held in memory at once, in MiB of float32; two such blocks exist at a time."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"

@@ -49,7 +49,7 @@ def evaluate_knn(
     protocol: str = "dino",
     k: Sequence[int] | None = None,
     temperature: Sequence[float] | None = None,
-    block_mib: int = 256,
+    block_mib: int = 512,
     device: str = "auto",
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
 ) -> list[Record]:
@@ -105,7 +105,7 @@ def evaluate_knn(
             weights_QK = vote_weights(neighbours.similarities_QK, vote=rule.vote, temperature=each_temperature)
             for each_k in ks:
                 records.append(
-                    _provenance(features, layer, train, val, len(names))
+                    _provenance(features, layer, train, val)
                     | {"task": "knn", "protocol": protocol, "similarity": rule.similarity, "vote": rule.vote}
                     | {"k": each_k, "temperature": each_temperature}
                     | _accuracies(ballot, weights_QK, val, k=each_k)
@@ -126,7 +126,7 @@ def find_neighbours(
     val: Labelled,
     k: int,
     similarity: Any,
-    block_mib: int = 256,
+    block_mib: int = 512,
     device: str = "auto",
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Found:
@@ -174,7 +174,7 @@ def evaluate_kmeans(
     iterations: int = 100,
     restarts: int = 10,
     seed: int = 0,
-    block_mib: int = 256,
+    block_mib: int = 512,
 ) -> list[Record]:
     """Cluster train by k-means and compare the clusters of both splits with the classes.
 
@@ -197,18 +197,18 @@ def evaluate_kmeans(
     EvaluationError
         If there are more clusters than rows.
     """
-    train, val, names = matched_labels(features)
+    train, val, _ = matched_labels(features)
     settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
     records = []
     for layer in layers:
         for wanted in clusters:
-            count = len(names) if wanted == "classes" else int(wanted)
+            count = len(np.unique(train.labels)) if wanted == "classes" else int(wanted)
             start = time.perf_counter()
             clusters_of, facts = _find_clusters(features, layer, count, train, val, settings, block_mib)
             seconds = round(time.perf_counter() - start, 3)
             for split, part in (("train", train), ("val", val)):
                 records.append(
-                    _provenance(features, layer, train, val, len(names))
+                    _provenance(features, layer, train, val)
                     | {"task": "kmeans", "protocol": "kmeans", "split": split, "clusters": count}
                     | metrics.cluster_metrics(clusters_of[split], part.labels)
                     | {"objective": facts["objective"], "iterations": facts["iterations"], "seconds": seconds}
@@ -277,7 +277,7 @@ def _accuracies(ballot: Ballot, weights_QK: Any, val: Labelled, *, k: int) -> Re
     return record
 
 
-def _provenance(features: FeatureSet, layer: str, train: Labelled, val: Labelled, num_classes: int) -> Record:
+def _provenance(features: FeatureSet, layer: str, train: Labelled, val: Labelled) -> Record:
     info = features.layer_info(layer)
     return {
         "features": features.name,
@@ -290,7 +290,7 @@ def _provenance(features: FeatureSet, layer: str, train: Labelled, val: Labelled
         "num_train": len(train.rows),
         "num_val": len(val.rows),
         "num_left_out": train.left_out + val.left_out,
-        "num_classes": num_classes,
+        "num_classes": len(np.union1d(train.labels, val.labels)),
     }
 
 

@@ -51,7 +51,7 @@ def proportion(correct_Q: Bools) -> Estimate:
     return Estimate(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
-def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 10_000, seed: int = 0) -> Estimate:
+def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed: int = 0) -> Estimate:
     """Mean over classes of the fraction of True in each, with a bootstrap interval.
 
     The bootstrap draws queries anew within each class. Their number that is True is then binomial,

@@ -70,10 +70,6 @@ class Neighbours:
     num_uncertain: int
     """Queries whose last neighbours were too near to others to be told apart in float32."""
 
-    def labels(self, labels_N: Ints) -> Ints:
-        """Classes of the neighbours, given those of all database rows; shape (Q, K)."""
-        return labels_N[self.rows_QK]
-
 
 def search(
     database: Selection,
@@ -133,6 +129,9 @@ def search(
             break
         logger.debug("%d queries are searched again with longer lists", len(uncertain))
         wanted = min(wanted * GROWTH, len(database))
+    if len(uncertain):
+        text = "%s: the lists of %d queries end among rows too near to one another to be told apart in float32"
+        logger.warning(text, database.layer.key, len(uncertain))
     return Neighbours(
         rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries.rows, num_uncertain=len(uncertain)
     )
@@ -163,6 +162,14 @@ def _nearest(
     if similarity == "cosine":
         scale_to_unit_length(queries_QD)
     rows_QK, worst_Q, longest = _propose(database, queries_QD, k, similarity, rows_per_block, device, on_rows)
+    largest = {"cosine": 1.0, "inner_product": longest * lengths_Q.max()}.get(
+        similarity, 2 * (longest + lengths_Q.max()) ** 2
+    )
+    if largest > np.finfo(np.float32).max:
+        raise EvaluationError(
+            f"{database.layer.key}: rows as long as {longest:.3g} overflow float32 in a search by {similarity}. "
+            f"Use a protocol with the cosine, or scale the features."
+        )
     del queries_QD  # read again rather than kept unscaled: one copy in memory
     similarities_QK = _rescore(database.layer, _chosen(queries, chosen), lengths_Q, rows_QK, similarity, rows_per_block)
     for at in range(0, len(rows_QK), _ROWS):
@@ -182,10 +189,12 @@ def _ceiling(worst_Q: Floats, lengths_Q: Doubles, longest: float, dim: int, simi
     """Similarity that no row outside the list can exceed: its worst float32 score, plus the largest error of one.
 
     An inner product of D numbers, summed in any order, is off by at most D rounding errors of the
-    product of the lengths (Higham, "Accuracy and Stability of Numerical Algorithms", sec. 3.1); the
-    constant allows for scaling to unit length. faiss computes a squared distance from three of them.
+    product of the lengths (Higham, "Accuracy and Stability of Numerical Algorithms", sec. 3.1). A length
+    is the root of one, so scaling query and row to unit length doubles that. faiss computes a squared
+    distance from three of them. The constant allows for the single operations between.
     """
-    error = (dim + 16) * ROUNDING / (1 - (dim + 16) * ROUNDING)
+    count = 2 * dim + 16
+    error = count * ROUNDING / (1 - count * ROUNDING)
     worst = worst_Q.astype(np.float64)
     if similarity == "cosine":
         return worst + error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,9 +101,12 @@ class Selection:
 
 
 def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
-    """Euclidean length of each row, computed in float64: float32 would overflow at lengths that it can hold."""
-    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", features_ND, features_ND, dtype=np.float64)
-    return np.sqrt(squares)
+    """Euclidean length of each row: in float32, or in float64 where that would overflow."""
+    squares: npt.NDArray[Any] = np.einsum("nd,nd->n", features_ND, features_ND)
+    if not np.isfinite(squares).all():
+        squares = np.einsum("nd,nd->n", features_ND, features_ND, dtype=np.float64)
+    lengths: npt.NDArray[np.float64] = np.sqrt(squares, dtype=np.float64)
+    return lengths
 
 
 def scale_to_unit_length(features_ND: Floats) -> npt.NDArray[np.float64]:

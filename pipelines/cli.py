@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+STAGE_TWO = ("evaluate", "store", "name")
+"""Settings that `bench evaluate` heeds."""
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -118,7 +121,9 @@ def evaluate(
 ) -> None:
     """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
     options = _evaluate_options(protocol, k, temperature, clusters, search_device)
-    pipeline = _pipeline(words, options | _given({"store": store, "name": features}), needed=features is None)
+    pipeline = _pipeline(
+        words, options | _given({"store": store, "name": features}), needed=features is None, only=STAGE_TWO
+    )
     _run_evaluation(pipeline, layers, as_json=as_json, quiet=quiet)
 
 
@@ -250,9 +255,13 @@ def verify(
 def ls(store: Store = None) -> None:
     """List the feature sets of a store."""
     from pipelines.report import store_table
+    from store import StoreError
     from store.feature_set import feature_sets
 
-    _print(store_table(feature_sets(store or Path("features"))))
+    folder = store or Path("features")
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder. Say where the feature sets are with --store")
+    _print(store_table(feature_sets(folder)))
 
 
 @app.command()
@@ -293,16 +302,26 @@ def models() -> None:
     typer.echo("\n".join(trunk_names()))
 
 
-def _pipeline(words: list[str] | None, options: dict[str, Any], *, needed: bool = True) -> Pipeline:
+def _pipeline(
+    words: list[str] | None, options: dict[str, Any], *, needed: bool = True, only: tuple[str, ...] = ()
+) -> Pipeline:
     """Load the pipeline that the words name, with their overrides and the options on top.
 
-    One that is not needed is looked for in `bench.yaml` alone, and is all defaults without it.
+    One that is not needed is looked for in `bench.yaml` alone, and is all defaults without it. `only`
+    names the sections that may be overridden.
     """
-    from pipelines.pipeline import LOCAL, load_pipeline, make_pipeline, parse_overrides
+    from pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
 
     words = list(words or [])
-    name = words.pop(0) if words and "=" not in words[0] else None
+    is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
+    name = words.pop(0) if is_named else None
     overrides = parse_overrides(words) | options
+    stage_one = [key for key in overrides if key.partition(".")[0] not in only] if only else []
+    if stage_one:
+        raise PipelineError(
+            f"{', '.join(stage_one)}: not a setting of stage two, which takes the features as they are. "
+            f"Extract with it, under another --name, and evaluate that; or choose layers with --layers."
+        )
     if needed or name or LOCAL.is_file():
         return load_pipeline(name, overrides)
     return make_pipeline({}, overrides, where="command line")
@@ -371,9 +390,10 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listed(text: str | None) -> list[Any] | None:
-    import yaml
+    """Read a comma-separated list of numbers or words."""
+    from pipelines.pipeline import parse_overrides
 
-    return None if text is None else [yaml.safe_load(part) for part in text.split(",") if part.strip()]
+    return None if text is None else [parse_overrides([f"value={part}"])["value"] for part in text.split(",") if part]
 
 
 def _run_extraction(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
@@ -414,7 +434,8 @@ def _run_evaluation(pipeline: Pipeline, layers: str | None, *, as_json: bool, qu
         typer.echo(json.dumps(report.records, indent=1))
     else:
         _print(evaluation_tables(report.records))
-        typer.echo(f"Kept with its provenance in {report.path}", err=True)
+        if report.path:
+            typer.echo(f"Kept with its provenance in {report.path}", err=True)
 
 
 def _open(name: str, store: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from pathlib import Path
 from evaluate.config import EvaluateConfig
 from evaluate.evaluation import Record, evaluate_kmeans, evaluate_knn, uniform
 from pipelines.progress import Progress
-from store import FeatureSet
+from store import FeatureSet, StoreError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,8 @@ class EvaluationReport:
 
     features: FeatureSet
     records: list[Record]
-    path: Path
+    path: Path | None
+    """None if the store could not be written."""
 
 
 def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
@@ -74,7 +78,11 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         "created": now.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
+    try:
+        saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
+    except StoreError as error:  # a store that may only be read still gives its numbers
+        logger.warning("the results are not kept: %s", error)
+        saved = None
     return EvaluationReport(features=features, records=records, path=saved)
 
 

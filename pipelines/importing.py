@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.pipeline import NAME_PATTERN
 from store import BenchError, ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, nearest
 from store.layout import rows_per_chunk_for
 
@@ -61,6 +63,8 @@ def import_features(
     BenchError
         If lengths disagree, a value is not finite, or a feature set of that name has other rows or other features.
     """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ImportingError(f"--name must be letters, digits, '_', '.' and '-', not starting with '.'; got {name!r}")
     _check(splits)
     rows = _rows(splits)
     layers = {
@@ -86,7 +90,7 @@ def import_features(
     path = store / name
     if path.exists() and not overwrite:
         existing = FeatureSet.open(path)
-        manifest = _with_chunks_of(manifest, existing.manifest)
+        manifest = dataclasses.replace(manifest, rows_per_chunk=existing.manifest.rows_per_chunk)
     features = FeatureSet.open_or_create(path, manifest, rows, overwrite=overwrite)
     with features.lock():
         features.sweep()
@@ -114,11 +118,7 @@ def read_npz(path: Path, *, layer: str, features_key: str = "features", labels_k
 
 def read_npy(path: Path, labels: Path, *, layer: str) -> Arrays:
     """Read one split from a pair of .npy files."""
-    arrays = [_load(each) for each in (path, labels)]
-    for each, array in zip((path, labels), arrays, strict=True):
-        if not isinstance(array, np.ndarray):
-            raise ImportingError(f"{each}: holds several arrays, not one; it is read without a file of labels")
-    return Arrays(layers={layer: arrays[0]}, labels=arrays[1])
+    return Arrays(layers={layer: _single(path)}, labels=_single(labels))
 
 
 def read_vissl(folder: Path, layers: list[str]) -> dict[str, Arrays]:
@@ -136,10 +136,14 @@ def read_vissl(folder: Path, layers: list[str]) -> dict[str, Arrays]:
     """
     pattern = re.compile(r"rank\d+_chunk\d+_(train|test|val)_(.+)_features\.npy")
     shards: dict[str, dict[str, list[Path]]] = {"train": defaultdict(list), "val": defaultdict(list)}
+    names: set[str] = set()
     for path in sorted(_files(folder)):
         match = pattern.fullmatch(path.name)
         if match:
+            names.add(match[1])
             shards["train" if match[1] == "train" else "val"][match[2]].append(path)
+    if {"test", "val"} <= names:
+        raise ImportingError(f"{folder}: shards of both test and val; put those of one of them elsewhere")
     found = [layer for layer in shards["train"] if layer in shards["val"]]
     if not found:
         raise ImportingError(
@@ -234,26 +238,21 @@ def _check(splits: Mapping[str, Arrays]) -> None:
 def _rows(splits: Mapping[str, Arrays]) -> dict[str, SplitRows]:
     rows = {}
     for split, arrays in splits.items():
-        labels = arrays.labels
-        if labels.dtype.kind in "US":
-            names, indices = np.unique(labels.astype(str), return_inverse=True)
-            labels, class_names = indices, tuple(names.tolist())
-        else:
-            if labels.min() < -1:
-                raise ImportingError(f"{split}: labels must be -1 (none) or a class from 0 on; got {labels.min()}")
-            class_names = tuple(str(label) for label in range(int(labels.max()) + 1))
+        if arrays.labels.dtype.kind in "iu" and arrays.labels.min() < -1:
+            raise ImportingError(f"{split}: labels must be -1 (none) or a class from 0 on; got {arrays.labels.min()}")
+        if arrays.paths is not None and len(arrays.paths) != len(arrays.labels):
+            raise ImportingError(f"{split}: {len(arrays.paths)} paths and {len(arrays.labels)} labels")
+        values, labels = np.unique(arrays.labels, return_inverse=True)
+        if values.dtype.kind in "iu" and values[0] == -1:
+            values, labels = values[1:], labels - 1
+        if values.dtype.kind == "S":
+            values = np.char.decode(values, "utf-8", "replace")
         rows[split] = SplitRows(
             labels=labels.astype(np.int64),
             paths=arrays.paths or tuple(f"{split}/{row:07d}" for row in range(len(labels))),
-            class_names=class_names,
+            class_names=tuple(str(value) for value in values),
         )
     return rows
-
-
-def _with_chunks_of(manifest: Manifest, existing: Manifest) -> Manifest:
-    import dataclasses
-
-    return dataclasses.replace(manifest, rows_per_chunk=existing.rows_per_chunk)
 
 
 def _load(path: Path) -> Any:
@@ -268,7 +267,8 @@ def _load(path: Path) -> Any:
 
 def _single(path: Path) -> Array:
     array = _load(path)
-    assert isinstance(array, np.ndarray)
+    if not isinstance(array, np.ndarray):
+        raise ImportingError(f"{path}: holds several arrays, not one")
     return array
 
 

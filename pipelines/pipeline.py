@@ -23,6 +23,9 @@ SHIPPED = Path(__file__).parent
 LOCAL = Path("bench.yaml")
 DEFAULT = "digits"
 
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
+"""Names of feature sets, which are names of folders."""
+
 
 class PipelineError(BenchError):
     """A pipeline that does not exist, or can't be read as one."""
@@ -31,7 +34,7 @@ class PipelineError(BenchError):
 class Pipeline(Config):
     """Data, model, layers, and how both stages run."""
 
-    name: str = Field(default="features", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+    name: str = Field(default="features", pattern=f"^{NAME_PATTERN}$")
     """Name of the feature set: letters, digits, '_', '.' and '-'."""
 
     store: Path = Path("features")
@@ -155,35 +158,35 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _faults(where: str, error: ValidationError) -> str:
-    lines = []
+    faults: dict[str, str] = {}
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key, section = _place(fault["loc"])
         if fault["type"] == "extra_forbidden":
-            section = _section(fault["loc"][:-1])
-            known = list(section.model_fields) if section else []
-            prefix = key[: len(key) - len(str(fault["loc"][-1]))]
-            hint = nearest(str(fault["loc"][-1]), known).replace("Did you mean ", f"Did you mean {prefix}")
-            lines.append(f"{key}: no such setting. {hint}")
+            name = str(fault["loc"][-1])
+            prefix = key[: len(key) - len(name)]
+            hint = nearest(name, section.model_fields).replace("Did you mean ", f"Did you mean {prefix}")
+            faults[key] = f"no such setting. {hint}"
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{key}: {message}; got {_brief(fault['input'])}")
-    count = "1 setting is" if len(lines) == 1 else f"{len(lines)} settings are"
-    return f"{where}: {count} wrong:\n  " + "\n  ".join(lines)
+            if key in faults:  # another of the types that it could have
+                faults[key] = f"{message[0].lower()}{message[1:]}, or: {faults[key]}"
+            else:
+                faults[key] = f"{message}; got {_brief(fault['input'])}"
+    count = "1 setting is" if len(faults) == 1 else f"{len(faults)} settings are"
+    return f"{where}: {count} wrong:\n  " + "\n  ".join(f"{key}: {text}" for key, text in faults.items())
 
 
-def _section(loc: Sequence[int | str]) -> type[BaseModel] | None:
-    """The model of settings at a place in the pipeline."""
+def _place(loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
+    """The dotted key of a fault, without what pydantic adds for each type of a union; and its section."""
     section: type[BaseModel] = Pipeline
-    for part in loc:
+    for depth, part in enumerate(loc, start=1):
         field = section.model_fields.get(str(part))
-        if field is None:
-            return None
-        options = [field.annotation, *get_args(field.annotation)]
+        options = [] if field is None else [field.annotation, *get_args(field.annotation)]
         models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
         if not models:
-            return None
+            return ".".join(map(str, loc[:depth])), section
         section = models[0]
-    return section
+    return ".".join(map(str, loc)), section
 
 
 def _brief(value: Any) -> str:

@@ -148,3 +148,21 @@ def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity):
     )
     assert np.array_equal(cpu.rows_QK, gpu.rows_QK)
     assert np.array_equal(cpu.similarities_QK, gpu.similarities_QK)
+
+
+@pytest.mark.parametrize("similarity", ["inner_product", "euclidean"])
+def test_lengths_whose_products_overflow_float32_are_refused(tmp_path, similarity):
+    """Faiss would return no neighbours at all, and every vote would be counted as certain."""
+    values = awkward("random", 30, 4, 1) * np.float32(1e20)
+    chosen = selections(tmp_path / "f", values, values[:3])
+    with pytest.raises(EvaluationError, match=f"overflow float32 in a search by {similarity}"):
+        search(*chosen, k=3, similarity=similarity, rows_per_block=9)
+    assert search(*chosen, k=3, similarity="cosine", rows_per_block=9).rows_QK[:, 0].tolist() == [0, 1, 2]
+
+
+def test_collapsed_features_are_counted_as_uncertain_and_said(tmp_path, caplog):
+    """A thousand copies of one point have no nearest ones."""
+    values = np.ones((3000, 4), np.float32)
+    found = search(*selections(tmp_path / "f", values, values[:2]), k=1, similarity="cosine", rows_per_block=1000)
+    assert found.num_uncertain == 2
+    assert "too near to one another" in caplog.text

@@ -117,3 +117,18 @@ def test_torchvisions_data_sets_are_read_where_their_files_are(tmp_path):
 def test_a_data_set_that_is_not_there_is_refused(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         open_sources(source="torchvision", root=tmp_path, **{"val_split": "test", **options})
+
+
+def test_a_data_set_without_splits_is_refused(tmp_path):
+    """EuroSAT's train and val would be the same images, each its own neighbour."""
+    with pytest.raises(DataError, match="EuroSAT has no splits"):
+        open_sources(source="torchvision", root=tmp_path, dataset="EuroSAT", val_split="test")
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    for split in ("train", "val"):
+        save_image(tmp_path / split / "plain" / "a.jpg").parent.rename(tmp_path / split / "caf\udce9")
+    rows = open_sources(source="folder", root=tmp_path)["train"]
+    assert rows.rows.class_names == ("caf\ufffd",)
+    assert rows.open(0).size == (40, 30)
+    assert rows.rows.info().num_rows == 1

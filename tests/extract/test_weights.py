@@ -185,3 +185,11 @@ def test_random_weights_depend_on_the_seed_alone():
     assert torch.equal(torch.rand(1), before), "the caller's generator is left alone"
     assert sha256_of_tensors(build_trunk("resnet18", {}, seed=1).state_dict()) == first
     assert sha256_of_tensors(build_trunk("resnet18", {}, seed=2).state_dict()) != first
+
+
+def test_a_model_that_reads_the_version_of_its_state_dict_is_loaded():
+    state = build_trunk("mnasnet0_5", seed=1).state_dict()
+    trunk = build_trunk("mnasnet0_5", seed=2)
+    poison(trunk)
+    load_strictly(trunk, dict(state), used={name for name, _ in trunk.named_modules()}, where="x")
+    assert all(torch.equal(value, state[name]) for name, value in trunk.state_dict().items())

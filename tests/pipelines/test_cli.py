@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 import zarr
 
 from extract.trunks import build_trunk
-from store import FeatureSet
+from store import FeatureSet, StoreError
 from tests.conftest import save_image
 
 MODEL = ("model.trunk=squeezenet1_1", "transform.resize=64", "transform.crop=64", "--workers", "0")
@@ -221,7 +223,7 @@ extract: {{batch_size: 5, workers: 0}}
         "features.5.AdaptiveMaxPool2d_2": (128, 2, 2),
         "features.5": (128,),
     }
-    assert features.manifest.rows_per_chunk == 15
+    assert features.manifest.rows_per_chunk == 12  # the whole split: less than three batches
 
 
 def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
@@ -255,6 +257,19 @@ def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
         (["evaluate", "digits", "--temperature", "-1"], ["evaluate.knn.temperature: must be positive"]),
         (["evaluate", "digits", "--protocol", "dyno"], ["unknown protocol 'dyno'", "dino"]),
         (["evaluate", "digits", "--clusters", "many"], ["evaluate.kmeans.clusters"]),
+        (["evaluate", "digits", "--k", "["], ["not YAML"]),
+        (["evaluate", "digits", "--k", "true"], ["evaluate.knn.k: must be numbers"]),
+        (["evaluate", "digits", "model.trunk=resnet50"], ["model.trunk: not a setting of stage two"]),
+        (["extract", "digits", "--layers", "res5:AvgPool2d(--5)"], ["not a number"]),
+        (["extract", "digits", "--layers", "zarr.json=res5"], ["cannot be the name"]),
+        (["extract", "digits", "transform.resize=-1"], ["1 setting is wrong", "transform.resize: "]),
+        (["extract", "digits", "model.options.num_classes=-1"], ["cannot be built with model.options"]),
+        (["extract", "digits", "--device", "meta"], ["must be cpu, cuda or mps"]),
+        (["extract", "digits", "--store", "/proc/nope"], ["cannot write"]),
+        (["extract", "digits", "--val-split", "train"], ["its own neighbour"]),
+        (["layers", "vit_b_16", "--image-size", "100"], ["cannot run on images of 100 x 100"]),
+        (["ls", "--store", "nowhere"], ["nowhere: no such folder"]),
+        (["import", "--name", "../x", "--dino", "."], ["trainfeat.pth"]),
         (["import", "--name", "x"], ["say what to import"]),
         (["verify", "nothing"], ["no such feature set"]),
         (["layers", "resnet51"], ["unknown trunk"]),
@@ -290,6 +305,71 @@ def test_damage_is_found_repaired_and_mended(extract, bench, tmp_path):
     assert "Extracted features.5: 12 images" in extract().stderr
     assert chunk.read_bytes() == content
     assert "no faults" in bench("verify", "mine").stdout
+
+
+@pytest.mark.root
+def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_bytes(bench, tmp_path):
+    """A tmpfs that is too small, then larger."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=True)
+    try:
+        command = ("extract", "digits", "--layers", "res4,res5", "storage.rows_per_chunk=64", "--store")
+        failure(bench(*command, small), "No space left on device", "What was committed before is safe")
+        assert not list(small.rglob("*.partial"))
+        committed = len(FeatureSet.open(small / "digits").records)
+        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        resumed = bench(*command, small)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "1,797 images" not in resumed.stderr, "it does not begin again"
+        assert committed > 10
+        assert bench(*command, tmp_path / "whole").returncode == 0
+        for path in (tmp_path / "whole").rglob("c/**/*"):
+            if path.is_file():
+                assert (small / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_other_images_under_the_same_names_are_refused(extract, photographs):
+    extract()
+    save_image(photographs / "train/cat/000.jpg", seed=77, size=(90, 80))
+    failure(extract(), "data.train.listing")
+
+
+def test_images_of_different_sizes_are_refused_though_pooling_would_hide_them(extract):
+    failure(extract("transform.crop=null", "--batch-size", "1"), "pixels after the transform", "transform.crop")
+
+
+def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, tmp_path, monkeypatch):
+    extract()
+    from store import durable
+
+    def refuse(path, content):
+        raise StoreError(durable.cannot_write(path, OSError(30, "Read-only file system")))
+
+    monkeypatch.setattr("store.durable.write_durably", refuse)
+    monkeypatch.setattr("store.feature_set.write_durably", refuse)
+    result = bench("evaluate", "--features", "mine", "--k", "1")
+    assert result.returncode == 0, result.stderr
+    assert "not kept" in result.stderr
+    assert "features.12" in result.stdout
+
+
+def test_weights_of_torchvision_bring_their_transform_and_options():
+    from pipelines.extraction import choose_transform, model_options
+    from pipelines.pipeline import make_pipeline
+
+    settings = {"model": {"trunk": "efficientnet_b0"}, "weights": {"torchvision": "DEFAULT"}}
+    assert choose_transform(make_pipeline(dict(settings), where="")).interpolation == "bicubic"
+    own = make_pipeline(dict(settings), {"transform.rounding": "nearest", "transform.crop": 200}, where="")
+    transform = choose_transform(own)
+    assert (transform.interpolation, transform.rounding, transform.crop) == ("bicubic", "nearest", 200)
+    inception = make_pipeline({"model": {"trunk": "inception_v3"}, "weights": {"torchvision": "DEFAULT"}}, where="")
+    assert model_options(inception) == {"transform_input": True}
+    assert choose_transform(inception).crop == 299
 
 
 def test_taps_and_models_are_listed(bench):

@@ -188,3 +188,26 @@ def test_files_that_cannot_be_imported_are_named(bench, tmp_path, split_arrays, 
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_labels_that_do_not_begin_at_zero_make_no_empty_class(tmp_path):
+    values = np.eye(3, dtype=np.float32)
+    splits = {s: Arrays(layers={"x": values}, labels=np.array([7, -1, 3])) for s in ("train", "val")}
+    made = import_features(splits, store=tmp_path, name="N")
+    assert made.split("train").class_names == ("3", "7")
+    assert made.labels("train").tolist() == [1, -1, 0]
+
+
+def test_vissl_folders_with_both_test_and_val_are_refused(bench, tmp_path, split_arrays):
+    folder = save_vissl(tmp_path / "vissl", split_arrays, {"res4": 1.0})
+    for path in list(folder.glob("*_test_*")):
+        path.with_name(path.name.replace("_test_", "_val_")).write_bytes(path.read_bytes())
+    result = bench("import", "--vissl", "vissl", "--name", "N")
+    assert result.returncode == 2
+    assert "shards of both test and val" in result.stderr
+
+
+def test_a_name_that_leads_out_of_the_store_is_refused(tmp_path, split_arrays):
+    splits = {split: Arrays(layers={"x": f}, labels=y) for split, (f, y) in split_arrays.items()}
+    with pytest.raises(ImportingError, match="--name must be"):
+        import_features(splits, store=tmp_path / "S", name="../x")

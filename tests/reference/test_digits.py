@@ -59,7 +59,7 @@ def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, tem
     train, val, names = matched_labels(features)
     neighbours = find_neighbours(features, "l2", train=train, val=val, k=200, similarity="cosine").neighbours
     assert np.abs(neighbours.similarities_QK - reference["l2_cosine_val"]).max() < 1e-6
-    ballot = Ballot.of(neighbours.labels(train.labels), num_classes=len(names))
+    ballot = Ballot.of(train.labels[neighbours.rows_QK], num_classes=len(names))
     weights = vote_weights(neighbours.similarities_QK, vote="exponential", temperature=temperature)
     for k in K:
         ranked = ballot.ranking(weights, k=k)

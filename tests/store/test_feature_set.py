@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from store import FeatureSet, IncompleteError, LayerInfo, MismatchError, StoreError, verify
+from store import FeatureSet, IncompleteError, LayerInfo, MismatchError, SplitRows, StoreError, verify
 from store.manifest import ATTRIBUTE, DIGEST, digest_of
 from tests.conftest import make_features, write_pending
 
@@ -239,3 +240,76 @@ print(len(features.pending(["big"])), len(work))
     assert "What was committed before is safe" in result.stdout
     assert result.stdout.splitlines()[-1] == "9 10"
     assert not list((tmp_path / "f").rglob("*.partial"))
+
+
+def test_rows_of_another_shape_are_refused(tmp_path, arrays):
+    """Zarr cuts off what does not fit, without a word."""
+    features, labels = arrays
+    made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
+    made.add_layers({"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 1))})
+    with pytest.raises(StoreError, match=r"'res4' of val chunk 0 has shape \(8, 4, 2, 2\), expected \(8, 4, 2, 1\)"):
+        write_pending(made, features)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e39])
+def test_values_that_vanish_or_overflow_in_the_stored_type_are_refused(tmp_path, arrays, factor):
+    features, labels = arrays
+    scaled = {s: {"res5": v["res5"].astype(np.float64) * factor} for s, v in features.items()}
+    with pytest.raises(StoreError, match=r"below float16's smallest|beyond float32's largest"):
+        make_features(tmp_path / "f", scaled, labels, dtype="float16" if factor < 1 else "float32")
+
+
+def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path, arrays):
+    features, labels = arrays
+    made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
+    journal = made.journals / "rank-00000.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-6]))
+    make_features(tmp_path / "f", features, labels)
+    assert not list(verify(FeatureSet.open(tmp_path / "f")))
+
+
+def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path, arrays):
+    features, labels = arrays
+    make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
+    valid = {split: np.arange(len(each)) != 3 for split, each in labels.items()}
+    with pytest.raises(StoreError, match=r"1 images of val can no longer be read.*val/3\.jpg"):
+        make_features(tmp_path / "f", features, labels, valid=valid)
+
+
+def test_layers_that_another_process_added_are_kept(tmp_path, arrays):
+    features, labels = arrays
+    made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
+    late = FeatureSet.open(tmp_path / "f")
+    made.add_layers({"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
+    late.add_layers({"res3": LayerInfo(tap="res3", pooling=None, shape=(2,))})
+    assert set(FeatureSet.open(tmp_path / "f").manifest.layers) == {"res3", "res4", "res5"}
+
+
+def test_other_images_under_the_same_names_are_other_settings(tmp_path):
+    rows = SplitRows(labels=np.zeros(2, np.int64), paths=["a", "b"], class_names=("x",), sizes=[10, 20])
+    assert rows.info() != dataclasses.replace(rows, sizes=[10, 21]).info()
+
+
+def test_two_classes_of_one_name_are_refused():
+    rows = SplitRows(labels=np.zeros(2, np.int64), paths=["a", "b"], class_names=("crane", "crane"))
+    with pytest.raises(StoreError, match="two classes are called 'crane'"):
+        rows.info()
+
+
+def test_a_damaged_feature_set_can_be_replaced(tmp_path, arrays):
+    features, labels = arrays
+    made = make_features(tmp_path / "f", features, labels)
+    (made.path / "zarr.json").write_text("{")
+    rows = SplitRows(labels=labels["val"], paths=["x"] * 21, class_names=("a", "b", "c"))
+    splits = {"train": rows, "val": rows}
+    manifest = dataclasses.replace(made.manifest, layers={}, splits={s: each.info() for s, each in splits.items()})
+    again = FeatureSet.open_or_create(made.path, manifest, splits, overwrite=True)
+    assert again.manifest.layers == {}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_chunk_too_large_for_memory_is_refused_before_anything_is_written(tmp_path, arrays):
+    made = make_features(tmp_path / "f", *arrays)
+    with pytest.raises(StoreError, match=r"would take 3\.0 GiB"):
+        made.add_layers({"wide": LayerInfo(tap="wide", pooling=None, shape=(10**8,))})
+    assert not (made.path / "train/wide").exists()

@@ -10,7 +10,8 @@ Shape suffixes:  N rows   K clusters   D feature dimension
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,7 +90,10 @@ def kmeans(
     """
     if not 1 <= num_clusters <= len(data):
         raise EvaluationError(f"clusters must be in [1, {len(data)}], the rows to cluster; got {num_clusters}")
-    parts = partial(data.parts, rows_per_block, unit_length=normalize)
+    parts: Callable[[], Iterable[Part]] = partial(data.parts, rows_per_block, unit_length=normalize)
+    if data.layer.num_rows <= rows_per_block:
+        held = list(parts())  # one block: no need to read it again in every iteration
+        parts = lambda: held  # noqa: E731
     size = min(len(data), POINTS_PER_CENTROID * num_clusters)
     chosen = np.sort(np.random.default_rng(seed).choice(data.rows, size, replace=False))
     centroids_KD = _initial_centroids(_sample(parts(), chosen), num_clusters, restarts=restarts, seed=seed)
@@ -122,15 +126,23 @@ def assign(data: Selection, clustering: Clustering, *, rows_per_block: int, norm
 def _add_up(features: Floats, centroids_KD: Floats, sums_KD: npt.NDArray[np.float64], counts_K: Ints) -> float:
     """Add each row to its cluster's sum and count; returns the sum of squared distances."""
     distances, nearest = faiss.knn(features, centroids_KD, 1)
-    counts_K += np.bincount(nearest[:, 0], minlength=len(counts_K))
-    for at in range(0, len(features), _ROWS):
-        piece, places = features[at : at + _ROWS], nearest[at : at + _ROWS, 0]
+    clusters = nearest[:, 0]
+    counts_K += np.bincount(clusters, minlength=len(counts_K))
+
+    def sums_of(at: int) -> Floats:
+        piece, places = features[at : at + _ROWS], clusters[at : at + _ROWS]
         ones = np.ones(len(piece), np.float32)
-        sums_KD += csr_matrix((ones, (places, np.arange(len(piece)))), (len(counts_K), len(piece))) @ piece
+        membership = csr_matrix((ones, (places, np.arange(len(piece)))), (len(counts_K), len(piece)))
+        sums: Floats = membership @ piece
+        return sums
+
+    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+        for sums in threads.map(sums_of, range(0, len(features), _ROWS)):
+            sums_KD += sums
     return float(distances.sum(dtype=np.float64))
 
 
-def _sample(parts: Iterator[Part], chosen: Ints) -> Floats:
+def _sample(parts: Iterable[Part], chosen: Ints) -> Floats:
     """Copy the chosen rows (rising) out of the blocks."""
     copies = []
     for part in parts:

@@ -1,7 +1,7 @@
 """Exact k-nearest-neighbour search over a layer that streams from the store.
 
-faiss proposes in float32, block by block, a few more neighbours than are wanted; a second pass
-computes their similarities again from the stored features, in float64 and in a fixed order of
+faiss proposes in float32, block by block, a few more neighbours than are wanted; then their
+similarities are computed again from the stored features, in float64 and in a fixed order of
 summation. Where rounding could have kept a neighbour from being proposed, the query is searched
 again with a longer list. So neither the size of a block nor the number of threads changes a
 result, and equal similarities are ordered by row. Memory holds the queries, two blocks and the lists.
@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import faiss
@@ -25,7 +24,7 @@ import numpy.typing as npt
 from evaluate.labels import EvaluationError
 from evaluate.protocols import Similarity
 from evaluate.selection import EPSILON, Selection, scale_to_unit_length
-from store import Block, LayerReader
+from store import LayerReader
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ MAX_GPU_K = 2048
 _ROWS = 1024
 """Rows or lists handled at a time where a temporary copy is needed."""
 
-_BYTES = 2 * 2**20
+_BYTES = 4 * 2**20
 """Size of a temporary copy in float64 while rescoring; stays within a core's cache."""
 
 
@@ -160,7 +159,7 @@ def _nearest(
     queries_QD = _chosen(queries, chosen)
     lengths_Q = _lengths(queries_QD)
     if similarity == "cosine":
-        scale_to_unit_length(queries_QD)
+        scale_to_unit_length(queries_QD, lengths_Q)
     rows_QK, worst_Q, longest = _propose(database, queries_QD, k, similarity, rows_per_block, device, on_rows)
     largest = {"cosine": 1.0, "inner_product": longest * lengths_Q.max()}.get(
         similarity, 2 * (longest + lengths_Q.max()) ** 2
@@ -171,7 +170,7 @@ def _nearest(
             f"Use a protocol with the cosine, or scale the features."
         )
     del queries_QD  # read again rather than kept unscaled: one copy in memory
-    similarities_QK = _rescore(database.layer, _chosen(queries, chosen), lengths_Q, rows_QK, similarity, rows_per_block)
+    similarities_QK = _rescore(database.layer, _chosen(queries, chosen), lengths_Q, rows_QK, similarity)
     for at in range(0, len(rows_QK), _ROWS):
         piece = slice(at, at + _ROWS)
         order = np.lexsort((rows_QK[piece], -similarities_QK[piece]), axis=1)
@@ -229,38 +228,42 @@ def _propose(
 
 
 def _rescore(
-    database: LayerReader,
-    queries_QD: Floats,
-    query_lengths: Doubles,
-    rows_QK: Ints,
-    similarity: Similarity,
-    rows_per_block: int,
+    database: LayerReader, queries_QD: Floats, lengths_Q: Doubles, rows_QK: Ints, similarity: Similarity
 ) -> Doubles:
     """Similarities of the given pairs in float64, each summed in the same order wherever it lies."""
     num_neighbours = rows_QK.shape[1]
     rows = rows_QK.reshape(-1)
     similarities = np.empty(rows.shape, np.float64)
-
-    def rescore(block: Block, pairs: Ints) -> None:
-        query_of = pairs // num_neighbours
-        database_PD = block.features[rows[pairs] - block.start].astype(np.float64)
-        queries_PD = queries_QD[query_of]
-        if similarity == "euclidean":
-            database_PD -= queries_PD
-            similarities[pairs] = -np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
-        elif similarity == "cosine":
-            lengths = _lengths(database_PD) * query_lengths[query_of]
-            similarities[pairs] = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1) / lengths
-        else:
-            similarities[pairs] = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
-
+    chunks = rows // database.rows_per_chunk
+    order = np.argsort(chunks.astype(np.uint16 if chunks.max() < 2**16 else np.int64), kind="stable")
+    ends = np.cumsum(np.bincount(chunks))
     pairs_at_once = max(1, _BYTES // (8 * database.dim))
+
+    def rescore_chunk(chunk: int) -> None:
+        pairs_of_chunk = order[ends[chunk - 1] if chunk else 0 : ends[chunk]]
+        if not len(pairs_of_chunk):
+            return
+        features = database.peek(chunk)
+        for at in range(0, len(pairs_of_chunk), pairs_at_once):
+            pairs = pairs_of_chunk[at : at + pairs_at_once]
+            query_of = pairs // num_neighbours
+            database_PD = features[rows[pairs] - chunk * database.rows_per_chunk].astype(np.float64)
+            similarities[pairs] = _similarities(database_PD, queries_QD[query_of], lengths_Q[query_of], similarity)
+
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        for block in database.blocks(rows_per_block):
-            within = np.flatnonzero((rows >= block.start) & (rows < block.start + len(block.features)))
-            pieces = (within[at : at + pairs_at_once] for at in range(0, len(within), pairs_at_once))
-            list(threads.map(partial(rescore, block), pieces))
+        list(threads.map(rescore_chunk, range(len(ends))))
     return similarities.reshape(rows_QK.shape)
+
+
+def _similarities(database_PD: Doubles, queries_PD: Floats, lengths_P: Doubles, similarity: Similarity) -> Doubles:
+    """Similarity of each pair of rows; overwrites `database_PD`."""
+    if similarity == "euclidean":
+        database_PD -= queries_PD
+        distances: Doubles = np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
+        return -distances
+    lengths = _lengths(database_PD) * lengths_P if similarity == "cosine" else None
+    products: Doubles = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
+    return products if lengths is None else products / lengths
 
 
 def _engine(device: str, k: int) -> Callable[[Floats, Floats, int, int], tuple[Floats, Ints]]:

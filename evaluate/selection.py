@@ -71,8 +71,10 @@ class Selection:
             if len(rows) < len(features):
                 features = features[: len(rows)]
                 features[:] = block.features[mask]
-            self._check_finite(rows, features)
-            lengths = scale_to_unit_length(features) if unit_length else lengths_of(features)
+            lengths = lengths_of(features)
+            self._check_finite(rows, features, lengths)
+            if unit_length:
+                scale_to_unit_length(features, lengths)
             return Part(
                 rows=rows, features=features, num_read=len(block.features), longest=float(lengths.max(initial=0))
             )
@@ -84,12 +86,11 @@ class Selection:
         features = self.layer.read()
         if len(self.rows) < len(features):
             features = features[self.rows]
-        self._check_finite(self.rows, features)
+        self._check_finite(self.rows, features, lengths_of(features))
         return features
 
-    def _check_finite(self, rows: Ints, features: Floats) -> None:
-        with np.errstate(all="ignore"):
-            suspects = ~np.isfinite(features.sum(axis=1))  # not finite if any value is not: cheaper than each value
+    def _check_finite(self, rows: Ints, features: Floats, lengths: npt.NDArray[np.float64]) -> None:
+        suspects = ~np.isfinite(lengths)  # not finite if any value is not: cheaper than looking at each value
         if suspects.any():
             bad = rows[suspects][~np.isfinite(features[suspects]).all(axis=1)]
             if len(bad):
@@ -102,21 +103,20 @@ class Selection:
 
 def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
     """Euclidean length of each row: in float32, or in float64 where that would overflow."""
-    squares: npt.NDArray[Any] = np.einsum("nd,nd->n", features_ND, features_ND)
-    if not np.isfinite(squares).all():
-        squares = np.einsum("nd,nd->n", features_ND, features_ND, dtype=np.float64)
-    lengths: npt.NDArray[np.float64] = np.sqrt(squares, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        squares: npt.NDArray[Any] = np.einsum("nd,nd->n", features_ND, features_ND)
+        if not np.isfinite(squares).all():
+            squares = np.einsum("nd,nd->n", features_ND, features_ND, dtype=np.float64)
+        lengths: npt.NDArray[np.float64] = np.sqrt(squares, dtype=np.float64)
     return lengths
 
 
-def scale_to_unit_length(features_ND: Floats) -> npt.NDArray[np.float64]:
-    """Divide each row by its Euclidean length, in place; a row of zeros stays. Returns the lengths."""
-    lengths = lengths_of(features_ND)
-    divisors = np.maximum(lengths, EPSILON)
-    if lengths.max(initial=0) < np.finfo(np.float32).max:
+def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]) -> None:
+    """Divide each row by its length, in place; a row of zeros stays."""
+    divisors = np.maximum(lengths_N, EPSILON)
+    if lengths_N.max(initial=0) < np.finfo(np.float32).max:
         divisors = divisors.astype(np.float32)  # three times as fast as dividing by float64
     np.divide(features_ND, divisors[:, None], out=features_ND, casting="same_kind")
-    return lengths
 
 
 def rows_per_block(dim: int, block_mib: int) -> int:

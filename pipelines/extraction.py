@@ -34,7 +34,7 @@ from extract.weights import (
 )
 from pipelines.pipeline import Pipeline
 from pipelines.progress import Progress
-from store import BenchError, FeatureSet, LayerInfo, Manifest, Work
+from store import BenchError, FeatureSet, LayerInfo, Manifest, Work, add_layers, open_or_create
 from store.layout import rows_per_chunk_for
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, progress: Progress) 
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
     manifest = _manifest(pipeline, sources, transform, options, chunk_rows, weights, notes)
     path = pipeline.store / pipeline.name
-    features = FeatureSet.open_or_create(
+    features = open_or_create(
         path, manifest, {split: source.rows for split, source in sources.items()}, overwrite=overwrite
     )
     with features.lock():
         features.sweep()
-        features.add_layers(layers)
+        add_layers(features, layers)
         work = features.pending(list(layers))
         missing = tuple(name for name in layers if any(name in item.layers for item in work))
         extracted = Extracted()

@@ -17,7 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.pipeline import NAME_PATTERN
-from store import BenchError, ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, nearest
+from store import (
+    BenchError,
+    ChunkWriter,
+    FeatureSet,
+    LayerInfo,
+    Manifest,
+    SplitRows,
+    add_layers,
+    nearest,
+    open_or_create,
+)
 from store.layout import rows_per_chunk_for
 
 logger = logging.getLogger(__name__)
@@ -91,10 +101,10 @@ def import_features(
     if path.exists() and not overwrite:
         existing = FeatureSet.open(path)
         manifest = dataclasses.replace(manifest, rows_per_chunk=existing.manifest.rows_per_chunk)
-    features = FeatureSet.open_or_create(path, manifest, rows, overwrite=overwrite)
+    features = open_or_create(path, manifest, rows, overwrite=overwrite)
     with features.lock():
         features.sweep()
-        features.add_layers(layers)
+        add_layers(features, layers)
         writer = ChunkWriter(features)
         for work in features.pending(list(layers)):
             chunk = features.grid(work.split).rows(work.chunk)

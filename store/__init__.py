@@ -6,8 +6,9 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 """
 
 from store.cache import load_cached, save_cached
+from store.creation import SplitRows, add_layers, open_or_create
 from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest
-from store.feature_set import FeatureSet, SplitRows, Work
+from store.feature_set import FeatureSet, Work
 from store.layers import LayerSpec, Pooling
 from store.manifest import LayerInfo, Manifest, SplitInfo
 from store.reader import Block, LayerReader
@@ -32,8 +33,10 @@ __all__ = [
     "SplitRows",
     "StoreError",
     "Work",
+    "add_layers",
     "load_cached",
     "nearest",
+    "open_or_create",
     "save_cached",
     "verify",
 ]

@@ -1,21 +1,17 @@
 """A feature set: one model's features of one dataset, and the paths of everything in it.
 
-Creating and describing live here; rows are written by `store.writer` and read by `store.reader`.
+Made by `store.creation`, written by `store.writer`, read by `store.reader`.
 Nothing outside this package spells a file name of the store.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 import time
-import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,54 +22,16 @@ import numpy.typing as npt
 import zarr
 
 from store import arrays, journal
-from store.durable import PARTIAL, DurableStore, cannot_write, sweep_partials, sync_folder, write_durably
-from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, nearest
+from store.durable import DurableStore, sweep_partials, write_durably
+from store.errors import DamagedError, IncompleteError, StoreError, nearest
 from store.journal import Journal, Record
 from store.layers import LayerSpec
 from store.layout import Grid
 from store.lock import only_writer
-from store.manifest import REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from store.manifest import REWRITE, LayerInfo, Manifest, SplitInfo, digest_of
 from store.reader import LayerReader, checked_rows
 
 logger = logging.getLogger(__name__)
-
-MAX_CHUNK_BYTES = 2**30
-"""A chunk is held in memory whole, more than once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitRows:
-    """What is known of a split before any feature: labels, paths and class names, row by row."""
-
-    labels: npt.NDArray[np.int64]
-    """Shape (N,); an index into `class_names`, or -1 where a row has no label."""
-
-    paths: Sequence[str]
-    """What the user calls each image; length N."""
-
-    class_names: tuple[str, ...]
-
-    sizes: Sequence[int] = ()
-    """Bytes of each image's file, where there are files: other images under the same names are noticed by them."""
-
-    def info(self) -> SplitInfo:
-        """Return the summary that the manifest keeps.
-
-        Raises
-        ------
-        StoreError
-            If two classes have one name.
-        """
-        twice = [name for name, count in Counter(self.class_names).items() if count > 1]
-        if twice:
-            raise StoreError(
-                f"two classes are called {twice[0]!r}; classes are told apart by their names, so rename one"
-            )
-        listing = hashlib.sha256()
-        sizes: Sequence[int | str] = self.sizes or [""] * len(self.paths)
-        for path, label, size in zip(self.paths, self.labels.tolist(), sizes, strict=True):
-            listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
-        return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +53,6 @@ class FeatureSet:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-
-    # ---------------------------------------------------------------- opening and creating
 
     @classmethod
     def open(cls, path: Path) -> FeatureSet:
@@ -120,132 +76,6 @@ class FeatureSet:
         except Exception as error:  # zarr raises builtin errors of many kinds for damaged metadata
             raise DamagedError(f"{path}/zarr.json: cannot be read ({error}). {REWRITE}") from error
         return cls(path, Manifest.from_attributes(dict(group.attrs), where=str(path)))
-
-    @classmethod
-    def create(cls, path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
-        """Create an empty feature set, with labels, paths and class names, absent or complete."""
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        try:
-            partial.mkdir(parents=True)
-            made = cls._fill(partial, manifest, splits)
-            partial.rename(path)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise StoreError(cannot_write(path, error)) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return cls(path, made.manifest)
-
-    @classmethod
-    def _fill(cls, partial: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
-        made = cls(partial, manifest)
-        made._write_group("", {})
-        metadata = {}
-        for folder in ("journals", "neighbours", "clusters", "results"):
-            made._write_group(folder, {})
-            metadata[folder] = made._metadata_digest(folder)
-        for split, rows in splits.items():
-            made._write_group(split, {"num_rows": len(rows.labels), "listing": manifest.splits[split].listing})
-            metadata[split] = made._metadata_digest(split)
-            for name, dtype in (("labels", "int64"), ("paths", "str"), ("valid", "bool")):
-                grid = made.grid(split, name)
-                arrays.create_array(
-                    partial,
-                    f"{split}/{name}",
-                    shape=(grid.num_rows,),
-                    rows_per_chunk=grid.rows_per_chunk,
-                    dtype=dtype,
-                )
-                metadata[f"{split}/{name}"] = made._metadata_digest(f"{split}/{name}")
-            made._write_listing(split, rows)
-        made._save(dataclasses.replace(manifest, metadata=metadata))
-        return made
-
-    @classmethod
-    def open_or_create(
-        cls, path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, overwrite: bool = False
-    ) -> FeatureSet:
-        """Open the feature set that was made with the same settings, or create it.
-
-        Raises
-        ------
-        MismatchError
-            If there is one made with other settings; the message lists what differs.
-        """
-        if overwrite and path.exists():
-            cls(path, manifest).remove()  # not opened: it may be damaged
-        if not path.exists():
-            try:
-                return cls.create(path, manifest, splits)
-            except StoreError:
-                if not path.exists():  # otherwise another process was faster
-                    raise
-        existing = cls.open(path)
-        faults = differences(existing.manifest, manifest)
-        if faults:
-            raise MismatchError(
-                f"{path} was made with other settings:\n  "
-                + "\n  ".join(faults)
-                + "\nNothing was changed. Choose another --name, take the old settings, or replace it with --overwrite."
-            )
-        for split, rows in splits.items():
-            if not existing._listing_is_recorded(split):  # set back by `bench verify --repair`
-                existing._write_listing(split, rows)
-        return existing
-
-    def remove(self) -> None:
-        """Delete the feature set, name first, so that no half of it is ever found under its name."""
-        doomed = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        with self.lock() if self.journals.is_dir() else nullcontext():
-            self.path.rename(doomed)
-        shutil.rmtree(doomed)
-
-    def add_layers(self, layers: Mapping[str, LayerInfo]) -> FeatureSet:
-        """Create the arrays of layers that are not there yet; return the feature set. Call it under the lock.
-
-        Raises
-        ------
-        MismatchError
-            If a layer of that name exists with another tap, pooling or shape.
-        """
-        self.manifest = self.open(self.path).manifest  # another process may have added layers before we had the lock
-        have = self.manifest.layers
-        for name, info in layers.items():
-            size = info.dim * self.manifest.rows_per_chunk * np.dtype(self.manifest.dtype).itemsize
-            if name not in have and size > MAX_CHUNK_BYTES:
-                raise StoreError(
-                    f"{self.path}: a chunk of layer {name!r} would take {size / 2**30:.1f} GiB, more than "
-                    f"{MAX_CHUNK_BYTES / 2**30:.0f}: {self.manifest.rows_per_chunk} rows of {info.dim:,} numbers. "
-                    f"Pool it, or extract it into another --name with a smaller storage.rows_per_chunk."
-                )
-            if name in have and have[name] != info:
-                raise MismatchError(
-                    f"{self.path}: layer {name!r} exists as {_describe(have[name])}, you ask for {_describe(info)}. "
-                    f"Give the new one another name, as in 'my_{name}={info.tap}', or use another --name."
-                )
-        new = {name: info for name, info in layers.items() if name not in have}
-        if not new:
-            return self
-        arrays_to_be = tuple(f"{split}/{name}/" for split in self.manifest.splits for name in new)
-        self.refresh()
-        if any(key.startswith(arrays_to_be) for key in self.records):
-            journal.rewrite_journals(self.journals, keep=lambda record: not record.key.startswith(arrays_to_be))
-            self.refresh()
-        metadata = dict(self.manifest.metadata)
-        for name, info in new.items():
-            for split, rows in self.manifest.splits.items():
-                arrays.create_array(
-                    self.path,
-                    f"{split}/{name}",
-                    shape=(rows.num_rows, *info.shape),
-                    rows_per_chunk=self.manifest.rows_per_chunk,
-                    dtype=self.manifest.dtype,
-                    compression=self.manifest.compression,
-                    attributes={"tap": info.tap, "pooling": info.pooling},
-                )
-                metadata[f"{split}/{name}"] = self._metadata_digest(f"{split}/{name}")
-        self._save(dataclasses.replace(self.manifest, layers={**have, **new}, metadata=metadata))
-        return self
 
     def lock(self) -> AbstractContextManager[None]:
         """Be the only extraction into this feature set; see `store.lock`."""
@@ -421,29 +251,6 @@ class FeatureSet:
         ]
         return np.concatenate(parts)
 
-    def _listing_is_recorded(self, split: str) -> bool:
-        return all(key in self.records for name in ("labels", "paths") for key in self.chunk_keys(split, name))
-
-    def _write_listing(self, split: str, rows: SplitRows) -> None:
-        paths = np.array(
-            [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths], object
-        )
-        for name, values in (("labels", rows.labels), ("paths", paths)):
-            array = arrays.open_array(self.path, f"{split}/{name}", writable=True)
-            arrays.write_rows(array, 0, values)
-            self.journal(0).append([record_of(self.path, key) for key in self.chunk_keys(split, name)])
-        self.refresh()
-
-    def _write_group(self, key: str, attributes: dict[str, object]) -> None:
-        zarr.create_group(DurableStore(self.path), path=key, attributes=attributes, overwrite=True)
-
-    def _metadata_digest(self, key: str) -> str:
-        return hashlib.sha256((self.path / key / "zarr.json").read_bytes()).hexdigest()
-
-    def _save(self, manifest: Manifest) -> None:
-        zarr.open_group(DurableStore(self.path), mode="r+", use_consolidated=False).attrs.put(manifest.to_attributes())
-        self.manifest = manifest
-
     def _cure(self) -> str:
         if self.manifest.made_from.get("imported"):
             return "Import it again with `bench import --overwrite`."
@@ -479,7 +286,3 @@ def record_of(root: Path, key: str) -> Record:
         size = file.seek(0, 2)
         file.seek(size - 4)
         return Record(key=key, size=size, crc32c=int.from_bytes(file.read(4), "little"))
-
-
-def _describe(info: LayerInfo) -> str:
-    return f"tap {info.tap}, pooling {info.pooling or 'mean'}, shape {info.shape}"

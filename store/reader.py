@@ -104,6 +104,23 @@ class LayerReader:
                     upcoming = ahead.submit(read, index + 1)
                 yield block
 
+    @property
+    def rows_per_chunk(self) -> int:
+        return self._grid.rows_per_chunk
+
+    def peek(self, chunk: int) -> Floats:
+        """Return the rows of one chunk for picking some of them, shape (rows, D); read only.
+
+        For rows that were read, and so checked, a moment ago: a plain chunk is mapped into memory, so
+        that only what is picked is touched, and its checksum is not computed again.
+        """
+        rows, record = self._grid.rows(chunk), self._records[chunk]
+        path = self._root / record.key
+        if self._direct and path.stat().st_size == record.size:
+            return np.memmap(path, np.float32, mode="r", shape=(len(rows), self.dim))
+        values = checked_rows(self._root, self._array, record, rows, chunk=chunk, cure=self._cure)
+        return values.reshape(len(rows), self.dim).astype(np.float32)
+
     def read(self) -> Floats:
         """Return all rows at once, shape (N, D): for splits that fit in memory, such as the queries."""
         buffer = np.empty((self.num_rows, self.dim), np.float32)

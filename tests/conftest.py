@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
-from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows
+from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared"))
@@ -126,9 +126,10 @@ def make_features(
         splits={split: each.info() for split, each in rows.items()},
         notes={"weights": "fake"},
     )
-    made = FeatureSet.open_or_create(path, manifest, rows)
-    made.add_layers(
-        {name: LayerInfo(tap=name, pooling=None, shape=values.shape[1:]) for name, values in features["train"].items()}
+    made = open_or_create(path, manifest, rows)
+    add_layers(
+        made,
+        {name: LayerInfo(tap=name, pooling=None, shape=values.shape[1:]) for name, values in features["train"].items()},
     )
     write_pending(made, features, valid=valid)
     return FeatureSet.open(path)

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import zarr
 
-from store import FeatureSet, IncompleteError, LayerInfo, MismatchError, SplitRows, StoreError, verify
+from store import (
+    FeatureSet,
+    IncompleteError,
+    LayerInfo,
+    MismatchError,
+    SplitRows,
+    StoreError,
+    add_layers,
+    open_or_create,
+    verify,
+)
 from store.manifest import ATTRIBUTE, DIGEST, digest_of
 from tests.conftest import make_features, write_pending
 
@@ -72,7 +82,7 @@ def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path):
 def test_pending_is_what_no_journal_has(tmp_path, arrays):
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
-    made.add_layers({"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
+    add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
     work = made.pending(["res5", "res4"])
     assert {item.layers for item in work} == {("res4",)}
     assert [(item.split, item.chunk) for item in work] == [("val", i) for i in range(3)] + [
@@ -86,7 +96,7 @@ def test_pending_is_what_no_journal_has(tmp_path, arrays):
 def test_an_incomplete_layer_is_refused_by_name(tmp_path, arrays):
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
-    made.add_layers({"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
+    add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
     write_pending(made, features, limit=5)
     with pytest.raises(IncompleteError, match=r"train/res4 is incomplete: 2 of 7 chunks.*bench extract"):
         FeatureSet.open(tmp_path / "f").layer("train", "res4")
@@ -124,7 +134,7 @@ def test_a_layers_name_cannot_be_given_to_another_tap(tmp_path, arrays):
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     with pytest.raises(MismatchError, match="layer 'res5' exists as tap res5"):
-        made.add_layers({"res5": LayerInfo(tap="layer4.0", pooling=None, shape=(6,))})
+        add_layers(made, {"res5": LayerInfo(tap="layer4.0", pooling=None, shape=(6,))})
 
 
 def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path, arrays):
@@ -218,10 +228,10 @@ import resource, signal, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import numpy as np
 from pathlib import Path
-from store import ChunkWriter, FeatureSet, LayerInfo, StoreError
+from store import ChunkWriter, FeatureSet, LayerInfo, StoreError, add_layers
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 features = FeatureSet.open(Path({str(tmp_path / "f")!r}))
-features.add_layers({{"big": LayerInfo(tap="big", pooling=None, shape=(4096,))}})
+add_layers(features, {{"big": LayerInfo(tap="big", pooling=None, shape=(4096,))}})
 writer = ChunkWriter(features)
 work = features.pending(["big"])
 def write(item):
@@ -246,7 +256,7 @@ def test_rows_of_another_shape_are_refused(tmp_path, arrays):
     """Zarr cuts off what does not fit, without a word."""
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
-    made.add_layers({"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 1))})
+    add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 1))})
     with pytest.raises(StoreError, match=r"'res4' of val chunk 0 has shape \(8, 4, 2, 2\), expected \(8, 4, 2, 1\)"):
         write_pending(made, features)
 
@@ -280,8 +290,8 @@ def test_layers_that_another_process_added_are_kept(tmp_path, arrays):
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     late = FeatureSet.open(tmp_path / "f")
-    made.add_layers({"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
-    late.add_layers({"res3": LayerInfo(tap="res3", pooling=None, shape=(2,))})
+    add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
+    add_layers(late, {"res3": LayerInfo(tap="res3", pooling=None, shape=(2,))})
     assert set(FeatureSet.open(tmp_path / "f").manifest.layers) == {"res3", "res4", "res5"}
 
 
@@ -303,7 +313,7 @@ def test_a_damaged_feature_set_can_be_replaced(tmp_path, arrays):
     rows = SplitRows(labels=labels["val"], paths=["x"] * 21, class_names=("a", "b", "c"))
     splits = {"train": rows, "val": rows}
     manifest = dataclasses.replace(made.manifest, layers={}, splits={s: each.info() for s, each in splits.items()})
-    again = FeatureSet.open_or_create(made.path, manifest, splits, overwrite=True)
+    again = open_or_create(made.path, manifest, splits, overwrite=True)
     assert again.manifest.layers == {}
     assert not list(tmp_path.glob(".*"))
 
@@ -311,5 +321,5 @@ def test_a_damaged_feature_set_can_be_replaced(tmp_path, arrays):
 def test_a_chunk_too_large_for_memory_is_refused_before_anything_is_written(tmp_path, arrays):
     made = make_features(tmp_path / "f", *arrays)
     with pytest.raises(StoreError, match=r"would take 3\.0 GiB"):
-        made.add_layers({"wide": LayerInfo(tap="wide", pooling=None, shape=(10**8,))})
+        add_layers(made, {"wide": LayerInfo(tap="wide", pooling=None, shape=(10**8,))})
     assert not (made.path / "train/wide").exists()

@@ -1,0 +1,241 @@
+"""Making feature sets, adding layers to them, replacing them: what one process does before any rank writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from store import arrays, journal
+from store.durable import PARTIAL, DurableStore, cannot_write, sync_folder
+from store.errors import MismatchError, StoreError
+from store.feature_set import FeatureSet, record_of
+from store.manifest import LayerInfo, Manifest, SplitInfo, differences
+
+MAX_CHUNK_BYTES = 2**30
+"""A chunk is held in memory whole, more than once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRows:
+    """What is known of a split before any feature: labels, paths and class names, row by row."""
+
+    labels: npt.NDArray[np.int64]
+    """Shape (N,); an index into `class_names`, or -1 where a row has no label."""
+
+    paths: Sequence[str]
+    """What the user calls each image; length N."""
+
+    class_names: tuple[str, ...]
+
+    sizes: Sequence[int] = ()
+    """Bytes of each image's file, where there are files: other images under the same names are noticed by them."""
+
+    def info(self) -> SplitInfo:
+        """Return the summary that the manifest keeps.
+
+        Raises
+        ------
+        StoreError
+            If two classes have one name.
+        """
+        twice = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if twice:
+            raise StoreError(f"two classes are called {twice[0]!r}; classes are matched by name, so rename one of them")
+        listing = hashlib.sha256()
+        sizes: Sequence[int | str] = self.sizes or [""] * len(self.paths)
+        for path, label, size in zip(self.paths, self.labels.tolist(), sizes, strict=True):
+            listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
+        return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())
+
+
+def open_or_create(
+    path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, overwrite: bool = False
+) -> FeatureSet:
+    """Open the feature set that was made with the same settings, or create it.
+
+    Parameters
+    ----------
+    path : Path
+        The feature set's folder.
+    manifest : Manifest
+        What it is to be made from; without layers.
+    splits : mapping of str to SplitRows
+        `train` and `val`.
+    overwrite : bool
+        Replace what is there, whatever it was made from.
+
+    Raises
+    ------
+    MismatchError
+        If there is one made with other settings; the message lists what differs.
+    StoreError
+        If the folder is something else, or the file system refuses.
+    """
+    if overwrite and path.exists():
+        remove(FeatureSet(path, manifest))  # not opened: it may be damaged
+    if not path.exists():
+        try:
+            return create(path, manifest, splits)
+        except StoreError:
+            if not path.exists():  # otherwise another process was faster
+                raise
+    existing = FeatureSet.open(path)
+    faults = differences(existing.manifest, manifest)
+    if faults:
+        raise MismatchError(
+            f"{path} was made with other settings:\n  "
+            + "\n  ".join(faults)
+            + "\nNothing was changed. Choose another --name, take the old settings, or replace it with --overwrite."
+        )
+    for split, rows in splits.items():
+        if not all(key in existing.records for name in ("labels", "paths") for key in existing.chunk_keys(split, name)):
+            _write_listing(existing, split, rows)  # set back by `bench verify --repair`
+    return existing
+
+
+def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
+    """Create a feature set without layers, with labels, paths and class names, absent or complete.
+
+    Raises
+    ------
+    StoreError
+        If it exists, or the file system refuses.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        partial.mkdir(parents=True)
+        made = FeatureSet(partial, manifest)
+        metadata = _write_groups(made, splits)
+        for split, rows in splits.items():
+            for name, dtype in (("labels", "int64"), ("paths", "str"), ("valid", "bool")):
+                grid = made.grid(split, name)
+                key = f"{split}/{name}"
+                arrays.create_array(
+                    partial, key, shape=(grid.num_rows,), rows_per_chunk=grid.rows_per_chunk, dtype=dtype
+                )
+                metadata[key] = _metadata_digest(partial, key)
+            _write_listing(made, split, rows)
+        _save(made, dataclasses.replace(manifest, metadata=metadata))
+        partial.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(cannot_write(path, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return FeatureSet(path, made.manifest)
+
+
+def remove(features: FeatureSet) -> None:
+    """Delete a feature set, name first, so that no half of it is ever found under its name.
+
+    Raises
+    ------
+    StoreError
+        If the folder does not look like a feature set, or someone is extracting into it.
+    """
+    if not features.journals.is_dir():
+        raise StoreError(f"{features.path}: not a feature set (it has no journals), so it is not replaced")
+    doomed = features.path.with_name(f".{features.name}.{uuid.uuid4().hex}{PARTIAL}")
+    with features.lock():
+        features.path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> FeatureSet:
+    """Create the arrays of layers that are not there yet; return the feature set. Call it under the lock.
+
+    Raises
+    ------
+    MismatchError
+        If a layer of that name exists with another tap, pooling or shape.
+    StoreError
+        If a chunk would be too large.
+    """
+    manifest = FeatureSet.open(features.path).manifest  # another process may have added layers before we had the lock
+    features.manifest = manifest
+    new = {name: info for name, info in layers.items() if name not in manifest.layers}
+    for name, info in layers.items():
+        if name not in new and manifest.layers[name] != info:
+            raise MismatchError(
+                f"{features.path}: layer {name!r} exists as {_describe(manifest.layers[name])}, you ask for "
+                f"{_describe(info)}. Give the new one another name, as 'my_{name}={info.tap}', or take another --name."
+            )
+    for name, info in new.items():
+        size = info.dim * manifest.rows_per_chunk * np.dtype(manifest.dtype).itemsize
+        if size > MAX_CHUNK_BYTES:
+            raise StoreError(
+                f"{features.path}: a chunk of layer {name!r} would take {size / 2**30:.1f} GiB, more than "
+                f"{MAX_CHUNK_BYTES / 2**30:.0f}: {manifest.rows_per_chunk} rows of {info.dim:,} numbers. "
+                f"Pool it, or extract it into another --name with a smaller storage.rows_per_chunk."
+            )
+    if not new:
+        return features
+    _forget(features, tuple(f"{split}/{name}/" for split in manifest.splits for name in new))
+    metadata = dict(manifest.metadata)
+    for name, info in new.items():
+        for split, rows in manifest.splits.items():
+            key = f"{split}/{name}"
+            arrays.create_array(
+                features.path,
+                key,
+                shape=(rows.num_rows, *info.shape),
+                rows_per_chunk=manifest.rows_per_chunk,
+                dtype=manifest.dtype,
+                compression=manifest.compression,
+                attributes={"tap": info.tap, "pooling": info.pooling},
+            )
+            metadata[key] = _metadata_digest(features.path, key)
+    _save(features, dataclasses.replace(manifest, layers={**manifest.layers, **new}, metadata=metadata))
+    return features
+
+
+def _forget(features: FeatureSet, prefixes: tuple[str, ...]) -> None:
+    """Drop the records of arrays that are about to be made anew."""
+    features.refresh()
+    if any(key.startswith(prefixes) for key in features.records):
+        journal.rewrite_journals(features.journals, keep=lambda record: not record.key.startswith(prefixes))
+        features.refresh()
+
+
+def _write_groups(made: FeatureSet, splits: Mapping[str, SplitRows]) -> dict[str, str]:
+    """Write the groups, each a folder; returns the digests of their metadata."""
+    groups: dict[str, dict[str, object]] = {"": {}, "journals": {}, "neighbours": {}, "clusters": {}, "results": {}}
+    for split, rows in splits.items():
+        groups[split] = {"num_rows": len(rows.labels), "listing": made.manifest.splits[split].listing}
+    for key, attributes in groups.items():
+        zarr.create_group(DurableStore(made.path), path=key, attributes=attributes, overwrite=True)
+    return {key: _metadata_digest(made.path, key) for key in groups if key}
+
+
+def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
+    paths = np.array([path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths], object)
+    for name, values in (("labels", rows.labels), ("paths", paths)):
+        array = arrays.open_array(features.path, f"{split}/{name}", writable=True)
+        arrays.write_rows(array, 0, values)
+        keys = features.chunk_keys(split, name)
+        features.journal(0).append([record_of(features.path, key) for key in keys])
+    features.refresh()
+
+
+def _save(features: FeatureSet, manifest: Manifest) -> None:
+    group = zarr.open_group(DurableStore(features.path), mode="r+", use_consolidated=False)
+    group.attrs.put(manifest.to_attributes())
+    features.manifest = manifest
+
+
+def _metadata_digest(root: Path, key: str) -> str:
+    return hashlib.sha256((root / key / "zarr.json").read_bytes()).hexdigest()
+
+
+def _describe(info: LayerInfo) -> str:
+    return f"tap {info.tap}, pooling {info.pooling or 'mean'}, shape {info.shape}"

@@ -1,6 +1,6 @@
 """Measure what the design promises, each against its yardstick, side by side in one process.
 
-    make benchmark                      all of them, about 5 minutes on 2 cores
+    make benchmark                      all of them, about 8 minutes on 2 cores
     python -m benchmarks read search    some of them
 
 Every pair is run in turns, several times; the ratio is the median of the pairs' ratios, so that a
@@ -136,26 +136,26 @@ def read(folder):
 
 def search(folder):
     """Search from the store, rescoring included, against faiss with everything in memory."""
-    for dim, num_rows in ((512, 400_000), (2048, 150_000)):
+    for dim, num_rows in ((512, 800_000), (2048, 300_000)):
         yield _search(folder / f"search{dim}", num_rows, dim)
 
 
 def _search(path, num_rows, dim):
-    train, val = clustered(num_rows, dim, 1), clustered(5000, dim, 2)
+    train, val = clustered(num_rows, dim, 1), clustered(3000, dim, 2)
     features = made_features(path, train, val)
     for values in (train, val):
         values /= np.linalg.norm(values, axis=1, keepdims=True)
     index = faiss.IndexFlatIP(dim)
     index.add(train)
     database = Selection(layer=features.layer("train", "x"), rows=np.arange(num_rows))
-    queries = Selection(layer=features.layer("val", "x"), rows=np.arange(5000))
+    queries = Selection(layer=features.layer("val", "x"), rows=np.arange(3000))
     rows = BLOCK_MIB * 2**20 // (4 * dim)
     ours, theirs, ratio = in_turns(
         lambda: streamed_search(database, queries, k=200, similarity="cosine", rows_per_block=rows),
         lambda: index.search(val, 200),
-        repeats=3,
+        repeats=2,
     )
-    what = f"kNN search, {num_rows:,} x {dim}, 5,000 queries, k = 200"
+    what = f"kNN search, {num_rows:,} x {dim}, 3,000 queries, k = 200"
     return what, f"{ours:.2f} s", f"IndexFlatIP {theirs:.2f} s", f"{ratio:.2f}x", "<= 1.1x"
 
 

@@ -6,7 +6,7 @@ summation. Where rounding could have kept a neighbour from being proposed, the q
 again with a longer list. So neither the size of a block nor the number of threads changes a
 result, and equal similarities are ordered by row. Memory holds the queries, two blocks and the lists.
 
-Shape suffixes:  Q queries   K neighbours   N database rows   D feature dimension
+Shape suffixes:  Q queries   K neighbours   N database rows   P pairs   R rows of a chunk   D dimension
 """
 
 from __future__ import annotations
@@ -243,27 +243,30 @@ def _rescore(
         pairs_of_chunk = order[ends[chunk - 1] if chunk else 0 : ends[chunk]]
         if not len(pairs_of_chunk):
             return
-        features = database.peek(chunk)
+        wanted, place_of = np.unique(rows[pairs_of_chunk] - chunk * database.rows_per_chunk, return_inverse=True)
+        database_RD = database.peek(chunk)[wanted].astype(np.float64)
+        lengths_R = _lengths(database_RD)
         for at in range(0, len(pairs_of_chunk), pairs_at_once):
-            pairs = pairs_of_chunk[at : at + pairs_at_once]
+            pairs, places = pairs_of_chunk[at : at + pairs_at_once], place_of[at : at + pairs_at_once]
             query_of = pairs // num_neighbours
-            database_PD = features[rows[pairs] - chunk * database.rows_per_chunk].astype(np.float64)
-            similarities[pairs] = _similarities(database_PD, queries_QD[query_of], lengths_Q[query_of], similarity)
+            found = _similarities(database_RD[places], queries_QD[query_of], similarity)
+            if similarity == "cosine":
+                found /= lengths_R[places] * lengths_Q[query_of]
+            similarities[pairs] = found
 
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
         list(threads.map(rescore_chunk, range(len(ends))))
     return similarities.reshape(rows_QK.shape)
 
 
-def _similarities(database_PD: Doubles, queries_PD: Floats, lengths_P: Doubles, similarity: Similarity) -> Doubles:
-    """Similarity of each pair of rows; overwrites `database_PD`."""
+def _similarities(database_PD: Doubles, queries_PD: Floats, similarity: Similarity) -> Doubles:
+    """Inner product of each pair of rows, or minus their distance; overwrites `database_PD`."""
     if similarity == "euclidean":
         database_PD -= queries_PD
         distances: Doubles = np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
         return -distances
-    lengths = _lengths(database_PD) * lengths_P if similarity == "cosine" else None
     products: Doubles = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
-    return products if lengths is None else products / lengths
+    return products
 
 
 def _engine(device: str, k: int) -> Callable[[Floats, Floats, int, int], tuple[Floats, Ints]]:

@@ -225,7 +225,7 @@ class Noise(ImageSource):
 
 def extraction(folder):
     """Extraction of two layers against the bare forward pass of the same batches, images in memory."""
-    for name, layers, num_rows in (("resnet50", ["res4", "res5"], 256), ("squeezenet1_0", ["features.12"], 1024)):
+    for name, layers, num_rows in (("resnet50", ["res4", "res5"], 128), ("squeezenet1_0", ["features.12"], 512)):
         sources = {"train": Noise(num_rows), "val": Noise(32)}
         transform = Transform(resize=None, crop=224)
         trunk = build_trunk(name).to(memory_format=torch.channels_last)
@@ -256,7 +256,7 @@ def extraction(folder):
                 for _ in range(num_rows // 32):
                     trunk(images)
 
-        first, second, ratio = in_turns(ours, bare, repeats=5)
+        first, second, ratio = in_turns(ours, bare, repeats=3)
         yield (
             f"extraction, {name}, CPU float32, images in memory",
             f"{num_rows / first:.1f} images/s",

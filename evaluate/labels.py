@@ -56,12 +56,12 @@ def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str,
     if len(unknown):
         wrong = int(np.isin(val.labels, unknown).sum())
         named = ", ".join(names[index] for index in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        text = "%s: %d classes of val have no image in train (%s): their %d images count as wrong"
-        logger.warning(text, features.name, len(unknown), named, wrong)
+        text = "%s: classes of val without an image in train (%s): their images count as wrong, %d of them"
+        logger.warning(text, features.name, named, wrong)
     for split, part in (("train", train), ("val", val)):
         if part.left_out:
-            text = "%s: %d rows of %s have no label or no readable image and are left out"
-            logger.warning(text, features.name, part.left_out, split)
+            text = "%s: rows of %s without a label or a readable image, left out: %d"
+            logger.warning(text, features.name, split, part.left_out)
     return train, val, names
 
 

@@ -76,15 +76,15 @@ class FolderSource:
             classes, paths, sizes, labels = [], loose, loose_sizes, [-1] * len(loose)
         elif loose:
             logger.warning(
-                "%s: %d images outside any class folder are left out, such as %s", folder, len(loose), loose[0]
+                "%s: images outside any class folder, left out: %d, such as %s", folder, len(loose), loose[0]
             )
         if empty and classes:
-            text = f"{folder}: {len(empty)} of {len(classes)} class folders hold no image: {_some(empty)}."
+            text = f"{folder}: class folders without an image: {_some(empty)}."
             if on_class_fault == "stop":
                 raise DataError(f"{text} Fill or delete them, or go on with data.on_class_fault=warn.")
             logger.warning("%s", text)
         if ignored:
-            logger.warning("%s: %d files are not images by their endings and are left out", folder, ignored)
+            logger.warning("%s: files that are not images by their endings, left out: %d", folder, ignored)
         names = tuple(name.encode(errors="surrogateescape").decode(errors="replace") for name in classes)
         self.rows = SplitRows(labels=np.array(labels, np.int64), paths=paths, class_names=names, sizes=sizes)
 
@@ -209,11 +209,10 @@ def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> N
 
     only_val, only_train = sorted(used(val) - used(train)), sorted(used(train) - used(val))
     if only_train and used(val):
-        logger.warning("%d classes of train have no image in val: %s", len(only_train), _some(only_train))
+        logger.warning("classes of train without an image in val: %s", _some(only_train))
     if only_val and used(train):
-        text = (
-            f"{len(only_val)} classes of val have no image in train, so they can never be right: {_some(only_val)}"
-            + (f" (train alone has {_some(only_train)})" if only_train else "")
+        text = f"classes of val without an image in train, which can never be right: {_some(only_val)}" + (
+            f" (train alone has {_some(only_train)})" if only_train else ""
         )
         if on_class_fault == "stop":
             raise DataError(f"{text}. Rename or remove the folders, or go on with data.on_class_fault=warn.")

@@ -239,14 +239,14 @@ def verify(
     if not faults:
         typer.echo(f"{features.path}: no faults in {len(features.records):,} chunks")
         return
-    listed = f"{features.path}: {len(faults)} faults:\n{fault_lines(faults)}"
+    listed = f"{features.path}: faults found: {len(faults)}\n{fault_lines(faults)}"
     if not repair:
         raise StoreError(f"{listed}\nSet damaged chunks back with --repair, then extract again: it mends just those.")
     typer.echo(listed, err=True)
     dropped = set_back(features, faults)
     features = _open(name, store)
     left = [fault for fault in find_faults(features) if "pending" not in fault.what]
-    typer.echo(f"{len(dropped)} records were set back; run the same `bench extract` again to write their chunks.")
+    typer.echo(f"Records set back: {len(dropped)}. Run the same `bench extract` again to write their chunks.")
     if left:
         raise StoreError(f"{features.path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
 
@@ -417,7 +417,7 @@ def _run_extraction(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None
         err=True,
     )
     if done.unreadable:
-        typer.echo(f"{len(done.unreadable)} images could not be read and are left out of every evaluation.", err=True)
+        typer.echo(f"Images that could not be read, left out of every evaluation: {len(done.unreadable)}", err=True)
 
 
 def _run_evaluation(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: bool) -> None:

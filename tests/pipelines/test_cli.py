@@ -169,7 +169,7 @@ def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(extract, photo
     failure(extract(), str(broken), "--on-error skip")
     skipped = extract("--on-error", "skip")
     assert skipped.returncode == 0, skipped.stderr
-    assert "1 images could not be read" in skipped.stderr
+    assert "left out of every evaluation: 1" in skipped.stderr
     features = FeatureSet.open(tmp_path / "features/mine")
     assert np.flatnonzero(~features.valid("train")).tolist() == [6]
     assert features.paths("train")[6] == "train/dog's/001.jpg"
@@ -301,7 +301,7 @@ def test_damage_is_found_repaired_and_mended(extract, bench, tmp_path):
     chunk.write_bytes(content[:50] + bytes([content[50] ^ 4]) + content[51:])
     failure(bench("verify", "mine"), "train/features.5 chunk 0", "--repair")
     failure(bench("evaluate", "--features", "mine"), "train/features.5, chunk 0", "bench verify")
-    assert "1 records were set back" in bench("verify", "mine", "--repair").stdout
+    assert "Records set back: 1" in bench("verify", "mine", "--repair").stdout
     assert "Extracted features.5: 12 images" in extract().stderr
     assert chunk.read_bytes() == content
     assert "no faults" in bench("verify", "mine").stdout

@@ -64,20 +64,28 @@ class Selection:
         keep = np.zeros(self.layer.num_rows, np.bool_)
         keep[self.rows] = True
 
+        rows_at_once = max(1, _BYTES // (4 * self.layer.dim))
+
         def prepare(block: Block) -> Part:
             mask = keep[block.start : block.start + len(block.features)]
             rows = block.start + np.flatnonzero(mask).astype(np.int64)
-            features = block.features
-            if len(rows) < len(features):
-                features = features[: len(rows)]
-                features[:] = block.features[mask]
-            lengths = lengths_of(features)
+            lengths = np.empty(len(rows), np.float64)
+            taken = 0
+            # Piece by piece, so that each is in the cache for every step, and what is left out is closed up in place.
+            for at in range(0, len(block.features), rows_at_once):
+                piece, wanted = block.features[at : at + rows_at_once], mask[at : at + rows_at_once]
+                count = int(np.count_nonzero(wanted))
+                if taken < at or count < len(piece):
+                    block.features[taken : taken + count] = piece[wanted]
+                    piece = block.features[taken : taken + count]
+                lengths[taken : taken + count] = lengths_of(piece)
+                if unit_length:
+                    scale_to_unit_length(piece, lengths[taken : taken + count])
+                taken += count
+            features = block.features[:taken]
             self._check_finite(rows, features, lengths)
-            if unit_length:
-                scale_to_unit_length(features, lengths)
-            return Part(
-                rows=rows, features=features, num_read=len(block.features), longest=float(lengths.max(initial=0))
-            )
+            longest = float(lengths.max(initial=0))
+            return Part(rows=rows, features=features, num_read=len(mask), longest=longest)
 
         return self.layer.map_blocks(prepare, rows_per_block)
 
@@ -101,6 +109,10 @@ class Selection:
                 )
 
 
+_BYTES = 2**20
+"""Size of the pieces in which a block is prepared: within a core's cache."""
+
+
 def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
     """Euclidean length of each row: in float32, or in float64 where that would overflow."""
     with np.errstate(all="ignore"):
@@ -116,7 +128,8 @@ def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]
     divisors = np.maximum(lengths_N, EPSILON)
     if lengths_N.max(initial=0) < np.finfo(np.float32).max:
         divisors = divisors.astype(np.float32)  # three times as fast as dividing by float64
-    np.divide(features_ND, divisors[:, None], out=features_ND, casting="same_kind")
+    with np.errstate(invalid="ignore"):  # rows that are not finite are refused by number
+        np.divide(features_ND, divisors[:, None], out=features_ND, casting="same_kind")
 
 
 def rows_per_block(dim: int, block_mib: int) -> int:

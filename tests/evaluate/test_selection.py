@@ -1,0 +1,36 @@
+"""Rows that take part come out in order, scaled and checked, whatever the pieces and blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluate import selection
+from evaluate.selection import Selection
+from tests.conftest import make_features
+
+
+@pytest.mark.parametrize("rows_per_block", [8, 24, 1000])
+@pytest.mark.parametrize("pieces", [64, 2**20])
+@pytest.mark.parametrize("left_out", [[], [0], [3, 4, 5, 20, 49], list(range(8, 30))])
+@pytest.mark.parametrize("unit_length", [False, True])
+def test_rows_that_take_part_are_all_there_once(tmp_path, monkeypatch, rows_per_block, pieces, left_out, unit_length):
+    monkeypatch.setattr(selection, "_BYTES", pieces)
+    values = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
+    valid = {"train": ~np.isin(np.arange(50), left_out), "val": np.ones(50, bool)}
+    features = {split: {"x": values} for split in valid}
+    made = make_features(tmp_path / "f", features, {split: np.zeros(50, int) for split in valid}, valid=valid)
+    rows = np.flatnonzero(valid["train"])
+    parts = []
+    for part in Selection(layer=made.layer("train", "x"), rows=rows).parts(rows_per_block, unit_length=unit_length):
+        parts.append((part.rows, part.features.copy(), part.num_read, part.longest))
+    assert np.array_equal(np.concatenate([part[0] for part in parts]), rows)
+    assert sum(part[2] for part in parts) == 50
+    lengths = np.linalg.norm(values[rows], axis=1)
+    assert max(part[3] for part in parts) == pytest.approx(lengths.max())
+    expected = values[rows] / lengths[:, None] if unit_length else values[rows]
+    assert np.allclose(np.concatenate([part[1] for part in parts]), expected, rtol=1e-6)
+
+
+def test_lengths_do_not_overflow_where_float32_does():
+    assert selection.lengths_of(np.full((1, 4), 3e38, np.float32)) == pytest.approx([6e38], rel=1e-6)

@@ -60,7 +60,6 @@ class LayerReader:
         self.dim = int(np.prod(shape, dtype=np.int64))
         self._root = root
         self._grid = grid
-        self._dtype = dtype
         self._records = list(records.values())
         self._cure = cure
         # Plain chunks of float32 need no conversion on the way into the block.

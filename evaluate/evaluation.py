@@ -100,12 +100,13 @@ def evaluate_knn(
             block_mib=block_mib, device=device, on_rows=partial(on_rows, layer),
         )  # fmt: skip
         neighbours = found.neighbours
+        origin = _provenance(features, layer, train, val)
         ballot = Ballot.of(labels_N[neighbours.rows_QK[:, : max(ks)]], num_classes=len(names))
         for each_temperature in temperatures:
             weights_QK = vote_weights(neighbours.similarities_QK, vote=rule.vote, temperature=each_temperature)
             for each_k in ks:
                 records.append(
-                    _provenance(features, layer, train, val)
+                    origin
                     | {"task": "knn", "protocol": protocol, "similarity": rule.similarity, "vote": rule.vote}
                     | {"k": each_k, "temperature": each_temperature}
                     | _accuracies(ballot, weights_QK, val, k=each_k)
@@ -201,6 +202,7 @@ def evaluate_kmeans(
     settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
     records = []
     for layer in layers:
+        origin = _provenance(features, layer, train, val)
         for wanted in clusters:
             count = len(np.unique(train.labels)) if wanted == "classes" else int(wanted)
             start = time.perf_counter()
@@ -208,7 +210,7 @@ def evaluate_kmeans(
             seconds = round(time.perf_counter() - start, 3)
             for split, part in (("train", train), ("val", val)):
                 records.append(
-                    _provenance(features, layer, train, val)
+                    origin
                     | {"task": "kmeans", "protocol": "kmeans", "split": split, "clusters": count}
                     | metrics.cluster_metrics(clusters_of[split], part.labels)
                     | {"objective": facts["objective"], "iterations": facts["iterations"], "seconds": seconds}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from extract.images import EXTENSIONS, ImageError, read_rgb, to_rgb
-from store import BenchError, SplitRows, nearest
+from store import BenchError, SplitRows, nearest, some
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class FolderSource:
                 "%s: images outside any class folder, left out: %d, such as %s", folder, len(loose), loose[0]
             )
         if empty and classes:
-            text = f"{folder}: class folders without an image: {_some(empty)}."
+            text = f"{folder}: class folders without an image: {some(empty, show=8)}."
             if on_class_fault == "stop":
                 raise DataError(f"{text} Fill or delete them, or go on with data.on_class_fault=warn.")
             logger.warning("%s", text)
@@ -209,10 +208,10 @@ def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> N
 
     only_val, only_train = sorted(used(val) - used(train)), sorted(used(train) - used(val))
     if only_train and used(val):
-        logger.warning("classes of train without an image in val: %s", _some(only_train))
+        logger.warning("classes of train without an image in val: %s", some(only_train, show=8))
     if only_val and used(train):
-        text = f"classes of val without an image in train, which can never be right: {_some(only_val)}" + (
-            f" (train alone has {_some(only_train)})" if only_train else ""
+        text = f"classes of val without an image in train, which can never be right: {some(only_val, show=8)}" + (
+            f" (train alone has {some(only_train, show=8)})" if only_train else ""
         )
         if on_class_fault == "stop":
             raise DataError(f"{text}. Rename or remove the folders, or go on with data.on_class_fault=warn.")
@@ -287,8 +286,4 @@ def _labels_of(data: Any) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 def _contents(folder: Path) -> str:
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
-    return _some(entries) if entries else "nothing"
-
-
-def _some(names: Sequence[str], show: int = 8) -> str:
-    return ", ".join(names[:show]) + (f", ... ({len(names)} in all)" if len(names) > show else "")
+    return some(entries, show=8) if entries else "nothing"

@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from store import BenchError, nearest
+from store import BenchError, nearest, some
 
 PREFIXES = (
     "module.", "backbone.", "encoder.", "model.", "base_encoder.", "encoder_q.", "teacher.", "student.", "trunk.",
@@ -52,7 +52,7 @@ class LoadReport:
             ("not in the model", self.unexpected),
         ):
             if names:
-                parts.append(f"{len(names)} {what}: {_some(names)}")
+                parts.append(f"{len(names)} {what}: {some(names)}")
         return "; ".join(parts)
 
 
@@ -99,7 +99,7 @@ def read_state_dict(path: Path, *, key: str | None = None, remove_prefix: str = 
     if remove_prefix:
         kept = {name.removeprefix(remove_prefix): t for name, t in tensors.items() if name.startswith(remove_prefix)}
         if not kept:
-            raise WeightsError(f"{path}: no name begins with {remove_prefix!r}. They are {_some(list(tensors))}")
+            raise WeightsError(f"{path}: no name begins with {remove_prefix!r}. They are {some(list(tensors))}")
         return kept
     return tensors
 
@@ -227,7 +227,7 @@ def _code_within(path: Path) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # legacy files can't be listed
         return ""
-    return f": it asks for {_some(sorted(names))}" if names else ""
+    return f": it asks for {some(sorted(names))}" if names else ""
 
 
 def _does_not_fit(
@@ -236,12 +236,12 @@ def _does_not_fit(
     matched = len(wanted) - len(missing) - len(reshaped)
     lines = [f"{where} does not fit the model: {matched} of its {len(wanted)} parameters and buffers were matched"]
     if missing:
-        lines.append(f"missing from the file: {len(missing)}, such as {_some(missing)}")
+        lines.append(f"missing from the file: {len(missing)}, such as {some(missing)}")
     for name in reshaped[:3]:
         lines.append(f"another shape: {name} is {tuple(state[name].shape)}, the model has {tuple(wanted[name].shape)}")
     leftover = [name for name in state if name not in wanted]
     if leftover:
-        lines.append(f"in the file but not in the model: {len(leftover)}, such as {_some(leftover)}")
+        lines.append(f"in the file but not in the model: {len(leftover)}, such as {some(leftover)}")
     prefix = _likeliest_prefix(wanted, state)
     if prefix:
         count = sum(name.removeprefix(prefix) in wanted for name in state if name.startswith(prefix))
@@ -262,7 +262,3 @@ def _likeliest_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor])
     best = max(counts, key=lambda prefix: counts[prefix], default="")
     already = sum(name in wanted for name in state)
     return best if best and counts[best] > already else ""
-
-
-def _some(names: list[str] | tuple[str, ...], show: int = 3) -> str:
-    return ", ".join(names[:show]) + (", ..." if len(names) > show else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -287,10 +288,7 @@ def layers(
         table.add_column(column, justify="right" if column == "numbers" else "left")
     for tap in list_taps(model, image_size=image_size):
         shape = " x ".join(map(str, tap.shape))
-        numbers = 1
-        for side in tap.shape:
-            numbers *= side
-        table.add_row(tap.name, ", ".join(tap.aliases), shape, f"{numbers:,}")
+        table.add_row(tap.name, ", ".join(tap.aliases), shape, f"{math.prod(tap.shape):,}")
     _print(table)
 
 

@@ -7,7 +7,7 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 
 from store.cache import load_cached, save_cached
 from store.creation import SplitRows, add_layers, open_or_create
-from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest
+from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest, some
 from store.feature_set import FeatureSet, Work
 from store.layers import LayerSpec, Pooling
 from store.manifest import LayerInfo, Manifest, SplitInfo
@@ -38,5 +38,6 @@ __all__ = [
     "nearest",
     "open_or_create",
     "save_cached",
+    "some",
     "verify",
 ]

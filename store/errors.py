@@ -8,7 +8,7 @@ prints that text and exits with 2; anything else is a bug and keeps its tracebac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BenchError(Exception):
@@ -48,3 +48,14 @@ def nearest(name: str, known: Iterable[str], *, show: int = 12) -> str:
         return f"Did you mean {' or '.join(lowered[candidate] for candidate in close)}?"
     more = f", ... ({len(known)} in all)" if len(known) > show else ""
     return f"Known: {', '.join(known[:show])}{more}."
+
+
+def some(names: Sequence[str], *, show: int = 3) -> str:
+    """List the first of some names, and say how many there are if there are more.
+
+    Examples
+    --------
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c, ... (4 in all)'
+    """
+    return ", ".join(names[:show]) + (f", ... ({len(names)} in all)" if len(names) > show else "")

@@ -152,7 +152,7 @@ class FeatureSet:
 
     def valid_chunk(self, split: str, chunk: int) -> npt.NDArray[np.bool_]:
         """The part of `valid` that belongs to one chunk, which must have been written."""
-        record = self.records[self.chunk_keys(split, "valid")[chunk]]
+        record = self.records[arrays.chunk_key(f"{split}/valid", chunk, ndim=1)]
         rows = self.grid(split).rows(chunk)
         array = open_checked(self, f"{split}/valid")
         return checked_rows(self.path, array, record, rows, chunk=chunk, cure=self._cure()).astype(np.bool_)

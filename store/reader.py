@@ -7,6 +7,7 @@ itself would copy them several times, at a third of the speed (docs/benchmarks).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +58,7 @@ class LayerReader:
     ) -> None:
         self.key = key
         self.num_rows = grid.num_rows
-        self.dim = int(np.prod(shape, dtype=np.int64))
+        self.dim = math.prod(shape)
         self._root = root
         self._grid = grid
         self._records = list(records.values())

@@ -1,0 +1,109 @@
+"""The two stages: `bench extract`, `bench evaluate`, and `bench run` for both."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.commands import set_level, show
+from pipelines.options import (
+    EVALUATION,
+    EXTRACTION,
+    STORE,
+    Json,
+    Layers,
+    Overwrite,
+    Quiet,
+    Store,
+    Words,
+    read_pipeline,
+    takes,
+)
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Pipeline
+
+STAGE_TWO = ("evaluate", "store", "name")
+"""Settings that `bench evaluate` heeds."""
+
+
+@takes(EXTRACTION, STORE)
+def extract(settings: dict[str, Any], words: Words = None, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
+    """Stage one: run the model over both splits and store the layers' features."""
+    _extract(read_pipeline(words, settings), overwrite=overwrite, quiet=quiet)
+
+
+@takes(EVALUATION)
+def evaluate(
+    settings: dict[str, Any],
+    words: Words = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="Name of the feature set; by default the pipeline's.")
+    ] = None,
+    layers: Layers = None,
+    store: Store = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
+    where = {key: value for key, value in (("store", store), ("name", features)) if value is not None}
+    pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO)
+    _evaluate(pipeline, layers, as_json=as_json, quiet=quiet)
+
+
+@takes(EXTRACTION, STORE, EVALUATION)
+def run(
+    settings: dict[str, Any],
+    words: Words = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Both stages, doing only what is missing."""
+    pipeline = read_pipeline(words, settings)
+    _extract(pipeline, overwrite=overwrite, quiet=quiet)
+    _evaluate(pipeline, ",".join(spec.name for spec in pipeline.layer_specs), as_json=as_json, quiet=quiet)
+
+
+def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
+    set_level(quiet)
+    from pipelines.extraction import extract as extract_features
+    from pipelines.progress import Progress
+
+    try:
+        report = extract_features(pipeline, overwrite=overwrite, progress=Progress(quiet=quiet))
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. What was committed is safe; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
+    where = report.features.path
+    if not report.new:
+        typer.echo(f"Nothing to do: {', '.join(report.layers)} of {where} are complete.", err=True)
+        return
+    done = report.extracted
+    typer.echo(
+        f"Extracted {', '.join(report.new)}: {done.rows:,} images in {report.seconds:.0f} s, "
+        f"{done.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}.",
+        err=True,
+    )
+    if done.unreadable:
+        typer.echo(f"Images that could not be read, left out of every evaluation: {len(done.unreadable)}", err=True)
+
+
+def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: bool) -> None:
+    set_level(quiet)
+    from pipelines.evaluation import evaluate as evaluate_features
+    from pipelines.progress import Progress
+    from pipelines.report import evaluation_tables
+    from store.layers import split_layers
+
+    path = pipeline.store / pipeline.name
+    chosen = split_layers(layers or "")
+    report = evaluate_features(path, pipeline.evaluate, layers=chosen, progress=Progress(quiet=quiet))
+    if as_json:
+        typer.echo(json.dumps(report.records, indent=1))
+    else:
+        show(evaluation_tables(report.records))
+        if report.path:
+            typer.echo(f"Kept with its provenance in {report.path}", err=True)

@@ -1,0 +1,178 @@
+"""The options that stand for settings of the pipeline: each is said once, and shared by the commands that take it.
+
+A command decorated with `takes(table, ...)` gets those options on its command line, and what was
+given of them as one argument, `settings`: values by dotted key, which override the pipeline's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Pipeline
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PIPELINE] [KEY=VALUE]...",
+        help="A pipeline (digits, folder, in1k, ... or a YAML file; by default bench.yaml here, or else digits), "
+        "and settings that override it, such as model.trunk=resnet50.",
+    ),
+]
+Store = Annotated[Path | None, typer.Option("--store", help="Folder of feature sets.", show_default="features")]
+FeatureSetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of a feature set, or its path.")]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a feature set of that name.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option of the command line, and the setting that it overrides."""
+
+    setting: str
+    help: str
+    type: type = str
+    listed: bool = False
+    """Comma-separated values, read one by one."""
+
+    metavar: str | None = None
+    show_default: str | bool = False
+
+    def annotation(self, name: str) -> Any:
+        """What typer reads."""
+        flag = "--" + name.replace("_", "-")
+        option = typer.Option(flag, help=self.help, metavar=self.metavar, show_default=self.show_default)
+        return Annotated[self.type | None, option]
+
+
+STORE: Mapping[str, Option] = {
+    "store": Option(setting="store", type=Path, help="Folder of feature sets.", show_default="features"),
+    "name": Option(setting="name", help="Name of the feature set; by default the pipeline's."),
+}
+
+EXTRACTION: Mapping[str, Option] = {
+    "layers": Option(
+        setting="layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."
+    ),
+    "weights": Option(
+        setting="weights", help="State dict (.pth, .pt, .safetensors), or torchvision's by name: DEFAULT."
+    ),
+    "random_weights": Option(
+        setting="weights.random_seed", type=int, metavar="SEED", help="Untrained weights; every result says so."
+    ),
+    "data": Option(setting="data.root", type=Path, help="Folder with one folder of class folders for each split."),
+    "train_split": Option(setting="data.train_split", help="Name of the database's split."),
+    "val_split": Option(setting="data.val_split", help="Name of the queries' split."),
+    "on_error": Option(setting="data.on_error", help="What an unreadable image does: stop or skip."),
+    "batch_size": Option(setting="extract.batch_size", type=int, help="Images in a forward pass."),
+    "workers": Option(setting="extract.workers", type=int, help="Processes that decode images, of each rank."),
+    "precision": Option(setting="extract.precision", help="Of the forward pass: float32, bfloat16, float16."),
+    "dtype": Option(setting="storage.dtype", help="Of the stored features: float32 or float16."),
+    "device": Option(setting="extract.device", help="Where the model runs: auto, cpu, cuda, cuda:1."),
+}
+
+EVALUATION: Mapping[str, Option] = {
+    "protocol": Option(setting="evaluate.knn.protocol", help="Similarity and voting: dino, vissl, wu2018, solo, ..."),
+    "k": Option(setting="evaluate.knn.k", listed=True, help="Neighbours that vote, comma-separated: 10,20,100,200."),
+    "temperature": Option(setting="evaluate.knn.temperature", listed=True, help="Comma-separated: 0.07,0.1."),
+    "clusters": Option(
+        setting="evaluate.kmeans.clusters",
+        listed=True,
+        help="k-means with so many clusters: 100, or classes, or both.",
+    ),
+    "search_device": Option(setting="evaluate.device", help="Where faiss searches: auto, cpu or gpu."),
+}
+
+
+def takes(*tables: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some tables; what was given of them reaches it as `settings`."""
+    options = {name: option for table in tables for name, option in table.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        added = [
+            inspect.Parameter(
+                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=option.annotation(name)
+            )
+            for name, option in options.items()
+        ]
+        shown = [parameter for parameter in own if parameter.name != "settings"]
+        parameters = [*shown[:1], *added, *shown[1:]]
+
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> None:
+            settings = settings_of({name: given.pop(name) for name in options}, options)
+            command(settings=settings, **given)
+
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapped
+
+    return decorate
+
+
+def settings_of(given: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """Values by dotted key, of those options that were given."""
+    from store.layers import split_layers
+
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name == "layers":
+            value = split_layers(value)
+        elif options[name].listed:
+            value = listed(value)
+        settings[options[name].setting] = value
+    weights = settings.pop("weights", None)
+    if weights is not None or "weights.random_seed" in settings:
+        # Given here, they replace whichever source the pipeline names.
+        is_file = weights is not None and (Path(weights).exists() or "/" in weights or Path(weights).suffix != "")
+        settings["weights.file"] = weights if is_file else None
+        settings["weights.torchvision"] = weights if not is_file else None
+        settings.setdefault("weights.random_seed", None)
+    return settings
+
+
+def listed(text: str) -> list[Any]:
+    """Read a comma-separated list of numbers or words."""
+    from pipelines.pipeline import parse_overrides
+
+    return [parse_overrides([f"value={part}"])["value"] for part in text.split(",") if part]
+
+
+def read_pipeline(
+    words: list[str] | None, settings: Mapping[str, Any], *, needed: bool = True, only: tuple[str, ...] = ()
+) -> Pipeline:
+    """Load the pipeline that the words name, with their overrides and the options on top.
+
+    One that is not needed is looked for in `bench.yaml` alone, and is all defaults without it. `only`
+    names the sections that may be overridden.
+    """
+    from pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
+
+    words = list(words or [])
+    is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
+    name = words.pop(0) if is_named else None
+    overrides = {**parse_overrides(words), **settings}
+    stage_one = [key for key in overrides if key.partition(".")[0] not in only] if only else []
+    if stage_one:
+        raise PipelineError(
+            f"{', '.join(stage_one)}: not a setting of stage two, which takes the features as they are. "
+            f"Extract with it, under another --name, and evaluate that; or choose layers with --layers."
+        )
+    if needed or name or LOCAL.is_file():
+        return load_pipeline(name, overrides)
+    return make_pipeline({}, overrides, where="command line")

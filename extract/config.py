@@ -132,4 +132,27 @@ class ExtractConfig(Config):
     """`auto` is the first GPU, or the CPU; or as torch names it: cpu, cuda, cuda:1."""
 
     workers: int | None = Field(default=None, ge=0)
-    """Processes that decode images; by default one per core, at most 16, and none for images already in memory."""
+    """Processes of each rank that decode images; by default the cores, shared among the ranks of a host, at most 16,
+    and none for images already in memory."""
+
+    threads: int | None = Field(default=None, gt=0)
+    """Of the forward pass on the CPU, in each rank; by default as many as there are cores. Not divided among the ranks,
+    since with some models the last bit depends on it."""
+
+    ranks: int | None = Field(default=None, gt=0)
+    """Processes to extract in, on this host; by default this one alone."""
+
+    gpus: int | None = Field(default=None, gt=0)
+    """GPUs of this host to extract on, with one rank for each."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _ranks_or_gpus(cls, gpus: int | None, info: Any) -> int | None:
+        if gpus is not None and info.data.get("ranks") not in (None, gpus):
+            raise ValueError("give ranks or gpus, not both: each GPU has one rank")
+        return gpus
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks to start on this host."""
+        return self.gpus or self.ranks or 1

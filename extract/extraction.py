@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +29,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(slots=True)
 class Extracted:
-    """What one run did."""
+    """What one rank did."""
 
     rows: int = 0
     bytes: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    """One message for each image that was skipped."""
+    unreadable: int = 0
+    """Images that were left out."""
 
 
 def extract_chunks(
     features: FeatureSet,
-    work: Sequence[Work],
+    work: Iterable[Work],
     *,
+    writer: ChunkWriter,
     trunk: TappedTrunk,
     sources: Mapping[str, ImageSource],
     transform: Transform,
@@ -49,6 +52,8 @@ def extract_chunks(
     on_error: str = "stop",
     image_size: tuple[int, int] | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
+    on_chunk: Callable[[Work], None] = lambda work: None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Extracted:
     """Compute and commit the given chunks; each counts as soon as it is on disk.
 
@@ -58,8 +63,10 @@ def extract_chunks(
     ----------
     features : FeatureSet
         Has the arrays of all layers.
-    work : sequence of Work
-        Chunks to write, and which of their layers.
+    work : iterable of Work
+        Chunks to write, and which of their layers; asked for one at a time, a few batches ahead.
+    writer : ChunkWriter
+        This rank's.
     trunk : TappedTrunk
         Computes at least those layers; on `device`.
     sources : mapping of str to ImageSource
@@ -80,6 +87,10 @@ def extract_chunks(
         Height and width that every image must have after the transform.
     on_rows : callable
         Told the number of rows after each batch.
+    on_chunk : callable
+        Told of each chunk once it is committed; in the writer's thread.
+    is_stopping : callable
+        Asked after each chunk; if so, that chunk is committed and no other begun.
 
     Raises
     ------
@@ -89,22 +100,25 @@ def extract_chunks(
         If a value can't be stored, or the disk refuses.
     """
     done = Extracted()
-    plan = [(item, list(features.grid(item.split).rows(item.chunk).batches(batch_size))) for item in work]
+    ahead: deque[tuple[Work, list[RowRange]]] = deque()  # what the loader has asked for and the loop not yet reached
     loaded = batches(
-        sources,
-        [(item.split, rows) for item, pieces in plan for rows in pieces],
-        transform=transform,
-        workers=workers,
+        sources, _pieces(features, work, batch_size, ahead), transform=transform, workers=workers,
         pin_memory=device.type == "cuda",
-    )
-    writer = ChunkWriter(features)
-    shapes = {name: features.layer_info(name).shape for item in work for name in item.layers}
+    )  # fmt: skip
+
+    def write(item: Work, chunk: dict[str, npt.NDArray[np.float32]], valid: npt.NDArray[np.bool_]) -> int:
+        written = writer.write(item, chunk, valid)
+        on_chunk(item)
+        return written
+
     writing: Future[int] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
-        for item, pieces in plan:
+        for first in loaded:
+            item, pieces = ahead.popleft()
+            shapes = {name: features.layer_info(name).shape for name in item.layers}
             parts: list[dict[str, npt.NDArray[np.float32]]] = []
             valid: list[npt.NDArray[np.bool_]] = []
-            for rows, batch in zip(pieces, loaded, strict=False):
+            for rows, batch in zip(pieces, chain([first], loaded), strict=False):
                 _note_unreadable(batch, done, on_error)
                 _check_size(batch, rows, image_size)
                 parts.append(_forward(trunk, transform, batch, device, precision, shapes))
@@ -114,10 +128,23 @@ def extract_chunks(
             if writing is not None:
                 done.bytes += writing.result()
             chunk = {name: np.concatenate([part[name] for part in parts]) for name in item.layers}
-            writing = background.submit(writer.write, item, chunk, np.concatenate(valid))
+            writing = background.submit(write, item, chunk, np.concatenate(valid))
+            if is_stopping():
+                break
         if writing is not None:
             done.bytes += writing.result()
     return done
+
+
+def _pieces(
+    features: FeatureSet, work: Iterable[Work], batch_size: int, ahead: deque[tuple[Work, list[RowRange]]]
+) -> Iterator[tuple[str, RowRange]]:
+    """Batches of the work, in order; what is begun is noted in `ahead`."""
+    for item in work:
+        pieces = list(features.grid(item.split).rows(item.chunk).batches(batch_size))
+        ahead.append((item, pieces))
+        for rows in pieces:
+            yield item.split, rows
 
 
 def _forward(
@@ -158,4 +185,4 @@ def _note_unreadable(batch: Batch, done: Extracted, on_error: str) -> None:
                 f"What was committed before is safe; the same command goes on from there."
             )
         logger.warning("left out: %s", message)
-        done.unreadable.append(message)
+        done.unreadable += 1

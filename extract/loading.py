@@ -7,7 +7,8 @@ depends on how the work was split or resumed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +50,8 @@ class _Images(Dataset[Any]):
 class _Pieces:
     """The rows of each batch, spelled out only when the loader asks: millions of them would take gigabytes."""
 
-    def __init__(self, pieces: Sequence[tuple[str, RowRange]]) -> None:
+    def __init__(self, pieces: Iterable[tuple[str, RowRange]]) -> None:
         self._pieces = pieces
-
-    def __len__(self) -> int:
-        return len(self._pieces)
 
     def __iter__(self) -> Iterator[list[tuple[str, int]]]:
         for split, rows in self._pieces:
@@ -62,7 +60,7 @@ class _Pieces:
 
 def batches(
     sources: Mapping[str, ImageSource],
-    pieces: Sequence[tuple[str, RowRange]],
+    pieces: Iterable[tuple[str, RowRange]],
     *,
     transform: Transform,
     workers: int,
@@ -74,8 +72,8 @@ def batches(
     ----------
     sources : mapping of str to ImageSource
         By split.
-    pieces : sequence of (split, rows)
-        What each batch holds.
+    pieces : iterable of (split, rows)
+        What each batch holds; asked for as late as keeps the processes busy.
     transform : Transform
         Resizing and cropping happen here, scaling later.
     workers : int
@@ -92,6 +90,7 @@ def batches(
         _Images(sources, transform),
         batch_sampler=_Pieces(pieces),
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_parent,
         collate_fn=_collate,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
@@ -102,12 +101,18 @@ def batches(
         yield Batch(pixels=pixels, unreadable=unreadable)
 
 
-def default_workers(sources: Mapping[str, ImageSource]) -> int:
-    """One process for each core that this process may use, at most 16; none where images are in memory."""
+def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> int:
+    """One process for each core, shared among the ranks of this host, at most 16; none where images are in memory."""
     if all(source.in_memory for source in sources.values()):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16)
+    return min(max(1, cores // num_ranks), 16)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group, but the parent still wants the batches of the chunk in hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _collate(images: list[Tensor | str]) -> tuple[Tensor | None, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import socket
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +18,7 @@ import torch
 from torch import nn
 
 from extract.config import TransformConfig
-from extract.extraction import Extracted, extract_chunks
+from extract.extraction import extract_chunks
 from extract.images import ImageError
 from extract.loading import default_workers
 from extract.sources import ImageSource, open_sources
@@ -33,16 +36,30 @@ from extract.weights import (
     torchvision_weights,
 )
 from pipelines.pipeline import Pipeline
-from pipelines.progress import Progress
-from store import BenchError, FeatureSet, LayerInfo, Manifest, Work, add_layers, open_or_create
+from pipelines.ranks import Rank, alone, from_environment
+from pipelines.stopping import Stopped, Stopping, until_signalled
+from pipelines.watch import watching
+from store import (
+    BenchError,
+    ChunkWriter,
+    FeatureSet,
+    LayerInfo,
+    Manifest,
+    RankStatus,
+    Work,
+    WorkQueue,
+    make_ready,
+    open_or_create,
+)
 from store.layout import rows_per_chunk_for
+from store.status import Reporter, forget_statuses
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionReport:
-    """What an extraction did."""
+    """What an extraction did, all ranks together."""
 
     features: FeatureSet
     layers: dict[str, LayerInfo]
@@ -51,20 +68,85 @@ class ExtractionReport:
     new: tuple[str, ...]
     """Those of which something was computed; empty if all was there."""
 
-    extracted: Extracted
+    rows: int
+    """Of the splits, that were computed."""
+
+    bytes: int
+    unreadable: int
+    """Images that were left out, of those."""
+
     seconds: float
     weights: str
 
 
-def extract(pipeline: Pipeline, *, overwrite: bool = False, progress: Progress) -> ExtractionReport:
-    """Extract what is missing of a pipeline's layers.
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """All that a rank needs, checked; the feature set exists."""
+
+    pipeline: Pipeline
+    sources: dict[str, ImageSource]
+    transform: Transform
+    trunk: nn.Module
+    image: torch.Tensor
+    """A blank one, of the size that the trunk will see."""
+
+    layers: dict[str, LayerInfo]
+    features: FeatureSet
+    weights: str
+
+    def make_ready(self) -> None:
+        """Make the feature set ready for writing; under the lock, alone."""
+        make_ready(self.features, {split: source.rows for split, source in self.sources.items()}, self.layers)
+        forget_statuses(self.features.journals)
+
+    def missing(self) -> tuple[str, ...]:
+        """Layers of which some chunk is pending."""
+        pending = self.features.pending(list(self.layers))
+        return tuple(name for name in self.layers if any(name in work.layers for work in pending))
+
+
+def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False) -> ExtractionReport:
+    """Extract what is missing of a pipeline's layers: in this process, or in ranks that it starts.
 
     Raises
     ------
     BenchError
         If anything is wrong that the user can mend; what was committed before is safe.
+    Stopped
+        If a signal ended it before everything was done.
     """
     start = time.perf_counter()
+    rank = from_environment()
+    if rank is not None and overwrite:
+        raise BenchError(
+            "--overwrite can't be used in ranks that torchrun or srun start, since each would replace what the others "
+            f"write. Remove {pipeline.store / pipeline.name} first, or take another --name"
+        )
+    prepared = prepare(pipeline, overwrite=overwrite)
+    before = prepared.features
+    known, pending = set(before.records), before.pending(list(prepared.layers))
+    if rank is None and pipeline.extract.num_ranks > 1:
+        from pipelines.launch import launch
+
+        new = launch(prepared, quiet=quiet)
+    else:
+        new = extract_as(rank or alone(), prepared, quiet=quiet)
+    after = FeatureSet.open(before.path)
+    done = [work for work in pending if after.pending_in(work.split, work.chunk, work.layers) is None]
+    return ExtractionReport(
+        features=after,
+        layers=prepared.layers,
+        new=new,
+        rows=sum(len(after.grid(work.split).rows(work.chunk)) for work in done),
+        bytes=sum(record.size for key, record in after.records.items() if key not in known),
+        unreadable=sum(int((~after.valid_chunk(work.split, work.chunk)).sum()) for work in done),
+        seconds=time.perf_counter() - start,
+        weights=prepared.weights,
+    )
+
+
+def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
+    """Check all that can be checked before any chunk is computed, and create the feature set."""
     settings = pipeline.extract
     data = pipeline.data
     sources: dict[str, ImageSource] = open_sources(
@@ -77,57 +159,112 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, progress: Progress) 
     )
     transform = choose_transform(pipeline)
     options = model_options(pipeline)
+    choose_device(settings.device)
     trunk = build_trunk(pipeline.model.trunk, options, seed=pipeline.weights.random_seed or 0)
     taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
     image = _blank_image(sources, transform)
     layers = taps.probe(image)
     weights, notes = _fill(trunk, taps, image, pipeline)
-    device = _device(settings.device)
-    if device.type == "cuda" and settings.precision == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
-        torch.backends.cuda.matmul.allow_tf32 = False
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
     manifest = _manifest(pipeline, sources, transform, options, chunk_rows, weights, notes)
-    path = pipeline.store / pipeline.name
     features = open_or_create(
-        path, manifest, {split: source.rows for split, source in sources.items()}, overwrite=overwrite
+        pipeline.store / pipeline.name,
+        manifest,
+        {split: source.rows for split, source in sources.items()},
+        overwrite=overwrite,
     )
-    with features.lock():
-        features.sweep()
-        add_layers(features, layers)
-        work = features.pending(list(layers))
-        missing = tuple(name for name in layers if any(name in item.layers for item in work))
-        extracted = Extracted()
-        if work:
-            wanted = [spec for spec in pipeline.layer_specs if spec.name in missing]
-            taps = TappedTrunk(
-                trunk.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-                name=pipeline.model.trunk,
-                layers=wanted,
-            )
-            taps.probe(image.to(device))
-            with progress.task("extract", _rows(features, work)) as on_rows:
-                extracted = extract_chunks(
-                    features,
-                    work,
-                    trunk=taps,
-                    sources=sources,
-                    transform=transform,
-                    batch_size=settings.batch_size,
-                    device=device,
-                    precision=settings.precision,
-                    workers=default_workers(sources) if settings.workers is None else settings.workers,
-                    on_error=data.on_error,
-                    image_size=(image.shape[2], image.shape[3]),
-                    on_rows=on_rows,
-                )
-    return ExtractionReport(
-        features=FeatureSet.open(path),
+    return Prepared(
+        pipeline=pipeline,
+        sources=sources,
+        transform=transform,
+        trunk=trunk,
+        image=image,
         layers=layers,
-        new=missing,
-        extracted=extracted,
-        seconds=time.perf_counter() - start,
+        features=features,
         weights=str(notes["weights"]),
+    )
+
+
+def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
+    """Do one rank's part; returns the layers of which something was missing.
+
+    Raises
+    ------
+    Stopped
+        If a signal ended it before everything was done.
+    """
+    features, layers = prepared.features, list(prepared.layers)
+    with until_signalled() as stopping, features.lock(rank.run) as lock:
+        if lock.is_first:
+            prepared.make_ready()
+            lock.share()
+        features = prepared.features = FeatureSet.open(features.path)  # with the layers that the first has added
+        missing = prepared.missing()
+        if not missing:
+            return ()
+        number = lock.claim_journal(rank.rank)
+        status = RankStatus(run=rank.run, rank=number, host=socket.gethostname(), pid=os.getpid(), state="starting")
+        reporter = Reporter(features.journals, status)
+        queue = WorkQueue(features, layers, lock, rank=rank.rank, world_size=rank.world_size)
+        with watching(features, layers, rank.run, quiet=quiet) if rank.rank == 0 else nullcontext():
+            try:
+                _extract(prepared, missing, rank, queue, ChunkWriter(features, rank=number), reporter, stopping)
+            except Exception as error:
+                reporter.change("failed", error=str(error).splitlines()[0])
+                raise
+            reporter.change("stopped" if stopping() else "done")
+    if stopping() and features.pending(layers):
+        raise Stopped(stopping.exit_code)
+    return missing
+
+
+def _extract(
+    prepared: Prepared,
+    missing: tuple[str, ...],
+    rank: Rank,
+    queue: WorkQueue,
+    writer: ChunkWriter,
+    reporter: Reporter,
+    stopping: Stopping,
+) -> None:
+    pipeline, features = prepared.pipeline, prepared.features
+    settings = pipeline.extract
+    device = choose_device(settings.device, rank.local_rank)
+    _make_repeatable(device, settings.precision, settings.threads)
+    trunk = TappedTrunk(
+        prepared.trunk.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        name=pipeline.model.trunk,
+        layers=[spec for spec in pipeline.layer_specs if spec.name in missing],
+    )
+    trunk.probe(prepared.image.to(device))
+    workers = settings.workers
+    reporter.change("extracting")
+
+    def committed(work: Work) -> None:
+        queue.release(work)
+        reporter.committed(len(features.grid(work.split).rows(work.chunk)))
+
+    def is_stopping() -> bool:
+        if stopping():
+            reporter.change("stopping")
+        return stopping()
+
+    extract_chunks(
+        features,
+        queue,
+        writer=writer,
+        trunk=trunk,
+        sources=prepared.sources,
+        transform=prepared.transform,
+        batch_size=settings.batch_size,
+        device=device,
+        precision=settings.precision,
+        workers=default_workers(prepared.sources, rank.local_world_size) if workers is None else workers,
+        on_error=pipeline.data.on_error,
+        image_size=(prepared.image.shape[2], prepared.image.shape[3]),
+        on_rows=reporter.processed,
+        on_chunk=committed,
+        is_stopping=is_stopping,
     )
 
 
@@ -260,9 +397,12 @@ def _blank_image(sources: dict[str, ImageSource], transform: Transform) -> torch
     raise ImageError("none of the images of the val split can be read")
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device that a setting means; `auto` and `cuda` are the GPU of this rank, `auto` else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -273,5 +413,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _rows(features: FeatureSet, work: list[Work]) -> int:
-    return sum(len(features.grid(item.split).rows(item.chunk)) for item in work)
+def _make_repeatable(device: torch.device, precision: str, threads: int | None) -> None:
+    """Let the same images give the same bytes in every rank, and float32 mean float32."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        if precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
+            torch.backends.cuda.matmul.allow_tf32 = False

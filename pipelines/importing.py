@@ -24,7 +24,7 @@ from store import (
     LayerInfo,
     Manifest,
     SplitRows,
-    add_layers,
+    make_ready,
     nearest,
     open_or_create,
 )
@@ -103,8 +103,7 @@ def import_features(
         manifest = dataclasses.replace(manifest, rows_per_chunk=existing.manifest.rows_per_chunk)
     features = open_or_create(path, manifest, rows, overwrite=overwrite)
     with features.lock():
-        features.sweep()
-        add_layers(features, layers)
+        make_ready(features, rows, layers)
         writer = ChunkWriter(features)
         for work in features.pending(list(layers)):
             chunk = features.grid(work.split).rows(work.chunk)

@@ -80,6 +80,8 @@ EXTRACTION: Mapping[str, Option] = {
     "workers": Option(setting="extract.workers", type=int, help="Processes that decode images, of each rank."),
     "precision": Option(setting="extract.precision", help="Of the forward pass: float32, bfloat16, float16."),
     "dtype": Option(setting="storage.dtype", help="Of the stored features: float32 or float16."),
+    "ranks": Option(setting="extract.ranks", type=int, help="Processes on this host that share the work."),
+    "gpus": Option(setting="extract.gpus", type=int, help="GPUs of this host that share the work, one rank each."),
     "device": Option(setting="extract.device", help="Where the model runs: auto, cpu, cuda, cuda:1."),
 }
 

@@ -6,13 +6,15 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 """
 
 from store.cache import load_cached, save_cached
-from store.creation import SplitRows, add_layers, open_or_create
+from store.creation import SplitRows, add_layers, make_ready, open_or_create
 from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest, some
-from store.feature_set import FeatureSet, Work
+from store.feature_set import FeatureSet
 from store.layers import LayerSpec, Pooling
 from store.manifest import LayerInfo, Manifest, SplitInfo
 from store.reader import Block, LayerReader
+from store.status import RankStatus
 from store.verify import Fault, verify
+from store.work import Work, WorkQueue
 from store.writer import ChunkWriter
 
 __all__ = [
@@ -29,12 +31,15 @@ __all__ = [
     "Manifest",
     "MismatchError",
     "Pooling",
+    "RankStatus",
     "SplitInfo",
     "SplitRows",
     "StoreError",
     "Work",
+    "WorkQueue",
     "add_layers",
     "load_cached",
+    "make_ready",
     "nearest",
     "open_or_create",
     "save_cached",

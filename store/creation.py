@@ -97,10 +97,20 @@ def open_or_create(
             + "\n  ".join(faults)
             + "\nNothing was changed. Choose another --name, take the old settings, or replace it with --overwrite."
         )
-    for split, rows in splits.items():
-        if not all(key in existing.records for name in ("labels", "paths") for key in existing.chunk_keys(split, name)):
-            _write_listing(existing, split, rows)  # set back by `bench verify --repair`
     return existing
+
+
+def make_ready(features: FeatureSet, splits: Mapping[str, SplitRows], layers: Mapping[str, LayerInfo]) -> None:
+    """Sweep what killed runs left, write what of the listing was set back, create the layers' arrays.
+
+    Call it under the lock, alone. Errors are those of `add_layers`.
+    """
+    features.sweep()
+    for split, rows in splits.items():
+        keys = [key for name in ("labels", "paths") for key in features.chunk_keys(split, name)]
+        if not all(key in features.records for key in keys):
+            _write_listing(features, split, rows)
+    add_layers(features, layers)
 
 
 def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
@@ -201,10 +211,10 @@ def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> Feature
 
 def _forget(features: FeatureSet, prefixes: tuple[str, ...]) -> None:
     """Drop the records of arrays that are about to be made anew."""
-    features.refresh()
+    features.reread()
     if any(key.startswith(prefixes) for key in features.records):
         journal.rewrite_journals(features.journals, keep=lambda record: not record.key.startswith(prefixes))
-        features.refresh()
+        features.reread()
 
 
 def _write_groups(made: FeatureSet, splits: Mapping[str, SplitRows]) -> dict[str, str]:

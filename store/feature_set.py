@@ -10,9 +10,9 @@ import hashlib
 import json
 import logging
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,18 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from store import arrays, journal
+from store import arrays
 from store.durable import DurableStore, sweep_partials, write_durably
 from store.errors import DamagedError, IncompleteError, StoreError, nearest
-from store.journal import Journal, Record
+from store.journal import Journal, JournalReader, Record
 from store.layers import LayerSpec
 from store.layout import Grid
-from store.lock import only_writer
+from store.lock import RunLock, join_run
 from store.manifest import REWRITE, LayerInfo, Manifest, SplitInfo, digest_of
 from store.reader import LayerReader, checked_rows
+from store.work import Work
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One chunk of one split, and those of its arrays that no journal has yet."""
-
-    split: str
-    chunk: int
-    layers: tuple[str, ...]
-    """Never empty; in the order asked for."""
-
-    valid: bool
-    """Whether the flags of which rows could be read are wanted too."""
 
 
 class FeatureSet:
@@ -77,9 +65,9 @@ class FeatureSet:
             raise DamagedError(f"{path}/zarr.json: cannot be read ({error}). {REWRITE}") from error
         return cls(path, Manifest.from_attributes(dict(group.attrs), where=str(path)))
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Be the only extraction into this feature set; see `store.lock`."""
-        return only_writer(self.journals / "lock")
+    def lock(self, run: str | None = None) -> AbstractContextManager[RunLock]:
+        """Be one of the processes of a run, or by default the only process that writes; see `store.lock`."""
+        return join_run(self.journals / "lock", run or uuid.uuid4().hex)
 
     def sweep(self) -> int:
         """Remove what killed runs left half-written, and return how much; call it under the lock.
@@ -152,7 +140,7 @@ class FeatureSet:
 
     def valid_chunk(self, split: str, chunk: int) -> npt.NDArray[np.bool_]:
         """The part of `valid` that belongs to one chunk, which must have been written."""
-        record = self.records[arrays.chunk_key(f"{split}/valid", chunk, ndim=1)]
+        record = self.records[self._chunk_key(split, "valid", chunk)]
         rows = self.grid(split).rows(chunk)
         array = open_checked(self, f"{split}/valid")
         return checked_rows(self.path, array, record, rows, chunk=chunk, cure=self._cure()).astype(np.bool_)
@@ -192,31 +180,45 @@ class FeatureSet:
 
     def chunk_keys(self, split: str, array: str) -> list[str]:
         """Keys of an array's chunks, in order."""
-        ndim = 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
-        return [arrays.chunk_key(f"{split}/{array}", i, ndim) for i in range(self.grid(split, array).num_chunks)]
+        return [self._chunk_key(split, array, chunk) for chunk in range(self.grid(split, array).num_chunks)]
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """What the journals say is durably written, by key; read once, `refresh` reads what was added."""
+        return self._journals.records
 
     @cached_property
-    def records(self) -> Mapping[str, Record]:
-        """What the journals say is durably written, by key; read once, `refresh` reads anew."""
-        return journal.read_journals(self.journals)
+    def _journals(self) -> JournalReader:
+        reader = JournalReader(self.journals)
+        reader.update()
+        return reader
 
     def refresh(self) -> None:
-        """Forget what was read of the journals."""
-        self.__dict__.pop("records", None)
+        """Read what the journals have got since."""
+        self._journals.update()
+
+    def reread(self) -> None:
+        """Forget what was read of the journals: they have been rewritten."""
+        self.__dict__.pop("_journals", None)
 
     def pending(self, layers: Sequence[str]) -> list[Work]:
         """Chunks of which a layer is missing, val first: it is small, and shows faults early."""
         self.refresh()
-        work = []
-        for split in sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows):
-            keys = {name: self.chunk_keys(split, name) for name in (*layers, "valid")}
-            for chunk in range(self.grid(split).num_chunks):
-                valid = keys["valid"][chunk] not in self.records
-                # Without its flags a chunk is not known to be right, so all of it is written again.
-                missing = tuple(name for name in layers if valid or keys[name][chunk] not in self.records)
-                if missing:
-                    work.append(Work(split=split, chunk=chunk, layers=missing, valid=valid))
-        return work
+        splits = sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows)
+        chunks = [(split, chunk) for split in splits for chunk in range(self.grid(split).num_chunks)]
+        found = (self._missing(split, chunk, layers) for split, chunk in chunks)
+        return [work for work in found if work is not None]
+
+    def pending_in(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
+        """What is missing of one chunk at this moment."""
+        self.refresh()
+        return self._missing(split, chunk, layers)
+
+    def _missing(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
+        valid = self._chunk_key(split, "valid", chunk) not in self.records
+        # Without its flags a chunk is not known to be right, so all of it is written again.
+        missing = tuple(name for name in layers if valid or self._chunk_key(split, name, chunk) not in self.records)
+        return Work(split=split, chunk=chunk, layers=missing, valid=valid) if missing else None
 
     def num_committed(self, split: str, array: str) -> int:
         """How many chunks of an array are durably written."""
@@ -229,6 +231,10 @@ class FeatureSet:
         return path
 
     # ---------------------------------------------------------------- helpers
+
+    def _chunk_key(self, split: str, array: str, chunk: int) -> str:
+        ndim = 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
+        return arrays.chunk_key(f"{split}/{array}", chunk, ndim)
 
     def _complete(self, split: str, array: str) -> dict[str, Record]:
         keys = self.chunk_keys(split, array)

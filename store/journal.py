@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,15 +68,32 @@ class Journal:
                 write_durably(self._path, whole)
 
 
-def read_journals(folder: Path) -> dict[str, Record]:
-    """Return the records of every journal in `folder`, by key.
+class JournalReader:
+    """The records of every journal in a folder, by key; reading again reads only what was added."""
 
-    Raises
-    ------
-    DamagedError
-        If a line is not what was written.
-    """
-    return {record.key: record for path in journals(folder) for record in _read(path, on_damage=_refuse)}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bytes_read: Counter[Path] = Counter()
+        self._lines_read: Counter[Path] = Counter()
+        self.records: dict[str, Record] = {}
+
+    def update(self) -> dict[str, Record]:
+        """Read what was added since the last time, and return all records.
+
+        Raises
+        ------
+        DamagedError
+            If a line is not what was written.
+        """
+        for path in journals(self._folder):
+            with path.open("rb") as file:
+                file.seek(self._bytes_read[path])
+                lines = _whole_lines(file.read())
+            for record in _records(lines, path, on_damage=_refuse, lines_before=self._lines_read[path]):
+                self.records[record.key] = record
+            self._bytes_read[path] += sum(map(len, lines))
+            self._lines_read[path] += len(lines)
+        return self.records
 
 
 def rewrite_journals(folder: Path, keep: Callable[[Record], bool]) -> list[str]:
@@ -107,9 +125,19 @@ def damaged_lines(folder: Path) -> list[str]:
 
 
 def _read(path: Path, *, on_damage: Callable[[Path, int], object]) -> Iterator[Record]:
-    content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        check, _, text = line.partition(b" ")
+    return _records(_whole_lines(path.read_bytes()), path, on_damage=on_damage)
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    """Lines with their line feeds; what follows the last one was torn by a crash."""
+    return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _records(
+    lines: list[bytes], path: Path, *, on_damage: Callable[[Path, int], object], lines_before: int = 0
+) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=lines_before + 1):
+        check, _, text = line.removesuffix(b"\n").partition(b" ")
         if check != _check(text):
             on_damage(path, number)
         else:

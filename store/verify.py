@@ -45,7 +45,7 @@ def repair(features: FeatureSet, faults: list[Fault]) -> list[str]:
     with features.lock():
         features.sweep()
         dropped = journal.rewrite_journals(features.journals, keep=lambda record: record.key not in keys)
-    features.refresh()
+    features.reread()
     return dropped
 
 

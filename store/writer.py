@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from store import arrays
 from store.errors import StoreError
-from store.feature_set import FeatureSet, Work, open_checked, record_of
+from store.feature_set import FeatureSet, open_checked, record_of
+from store.work import Work
 
 
 class ChunkWriter:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
-from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
+from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, make_ready, open_or_create
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared"))
@@ -127,8 +127,9 @@ def make_features(
         notes={"weights": "fake"},
     )
     made = open_or_create(path, manifest, rows)
-    add_layers(
+    make_ready(
         made,
+        rows,
         {name: LayerInfo(tap=name, pooling=None, shape=values.shape[1:]) for name, values in features["train"].items()},
     )
     write_pending(made, features, valid=valid)

@@ -70,25 +70,24 @@ def run(
 def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
     set_level(quiet)
     from pipelines.extraction import extract as extract_features
-    from pipelines.progress import Progress
+    from pipelines.stopping import Stopped
 
     try:
-        report = extract_features(pipeline, overwrite=overwrite, progress=Progress(quiet=quiet))
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. What was committed is safe; the same command goes on from there.", err=True)
-        raise typer.Exit(130) from None
+        report = extract_features(pipeline, overwrite=overwrite, quiet=quiet)
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(stopped.exit_code) from None
     where = report.features.path
     if not report.new:
         typer.echo(f"Nothing to do: {', '.join(report.layers)} of {where} are complete.", err=True)
         return
-    done = report.extracted
     typer.echo(
-        f"Extracted {', '.join(report.new)}: {done.rows:,} images in {report.seconds:.0f} s, "
-        f"{done.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}.",
+        f"Extracted {', '.join(report.new)}: {report.rows:,} images in {report.seconds:.0f} s, "
+        f"{report.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}.",
         err=True,
     )
-    if done.unreadable:
-        typer.echo(f"Images that could not be read, left out of every evaluation: {len(done.unreadable)}", err=True)
+    if report.unreadable:
+        typer.echo(f"Images that could not be read, left out of every evaluation: {report.unreadable}", err=True)
 
 
 def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: bool) -> None:

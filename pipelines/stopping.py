@@ -1,0 +1,69 @@
+"""Stopping when asked to.
+
+The first signal lets the chunk in hand be finished, a second one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+ONE_PRESS_S = 1.0
+"""Ctrl-C reaches a rank from the terminal and again from its launcher: so close together, they are one."""
+
+
+class Stopped(Exception):  # noqa: N818 -- no error: it was asked for
+    """A signal ended the extraction before everything was done."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("Stopped. What was committed is safe; the same command goes on from there.")
+        self.exit_code = exit_code
+
+
+class Stopping:
+    """Whether a signal has asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._since = 0.0
+
+    def __call__(self) -> bool:
+        """Whether to begin no other chunk."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended."""
+        return 128 + (self.signal or signal.SIGINT)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; end the process at the second."""
+        if self.signal is not None and time.monotonic() - self._since > ONE_PRESS_S:
+            os.write(2, b"Stopped at once; the chunk in hand is lost.\n")
+            os._exit(128 + number)
+        if self.signal is None:
+            self._since = time.monotonic()
+            os.write(2, b"Stopping after the chunk in hand; once more stops at once.\n")  # print is not reentrant
+        self.signal = number
+
+
+@contextmanager
+def until_signalled() -> Iterator[Stopping]:
+    """Handle SIGINT and SIGTERM in the block; outside the main thread, where signals don't arrive, do nothing."""
+    stopping = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.signal(number, stopping.handle) for number in SIGNALS}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,104 @@
+"""What each rank of a run is doing, for whoever shows the progress of all of them.
+
+One small file for each rank beside the journals, replaced every second or so: nothing depends on it,
+so it is neither synced nor checked. What is done for good, the journals say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from store.durable import PARTIAL
+
+SUFFIX = ".status.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    """One rank at one moment."""
+
+    run: str
+    rank: int
+    host: str
+    pid: int
+    state: str
+    """`starting`, `extracting`, `stopping`, `done` or `failed`."""
+
+    rows: int = 0
+    """Rows that went through the model since this process began."""
+
+    rows_in_hand: int = 0
+    """Those of them that no journal has yet."""
+
+    error: str = ""
+    time: float = 0.0
+    """Seconds since the epoch."""
+
+
+def post(folder: Path, status: RankStatus) -> None:
+    """Replace the rank's file; a disk that refuses is found by what matters, so it is no fault here."""
+    path = folder / f"rank-{status.rank:05d}{SUFFIX}"
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        partial.write_text(json.dumps(asdict(status) | {"time": time.time()}))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def read_statuses(folder: Path, run: str) -> list[RankStatus]:
+    """Return the last status of each rank of a run, by rank."""
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            found.append(RankStatus(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError):  # being replaced
+            continue
+    return [status for status in found if status.run == run]
+
+
+def forget_statuses(folder: Path) -> None:
+    """Remove the files of earlier runs."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+class Reporter:
+    """Posts one rank's status: at once when its state changes, else at most once a second."""
+
+    def __init__(self, folder: Path, status: RankStatus) -> None:
+        self._folder = folder
+        self._status = status
+        self._next = 0.0
+        self._lock = threading.Lock()  # chunks are committed in the writer's thread
+
+    def change(self, state: str, error: str = "") -> None:
+        """Say what the rank does now."""
+        self._add(state=state, error=error)
+
+    def processed(self, rows: int) -> None:
+        """Count rows that have gone through the model."""
+        self._add(rows=rows, rows_in_hand=rows)
+
+    def committed(self, rows: int) -> None:
+        """Count rows that a journal has now."""
+        self._add(rows_in_hand=-rows)
+
+    def _add(self, *, rows: int = 0, rows_in_hand: int = 0, state: str | None = None, error: str = "") -> None:
+        with self._lock:
+            before = self._status
+            self._status = replace(
+                before,
+                rows=before.rows + rows,
+                rows_in_hand=before.rows_in_hand + rows_in_hand,
+                state=state or before.state,
+                error=error,
+            )
+            if state is not None or time.monotonic() >= self._next:
+                post(self._folder, self._status)
+                self._next = time.monotonic() + 1.0

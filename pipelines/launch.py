@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
 import uuid
 from dataclasses import dataclass, replace
@@ -38,8 +39,6 @@ class Outcome:
 
     bug: str = ""
     """A traceback."""
-
-    stopped: bool = False
 
 
 def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
@@ -102,8 +101,8 @@ def work(pipeline: Pipeline, run: str) -> Outcome:
     logging.basicConfig(level=logging.WARNING, format=f"rank {rank.rank}: %(message)s")
     try:
         extract_as(rank, prepare(pipeline), quiet=True)
-    except Stopped:
-        return Outcome(stopped=True)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)  # one that returns waits for the others
     except BenchError as error:
         return Outcome(fault=str(error))
     except Exception:  # a restart would not mend it

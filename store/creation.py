@@ -20,6 +20,7 @@ from store.durable import PARTIAL, DurableStore, cannot_write, sync_folder
 from store.errors import MismatchError, StoreError
 from store.feature_set import FeatureSet, record_of
 from store.manifest import LayerInfo, Manifest, SplitInfo, differences
+from store.metadata import save_copy
 
 MAX_CHUNK_BYTES = 2**30
 """A chunk is held in memory whole, more than once."""
@@ -240,6 +241,7 @@ def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
 def _save(features: FeatureSet, manifest: Manifest) -> None:
     group = zarr.open_group(DurableStore(features.path), mode="r+", use_consolidated=False)
     group.attrs.put(manifest.to_attributes())
+    save_copy(features.path, manifest.metadata)
     features.manifest = manifest
 
 

@@ -143,8 +143,8 @@ class Manifest:
         )
 
 
-REWRITE = "Restore the folder from a copy, or extract again with --overwrite."
-"""The cure for damage that no single chunk can mend."""
+REWRITE = "Put it back with `bench verify ... --repair`, or extract again with --overwrite."
+"""The cure for damaged metadata."""
 
 
 def digest_of(value: Json) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from store import journal
 from store.errors import StoreError
 from store.feature_set import FeatureSet, open_checked
+from store.lock import join_run
+from store.metadata import metadata_faults, restore
 from store.reader import checked_rows
 
 
@@ -23,12 +26,22 @@ class Fault:
     key: str | None = None
 
 
-def verify(features: FeatureSet) -> Iterator[Fault]:
+def verify(path: Path) -> Iterator[Fault]:
     """Yield every fault: of metadata, journals and chunks (presence, size, checksum), of values and of labels.
 
     Chunks that were never journalled are reported as pending, one fault per array.
+
+    Raises
+    ------
+    StoreError
+        If there is no feature set at `path`.
     """
-    yield from _metadata_faults(features)
+    metadata = metadata_faults(path) if (path / "journals").is_dir() else {}
+    for where, what in metadata.items():
+        yield Fault(where=where, what=what)
+    if "zarr.json" in metadata:
+        return  # what there should be is not known until `repair` has put it back
+    features = FeatureSet.open(path)
     damaged = journal.damaged_lines(features.journals)
     for line in damaged:
         yield Fault(where=f"journals/{line}", what="not what was written (its checksum differs)")
@@ -39,23 +52,25 @@ def verify(features: FeatureSet) -> Iterator[Fault]:
             yield from _array_faults(features, split, name)
 
 
-def repair(features: FeatureSet, faults: list[Fault]) -> list[str]:
-    """Set damaged chunks back to pending, so that the next extraction writes just those; return what was dropped."""
-    keys = {fault.key for fault in faults if fault.key}
-    with features.lock():
-        features.sweep()
-        dropped = journal.rewrite_journals(features.journals, keep=lambda record: record.key not in keys)
-    features.reread()
-    return dropped
+def repair(path: Path) -> list[str]:
+    """Put back damaged metadata, and set damaged chunks back to pending, so that the next extraction writes just those.
 
+    Returns what was put back or dropped; `verify` says what is left.
 
-def _metadata_faults(features: FeatureSet) -> Iterator[Fault]:
-    for key, digest in features.manifest.metadata.items():
-        path = features.path / key / "zarr.json"
-        if not path.is_file():
-            yield Fault(where=f"{key}/zarr.json", what="missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            yield Fault(where=f"{key}/zarr.json", what="not what was written (its sha256 differs)")
+    Raises
+    ------
+    StoreError
+        If someone is writing to it, or the file system refuses.
+    """
+    with join_run(path / "journals/lock", uuid.uuid4().hex):
+        done = restore(path)
+        if "zarr.json" not in metadata_faults(path):
+            features = FeatureSet.open(path)
+            features.sweep()
+            done += journal.rewrite_journals(features.journals, keep=lambda record: True)
+            damaged = {fault.key for fault in verify(path) if fault.key}
+            done += journal.rewrite_journals(features.journals, keep=lambda record: record.key not in damaged)
+    return done
 
 
 def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault]:

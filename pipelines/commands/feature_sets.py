@@ -76,25 +76,26 @@ def verify(
 ) -> None:
     """Check every chunk of a feature set against the journals."""
     from pipelines.report import fault_lines
-    from store import StoreError
+    from store import FeatureSet, StoreError
     from store import verify as find_faults
-    from store.verify import repair as set_back
+    from store.verify import repair as put_back
 
-    features = open_features(name, store)
-    faults = list(find_faults(features))
+    path = path_of(name, store)
+    faults = list(find_faults(path))
     if not faults:
-        typer.echo(f"{features.path}: no faults in {len(features.records):,} chunks")
+        typer.echo(f"{path}: no faults in {len(FeatureSet.open(path).records):,} chunks")
         return
-    listed = f"{features.path}: faults found: {len(faults)}\n{fault_lines(faults)}"
+    listed = f"{path}: faults found: {len(faults)}\n{fault_lines(faults)}"
     if not repair:
         raise StoreError(f"{listed}\nSet damaged chunks back with --repair, then extract again: it mends just those.")
     typer.echo(listed, err=True)
-    dropped = set_back(features, faults)
-    features = open_features(name, store)
-    left = [fault for fault in find_faults(features) if "pending" not in fault.what]
-    typer.echo(f"Records set back: {len(dropped)}. Run the same `bench extract` again to write their chunks.")
+    done = put_back(path)
+    left = [fault for fault in find_faults(path) if "pending" not in fault.what]
+    typer.echo(
+        f"Put or set back: {len(done)}. Run the same `bench extract` again to write the chunks that are pending."
+    )
     if left:
-        raise StoreError(f"{features.path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
+        raise StoreError(f"{path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
 
 
 def ls(store: Store = None) -> None:
@@ -120,5 +121,10 @@ def open_features(name: str, store: Path | None) -> FeatureSet:
     """Open the feature set that a name, or a path, means."""
     from store import FeatureSet
 
+    return FeatureSet.open(path_of(name, store))
+
+
+def path_of(name: str, store: Path | None) -> Path:
+    """Return the folder of the feature set that a name, or a path, means."""
     path = (store or Path("features")) / name
-    return FeatureSet.open(Path(name) if not path.exists() and Path(name).exists() else path)
+    return Path(name) if not path.exists() and Path(name).exists() else path

@@ -76,7 +76,7 @@ def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path):
     )
     assert (made.labels("val") == -1).all()
     assert np.isnan(made.layer("train", "x").read()).all(axis=1).tolist() == [True] * 4 + [False] * 6
-    assert not list(verify(made))
+    assert not list(verify(made.path))
 
 
 def test_pending_is_what_no_journal_has(tmp_path, arrays):
@@ -159,7 +159,7 @@ def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path, arra
     made = make_features(tmp_path / "f", features, labels, valid=valid)
     assert (made.valid("train") == valid["train"]).all()
     assert np.isnan(made.layer("train", "res5").read()).all(axis=1).tolist() == (~valid["train"]).tolist()
-    assert not list(verify(made))
+    assert not list(verify(made.path))
 
 
 def test_a_newer_format_is_refused(tmp_path, arrays):
@@ -275,7 +275,7 @@ def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path, arrays):
     journal = made.journals / "rank-00000.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-6]))
     make_features(tmp_path / "f", features, labels)
-    assert not list(verify(FeatureSet.open(tmp_path / "f")))
+    assert not list(verify(tmp_path / "f"))
 
 
 def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path, arrays):

@@ -1,0 +1,79 @@
+"""Ranks that a test can kill: real processes that run the real extraction, forked from one that has imported it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+from pipelines.pipeline import make_pipeline
+from pipelines.ranks import Rank
+from pipelines.stopping import Stopped
+from store import FeatureSet
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pipelines.extraction", "sklearn.datasets"])
+
+
+def small_pipeline(store, name):
+    """1,797 digits in 75 chunks of val and 150 of train, a few seconds' work."""
+    return make_pipeline(
+        {
+            "name": name,
+            "store": str(store),
+            "data": {"source": "digits"},
+            "transform": {"resize": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "model": {"trunk": "squeezenet1_1"},
+            "weights": {"random_seed": 1},
+            "layers": ["features.3", "features.5:AdaptiveAvgPool2d(2)"],
+            "extract": {"batch_size": 8, "threads": 1, "workers": 0},
+            "storage": {"rows_per_chunk": 8},
+        },
+        where="test",
+    )
+
+
+def start(pipeline, run, world_size):
+    """Start the ranks of a run; returns their processes."""
+    processes = [
+        CONTEXT.Process(target=_work, args=(pipeline, Rank(run=run, rank=rank, world_size=world_size)))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes):
+    """Wait for ranks that must succeed."""
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+
+
+def chunks_of(path: Path):
+    """The bytes of every chunk."""
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("c/**/*") if file.is_file()}
+
+
+def keys_journalled(path: Path):
+    """The key of every record of every journal, as often as it is there."""
+    made = FeatureSet.open(path)
+    return [
+        line.split(b'"key":"')[1].split(b'"')[0].decode()
+        for journal in made.journals.glob("*.jsonl")
+        for line in journal.read_bytes().splitlines()
+    ]
+
+
+def _work(pipeline, rank):
+    from pipelines.extraction import extract_as, prepare
+
+    logging.getLogger().setLevel(logging.ERROR)
+    os.environ.pop("TORCHELASTIC_RUN_ID", None)
+    try:
+        extract_as(rank, prepare(pipeline), quiet=True)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)

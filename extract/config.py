@@ -152,6 +152,9 @@ class ExtractConfig(Config):
             raise ValueError("give ranks or gpus, not both: each GPU has one rank")
         return gpus
 
+    slurm: dict[str, str | int] | None = None
+    """Parameters of a SLURM job to extract in, such as partition, nodes, gpus_per_node, time. Each task is a rank."""
+
     @property
     def num_ranks(self) -> int:
         """Ranks to start on this host."""

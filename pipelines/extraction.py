@@ -125,7 +125,11 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
     prepared = prepare(pipeline, overwrite=overwrite)
     before = prepared.features
     known, pending = set(before.records), before.pending(list(prepared.layers))
-    if rank is None and pipeline.extract.num_ranks > 1:
+    if rank is None and pipeline.extract.slurm:
+        from pipelines.slurm import submit
+
+        new = submit(prepared, quiet=quiet)
+    elif rank is None and pipeline.extract.num_ranks > 1:
         from pipelines.launch import launch
 
         new = launch(prepared, quiet=quiet)

@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipelines.extraction import Prepared, extract_as, prepare
 from pipelines.pipeline import Pipeline
-from pipelines.ranks import alone, from_environment
+from pipelines.ranks import Rank, alone, from_environment
 from pipelines.stopping import Stopped
 from pipelines.watch import watching
 from store import BenchError
@@ -64,7 +64,7 @@ def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
         lock.share()
         with watching(prepared.features, list(prepared.layers), run, quiet=quiet):
             outcomes = _run_ranks(prepared.pipeline, run)
-    _raise_faults(outcomes)
+    raise_faults(outcomes)
     return missing
 
 
@@ -83,7 +83,7 @@ def _run_ranks(pipeline: Pipeline, run: str) -> list[Outcome]:
         logs_specs=DefaultLogsSpecs(),
     )
     try:
-        return list(elastic_launch(config, work)(pipeline, run).values())
+        return list(elastic_launch(config, _start)(pipeline, run).values())
     except SignalException as signalled:
         raise Stopped(128 + signalled.sigval) from None
     except ChildFailedError as error:
@@ -95,12 +95,17 @@ def _run_ranks(pipeline: Pipeline, run: str) -> list[Outcome]:
         ) from None
 
 
-def work(pipeline: Pipeline, run: str) -> Outcome:
-    """Be one of the ranks."""
+def _start(pipeline: Pipeline, run: str) -> Outcome:
+    """Entry of a rank that the agent has started."""
     rank = replace(from_environment() or alone(), run=run)
     logging.basicConfig(level=logging.WARNING, format=f"rank {rank.rank}: %(message)s")
+    return work(pipeline, rank, quiet=True)
+
+
+def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
+    """Be one of the ranks."""
     try:
-        extract_as(rank, prepare(pipeline), quiet=True)
+        extract_as(rank, prepare(pipeline), quiet=quiet)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)  # one that returns waits for the others
     except BenchError as error:
@@ -110,7 +115,8 @@ def work(pipeline: Pipeline, run: str) -> Outcome:
     return Outcome()
 
 
-def _raise_faults(outcomes: list[Outcome]) -> None:
+def raise_faults(outcomes: list[Outcome]) -> None:
+    """Raise what ranks report: a bug as such, else each different fault once."""
     bugs = [outcome.bug for outcome in outcomes if outcome.bug]
     if bugs:
         raise RuntimeError(f"{len(bugs)} of {len(outcomes)} ranks failed; the first:\n{bugs[0]}")

@@ -82,6 +82,11 @@ EXTRACTION: Mapping[str, Option] = {
     "dtype": Option(setting="storage.dtype", help="Of the stored features: float32 or float16."),
     "ranks": Option(setting="extract.ranks", type=int, help="Processes on this host that share the work."),
     "gpus": Option(setting="extract.gpus", type=int, help="GPUs of this host that share the work, one rank each."),
+    "slurm": Option(
+        setting="extract.slurm",
+        metavar="KEY=VALUE,...",
+        help="Submit a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,time=24:00:00.",
+    ),
     "device": Option(setting="extract.device", help="Where the model runs: auto, cpu, cuda, cuda:1."),
 }
 
@@ -135,6 +140,8 @@ def settings_of(given: Mapping[str, Any], options: Mapping[str, Option]) -> dict
             continue
         if name == "layers":
             value = split_layers(value)
+        elif name == "slurm":
+            value = dict(word.partition("=")[::2] for word in value.split(","))
         elif options[name].listed:
             value = listed(value)
         settings[options[name].setting] = value

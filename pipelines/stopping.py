@@ -56,12 +56,14 @@ class Stopping:
 
 @contextmanager
 def until_signalled() -> Iterator[Stopping]:
-    """Handle SIGINT and SIGTERM in the block; outside the main thread, where signals don't arrive, do nothing."""
+    """Handle SIGINT and SIGTERM in the block, unless someone else does; nothing outside of the main thread."""
     stopping = Stopping()
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
-    before = {number: signal.signal(number, stopping.handle) for number in SIGNALS}
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # submitit, for one, has its own way with SIGTERM
+    free = [number for number in SIGNALS if signal.getsignal(number) in usual]
+    before = {number: signal.signal(number, stopping.handle) for number in free}
     try:
         yield stopping
     finally:

@@ -87,8 +87,8 @@ def open_or_create(
     if not path.exists():
         try:
             return create(path, manifest, splits)
-        except StoreError:
-            if not path.exists():  # otherwise another process was faster
+        except Exception:
+            if not path.exists():  # otherwise another process was faster, and may have swept what this one had begun
                 raise
     existing = FeatureSet.open(path)
     faults = differences(existing.manifest, manifest)
@@ -107,6 +107,8 @@ def make_ready(features: FeatureSet, splits: Mapping[str, SplitRows], layers: Ma
     Call it under the lock, alone. Errors are those of `add_layers`.
     """
     features.sweep()
+    for begun in features.path.parent.glob(f".{features.name}.*{PARTIAL}"):
+        shutil.rmtree(begun, ignore_errors=True)
     for split, rows in splits.items():
         keys = [key for name in ("labels", "paths") for key in features.chunk_keys(split, name)]
         if not all(key in features.records for key in keys):
@@ -159,7 +161,7 @@ def remove(features: FeatureSet) -> None:
     doomed = features.path.with_name(f".{features.name}.{uuid.uuid4().hex}{PARTIAL}")
     with features.lock():
         features.path.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> FeatureSet:

@@ -54,8 +54,9 @@ def finish(processes):
 
 
 def chunks_of(path: Path):
-    """The bytes of every chunk."""
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("c/**/*") if file.is_file()}
+    """The bytes of every chunk; what a killed rank left half-written is none."""
+    files = (file for file in path.rglob("c/**/*") if file.is_file() and file.suffix != ".partial")
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
 def keys_journalled(path: Path):

@@ -1,0 +1,214 @@
+"""A real SLURM: two nodes on this machine run one extraction, and one of them dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from store import FeatureSet, verify
+from tests.conftest import ROOT
+from tests.reliability.ranks import chunks_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons are started as root"),
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))),
+        reason="SLURM (slurm-wlm, munge) is not installed",
+    ),
+]
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=17000
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=10
+SchedulerParameters=sched_interval=2
+KillWait=10
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2 RealMemory=4000
+PartitionName=main Nodes=ALL Default=YES State=UP
+"""
+
+DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "transform.resize=96", "transform.crop=96",
+          "extract.threads=1")  # fmt: skip
+
+
+class Cluster:
+    """The daemons, and commands that use them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
+        self.nodes = {}
+
+    def start(self):
+        (self.folder / "state").mkdir(parents=True)
+        host = socket.gethostname()
+        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=self.folder))
+        for path in ("/run/munge", "/var/log/munge", "/var/lib/munge"):
+            Path(path).mkdir(parents=True, exist_ok=True)
+            shutil.chown(path, "munge", "munge")
+        if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode:
+            subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
+        self.controller = self._daemon("slurmctld", "-D", "-c")
+        for node in ("n1", "n2"):
+            self.start_node(node)
+        deadline = time.monotonic() + 60
+        while self.run("sinfo", "--noheader", "--format", "%D %T").stdout.strip() != "2 idle":
+            assert time.monotonic() < deadline, self.run("sinfo").stdout
+            time.sleep(0.5)
+
+    def start_node(self, node):
+        (self.folder / f"spool-{node}").mkdir(exist_ok=True)
+        self.nodes[node] = self._daemon("slurmd", "-D", "-N", node)
+
+    def kill_node(self, node):
+        """Kill the daemon and all that runs under it, supervisors first, as when the host loses power."""
+        tasks = [pid for pid in processes() if f"SLURMD_NODENAME={node}" in read_process(pid, "environ")]
+        parents = {parent_of(pid) for pid in tasks}
+        supervisors = [pid for pid in parents if "slurmstepd" in read_process(pid, "cmdline")]
+        assert tasks
+        assert supervisors
+        self.nodes[node].kill()
+        for pid in [*supervisors, *tasks]:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+    def stop(self):
+        for process in (self.controller, *self.nodes.values()):
+            process.kill()
+        subprocess.run(["pkill", "-KILL", "slurmstepd"], check=False)
+
+    def run(self, *command):
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
+    def bench(self, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *arguments],
+            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def _daemon(self, *command):
+        log = (self.folder / "daemons.log").open("a")
+        return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+
+
+def processes():
+    return [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def read_process(pid, what):
+    try:
+        return Path(f"/proc/{pid}/{what}").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def parent_of(pid):
+    return next((line.split()[1] for line in read_process(pid, "status").splitlines() if "PPid" in line), "")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    made = Cluster(tmp_path / "cluster")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def wait_for(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def committed(path):
+    return len(FeatureSet.open(path).records) if path.exists() else 0
+
+
+def test_a_job_on_two_nodes_survives_the_death_of_one(cluster):
+    alone = cluster.bench("extract", *DIGITS, "--name", "alone")
+    assert alone.wait(300) == 0, alone.stdout.read()
+    slurm = ("--slurm", "partition=main,nodes=2,time=30,cpus_per_task=2")
+    job = cluster.bench("extract", *DIGITS, "--name", "job", *slurm)
+    path = cluster.folder / "features/job"
+    wait_for(lambda: committed(path) > 60, 120, "the job does not write")
+    cluster.kill_node("n2")
+    wait_for(lambda: "down" in cluster.run("sinfo", "--format", "%T").stdout, 60, "the death is not noticed")
+    cluster.start_node("n2")
+    # SLURM lets a requeued job wait for two minutes, unless told otherwise.
+    wait_for(lambda: "PENDING" in cluster.run("squeue", "--format", "%T").stdout, 60, "the job is not requeued")
+    cluster.run("scontrol", "update", "jobid=1", "StartTime=now")
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
+    assert "RUNNING" in output
+    assert "PENDING" in output
+    assert not list(verify(path))
+    assert chunks_of(path) == chunks_of(cluster.folder / "features/alone")
+    assert cluster.bench("extract", *DIGITS, "--name", "job").wait(60) == 0
+
+
+def test_a_job_that_is_cut_off_requeues_itself_and_goes_on(cluster):
+    job = cluster.bench(
+        "extract", *DIGITS, "--name", "job", "--slurm", "partition=main,nodes=1,ntasks_per_node=2,time=30"
+    )
+    path = cluster.folder / "features/job"
+    wait_for(lambda: committed(path) > 60, 120, "the job does not write")
+    cluster.run("scancel", "--signal", "USR2", "1")  # what SLURM sends before it ends a job
+    wait_for(lambda: "PENDING" in cluster.run("squeue", "--format", "%T").stdout, 60, "the job is not requeued")
+    before = committed(path)
+    cluster.run("scontrol", "update", "jobid=1", "StartTime=now")
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
+    assert "Requeued job 1" in output
+    assert not list(verify(path))
+    assert committed(path) > before
+
+
+def test_srun_starts_ranks_without_a_launcher(cluster):
+    command = [sys.executable, "-m", "pipelines", "extract", *DIGITS, "--name", "by_srun"]
+    done = subprocess.run(
+        ["srun", "-N2", "-n2", *command], cwd=cluster.folder, env=cluster.environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path = cluster.folder / "features/by_srun"
+    assert not list(verify(path))
+    assert len([journal for journal in (path / "journals").glob("*.jsonl") if journal.stat().st_size]) == 2
+
+
+def test_wrong_parameters_are_refused_before_anything_is_submitted(cluster):
+    job = cluster.bench("extract", *DIGITS, "--slurm", "partitoin=main")
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert "no parameter 'partitoin'. Did you mean partition" in output

@@ -9,6 +9,7 @@ machine whose speed drifts does not matter.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import statistics
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import faiss
 import numpy as np
@@ -28,7 +30,7 @@ from evaluate.search import search as streamed_search
 from evaluate.selection import Selection
 from extract.extraction import extract_chunks
 from extract.loading import batches
-from extract.sources import ImageSource
+from extract.sources import ImageSource, open_sources
 from extract.taps import TappedTrunk
 from extract.transform import Transform
 from extract.trunks import build_trunk
@@ -247,8 +249,8 @@ def extraction(folder):
             features = add_layers(open_or_create(path, manifest, rows), infos)
             work = [item for item in features.pending(list(infos)) if item.split == "train"]
             extract_chunks(
-                features, work, trunk=taps, sources=sources, transform=transform, batch_size=32,
-                device=torch.device("cpu"),
+                features, work, writer=ChunkWriter(features), trunk=taps, sources=sources, transform=transform,
+                batch_size=32, device=torch.device("cpu"),
             )  # fmt: skip
 
         def bare(trunk=trunk, images=images, num_rows=num_rows):
@@ -266,7 +268,71 @@ def extraction(folder):
         )
 
 
-MEASUREMENTS = {"read": read, "search": search, "sweep": sweep, "kmeans": clustering, "extraction": extraction}
+class TimedWriter(ChunkWriter):
+    """Counts the seconds that writing takes."""
+
+    seconds = 0.0
+
+    def write(self, *arguments):
+        start = time.perf_counter()
+        written = super().write(*arguments)
+        self.seconds += time.perf_counter() - start
+        return written
+
+
+def safety(folder):
+    """What fsync, checksums and journal take of an extraction: of photographs, if BENCH_PHOTOS names a folder."""
+    photographs = os.environ.get("BENCH_PHOTOS")
+    if photographs:
+        sources = open_sources(source="folder", root=Path(photographs), train_split="train", val_split="test")
+        transform = Transform(resize=256, crop=224)
+    else:
+        sources = {"train": Noise(192), "val": Noise(192)}
+        transform = Transform(resize=None, crop=224)
+    taps = TappedTrunk(build_trunk("resnet50"), name="resnet50", layers=layers_of(["res4:AvgPool2d(8,3,0)", "res5"]))
+    infos = taps.probe(torch.zeros(1, 3, 224, 224))
+    rows = {split: source.rows for split, source in sources.items()}
+    manifest = Manifest(
+        made_from={}, dtype="float32", compression="none", rows_per_chunk=64,
+        splits={split: each.info() for split, each in rows.items()},
+    )  # fmt: skip
+
+    def run():
+        path = folder / "safety"
+        shutil.rmtree(path, ignore_errors=True)
+        features = add_layers(open_or_create(path, manifest, rows), infos)
+        work = [item for item in features.pending(list(infos)) if item.split == "val"][:3]
+        writer = TimedWriter(features)
+        start = time.perf_counter()
+        extract_chunks(
+            features, work, writer=writer, trunk=taps, sources=sources, transform=transform, batch_size=32,
+            device=torch.device("cpu"), workers=2 if photographs else 0,
+        )  # fmt: skip
+        return writer.seconds, time.perf_counter() - start
+
+    def run_unsafe():
+        with (
+            mock.patch("os.fsync"),
+            mock.patch("google_crc32c.value", return_value=0),
+            mock.patch("store.journal.Journal.append"),
+        ):
+            return run()
+
+    safe, unsafe = zip(*[(run(), run_unsafe()) for _ in range(6)][1:], strict=True)
+    writing, total = map(statistics.median, zip(*safe, strict=True))
+    plain = statistics.median(seconds for seconds, _ in unsafe)
+    yield (
+        f"writing with fsync, checksums, journal; resnet50, 192 {'photographs' if photographs else 'images in memory'}",
+        f"{writing:.3f} s",
+        f"without {plain:.3f} s",
+        f"{(writing - plain) / total:.2%} of extraction's {total:.1f} s",
+        "<= 5%",
+    )
+
+
+MEASUREMENTS = {
+    "read": read, "search": search, "sweep": sweep, "kmeans": clustering, "extraction": extraction, "safety": safety,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

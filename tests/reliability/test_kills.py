@@ -15,16 +15,6 @@ from store import FeatureSet, verify
 from tests.reliability.ranks import chunks_of, finish, keys_journalled, small_pipeline, start
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What one rank makes that no one disturbs."""
-    pipeline = small_pipeline(tmp_path_factory.mktemp("undisturbed"), "one")
-    finish(start(pipeline, uuid.uuid4().hex, 1))
-    path = pipeline.store / pipeline.name
-    assert not list(verify(path))
-    return chunks_of(path)
-
-
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_ranks_writes_the_same_bytes_and_no_chunk_twice(tmp_path, undisturbed, world_size):
     pipeline = small_pipeline(tmp_path, "several")

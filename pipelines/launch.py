@@ -69,7 +69,9 @@ def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
 
 
 def _run_ranks(pipeline: Pipeline, run: str) -> list[Outcome]:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells of each signal it sends
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(("torch.distributed", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell of each signal that the agent sends
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not take the cores of other ranks
     config = LaunchConfig(
         min_nodes=1,

@@ -8,7 +8,7 @@ A module that runs several times (the one ReLU of a torchvision bottleneck) is t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from extract.pooling import pool
-from extract.trunks import ModelError, aliases_of, build_trunk, channel_axis, resolve_tap
-from store import LayerInfo, LayerSpec
+from extract.tap_names import (
+    INPUT,
+    ModelError,
+    Tap,
+    aliases_of,
+    body_of,
+    channel_axis,
+    resolve_tap,
+    token_names,
+    tokens_of,
+)
+from extract.trunks import WithoutMemory, build_trunk
+from store import LayerInfo, LayerSpec, Pooling
 
 
 @dataclass(frozen=True, slots=True)
-class _Tap:
+class _Layer:
     spec: LayerSpec
-    module: str
-    flatten: bool
+    tap: Tap
 
 
 class _LastTapReached(Exception):  # noqa: N818 (not an error)
@@ -40,7 +50,7 @@ class TappedTrunk:
     trunk : nn.Module
         In eval mode, on the device where it is to run.
     name : str
-        What the trunk is called; decides what VISSL's tap names mean.
+        What the trunk is called; decides where its maps have their channels.
     layers : sequence of LayerSpec
         The layers to compute, in any order.
 
@@ -53,7 +63,8 @@ class TappedTrunk:
     def __init__(self, trunk: nn.Module, *, name: str, layers: Sequence[LayerSpec]) -> None:
         self.trunk = trunk
         self.name = name
-        self._taps = [_Tap(spec, *resolve_tap(trunk, name, spec.tap)) for spec in layers]
+        self._layers = [_Layer(spec, resolve_tap(trunk, name, spec.tap)) for spec in layers]
+        self._places = {place for layer in self._layers for place in layer.tap.places}
         self._runs: Counter[str] = Counter()
         self._last = ""
 
@@ -66,17 +77,10 @@ class TappedTrunk:
             If a tap never runs, or a pooling does not fit.
         """
         order: list[str] = []
-        with _hooks(self.trunk, {tap.module for tap in self._taps}, lambda path, _: order.append(path)):
-            try:
-                with torch.inference_mode():
-                    self.trunk(image)
-            except Exception as error:
-                shape = tuple(image.shape[2:])
-                raise ModelError(
-                    f"{self.name} cannot run on images of {shape[0]} x {shape[1]} pixels: {error}"
-                ) from error
+        with _hooks(self.trunk, self._places, lambda place, _: order.append(place)), torch.inference_mode():
+            run(self.trunk, image, name=self.name)
         self._runs = Counter(order)
-        idle = [tap.spec.tap for tap in self._taps if tap.module not in self._runs]
+        idle = [layer.spec.tap for layer in self._layers if not self._runs.keys() >= set(layer.tap.places)]
         if idle:
             raise ModelError(
                 f"{self.name}: {', '.join(idle)} never runs in a forward pass by itself, so it gives no activation. "
@@ -85,32 +89,35 @@ class TappedTrunk:
         self._last = order[-1]
         shapes = {name: tuple(values.shape[1:]) for name, values in self(image).items()}
         return {
-            tap.spec.name: LayerInfo(
-                tap=tap.spec.tap,
-                pooling=None if tap.spec.pooling is None else str(tap.spec.pooling),
-                shape=shapes[tap.spec.name],
+            spec.name: LayerInfo(
+                tap=spec.tap, pooling=None if spec.pooling is None else str(spec.pooling), shape=shapes[spec.name]
             )
-            for tap in self._taps
+            for spec in (layer.spec for layer in self._layers)
         }
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Compute every layer of a batch (B, 3, H, W); `probe` must have run once."""
         left = self._runs.copy()
-        layers: dict[str, Tensor] = {}
+        parts: dict[str, dict[str, Tensor]] = {layer.spec.name: {} for layer in self._layers}
 
-        def collect(path: str, output: Any) -> None:
-            left[path] -= 1
-            if left[path] == 0:
-                for tap in self._taps:
-                    if tap.module == path:
-                        layers[tap.spec.name] = self._pooled(tap, output)
-                if path == self._last:
+        def collect(place: str, output: Any) -> None:
+            left[place] -= 1
+            if left[place] == 0:
+                for layer in self._layers:
+                    if place in layer.tap.places:
+                        parts[layer.spec.name][place] = self._pooled(layer, place, output, images)
+                if place == self._last:
                     raise _LastTapReached
 
-        with _hooks(self.trunk, self._runs, collect), suppress(_LastTapReached):
+        with _hooks(self.trunk, self._places, collect), suppress(_LastTapReached):
             self.trunk(images)
-        return layers
+        return {
+            layer.spec.name: torch.cat([parts[layer.spec.name][place] for place in layer.tap.places], dim=-1)
+            if len(layer.tap.places) > 1
+            else parts[layer.spec.name][layer.tap.places[0]]
+            for layer in self._layers
+        }
 
     def modules_used(self, image: Tensor) -> set[str]:
         """Names of the modules whose parameters can matter to the layers.
@@ -129,35 +136,66 @@ class TappedTrunk:
         finally:
             for handle in handles:
                 handle.remove()
-        # The tapped module itself may be cut off by its hook before it counts as finished.
-        whole = finished | {tap.module for tap in self._taps}
+        # A tapped module may be cut off by its hook before it counts as finished, one whose input is tapped before
+        # it begins in earnest.
+        whole = finished | {place for place in self._places if not place.endswith(INPUT)}
+        started -= {place.removesuffix(INPUT) for place in self._places if place.endswith(INPUT)} - finished
         return {
             path
             for path, _ in self.trunk.named_modules()
             if path in started or any(path.startswith(f"{parent}.") for parent in whole if parent)
         }
 
-    def _pooled(self, tap: _Tap, output: Any) -> Tensor:
+    def _pooled(self, layer: _Layer, place: str, output: Any, images: Tensor) -> Tensor:
+        tap, spec = layer.tap, layer.spec
         if not isinstance(output, Tensor):
             raise ModelError(
-                f"{self.name}: {tap.spec.tap} gives a {type(output).__name__}, not one activation. "
+                f"{self.name}: {spec.tap} gives a {type(output).__name__}, not one activation. "
                 f"Tap a module inside or after it; `bench layers {self.name}` lists them."
             )
-        if tap.flatten:
-            output = output.flatten(1)
+        if output.ndim == 0 or len(output) != len(images):
+            raise ModelError(
+                f"{self.name}: {spec.tap} gives an activation of shape {tuple(output.shape)} for {len(images)} images: "
+                f"its first axis is not the images'. Tap a module around it; `bench layers {self.name}` lists them."
+            )
+        view = output if tap.view is None else tap.view(output)
+        axis = tap.channel_axis
+        if view.ndim == 4 and axis is None:
+            path = place.removeprefix(body_of(self.trunk)[1])
+            axis = channel_axis(self.name, path, tuple(view.shape), square=images.shape[2] == images.shape[3])
         try:
-            return pool(output, tap.spec.pooling, channel_axis=channel_axis(self.name, tap.module))
+            return pool(view, spec.pooling, channel_axis=axis)
         except ValueError as error:
-            raise ModelError(f"{self.name}: layer {tap.spec.name} cannot be pooled: {error}") from error
+            raise ModelError(f"{self.name}: layer {spec.name} cannot be pooled: {error}") from error
+
+
+def run(trunk: nn.Module, images: Tensor, *, name: str) -> None:
+    """Run a trunk, whatever it returns.
+
+    Raises
+    ------
+    ModelError
+        If it can't take such images.
+    """
+    try:
+        trunk(images)
+    except ModelError:
+        raise
+    except Exception as error:  # models raise builtin errors of many kinds
+        height, width = images.shape[2:]
+        raise ModelError(f"{name} cannot run on images of {height} x {width} pixels: {error}") from error
 
 
 @contextmanager
-def _hooks(trunk: nn.Module, paths: set[str] | Mapping[str, int], on_output: Any) -> Iterator[None]:
-    """Call `on_output(path, output)` whenever one of the modules returns."""
-    handles = [
-        trunk.get_submodule(path).register_forward_hook(lambda _m, _i, output, path=path: on_output(path, output))
-        for path in paths
-    ]
+def _hooks(trunk: nn.Module, places: Iterable[str], on_output: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `on_output(place, activation)` whenever one of the modules returns, or begins where its input is meant."""
+    handles = []
+    for place in places:
+        module = trunk.get_submodule(place.removesuffix(INPUT))
+        if place.endswith(INPUT):
+            handles.append(module.register_forward_pre_hook(lambda _m, args, place=place: on_output(place, args[0])))
+        else:
+            handles.append(module.register_forward_hook(lambda _m, _i, output, place=place: on_output(place, output)))
     try:
         yield
     finally:
@@ -167,35 +205,66 @@ def _hooks(trunk: nn.Module, paths: set[str] | Mapping[str, int], on_output: Any
 
 @dataclass(frozen=True, slots=True)
 class TapInfo:
-    """A module that can be tapped: its path, VISSL's names for it, and the shape of one image's activation."""
+    """What can be tapped: its name, other names for it, and the shapes of one image's activation."""
 
     name: str
     aliases: tuple[str, ...]
     shape: tuple[int, ...]
+    """As it is, and as `:Identity` stores it."""
+
+    pooled: int | None
+    """Numbers that are stored by default, the mean over positions; None if only Identity can be done."""
 
 
-def list_taps(name: str, options: Mapping[str, Any] | None = None, *, image_size: int = 224) -> list[TapInfo]:
-    """List the modules of a trunk that give one activation, in the order in which they return.
+def list_taps(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    heads: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    image_size: int = 224,
+) -> list[TapInfo]:
+    """List what can be tapped in a model, in the order in which it is computed; costs next to no memory.
 
     Raises
     ------
     ModelError
         If the trunk is unknown, or can't run on images of that size.
     """
-    trunk = build_trunk(name, options)
+    with WithoutMemory():
+        trunk = build_trunk(name, options, heads=heads, image_size=(image_size, image_size))
+    trunk = trunk.to("meta")
+    image = torch.zeros(1, 3, image_size, image_size, device="meta")
+    body, prefix = body_of(trunk)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(path: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            shapes[path] = tuple(output.shape[1:])
+        if isinstance(output, Tensor) and output.ndim > 1 and len(output) == 1:
+            shapes[path.removeprefix(prefix)] = tuple(output.shape[1:])
 
-    paths = {path for path, _ in trunk.named_modules() if path}
-    with _hooks(trunk, paths, note), torch.inference_mode():
-        try:
-            trunk(torch.zeros(1, 3, image_size, image_size))
-        except Exception as error:  # models raise builtin errors of many kinds
-            raise ModelError(f"{name} cannot run on images of {image_size} x {image_size} pixels: {error}") from error
+    modules = {path for path, _ in trunk.named_modules() if path}
+    with _hooks(trunk, modules, note), torch.inference_mode():
+        run(trunk, image, name=name)
     aliases: dict[str, list[str]] = {}
-    for alias, path in aliases_of(name).items():
-        aliases.setdefault(path.partition("|")[0], []).append(alias)
-    return [TapInfo(path, tuple(aliases.get(path, ())), shape) for path, shape in shapes.items()]
+    for alias, place in aliases_of(trunk).items():
+        aliases.setdefault(place.removeprefix(prefix), []).append(alias)
+    taps = [
+        TapInfo(tap, tuple(aliases.get(tap, ())), shape, _mean_size(name, tap, shape)) for tap, shape in shapes.items()
+    ]
+    tokens = tokens_of(body)
+    views = [*(token_names(tokens) if tokens else ()), "flatten"]
+    whole = [LayerSpec(view, view, Pooling.of("Identity")) for view in views]
+    for view, info in TappedTrunk(trunk, name=name, layers=whole).probe(image).items():
+        axis = resolve_tap(trunk, name, view).channel_axis
+        taps.append(TapInfo(view, (), info.shape, _mean_size(name, view, info.shape, axis)))
+    return taps
+
+
+def _mean_size(name: str, path: str, shape: tuple[int, ...], axis: int | None = None) -> int | None:
+    """Numbers that the default pooling leaves; None if it can't be done."""
+    activation = torch.empty(1, *shape, device="meta")
+    if activation.ndim == 4 and axis is None:
+        axis = channel_axis(name, path, tuple(activation.shape), square=True)
+    try:
+        return pool(activation, None, channel_axis=axis).shape[1]
+    except ValueError:
+        return None

@@ -1,117 +1,279 @@
-"""Trunks: torchvision's classification models by name, and what VISSL calls their taps."""
+"""Trunks by name: torchvision's classification models, those of the table below, timm's, and one's own."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.regnet import BlockParams, RegNet
 
-from store import BenchError, nearest
+from extract.heads import TrunkWithHeads, build_heads
+from extract.resnet import resnet
+from extract.tap_names import ModelError, classifier_of
+from extract.vit import ViT
+from store import nearest
 
-
-class ModelError(BenchError):
-    """A model or a tap that does not exist, or can't be built."""
-
-
-FLATTEN = "|flatten"
-"""After a module's name: its output is flattened to one vector."""
-
-_RESNET = {
-    "conv1": "relu",
-    "res1": "maxpool",
-    "res2": "layer1",
-    "res3": "layer2",
-    "res4": "layer3",
-    "res5": "layer4",
-    "res5avg": "avgpool",
-    "flatten": f"avgpool{FLATTEN}",
-}
-_REGNET = {
-    "conv1": "stem",
-    "res2": "trunk_output.block1",
-    "res3": "trunk_output.block2",
-    "res4": "trunk_output.block3",
-    "res5": "trunk_output.block4",
-    "avgpool": "avgpool",
-    "flatten": f"avgpool{FLATTEN}",
-}
-
-ALIASES: Mapping[str, Mapping[str, str]] = {
-    "resnet": _RESNET,
-    "resnext": _RESNET,
-    "wide_resnet": _RESNET,
-    "regnet": _REGNET,
-}
-"""VISSL's names of taps, by the beginning of the trunk's name. VISSL's `conv1` is after batch norm and ReLU."""
-
-CHANNEL_AXES: Mapping[str, tuple[tuple[str, int | None], ...]] = {
-    "swin": ((r"features\.0\.0|permute|avgpool", 1), (r".*\.(attn|mlp)\..*", None), (r".*", 3)),
-    "convnext": ((r".*\.block\.[1-5]", 3), (r".*", 1)),
-    "maxvit": ((r".*_attention\..*", None), (r".*", 1)),
-}
-"""Where the channels of a four-dimensional activation are, by the beginning of the trunk's name: the first pattern that
-matches the tap's path counts. None is not known: windows of positions, say. Other trunks have them in axis 1."""
+logger = logging.getLogger(__name__)
 
 NEEDS_TRANSFORM_INPUT = ("googlenet", "inception_v3")
 """Trunks whose torchvision weights expect the input to be rescaled by the model itself."""
 
+TIMM = "timm:"
+"""Before the name of a model of timm's."""
+
+
+def regnet(
+    *,
+    depth: int,
+    w_0: int,
+    w_a: float,
+    w_m: float,
+    group_width: int,
+    bottleneck_multiplier: float = 1.0,
+    se_ratio: float | None = 0.25,
+    stem_width: int = 32,
+) -> nn.Module:
+    """Build a RegNet without a classifier from its parameters, named as in the paper (Radosavovic et al. 2020).
+
+    With `se_ratio` None it is a RegNetX.
+    """
+    params = BlockParams.from_init_params(
+        depth, w_0, w_a, w_m, group_width, bottleneck_multiplier=bottleneck_multiplier, se_ratio=se_ratio
+    )
+    trunk: nn.Module = RegNet(params, num_classes=1, stem_width=stem_width)
+    trunk.fc = nn.Identity()
+    return trunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrunkSpec:
+    """A trunk that torchvision has not: who builds it, with what, and where it is described."""
+
+    build: Callable[..., nn.Module]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str
+
+
+def _vit(dim: int, depth: int, num_heads: int, patch_size: int, source: str, **options: Any) -> TrunkSpec:
+    sizes = {"dim": dim, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}
+    return TrunkSpec(build=ViT, options=sizes | options, source=source)
+
+
+def _wide(depth: int, width: int) -> TrunkSpec:
+    options = {"depth": depth, "width_multiplier": width}
+    return TrunkSpec(build=resnet, options=options, source="VISSL, SwAV, SimCLR (not torchvision's wide_resnet)")
+
+
+_DINOV2: Mapping[str, Any] = {"layer_scale": True, "position_resize": "offset"}
+_REGISTERS: Mapping[str, Any] = {"layer_scale": True, "register_tokens": 4, "position_resize": "antialias"}
+
+TRUNKS: Mapping[str, TrunkSpec] = {
+    "resnet": TrunkSpec(build=resnet, source="any, by depth, width_multiplier, groups, width_per_group"),
+    "resnet200": TrunkSpec(build=resnet, options={"depth": 200}, source="He et al. 2016, arXiv:1603.05027"),
+    "resnet50w2": _wide(50, 2),
+    "resnet50w4": _wide(50, 4),
+    "resnet50w5": _wide(50, 5),
+    "resnet101w2": _wide(101, 2),
+    "resnet152w2": _wide(152, 2),
+    "resnet200w2": _wide(200, 2),
+    "regnet": TrunkSpec(build=regnet, source="any, by depth, w_0, w_a, w_m, group_width"),
+    "regnet_y_64gf": TrunkSpec(
+        build=regnet,
+        options={"depth": 20, "w_0": 368, "w_a": 102.79, "w_m": 2.05, "group_width": 496},
+        source="ClassyVision, VISSL",
+    ),
+    "regnet_y_256gf": TrunkSpec(
+        build=regnet,
+        options={"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373},
+        source="SEER, arXiv:2103.01988, and VISSL's documentation; ClassyVision's of that name is another",
+    ),
+    "vit": TrunkSpec(build=ViT, source="any, by dim, depth, num_heads, patch_size, ..."),
+    "vit_tiny_16": _vit(192, 12, 3, 16, "DeiT, arXiv:2012.12877"),
+    "vit_small_16": _vit(384, 12, 6, 16, "DeiT; DINO, arXiv:2104.14294; iBOT, arXiv:2111.07832"),
+    "vit_small_8": _vit(384, 12, 6, 8, "DINO"),
+    "vit_base_16": _vit(768, 12, 12, 16, "DeiT, DINO, iBOT, MAE, MoCo v3"),
+    "vit_base_8": _vit(768, 12, 12, 8, "DINO"),
+    "vit_large_16": _vit(1024, 24, 16, 16, "iBOT; MAE, arXiv:2111.06377"),
+    "vit_huge_14": _vit(1280, 32, 16, 14, "MAE"),
+    "mocov3_vit_small_16": _vit(384, 12, 12, 16, "MoCo v3, arXiv:2104.02057: twelve heads, the same shapes as six"),
+    "dinov2_vits14": _vit(384, 12, 6, 14, "DINOv2, arXiv:2304.07193", **_DINOV2),
+    "dinov2_vitb14": _vit(768, 12, 12, 14, "DINOv2", **_DINOV2),
+    "dinov2_vitl14": _vit(1024, 24, 16, 14, "DINOv2", **_DINOV2),
+    "dinov2_vitg14": _vit(1536, 40, 24, 14, "DINOv2", feed_forward="swiglu", **_DINOV2),
+    "dinov2_vits14_reg": _vit(384, 12, 6, 14, "DINOv2 with registers", **_REGISTERS),
+    "dinov2_vitb14_reg": _vit(768, 12, 12, 14, "DINOv2 with registers", **_REGISTERS),
+    "dinov2_vitl14_reg": _vit(1024, 24, 16, 14, "DINOv2 with registers", **_REGISTERS),
+    "dinov2_vitg14_reg": _vit(1536, 40, 24, 14, "DINOv2 with registers", feed_forward="swiglu", **_REGISTERS),
+}
+"""Trunks that torchvision has not; `model.options` are added to theirs."""
+
 
 def trunk_names() -> list[str]:
-    """Every trunk that can be asked for."""
-    return list(torchvision.models.list_models(module=torchvision.models))
+    """Every trunk of torchvision's and of the table; timm's and one's own come on top."""
+    return sorted([*torchvision.models.list_models(module=torchvision.models), *TRUNKS])
 
 
-def build_trunk(name: str, options: Mapping[str, Any] | None = None, *, seed: int = 0) -> nn.Module:
-    """Build a torchvision model with random parameters from `seed`, in eval mode.
+def timm_names() -> list[str]:
+    """Every model of timm's, or none where timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return [TIMM + name for name in timm.list_models()]
+
+
+def build_trunk(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    heads: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
+) -> nn.Module:
+    """Build a model with random parameters from `seed`, in eval mode.
+
+    Parameters
+    ----------
+    name : str
+        One of `trunk_names()`, `timm:NAME`, or a function that returns a module: `file.py:function`
+        or `package.module:function`, whose code is run.
+    options : mapping, optional
+        Keyword arguments of the model's constructor.
+    heads : sequence of (str, mapping)
+        Names and parameters of heads on the trunk's output; see `extract.heads`.
+    seed : int
+        Of the parameters.
+    image_size : (int, int), optional
+        Height and width for which a model with position embeddings is built.
 
     Raises
     ------
     ModelError
         If the name is unknown, or the constructor refuses the options.
     """
-    if name not in trunk_names():
-        raise ModelError(f"unknown trunk {name!r}. {nearest(name, trunk_names())}")
-    builder = torchvision.models.get_model_builder(name)
+    builder, usual = _builder(name)
     options = dict(options or {})
-    if name in NEEDS_TRANSFORM_INPUT:
-        options.setdefault("init_weights", True)  # torchvision warns where it is not said
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            trunk: nn.Module = builder(weights=None, **options)
+            trunk: nn.Module = builder(**{**usual, **_sized(builder, options, image_size)})
+            if name.startswith(TIMM):
+                _set_size(trunk, image_size)
         except Exception as error:  # constructors raise builtin errors of many kinds
-            raise ModelError(f"{name} cannot be built with model.options={options}: {error}") from error
+            text = str(error) or type(error).__name__
+            size = f" for images of {image_size[0]} x {image_size[1]} pixels" if image_size else ""
+            raise ModelError(f"{name} cannot be built with model.options={options}{size}: {text}") from error
+        if not isinstance(trunk, nn.Module):
+            raise ModelError(f"{name} returned a {type(trunk).__name__}, not a torch.nn.Module")
+        if heads:
+            trunk = TrunkWithHeads(_without_classifier(trunk), build_heads(heads))
     return trunk.eval().requires_grad_(False)
 
 
-def resolve_tap(trunk: nn.Module, name: str, tap: str) -> tuple[str, bool]:
-    """Return the module path that a tap means in the trunk called `name`, and whether it is flattened.
+class WithoutMemory(TorchFunctionMode):
+    """While a model is built in this context, its parameters have shapes and no memory; then move it to `meta`."""
 
-    Raises
-    ------
-    ModelError
-        If there is no such tap; the message has the nearest ones.
-    """
-    aliases = aliases_of(name)
-    path = aliases.get(tap, tap)
-    path, _, flatten = path.partition("|")
-    modules = [module for module, _ in trunk.named_modules() if module]
-    if path not in modules:
-        known = [*aliases, *modules]
-        raise ModelError(f"{name} has no tap {tap!r}. {nearest(tap, known)} `bench layers {name}` lists them all.")
-    return path, bool(flatten)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make empty tensors, which parameters begin as, on torch's device without memory."""
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
-def aliases_of(name: str) -> Mapping[str, str]:
-    """VISSL's names for the taps of a trunk."""
-    return next((aliases for start, aliases in ALIASES.items() if name.startswith(start)), {})
+def code_of(name: str) -> Path | None:
+    """Return the file with the code of one's own model, whose digest belongs to the fingerprint; None for others."""
+    if ":" not in name or name.startswith(TIMM):
+        return None
+    file, _, _ = name.rpartition(":")
+    if file.endswith(".py"):
+        return Path(file)
+    spec = importlib.util.find_spec(file)
+    return Path(spec.origin) if spec and spec.origin else None
 
 
-def channel_axis(name: str, path: str) -> int | None:
-    """Axis of the channels in a four-dimensional activation of a tap, counting the batch; None if it is not known."""
-    patterns = next((axes for start, axes in CHANNEL_AXES.items() if name.startswith(start)), ((r".*", 1),))
-    return next(axis for pattern, axis in patterns if re.fullmatch(pattern, path))
+def _builder(name: str) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    if name.startswith(TIMM):
+        return _timm_builder(name.removeprefix(TIMM)), {}
+    if ":" in name:
+        return _own_builder(name), {}
+    if name in TRUNKS:
+        return TRUNKS[name].build, TRUNKS[name].options
+    if name not in trunk_names():
+        raise ModelError(
+            f"unknown trunk {name!r}. {nearest(name, trunk_names())} "
+            f"timm's models are named timm:NAME, one's own file.py:function or package.module:function."
+        )
+    builder = torchvision.models.get_model_builder(name)
+    usual = {"init_weights": True} if name in NEEDS_TRANSFORM_INPUT else {}  # torchvision warns where it is not said
+    return builder, {"weights": None, **usual}
+
+
+def _timm_builder(name: str) -> Callable[..., Any]:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"timm:{name} needs timm, which is not installed: pip install 'featbench[timm]'") from error
+    if name not in timm.list_models():
+        raise ModelError(f"timm has no model {name!r}. {nearest(name, timm.list_models())}")
+    return lambda **options: timm.create_model(name, pretrained=False, **options)
+
+
+def _own_builder(name: str) -> Callable[..., Any]:
+    place, _, function = name.rpartition(":")
+    logger.warning("%s: running the code of %s", name, place)
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise ModelError(f"{name}: no file {place}")
+            spec = importlib.util.spec_from_file_location(f"bench_model_{Path(place).stem}", place)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except ModelError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(f"{name}: {place} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, function, None)):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise ModelError(f"{name}: {place} has no function {function!r}. {nearest(function, known)}")
+    builder: Callable[..., Any] = getattr(module, function)
+    return builder
+
+
+def _sized(builder: Callable[..., Any], options: dict[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """Add the image size to the options of a builder with position embeddings, unless they have one."""
+    if image_size is None or "image_size" in options:
+        return options
+    if builder is ViT:
+        return {**options, "image_size": image_size}
+    if getattr(builder, "__name__", "").startswith("vit_") and builder.__module__.startswith("torchvision."):
+        if image_size[0] != image_size[1]:
+            raise ValueError(f"it takes square images, not {image_size[0]} x {image_size[1]} pixels")
+        return {**options, "image_size": image_size[0]}
+    return options
+
+
+def _set_size(trunk: Any, image_size: tuple[int, int] | None) -> None:
+    """Tell a model of timm's the image size, where it has position embeddings for one."""
+    built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if image_size is not None and built_for not in (None, image_size) and hasattr(trunk, "set_input_size"):
+        trunk.set_input_size(img_size=image_size)
+
+
+def _without_classifier(trunk: nn.Module) -> nn.Module:
+    path = classifier_of(trunk)
+    if path:
+        trunk.set_submodule(path, nn.Identity())
+    return trunk

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from extract.pooling import pool
+from extract.tap_names import ModelError
 from extract.taps import TappedTrunk, list_taps
-from extract.trunks import ModelError, build_trunk
+from extract.trunks import build_trunk
 from store import LayerSpec, Pooling
 from store.layers import layers_of
 

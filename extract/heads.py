@@ -1,0 +1,221 @@
+"""The heads that self-supervised methods put on a trunk, with VISSL's names, parameters and state dict.
+
+They are written as VISSL writes them, `["mlp", {"dims": [2048, 128]}]`, and run one after the other
+on the trunk's output. The output of the last is the tap `heads`, that of the first `heads.0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from store import BenchError, nearest
+
+
+class HeadError(BenchError):
+    """A head that does not exist, or can't be built with its parameters."""
+
+
+class Mlp(nn.Module):
+    """Linear layers, each but the last followed by what is asked for of batch norm, ReLU and dropout.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        Of the input, of each hidden layer, of the output.
+    use_bn, use_relu, use_dropout, use_bias : bool
+        What the layers have.
+    skip_last_layer_relu_bn : bool
+        False lets them follow the last layer too. A head of one layer is its own last one: so VISSL's
+        `["mlp", {"dims": [2048, 2048], "use_relu": True}]` has no ReLU, unless this is False.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int],
+        use_bn: bool = False,
+        use_relu: bool = False,
+        use_dropout: bool = False,
+        use_bias: bool = True,
+        skip_last_layer_relu_bn: bool = True,
+    ) -> None:
+        super().__init__()
+        follow = [
+            kind
+            for kind, wanted in ((nn.BatchNorm1d, use_bn), (nn.ReLU, use_relu), (nn.Dropout, use_dropout))
+            if wanted
+        ]
+        self.clf = nn.Sequential(*_layers(dims, follow, bias=use_bias, bare_last=skip_last_layer_relu_bn))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D), or (B, D, 1, 1), to (B, D')."""
+        output: Tensor = self.clf(_as_vectors(features))
+        return output
+
+
+class EvalMlp(nn.Module):
+    """Batch norm over the channels of a map, then linear layers on all its numbers."""
+
+    def __init__(self, *, in_channels: int, dims: Sequence[int], use_bn: bool = False, use_relu: bool = False) -> None:
+        super().__init__()
+        self.channel_bn = nn.BatchNorm2d(in_channels)
+        self.clf = Mlp(dims=dims, use_bn=use_bn, use_relu=use_relu)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, C) or (B, C, H, W) to (B, D')."""
+        maps = features[:, :, None, None] if features.ndim == 2 else features
+        output: Tensor = self.clf(self.channel_bn(maps).flatten(1))
+        return output
+
+
+class SwavHead(nn.Module):
+    """SwAV's projection to an embedding of unit length, and its prototypes.
+
+    The output is the embedding, as in VISSL's evaluation; with `return_embeddings` False the scores
+    of the first set of prototypes. `num_clusters` [] is an embedding without prototypes.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int],
+        use_bn: bool,
+        num_clusters: Sequence[int],
+        use_bias: bool = True,
+        return_embeddings: bool = True,
+        skip_last_bn: bool = True,
+        normalize_feats: bool = True,
+        activation_name: str = "ReLU",
+    ) -> None:
+        super().__init__()
+        if not return_embeddings and not num_clusters:
+            raise ValueError("return_embeddings is False and num_clusters is empty: nothing is left to return")
+        if activation_name not in ("ReLU", "GELU"):
+            raise ValueError(f"activation_name must be ReLU or GELU; got {activation_name}")
+        activation = nn.ReLU if activation_name == "ReLU" else nn.GELU
+        follow = [nn.BatchNorm1d, activation] if use_bn else [activation]
+        self.projection_head = nn.Sequential(*_layers(dims, follow, bias=use_bias, bare_last=skip_last_bn))
+        for index, count in enumerate(num_clusters):
+            self.add_module(f"prototypes{index}", nn.Linear(dims[-1], count, bias=False))
+        self.return_embeddings = return_embeddings
+        self.normalize_feats = normalize_feats
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D) to (B, D'), or to scores (B, prototypes)."""
+        embedding: Tensor = self.projection_head(_as_vectors(features))
+        if self.normalize_feats:
+            embedding = F.normalize(embedding, dim=1)
+        return embedding if self.return_embeddings else self.get_submodule("prototypes0")(embedding)
+
+
+class DinoHead(nn.Module):
+    """DINO's projection to a bottleneck, scaled to unit length, and its prototypes; the output are their logits."""
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        num_clusters: Sequence[int],
+        use_bn: bool = False,
+        normalize_last_layer: bool = True,
+        num_layers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        if len(num_clusters) != 1 or num_layers < 1:
+            raise ValueError("num_clusters must hold one number, and num_layers be at least 1")
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        follow = [nn.BatchNorm1d, nn.GELU] if use_bn else [nn.GELU]
+        layers = _layers(dims, follow, bias=True, bare_last=True)
+        self.mlp = nn.Sequential(*layers) if num_layers > 1 else layers[0]
+        self.prototypes0 = UnitLinear(bottleneck_dim, num_clusters[0])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D) to logits (B, prototypes)."""
+        output: Tensor = self.prototypes0(F.normalize(self.mlp(_as_vectors(features)), dim=-1))
+        return output
+
+
+class UnitLinear(nn.Module):
+    """A linear layer whose rows are `weight_v` scaled to the lengths `weight_g`, as torch's weight norm names them."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1))
+        self.weight_v = nn.Parameter(torch.randn(out_features, in_features) * 0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, D) to (B, D')."""
+        return F.linear(features, torch._weight_norm(self.weight_v, self.weight_g, 0))
+
+
+HEADS: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp": Mlp,
+    "mlp_fsdp": Mlp,
+    "eval_mlp": EvalMlp,
+    "eval_mlp_fsdp": EvalMlp,
+    "swav_head": SwavHead,
+    "swav_head_fsdp": SwavHead,
+    "dino_head": DinoHead,
+    "dino_head_fsdp": DinoHead,
+    "identity": nn.Identity,
+}
+"""By VISSL's names; those that end in `_fsdp` differ in VISSL in how they are trained alone."""
+
+
+class TrunkWithHeads(nn.Module):
+    """A trunk, whose classifier is left out, and heads that run one after the other on its output."""
+
+    def __init__(self, trunk: nn.Module, heads: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.heads = heads
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to the last head's output."""
+        output: Tensor = self.heads(self.trunk(images))
+        return output
+
+
+def build_heads(specs: Sequence[tuple[str, Mapping[str, Any]]]) -> nn.Sequential:
+    """Build heads in sequence, with random parameters.
+
+    Raises
+    ------
+    HeadError
+        If a name is unknown, or a head refuses its parameters.
+    """
+    heads = []
+    for name, parameters in specs:
+        if name not in HEADS:
+            raise HeadError(f"unknown head {name!r}. {nearest(name, HEADS)}")
+        try:
+            heads.append(HEADS[name](**parameters))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise HeadError(f"head {name} cannot be built with {dict(parameters)}: {error}") from error
+    return nn.Sequential(*heads)
+
+
+def _layers(dims: Sequence[int], follow: Sequence[type[nn.Module]], *, bias: bool, bare_last: bool) -> list[nn.Module]:
+    """Linear layers, each followed by the given kinds, the last only if it is not to be bare."""
+    if len(dims) < 2:
+        raise ValueError(f"dims must hold the input's and the output's dimension at least; got {list(dims)}")
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(pairwise(dims)):
+        layers.append(nn.Linear(before, after, bias=bias))
+        if index < len(dims) - 2 or not bare_last:
+            layers.extend(nn.BatchNorm1d(after) if kind is nn.BatchNorm1d else kind() for kind in follow)
+    return layers
+
+
+def _as_vectors(features: Tensor) -> Tensor:
+    if features.ndim > 2 and any(side != 1 for side in features.shape[2:]):
+        raise ValueError(f"a head needs vectors; the trunk gives {tuple(features.shape[1:])}")
+    return features.flatten(1)

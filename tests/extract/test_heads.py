@@ -1,0 +1,100 @@
+"""Heads compute what VISSL's of the same name and parameters compute, written out step by step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from extract.heads import build_heads
+
+FEATURES = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+
+
+def built(name, **parameters):
+    """A head in eval mode, with statistics of batch norm that do something, and its state."""
+    torch.manual_seed(1)
+    head = build_heads([(name, parameters)])[0].eval().requires_grad_(False)
+    for key, tensor in head.state_dict().items():
+        if "running" in key:
+            tensor.uniform_(0.5, 1.5)
+    return head, head.state_dict()
+
+
+def linear(state, name, x):
+    return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
+
+
+def norm(state, name, x):
+    mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+    return (x - mean) / torch.sqrt(var + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-5)
+
+
+def test_an_mlp_of_one_layer_is_linear_whatever_is_asked_for():
+    """As in VISSL, where the last layer stands bare by default."""
+    head, state = built("mlp", dims=[12, 7], use_bn=True, use_relu=True, use_dropout=True)
+    assert list(state) == ["clf.0.weight", "clf.0.bias"]
+    assert close(head(FEATURES), linear(state, "clf.0", FEATURES))
+
+
+def test_an_mlp_has_norm_then_relu_then_dropout_after_each_layer_but_the_last():
+    head, state = built("mlp", dims=[12, 7, 3], use_bn=True, use_relu=True, use_dropout=True, use_bias=False)
+    hidden = norm(state, "clf.1", linear(state, "clf.0", FEATURES)).relu()
+    assert "clf.0.bias" not in state
+    assert close(head(FEATURES), linear(state, "clf.4", hidden))
+    assert close(head(FEATURES[:, :, None, None]), head(FEATURES)), "maps of 1 x 1 are vectors"
+
+
+def test_an_mlp_may_have_them_after_the_last_layer_too():
+    head, state = built("mlp", dims=[12, 7], use_relu=True, use_bn=True, skip_last_layer_relu_bn=False)
+    assert close(head(FEATURES), norm(state, "clf.1", linear(state, "clf.0", FEATURES)).relu())
+
+
+def test_a_head_refuses_maps():
+    with pytest.raises(ValueError, match="a head needs vectors"):
+        built("mlp", dims=[12, 7])[0](torch.rand(1, 12, 2, 2))
+
+
+def test_swavs_head_gives_the_embedding_of_unit_length():
+    head, state = built("swav_head", dims=[12, 9, 4], use_bn=True, num_clusters=[6, 5])
+    hidden = norm(state, "projection_head.1", linear(state, "projection_head.0", FEATURES)).relu()
+    embedding = linear(state, "projection_head.3", hidden)
+    unit = embedding / embedding.norm(dim=1, keepdim=True)
+    assert close(head(FEATURES), unit)
+    assert state["prototypes1.weight"].shape == (5, 4)
+    scores, state = built("swav_head", dims=[12, 4], use_bn=False, num_clusters=[6], return_embeddings=False)
+    unit = F.normalize(linear(state, "projection_head.0", FEATURES))
+    assert close(scores(FEATURES), unit @ state["prototypes0.weight"].T)
+    raw, state = built("swav_head", dims=[12, 4], use_bn=False, num_clusters=[], normalize_feats=False)
+    assert close(raw(FEATURES), linear(state, "projection_head.0", FEATURES))
+
+
+@pytest.mark.parametrize("use_bn", [False, True])
+def test_dinos_head_gives_the_logits_of_unit_bottlenecks(use_bn):
+    head, state = built("dino_head", in_dim=12, num_clusters=[6], hidden_dim=8, bottleneck_dim=4, use_bn=use_bn)
+    x, step = FEATURES, 0
+    for _ in range(2):
+        x = linear(state, f"mlp.{step}", x)
+        if use_bn:
+            step += 1
+            x = norm(state, f"mlp.{step}", x)
+        x, step = F.gelu(x), step + 2
+    x = F.normalize(linear(state, f"mlp.{step}", x))
+    direction = state["prototypes0.weight_v"] / state["prototypes0.weight_v"].norm(dim=1, keepdim=True)
+    assert close(head(FEATURES), x @ (direction * state["prototypes0.weight_g"]).T)
+
+
+def test_eval_mlp_scales_channels_before_its_layers():
+    head, state = built("eval_mlp", in_channels=3, dims=[12, 5])
+    maps = FEATURES.reshape(5, 3, 2, 2)
+    mean, var = (state[f"channel_bn.running_{what}"].view(1, 3, 1, 1) for what in ("mean", "var"))
+    scaled = (maps - mean) / torch.sqrt(var + 1e-5)
+    assert close(head(maps), linear(state, "clf.clf.0", scaled.flatten(1)))
+
+
+def test_identity_is_the_trunks_output():
+    assert torch.equal(built("identity")[0](FEATURES), FEATURES)

@@ -22,6 +22,14 @@ def _fraction(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_fraction)]
+
+
+def _head(value: Any) -> Any:
+    """Let a head without parameters be written as its name alone."""
+    return (value, {}) if isinstance(value, str) else value
+
+
+Head = Annotated[tuple[str, dict[str, Any]], BeforeValidator(_head)]
 Side = Annotated[int, Field(gt=0)]
 
 
@@ -86,17 +94,23 @@ class ModelConfig(Config):
     """Which model."""
 
     trunk: str = "resnet50"
-    """Name of a torchvision classification model."""
+    """A name of `bench models`, `timm:NAME`, or a function of one's own that returns a model, `file.py:function` or
+    `package.module:function`; its code is run."""
 
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of its constructor, such as `num_classes: 10`."""
+    """Keyword arguments of its constructor, such as `depth: 101`."""
+
+    heads: tuple[Head, ...] = ()
+    """Heads on top of the trunk, as VISSL writes them: `[["mlp", {"dims": [2048, 128]}]]`. The layer `heads` is the
+    output of the last one, `heads.0` that of the first."""
 
 
 class WeightsConfig(Config):
-    """Where its parameters come from: one of `file`, `torchvision` and `random_seed`."""
+    """Where its parameters come from: one of `file`, `torchvision`, `random_seed` and `as_built`."""
 
     file: Path | None = None
-    """A state dict: .pth, .pt or .safetensors."""
+    """A checkpoint: .pth, .pt, .ckpt, .safetensors, or a folder from Hugging Face's hub. How it is written is told
+    by its own keys."""
 
     torchvision: str | None = None
     """Name of torchvision's own weights, such as IMAGENET1K_V2 or DEFAULT; downloaded once."""
@@ -104,19 +118,35 @@ class WeightsConfig(Config):
     random_seed: int | None = None
     """No training: random parameters from this seed. Every result says so."""
 
+    branch: str | None = None
+    """Which of the encoders of a checkpoint, such as `student` of DINO's or `key` of MoCo's. By default the one that
+    is evaluated by custom: teacher, query, online, base."""
+
     key: str | None = None
-    """Where the state dict lies within the file, such as `state_dict` or `model.teacher`."""
+    """Told by hand: where the state dict lies within the file, such as `state_dict` or `model.teacher`."""
 
     remove_prefix: str = ""
-    """Taken off the names of the file that begin with it; the other names are left out."""
+    """Told by hand: taken off the names of the file that begin with it; the other names are left out."""
 
-    @field_validator("random_seed")
+    add_prefix: str = ""
+    """Told by hand: put before all names."""
+
+    ignore: tuple[str, ...] = ()
+    """Beginnings of names that the file may have beyond the model's, where layers are computed."""
+
+    trust: bool = False
+    """Load a file that needs more than plain tensors, which executes code that it carries."""
+
+    as_built: bool = False
+    """A function of one's own has loaded them itself."""
+
+    @field_validator("as_built")
     @classmethod
-    def _one_source(cls, seed: int | None, info: Any) -> int | None:
-        given = [key for key in ("file", "torchvision") if info.data.get(key) is not None]
-        if len(given) + (seed is not None) > 1:
-            raise ValueError("give only one of file, torchvision and random_seed")
-        return seed
+    def _one_source(cls, as_built: bool, info: Any) -> bool:
+        given = [key for key in ("file", "torchvision", "random_seed") if info.data.get(key) is not None]
+        if len(given) + as_built > 1:
+            raise ValueError("give only one of file, torchvision, random_seed and as_built")
+        return as_built
 
 
 class ExtractConfig(Config):

@@ -1,15 +1,15 @@
 """Loading weights so that a wrong load can't give a number.
 
 Before loading, every parameter and buffer is set to NaN; a file must then fill each one that the
-asked-for layers use. What is not filled is refused by name, and would show as NaN in any case.
-Files are read without running code that they may carry.
+asked-for layers use, and may hold nothing more for the modules that they use: a ResNet-101 fits a
+ResNet-50 name by name, but for the blocks that are left over. What does not fit is refused by name,
+and what is not filled would show as NaN in any case.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,26 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from store import BenchError, nearest, some
+from extract.checkpoints import WeightsError
+from extract.heads import TrunkWithHeads
+from extract.layouts import HEADS
+from extract.positions import interpolated, is_position
+from extract.tap_names import body_of, classifier_of
+from store import nearest, some
 
 PREFIXES = (
     "module.", "backbone.", "encoder.", "model.", "base_encoder.", "encoder_q.", "teacher.", "student.", "trunk.",
 )  # fmt: skip
 """Beginnings of names that training wrappers add; tried when a file does not fit, to name the cure."""
 
+COUNTERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
+"""Endings of names of buffers that no feature depends on, or that the model computes itself."""
 
-class WeightsError(BenchError):
-    """Weights can't be read, or don't fit the model."""
+BESIDE = (
+    r"(fc|head|heads|classifier|projector|projection|projection_head|prototypes|predictor|head_dist|aux|AuxLogits)\d*\."
+    r"|(queue|queue_ptr|mask_token|masked_embed|center|embeddings\.mask_token)$|decoder|momentum_|.*/"
+)
+"""What may be left over at the top of a file: parts that belong after the trunk, or to its training alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +49,13 @@ class LoadReport:
     """Parameters of the model that the file lacks; none that the layers use."""
 
     unexpected: tuple[str, ...]
-    """Names of the file that the model lacks."""
+    """Names of the file that the model lacks; none within what the layers use."""
 
     reshaped: tuple[str, ...] = ()
     """Names of both with different shapes; none that the layers use."""
+
+    interpolated: tuple[str, ...] = ()
+    """Position embeddings that were interpolated, each with its old and its new grid."""
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
@@ -50,101 +63,94 @@ class LoadReport:
             ("missing (behind the last tap)", self.missing),
             ("of another shape (behind the last tap)", self.reshaped),
             ("not in the model", self.unexpected),
+            ("interpolated", self.interpolated),
         ):
             if names:
                 parts.append(f"{len(names)} {what}: {some(names)}")
         return "; ".join(parts)
 
 
-def read_state_dict(path: Path, *, key: str | None = None, remove_prefix: str = "") -> dict[str, Tensor]:
-    """Read a state dict from a file, without executing anything that it carries.
-
-    Parameters
-    ----------
-    path : Path
-        .pth, .pt or .safetensors.
-    key : str, optional
-        Where the state dict lies within the file, dotted; by default the file is one, or holds one
-        under `state_dict` or `model`.
-    remove_prefix : str
-        Keep the names that begin with this, without it.
-
-    Raises
-    ------
-    WeightsError
-        If the file is absent, empty, damaged, no checkpoint, or needs code to be run.
-    """
-    content = _read(path)
-    if key is not None:
-        for part in key.split("."):
-            if not isinstance(content, Mapping) or part not in content:
-                known = [str(name) for name in content] if isinstance(content, Mapping) else []
-                raise WeightsError(f"{path}: no {key!r} in it. {nearest(part, known)}")
-            content = content[part]
-    elif isinstance(content, Mapping):
-        for usual in ("state_dict", "model"):
-            if isinstance(content.get(usual), Mapping):
-                content = content[usual]
-                break
-    if not isinstance(content, Mapping):
-        raise WeightsError(
-            f"{path}: holds a {type(content).__name__}, not a state dict. Say where it lies with weights.key"
-        )
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(
-            f"{path}: no tensors at its top. {nearest('state_dict', [str(name) for name in content])} "
-            f"Say where the state dict lies with weights.key=NAME"
-        )
-    if remove_prefix:
-        kept = {name.removeprefix(remove_prefix): t for name, t in tensors.items() if name.startswith(remove_prefix)}
-        if not kept:
-            raise WeightsError(f"{path}: no name begins with {remove_prefix!r}. They are {some(list(tensors))}")
-        return kept
-    return tensors
+def names_of(trunk: nn.Module) -> set[str]:
+    """Names of the parameters and buffers of a trunk, without those of its heads."""
+    return set(body_of(trunk)[0].state_dict())
 
 
 def poison(trunk: nn.Module) -> None:
-    """Set every floating-point parameter and buffer to NaN, so that none is used unless it is loaded."""
+    """Set every floating-point parameter and buffer of the state to NaN, so that none is used unless it is loaded."""
     with torch.no_grad():
-        for tensor in [*trunk.parameters(), *trunk.buffers()]:
+        for tensor in trunk.state_dict().values():
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))
 
 
-def load_strictly(trunk: nn.Module, state: Mapping[str, Tensor], *, used: set[str], where: str) -> LoadReport:
-    """Fill a poisoned trunk from a state dict.
+def load_strictly(
+    trunk: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    used: set[str],
+    where: str,
+    ignore: Sequence[str] = (),
+) -> LoadReport:
+    """Fill a poisoned trunk, and its heads, from a state dict.
 
     Parameters
     ----------
     trunk : nn.Module
         Its tensors are replaced by the file's.
     state : mapping of str to Tensor
-        As `read_state_dict` gives it.
+        As `families.find_weights` gives it.
     used : set of str
         Names of the modules that matter (`TappedTrunk.modules_used`); all of theirs must be filled.
     where : str
         What to call the file in messages.
+    ignore : sequence of str
+        Beginnings of names that may be left over in the file.
 
     Raises
     ------
     WeightsError
-        With counts of what matched, and the likeliest prefix in the way.
+        With a table of what matched, is missing, has another shape and is left over, and the likeliest prefix.
     """
-    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = _addressed(trunk, state)
+    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith(COUNTERS)}
+    state, notes = _positioned(trunk, wanted, state)
     fitting = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
     missing = [name for name in wanted if name not in state]
     reshaped = [name for name in wanted if name in state and name not in fitting]
+    unexpected = [name for name in state if name not in wanted and not name.endswith(COUNTERS)]
     faults = [name for name in missing + reshaped if name.rpartition(".")[0] in used]
-    if faults:
-        raise WeightsError(_does_not_fit(wanted, state, missing, reshaped, where))
+    strange = [name for name in unexpected if not name.startswith(tuple(ignore)) and _matters(trunk, name, used)]
+    if faults or strange or not fitting:
+        raise WeightsError(_does_not_fit(wanted, state, missing, reshaped, unexpected, strange, where))
     filled = trunk.state_dict()  # with its metadata, which some models ask for
     filled.update(fitting)
     trunk.load_state_dict(filled)
-    unexpected = [name for name in state if name not in wanted and not name.endswith("num_batches_tracked")]
     return LoadReport(
-        loaded=len(fitting), missing=tuple(missing), unexpected=tuple(unexpected), reshaped=tuple(reshaped)
+        loaded=len(fitting),
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        reshaped=tuple(reshaped),
+        interpolated=tuple(notes),
     )
+
+
+def check_heads_of_attention(trunk: nn.Module, read_as: str) -> None:
+    """Refuse what shapes can't show: MoCo v3's ViT-S has twelve heads of attention, where others' has six.
+
+    Raises
+    ------
+    WeightsError
+        If the file is MoCo v3's and the trunk has six.
+    """
+    blocks = getattr(body_of(trunk)[0], "blocks", None)
+    if not read_as.startswith("MoCo v3") or not isinstance(blocks, nn.Module):
+        return
+    attention = next((module for name, module in blocks.named_modules() if name.endswith("attn")), None)
+    if getattr(attention, "num_heads", None) == 6:
+        raise WeightsError(
+            "MoCo v3's ViT-S has 12 heads of attention, the trunk 6; the shapes are the same, the features are not. "
+            "Take model.trunk=mocov3_vit_small_16 (or num_heads: 12)"
+        )
 
 
 def torchvision_weights(trunk: str, name: str) -> Any:
@@ -155,6 +161,8 @@ def torchvision_weights(trunk: str, name: str) -> Any:
     WeightsError
         If torchvision has none of that name for this trunk.
     """
+    if trunk not in torchvision.models.list_models(module=torchvision.models):
+        raise WeightsError(f"torchvision has no trunk {trunk}, and so no weights {name!r} for it: give --weights FILE")
     known = torchvision.models.get_model_weights(trunk)
     short = name.split(".")[-1].removeprefix("torchvision:")
     if short not in known.__members__:
@@ -180,74 +188,83 @@ def download(weights: Any) -> dict[str, Tensor]:
         ) from error
 
 
-def sha256_of_file(path: Path) -> str:
-    """Digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
-    """Digest of names, types, shapes and values, in order."""
-    digest = hashlib.sha256()
+def _addressed(trunk: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each tensor the name it has in the model: heads are left out where the model has none."""
+    prefix = body_of(trunk)[1]
+    has_heads = isinstance(trunk, TrunkWithHeads)
+    named = {}
     for name, tensor in state.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        if not name.startswith(HEADS):
+            named[prefix + name] = tensor
+        elif has_heads:
+            named["heads." + name.removeprefix(HEADS)] = tensor
+    return named
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file, given as weights")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path}: empty (0 bytes); copy it again")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        start = path.open("rb").read(256).lstrip().lower()
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise WeightsError(f"{path}: a web page, not weights; the download went wrong") from error
-        raise WeightsError(
-            f"{path}: cannot be read as plain tensors{_code_within(path)}. Loading it would run code that it carries. "
-            f"Save its state dict alone, with torch.save(model.state_dict(), ...), and give that file."
-        ) from error
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files, some with no text
-        size = path.stat().st_size
-        raise WeightsError(
-            f"{path}: damaged, truncated or no checkpoint ({size:,} bytes; {type(error).__name__}: {error}). "
-            f"Copy it again."
-        ) from error
+def _positioned(
+    trunk: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Interpolate the position embeddings of another image size."""
+    positioned, notes = dict(state), []
+    for name, tensor in wanted.items():
+        if name in state and is_position(name) and state[name].shape != tensor.shape:
+            made = interpolated(trunk, state[name], tensor.shape)
+            if made is not None:
+                positioned[name], note = made
+                notes.append(f"{name} {note}")
+    return positioned, notes
 
 
-def _code_within(path: Path) -> str:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # legacy files can't be listed
-        return ""
-    return f": it asks for {some(sorted(names))}" if names else ""
+def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:
+    """Whether a name that the model lacks lies within what the layers use, so that the file is of another model."""
+    body, prefix = body_of(trunk)
+    if name.startswith("heads.") and isinstance(trunk, TrunkWithHeads):
+        number, _, rest = name.removeprefix("heads.").partition(".")
+        return hasattr(trunk.heads, number) and not rest.startswith("prototypes")
+    name = name.removeprefix(prefix)
+    classifier = classifier_of(body)
+    if classifier and name.startswith(classifier.partition(".")[0] + "."):
+        return False
+    modules = {path for path, _ in body.named_modules()}
+    parent = name.rpartition(".")[0]
+    while parent not in modules:
+        parent = parent.rpartition(".")[0]
+    if parent:
+        return prefix + parent in used
+    return re.match(BESIDE, name) is None
 
 
 def _does_not_fit(
-    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], reshaped: list[str], where: str
+    wanted: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    reshaped: list[str],
+    unexpected: list[str],
+    strange: list[str],
+    where: str,
 ) -> str:
     matched = len(wanted) - len(missing) - len(reshaped)
-    lines = [f"{where} does not fit the model: {matched} of its {len(wanted)} parameters and buffers were matched"]
-    if missing:
-        lines.append(f"missing from the file: {len(missing)}, such as {some(missing)}")
-    for name in reshaped[:3]:
-        lines.append(f"another shape: {name} is {tuple(state[name].shape)}, the model has {tuple(wanted[name].shape)}")
-    leftover = [name for name in state if name not in wanted]
-    if leftover:
-        lines.append(f"in the file but not in the model: {len(leftover)}, such as {some(leftover)}")
+    shapes = [f"{name} is {tuple(state[name].shape)}, the model has {tuple(wanted[name].shape)}" for name in reshaped]
+    lines = [
+        f"{where} does not fit the model: {matched} of its {len(wanted)} parameters and buffers were matched",
+        f"{'matched':<14}{matched:>6}",
+        f"{'missing':<14}{len(missing):>6}  {some(missing)}",
+        f"{'other shape':<14}{len(reshaped):>6}  {'; '.join(shapes[:3])}",
+        f"{'left over':<14}{len(unexpected):>6}  {some(strange or unexpected)}",
+    ]
     prefix = _likeliest_prefix(wanted, state)
     if prefix:
         count = sum(name.removeprefix(prefix) in wanted for name in state if name.startswith(prefix))
         lines.append(f"{count} names would match without their prefix: add weights.remove_prefix={prefix}")
+    elif strange and not missing and not reshaped:
+        lines.append(
+            f"The file has more than the model where the layers are computed, so it is another model's. "
+            f"If you know that no feature depends on it: weights.ignore=[{strange[0].rpartition('.')[0] or strange[0]}]"
+        )
     else:
-        lines.append("Is this another model's file? Check model.trunk, weights.key and weights.remove_prefix.")
+        lines.append(
+            "Is this another model's file? Check model.trunk, model.options, weights.key and weights.remove_prefix."
+        )
     return "\n  ".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -19,22 +20,15 @@ from torch import nn
 
 from extract.config import TransformConfig
 from extract.extraction import extract_chunks
+from extract.filling import Filled, fill
 from extract.images import ImageError
 from extract.loading import default_workers
 from extract.sources import ImageSource, open_sources
+from extract.tap_names import ModelError
 from extract.taps import TappedTrunk
 from extract.transform import Transform
-from extract.trunks import NEEDS_TRANSFORM_INPUT, ModelError, build_trunk
-from extract.weights import (
-    WeightsError,
-    download,
-    load_strictly,
-    poison,
-    read_state_dict,
-    sha256_of_file,
-    sha256_of_tensors,
-    torchvision_weights,
-)
+from extract.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, code_of
+from extract.weights import torchvision_weights
 from pipelines.pipeline import Pipeline
 from pipelines.ranks import Rank, alone, from_environment
 from pipelines.stopping import Stopped, Stopping, until_signalled
@@ -164,13 +158,19 @@ def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
     transform = choose_transform(pipeline)
     options = model_options(pipeline)
     choose_device(settings.device)
-    trunk = build_trunk(pipeline.model.trunk, options, seed=pipeline.weights.random_seed or 0)
-    taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
     image = _blank_image(sources, transform)
+    trunk = build_trunk(
+        pipeline.model.trunk,
+        options,
+        heads=pipeline.model.heads,
+        seed=pipeline.weights.random_seed or 0,
+        image_size=(image.shape[2], image.shape[3]),
+    )
+    taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
     layers = taps.probe(image)
-    weights, notes = _fill(trunk, taps, image, pipeline)
+    filled = fill(taps, image, pipeline.weights)
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
-    manifest = _manifest(pipeline, sources, transform, options, chunk_rows, weights, notes)
+    manifest = _manifest(pipeline, sources, transform, options, chunk_rows, filled)
     features = open_or_create(
         pipeline.store / pipeline.name,
         manifest,
@@ -185,7 +185,7 @@ def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
         image=image,
         layers=layers,
         features=features,
-        weights=str(notes["weights"]),
+        weights=filled.text,
     )
 
 
@@ -297,43 +297,15 @@ def model_options(pipeline: Pipeline) -> dict[str, Any]:
     return options
 
 
-def _fill(
-    trunk: nn.Module, taps: TappedTrunk, image: torch.Tensor, pipeline: Pipeline
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the trunk its weights; returns what identifies them and what is worth knowing of the load."""
-    config = pipeline.weights
-    if config.random_seed is not None:
-        digest = sha256_of_tensors(trunk.state_dict())
-        text = f"random (seed {config.random_seed})"
-        return {"source": "random", "seed": config.random_seed, "sha256": digest}, {"weights": text}
-    if config.file is not None:
-        state = read_state_dict(config.file, key=config.key, remove_prefix=config.remove_prefix)
-        digest = sha256_of_file(config.file)
-        where = str(config.file)
-        identity = {"source": "file", "sha256": digest, "key": config.key, "remove_prefix": config.remove_prefix}
-        text = f"{config.file.name} (sha256 {digest[:12]})"
-    elif config.torchvision is not None:
-        named = torchvision_weights(pipeline.model.trunk, config.torchvision)
-        state = download(named)
-        where = text = str(named)
-        identity = {"source": "torchvision", "name": str(named), "sha256": sha256_of_tensors(state)}
-    else:
-        raise WeightsError(
-            "no weights: give --weights FILE (a .pth, .pt or .safetensors state dict), the name of torchvision's own "
-            "(--weights DEFAULT), or ask for untrained ones with --random-weights SEED"
-        )
-    poison(trunk)
-    report = load_strictly(trunk, state, used=taps.modules_used(image), where=where)
-    logger.info("%s: %s", where, report)
-    return identity, {
-        "weights": text,
-        "weights_load": {
-            "loaded": report.loaded,
-            "missing": list(report.missing),
-            "reshaped": list(report.reshaped),
-            "unexpected": list(report.unexpected),
-        },
-    }
+def _model(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
+    """What identifies the model: with the heads, and the digest of code of one's own, where there are any."""
+    model: dict[str, Any] = {"trunk": pipeline.model.trunk, "options": options}
+    if pipeline.model.heads:
+        model["heads"] = [list(head) for head in pipeline.model.heads]
+    code = code_of(pipeline.model.trunk)
+    if code is not None:
+        model["code_sha256"] = hashlib.sha256(code.read_bytes()).hexdigest()
+    return model
 
 
 def _manifest(
@@ -342,13 +314,12 @@ def _manifest(
     transform: Transform,
     options: dict[str, Any],
     rows_per_chunk: int,
-    weights: dict[str, Any],
-    notes: dict[str, Any],
+    filled: Filled,
 ) -> Manifest:
     return Manifest(
         made_from={
-            "model": {"trunk": pipeline.model.trunk, "options": options},
-            "weights": weights,
+            "model": _model(pipeline, options),
+            "weights": filled.identity,
             "transform": transform.describe(),
             "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
         },
@@ -360,7 +331,7 @@ def _manifest(
             "python": platform.python_version(),
             **{package: version(package) for package in ("featbench", "torch", "torchvision", "pillow", "zarr")},
         },
-        notes=notes,
+        notes={"weights": filled.text, **({"weights_load": filled.load} if filled.load else {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

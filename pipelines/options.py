@@ -67,10 +67,14 @@ EXTRACTION: Mapping[str, Option] = {
         setting="layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."
     ),
     "weights": Option(
-        setting="weights", help="State dict (.pth, .pt, .safetensors), or torchvision's by name: DEFAULT."
+        setting="weights",
+        help="Checkpoint (.pth, .pt, .ckpt, .safetensors, hub folder), or torchvision's by name: DEFAULT.",
     ),
     "random_weights": Option(
         setting="weights.random_seed", type=int, metavar="SEED", help="Untrained weights; every result says so."
+    ),
+    "trust_checkpoint": Option(
+        setting="weights.trust", type=bool, help="Load a file that needs more than tensors: executes code in it."
     ),
     "data": Option(setting="data.root", type=Path, help="Folder with one folder of class folders for each split."),
     "train_split": Option(setting="data.train_split", help="Name of the database's split."),

@@ -8,24 +8,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from extract.checkpoints import WeightsError, read_checkpoint, sha256_of_tensors
+from extract.families import find_weights
 from extract.taps import TappedTrunk
 from extract.trunks import build_trunk
-from extract.weights import (
-    WeightsError,
-    load_strictly,
-    poison,
-    read_state_dict,
-    sha256_of_tensors,
-    torchvision_weights,
-)
+from extract.weights import load_strictly, names_of, poison, torchvision_weights
 from store.layers import layers_of
 
+WANTED = names_of(build_trunk("resnet18", {}))
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def state():
     return build_trunk("resnet18", {}, seed=11).state_dict()
+
+
+def read_state_dict(path, **options):
+    """The tensors of a file for a ResNet-18."""
+    return find_weights(read_checkpoint(path), wanted=WANTED, where=str(path), **options).tensors
 
 
 def features_of(state, *, layers=("res4",), where="weights.pth"):

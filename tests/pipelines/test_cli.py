@@ -195,12 +195,12 @@ def test_random_weights_are_asked_for_and_said(bench, photographs, records, tmp_
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(bench, photographs, weights, tmp_path):
     state = torch.load(weights)
-    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "wrapped.pth")
+    torch.save({f"odd.{name}": value for name, value in state.items()}, tmp_path / "wrapped.pth")
     base = ("extract", "folder", "--data", photographs, "--layers", "features.5", *MODEL)
     result = bench(*base, "--weights", "wrapped.pth")
-    failure(result, "0 of its 52 parameters and buffers were matched", "weights.remove_prefix=module.")
+    failure(result, "0 of its 52 parameters and buffers were matched", "weights.remove_prefix=odd.")
     assert not (tmp_path / "features").exists()
-    fixed = bench(*base, "--weights", "wrapped.pth", "weights.remove_prefix=module.")
+    fixed = bench(*base, "--weights", "wrapped.pth", "weights.remove_prefix=odd.")
     assert fixed.returncode == 0, fixed.stderr
 
 
@@ -267,7 +267,7 @@ def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
         (["extract", "digits", "--device", "meta"], ["must be cpu, cuda or mps"]),
         (["extract", "digits", "--store", "/proc/nope"], ["cannot write"]),
         (["extract", "digits", "--val-split", "train"], ["its own neighbour"]),
-        (["layers", "vit_b_16", "--image-size", "100"], ["cannot run on images of 100 x 100"]),
+        (["layers", "vit_b_16", "--image-size", "100"], ["images of 100 x 100 pixels"]),
         (["ls", "--store", "nowhere"], ["nowhere: no such folder"]),
         (["import", "--name", "../x", "--dino", "."], ["trainfeat.pth"]),
         (["import", "--name", "x"], ["say what to import"]),

@@ -1,0 +1,134 @@
+"""Reading checkpoint files without running code that they may carry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from store import BenchError, some
+
+HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What a folder from Hugging Face's hub holds, the first that is there counts."""
+
+
+class WeightsError(BenchError):
+    """Weights can't be read, or don't fit the model."""
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold the weights: the path itself, or those of a hub folder, in order.
+
+    Raises
+    ------
+    WeightsError
+        If there are none.
+    """
+    if path.is_dir():
+        found = next((path / name for name in HUB_FILES if (path / name).is_file()), None)
+        if found is None:
+            raise WeightsError(f"{path}: a folder without {', '.join(HUB_FILES[:3])}; name the file itself")
+        path = found
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file, given as weights")
+    if path.name.endswith(".index.json"):
+        try:
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise WeightsError(f"{path}: not an index of weights ({type(error).__name__}: {error})") from error
+        return tuple(path.parent / shard for shard in shards)
+    return (path,)
+
+
+def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
+    """Read what a checkpoint holds.
+
+    Parameters
+    ----------
+    path : Path
+        .pth, .pt, .bin, .ckpt, .safetensors, or a folder from a hub.
+    trust : bool
+        Run the code that the file carries, if it needs that. Only for files of those whom you trust.
+
+    Raises
+    ------
+    WeightsError
+        If the file is absent, empty, damaged, no checkpoint, or needs code to be run.
+    """
+    files = weight_files(path)
+    if len(files) == 1:
+        return _read(files[0], trust=trust)
+    merged: dict[str, Any] = {}
+    for file in files:
+        if not file.is_file():
+            raise WeightsError(f"{file}: missing, one of the {len(files)} files of {path}")
+        merged |= _read(file, trust=trust)
+    return merged
+
+
+def sha256_of_files(path: Path) -> str:
+    """Digest of the bytes of a checkpoint, of all its files if there are several."""
+    digests = []
+    for file in weight_files(path):
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """Digest of names, types, shapes and values, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, *, trust: bool) -> Any:
+    size = path.stat().st_size
+    if size == 0:
+        raise WeightsError(f"{path}: empty (0 bytes); copy it again")
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path}: a web page, not weights; the download went wrong")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a pointer of Git LFS, not the weights; run `git lfs pull` where it is from")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # Mapped into memory, the file costs none of its own: what is used of it is copied into the model.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if trust:
+            raise WeightsError(f"{path}: damaged or no checkpoint ({error})") from error
+        raise WeightsError(
+            f"{path}: cannot be read as plain tensors{_code_within(path)}. Loading it runs code that it carries, and "
+            f"nothing of it was run. If you trust whoever made it, --trust-checkpoint loads it and executes that code; "
+            f"or have them save the state dict alone, with torch.save(model.state_dict(), ...)."
+        ) from error
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files, some with no text
+        code = isinstance(error, AttributeError | ImportError)
+        raise WeightsError(
+            f"{path}: {'asks for code that is not here' if code else 'damaged, truncated or no checkpoint'} "
+            f"({size:,} bytes; {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}). "
+            f"{'Install what it was saved with, or save its state dict alone.' if code else 'Copy it again.'}"
+        ) from error
+
+
+def _code_within(path: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # legacy files can't be listed
+        return ""
+    return f": it asks for {some(sorted(names), show=12)}" if names else ""

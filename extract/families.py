@@ -1,0 +1,407 @@
+"""Checkpoints recognised by their own keys: where in the file the trunk and its heads lie, and what they are called.
+
+A file's content is seen flat: dictionaries within dictionaries are joined by "/", and what DataParallel
+and torch.compile put before names (`module.`, `_orig_mod.`) is taken off. DINO's file so holds
+`teacher/backbone.cls_token`. Each family is a table from beginnings of such names to the beginnings that
+the model has; what a family says nothing of (optimizers, projectors, the other encoder) is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extract.checkpoints import WeightsError
+from extract.layouts import HEADS, laid_out
+from store import nearest, some
+
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One way in which checkpoints are written."""
+
+    name: str
+    branches: Mapping[str, Mapping[str, str]]
+    """The encoders that a file may hold, the one that is evaluated by default first; of each, where its names begin
+    in the file, and how they begin in the model. The longest beginning counts."""
+
+    marks: tuple[str, ...] = ()
+    """Patterns, each of which some name must match from its start."""
+
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A state dict out of a checkpoint."""
+
+    tensors: Mapping[str, Tensor]
+    """The trunk's under the model's names, those of heads after `HEADS`."""
+
+    read_as: str
+    """Family, branch and layout, or that it was told by hand."""
+
+    branch: str = ""
+    left_out: int = 0
+    """Tensors of the file that belong to neither: projectors, optimizers, the other branch."""
+
+
+def _vissl(where: str) -> dict[str, str]:
+    return {f"{where}trunk/": "", f"{where}heads/": HEADS}
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="VISSL, DINO",
+        branches={
+            "teacher": {
+                "loss/momentum_teacher.module.trunk.": "",
+                "loss/momentum_teacher.module.heads.": HEADS,
+                "loss/momentum_teacher.trunk.": "",
+                "loss/momentum_teacher.heads.": HEADS,
+            },
+            "student": _vissl("classy_state_dict/base_model/model/"),
+        },
+        marks=(r"loss/momentum_teacher\.",),
+        source="vissl/losses/dino_loss.py",
+    ),
+    Family(
+        name="VISSL",
+        branches={"model": _vissl("classy_state_dict/base_model/model/")},
+        source="vissl/utils/checkpoint.py",
+    ),
+    Family(
+        name="VISSL, converted",
+        branches={"model": {"model_state_dict/trunk.": "", "model_state_dict/heads.": HEADS, "model_state_dict/": ""}},
+        source="vissl/extra_scripts",
+    ),
+    Family(
+        name="MoCo v3",
+        branches={
+            "base": {"state_dict/base_encoder.": ""},
+            "momentum": {"state_dict/momentum_encoder.": ""},
+        },
+        marks=(r"state_dict/base_encoder\.",),
+        source="facebookresearch/moco-v3",
+    ),
+    Family(
+        name="MoCo",
+        branches={
+            "query": {
+                "state_dict/encoder_q.": "",
+                "state_dict/encoder_q.fc.": f"{HEADS}0.clf.",
+                "state_dict/encoder_q.fc.weight": f"{HEADS}0.clf.0.weight",
+                "state_dict/encoder_q.fc.bias": f"{HEADS}0.clf.0.bias",
+            },
+            "key": {
+                "state_dict/encoder_k.": "",
+                "state_dict/encoder_k.fc.": f"{HEADS}0.clf.",
+                "state_dict/encoder_k.fc.weight": f"{HEADS}0.clf.0.weight",
+                "state_dict/encoder_k.fc.bias": f"{HEADS}0.clf.0.bias",
+            },
+        },
+        marks=(r"state_dict/encoder_[qk]\.",),
+        source="facebookresearch/moco, v1 and v2; the head is one mlp",
+    ),
+    Family(
+        name="DINOv2",
+        branches={"teacher": {"teacher/backbone.": ""}, "student": {"student/backbone.": ""}},
+        marks=(r"(teacher|student)/(dino_head|ibot_head)\.",),
+        source="facebookresearch/dinov2, dinov3: training checkpoints",
+    ),
+    Family(
+        name="iBOT",
+        branches={
+            "teacher": {"teacher/backbone.": "", "teacher/head.": f"{HEADS}0."},
+            "student": {"student/backbone.": "", "student/head.": f"{HEADS}0."},
+        },
+        marks=(r"(teacher|student)/(backbone\.masked_embed|head\.(last_layer2|mlp2))",),
+        source="bytedance/ibot",
+    ),
+    Family(
+        name="DINO",
+        branches={
+            "teacher": {
+                "teacher/backbone.": "",
+                "teacher/head.": f"{HEADS}0.",
+                "teacher/head.last_layer.": f"{HEADS}0.prototypes0.",
+            },
+            "student": {
+                "student/backbone.": "",
+                "student/head.": f"{HEADS}0.",
+                "student/head.last_layer.": f"{HEADS}0.prototypes0.",
+            },
+        },
+        source="facebookresearch/dino",
+    ),
+    Family(
+        name="SimSiam",
+        branches={"encoder": {"state_dict/encoder.": "", "state_dict/encoder.fc.": "/projector/"}},
+        marks=(r"state_dict/encoder\.fc\.\d", r"state_dict/predictor\."),
+        source="facebookresearch/simsiam",
+    ),
+    Family(
+        name="SimCLR",
+        branches={"backbone": {"state_dict/backbone.": "", "state_dict/backbone.fc.": f"{HEADS}0.clf."}},
+        marks=(r"state_dict/backbone\.fc\.\d",),
+        source="sthalles/SimCLR; the head is one mlp",
+    ),
+    Family(
+        name="SimCLR",
+        branches={"encoder": {"encoder.": "", "projector.": f"{HEADS}0.clf."}},
+        marks=(r"encoder\.", r"projector\."),
+        source="spijkervet/SimCLR; the head is one mlp",
+    ),
+    Family(
+        name="BYOL",
+        branches={"online": {"online_encoder.net.": ""}, "target": {"target_encoder.net.": ""}},
+        marks=(r"(online|target)_encoder\.net\.",),
+        source="lucidrains/byol-pytorch",
+    ),
+    Family(
+        name="BYOL",
+        branches={"online": {"model/online_network.encoder.": ""}, "target": {"model/target_network.encoder.": ""}},
+        marks=(r"model/(online|target)_network\.encoder\.",),
+        source="yaox12/BYOL-PyTorch",
+    ),
+    Family(
+        name="Barlow Twins",
+        branches={"backbone": {"model/backbone.": "", "model/projector.": f"{HEADS}0.clf."}},
+        marks=(r"model/backbone\.", r"model/projector\.", r"model/bn\."),
+        source="facebookresearch/barlowtwins; the head is one mlp",
+    ),
+    Family(
+        name="VICReg",
+        branches={"backbone": {"model/backbone.": ""}},
+        marks=(r"model/backbone\.", r"model/projector\."),
+        source="facebookresearch/vicreg",
+    ),
+    Family(
+        name="SwAV or DeepCluster",
+        branches={
+            "model": {
+                f"{where}{name}": target
+                for where in ("state_dict/", "")
+                for name, target in {
+                    "": "",
+                    "projection_head.": f"{HEADS}0.projection_head.",
+                    "prototypes.": f"{HEADS}0.prototypes0.",
+                    "prototypes.prototypes": f"{HEADS}0.prototypes",
+                }.items()
+            }
+        },
+        marks=(r"(state_dict/)?projection_head\.", r"(state_dict/)?prototypes\."),
+        source="facebookresearch/swav",
+    ),
+    Family(
+        name="MAE",
+        branches={"encoder": {"model/": "", "model/mask_token": "/decoder/", "model/decoder_": "/decoder/"}},
+        marks=(r"model/(decoder_embed\.|mask_token)",),
+        source="facebookresearch/mae",
+    ),
+    Family(
+        name="solo-learn",
+        branches={
+            "online": {"state_dict/backbone.": "", "state_dict/encoder.": ""},
+            "momentum": {"state_dict/momentum_backbone.": "", "state_dict/momentum_encoder.": ""},
+        },
+        marks=(r"state_dict/(momentum_)?(backbone|encoder)\.", r"state_dict/(momentum_)?(classifier|projector)\."),
+        source="vturrisi/solo-learn",
+    ),
+    Family(
+        name="Lightning",
+        branches={
+            "model": {
+                f"state_dict/{name}": ""
+                for name in ("backbone.", "encoder.", "model.", "net.", "trunk.", "model.backbone.", "model.encoder.")
+            }
+        },
+        marks=(r"state_dict/(backbone|encoder|model|net|trunk)\.",),
+        source="LightningModules that call their trunk backbone, encoder, model, net or trunk",
+    ),
+    Family(name="teacher and student", branches={"teacher": {"teacher/": ""}, "student": {"student/": ""}}),
+    Family(
+        name="with moving average",
+        branches={"average": {"state_dict_ema/": ""}, "model": {"state_dict/": ""}},
+        marks=(r"state_dict_ema/",),
+        source="timm",
+    ),
+    Family(
+        name="with moving average",
+        branches={"average": {"model_ema/": ""}, "model": {"model/": ""}},
+        marks=(r"model_ema/",),
+        source="torchvision's references, ConvNeXt",
+    ),
+    Family(name="state dict", branches={"model": {"state_dict/": ""}}, source="timm, torchvision's ImageNet example"),
+    Family(name="state dict", branches={"model": {"model/": ""}}, source="torchvision's references, DeiT, MAE"),
+    Family(
+        name="state dict",
+        branches={"model": {"": ""}},
+        marks=(r"[^/]+$",),
+        source="model.state_dict(): torchvision, timm, DINO, DINOv2, Hugging Face's hub",
+    ),
+)
+"""In the order in which they are tried."""
+
+
+def find_weights(
+    content: Any,
+    *,
+    wanted: Collection[str],
+    where: str,
+    branch: str | None = None,
+    key: str | None = None,
+    remove_prefix: str = "",
+    add_prefix: str = "",
+) -> Found:
+    """Find the state dict in a checkpoint, by the file's own keys or as it is told.
+
+    Parameters
+    ----------
+    content : mapping
+        As `read_checkpoint` gives it.
+    wanted : collection of str
+        Names of the trunk's parameters: of several families that could be meant, one that has some of them counts.
+    where : str
+        What to call the file in messages.
+    branch : str, optional
+        Which of several encoders, such as `student`; by default the one that is evaluated by custom.
+    key, remove_prefix, add_prefix : str
+        Given any of them, no family is looked for: the state dict lies under the dotted `key`; of its names those
+        that begin with `remove_prefix` are taken, without it; `add_prefix` is put before them. Then `trunk.` is
+        taken off, and what begins with `heads.` belongs to heads, as in VISSL.
+
+    Raises
+    ------
+    WeightsError
+        If there is no state dict, or not that branch.
+    """
+    if isinstance(content, torch.nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{where}: holds a {type(content).__name__}, not a state dict. Save model.state_dict() and give that"
+        )
+    if key is not None or remove_prefix or add_prefix:
+        return _by_hand(content, where=where, key=key, remove_prefix=remove_prefix, add_prefix=add_prefix)
+    tensors = flattened(content)
+    if not tensors:
+        raise WeightsError(
+            f"{where}: no tensors in it; at its top are {some([str(name) for name in content], show=8) or 'no names'}"
+        )
+    families = [family for family in FAMILIES if _fits(family, tensors)]
+    if not families:
+        raise WeightsError(
+            f"{where}: no family of checkpoints that is known; its names are {some(list(tensors))}. "
+            f"Say where the state dict lies with weights.key=NAME and weights.remove_prefix=PREFIX"
+        )
+    first = _taken(families[0], tensors, branch, where)  # the most particular; its faults are the user's
+    others = (_taken(family, tensors, None, where) for family in families[1:])
+    return next((each for each in (first, *others) if any(name in wanted for name in each.tensors)), first)
+
+
+def _taken(family: Family, tensors: Mapping[str, Tensor], branch: str | None, where: str) -> Found:
+    chosen, table = _branch(family, tensors, branch, where)
+    state = {new: tensor for name, tensor in tensors.items() if (new := _renamed(name, table)) is not None}
+    layout, state = laid_out(state)
+    text = family.name if len(family.branches) == 1 else f"{family.name}, {chosen}"
+    return Found(
+        tensors=state,
+        read_as=f"{text}; {layout}" if layout else text,
+        branch=chosen,
+        left_out=len(tensors) - len(state),
+    )
+
+
+def flattened(content: Mapping[Any, Any], path: str = "") -> dict[str, Tensor]:
+    """Return the tensors of nested dictionaries, their names joined by "/", without what wrappers add to names."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[path + _unwrapped(str(name))] = value
+        elif isinstance(value, Mapping):
+            tensors |= flattened(value, f"{path}{name}/")
+    return tensors
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def _fits(family: Family, tensors: Mapping[str, Tensor]) -> bool:
+    begins = any(
+        name.startswith(beginning) for table in family.branches.values() for beginning in table for name in tensors
+    )
+    return begins and all(any(re.match(mark, name) for name in tensors) for mark in family.marks)
+
+
+def _branch(
+    family: Family, tensors: Mapping[str, Tensor], wanted: str | None, where: str
+) -> tuple[str, Mapping[str, str]]:
+    there = [
+        branch
+        for branch, table in family.branches.items()
+        if any(name.startswith(beginning) for beginning in table for name in tensors)
+    ]
+    usual = next(iter(family.branches))
+    chosen = wanted or usual
+    if chosen not in family.branches:
+        known = nearest(chosen, family.branches)
+        raise WeightsError(f"{where}: read as {family.name}, which has no branch {chosen!r}. {known}")
+    if chosen not in there:
+        raise WeightsError(
+            f"{where}: read as {family.name}, whose {chosen} is to be evaluated, but it holds only the "
+            f"{' and '.join(there)}. Give a file that has it, or take the other with weights.branch={there[0]}"
+        )
+    return chosen, family.branches[chosen]
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str | None:
+    beginnings = [beginning for beginning in table if name.startswith(beginning)]
+    if not beginnings:
+        return None
+    longest = max(beginnings, key=len)
+    new = table[longest] + name.removeprefix(longest)
+    inside = new.removeprefix(HEADS)
+    return None if "/" in inside else new  # deeper dictionaries, such as optimizers, and what a table sets aside
+
+
+def _by_hand(content: Mapping[Any, Any], *, where: str, key: str | None, remove_prefix: str, add_prefix: str) -> Found:
+    inner: Any = content
+    for part in (key or "").split(".") if key else ():
+        if not isinstance(inner, Mapping) or part not in inner:
+            known = [str(name) for name in inner] if isinstance(inner, Mapping) else []
+            raise WeightsError(f"{where}: no {key!r} in it. {nearest(part, known)}")
+        inner = inner[part]
+    usual = [inner[name] for name in ("state_dict", "model") if isinstance(inner, Mapping) and name in inner]
+    if key is None and usual:
+        inner = usual[0]
+    if not isinstance(inner, Mapping):
+        raise WeightsError(f"{where}: {key!r} is a {type(inner).__name__}, not a state dict")
+    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{where}: no tensors there. {nearest('state_dict', [str(name) for name in inner])}")
+    kept = {name.removeprefix(remove_prefix): t for name, t in tensors.items() if name.startswith(remove_prefix)}
+    if not kept:
+        raise WeightsError(f"{where}: no name begins with {remove_prefix!r}. They are {some(list(tensors))}")
+    told = {add_prefix + name: tensor for name, tensor in kept.items()}
+    if any(name.startswith("trunk.") for name in told):
+        told = {
+            HEADS + name.removeprefix("heads.") if name.startswith("heads.") else name.removeprefix("trunk."): tensor
+            for name, tensor in told.items()
+        }
+    layout, state = laid_out(told)
+    return Found(
+        tensors=state,
+        read_as=f"told by hand; {layout}" if layout else "told by hand",
+        left_out=len(tensors) - len(state),
+    )

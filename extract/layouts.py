@@ -1,0 +1,149 @@
+"""Other projects' names for the parameters of the same trunks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HEADS = "/heads/"
+"""Before the names of heads, which are `0.clf.0.weight` and so on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Another project's names for the same parameters."""
+
+    name: str
+    mark: str
+    """Some name must match this from its start."""
+
+    renames: tuple[tuple[str, str], ...]
+    """Patterns and replacements, all applied in order."""
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        name="VISSL's RegNet",
+        mark=r"(base_model\.)?_feature_blocks\.res2\.",
+        renames=(
+            (r"^(base_model\.)?_feature_blocks\.conv1\.(stem\.)?", "stem."),
+            *((rf"^(base_model\.)?_feature_blocks\.res{n + 1}\.", f"trunk_output.block{n}.") for n in range(1, 5)),
+            (r"\.proj\.weight$", ".proj.0.weight"),
+            (r"(block\d-\d+)\.bn\.", r"\1.proj.1."),
+            (r"\.se\.excitation\.0\.", ".se.fc1."),
+            (r"\.se\.excitation\.2\.", ".se.fc2."),
+            (r"\.f\.c\.weight$", ".f.c.0.weight"),
+            (r"\.f\.final_bn\.", ".f.c.1."),
+        ),
+    ),
+    Layout(
+        name="VISSL's blocks",
+        mark=r"(base_model\.)?_feature_blocks\.",
+        renames=((r"^(base_model\.)?_feature_blocks\.", ""),),
+    ),
+    Layout(
+        name="VISSL's extractor",
+        mark=r"base_model\.",
+        renames=((r"^base_model\.", ""),),
+    ),
+    Layout(
+        name="VISSL's first ViT",
+        mark=r"class_token$",
+        renames=((r"^class_token$", "cls_token"), (r"^pos_embedding$", "pos_embed")),
+    ),
+    Layout(
+        name="ResNet as a sequence of its children",
+        mark=r"4\.0\.conv1\.weight$",
+        renames=(
+            (r"^0\.", "conv1."),
+            (r"^1\.", "bn1."),
+            *((rf"^{index + 3}\.", f"layer{index}.") for index in range(1, 5)),
+        ),
+    ),
+    Layout(
+        name="blocks in chunks",
+        mark=r"blocks\.\d+\.\d+\.",
+        renames=((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),),
+    ),
+    Layout(
+        name="transformers' ViT",
+        mark=r"(\w+\.)?encoder\.layer\.0\.attention\.attention\.query\.",
+        renames=(
+            (r"^(vit|deit|dinov2|dinov2_with_registers|vit_mae|ijepa)\.", ""),
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^embeddings\.", ""),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+            (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+            (r"\.mlp\.weights_in\.", ".mlp.w12."),
+            (r"\.mlp\.weights_out\.", ".mlp.w3."),
+            (r"^layernorm\.", "norm."),
+            (r"^pooler\.", "/pooler/"),
+            (r"^(classifier|decoder)\.", r"/\1/"),
+        ),
+    ),
+    Layout(
+        name="transformers' ResNet",
+        mark=r"(resnet\.)?embedder\.embedder\.convolution\.",
+        renames=(
+            (r"^resnet\.", ""),
+            (r"^embedder\.embedder\.convolution\.", "conv1."),
+            (r"^embedder\.embedder\.normalization\.", "bn1."),
+            *((rf"^encoder\.stages\.{stage}\.layers\.", f"layer{stage + 1}.") for stage in range(4)),
+            (r"\.shortcut\.convolution\.", ".downsample.0."),
+            (r"\.shortcut\.normalization\.", ".downsample.1."),
+            *((rf"\.layer\.{index}\.convolution\.", f".conv{index + 1}.") for index in range(3)),
+            *((rf"\.layer\.{index}\.normalization\.", f".bn{index + 1}.") for index in range(3)),
+            (r"^classifier\.1\.", "fc."),
+        ),
+    ),
+)
+"""Applied after the family is known; the first that fits."""
+
+
+def laid_out(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Bring the names of a state dict to those that torchvision, timm and DINO have, if it has another layout.
+
+    Returns
+    -------
+    str
+        The layout's name, "" for none.
+    dict of str to Tensor
+        Those that a layout sets aside (classifiers, decoders) are left out.
+    """
+    layout = next((layout for layout in LAYOUTS if any(re.match(layout.mark, name) for name in state)), None)
+    if layout is None:
+        return "", dict(state)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = name
+        if not name.startswith(HEADS):
+            for pattern, replacement in layout.renames:
+                new = re.sub(pattern, replacement, new)
+        if new.startswith(HEADS) or "/" not in new:
+            renamed[new] = tensor
+    return layout.name, _joined_qkv(renamed)
+
+
+def _joined_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join queries, keys and values into one matrix, where a layout has them apart."""
+    joined: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"(.*\.attn)\.(query|key|value)\.(weight|bias)", name)
+        if match is None:
+            joined[name] = tensor
+        elif match[2] == "query":
+            parts = [state.get(f"{match[1]}.{part}.{match[3]}") for part in ("query", "key", "value")]
+            if all(part is not None for part in parts):
+                joined[f"{match[1]}.qkv.{match[3]}"] = torch.cat([part for part in parts if part is not None])
+    return joined

@@ -320,14 +320,14 @@ def _taken(family: Family, tensors: Mapping[str, Tensor], branch: str | None, wh
     )
 
 
-def flattened(content: Mapping[Any, Any], path: str = "") -> dict[str, Tensor]:
+def flattened(content: Mapping[Any, Any], path: str = "", *, unwrap: bool = True) -> dict[str, Tensor]:
     """Return the tensors of nested dictionaries, their names joined by "/", without what wrappers add to names."""
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
-            tensors[path + _unwrapped(str(name))] = value
+            tensors[path + (_unwrapped(str(name)) if unwrap else str(name))] = value
         elif isinstance(value, Mapping):
-            tensors |= flattened(value, f"{path}{name}/")
+            tensors |= flattened(value, f"{path}{name}/", unwrap=unwrap)
     return tensors
 
 
@@ -387,7 +387,7 @@ def _by_hand(content: Mapping[Any, Any], *, where: str, key: str | None, remove_
         inner = usual[0]
     if not isinstance(inner, Mapping):
         raise WeightsError(f"{where}: {key!r} is a {type(inner).__name__}, not a state dict")
-    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    tensors = {name.replace("/", "."): tensor for name, tensor in flattened(inner, unwrap=False).items()}
     if not tensors:
         raise WeightsError(f"{where}: no tensors there. {nearest('state_dict', [str(name) for name in inner])}")
     kept = {name.removeprefix(remove_prefix): t for name, t in tensors.items() if name.startswith(remove_prefix)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.commands import feature_sets, models, stages
+from pipelines.commands import feature_sets, models, stages, vissl
 
 app = typer.Typer(
     name="bench",
@@ -24,6 +24,7 @@ for command in (
     feature_sets.info,
     models.layers,
     models.models,
+    vissl.import_vissl,
 ):
     app.command()(command)
 app.command("import")(feature_sets.import_)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import typer
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 Words = Annotated[
     list[str] | None,
@@ -63,6 +66,12 @@ STORE: Mapping[str, Option] = {
 }
 
 EXTRACTION: Mapping[str, Option] = {
+    "vissl_config": Option(
+        setting="vissl_config",
+        listed=True,
+        metavar="FILE",
+        help="VISSL's YAML as it is, comma-separated if several, instead of a pipeline; config.KEY=VALUE overrides it.",
+    ),
     "layers": Option(
         setting="layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."
     ),
@@ -177,6 +186,16 @@ def read_pipeline(
     from pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
 
     words = list(words or [])
+    settings = dict(settings)
+    files = settings.pop("vissl_config", None)
+    if files:
+        from pipelines.vissl import is_override, read_vissl
+
+        translation = read_vissl([Path(file) for file in files], [word for word in words if is_override(word)])
+        if translation.ignored:
+            logger.info("keys of VISSL's without a meaning here: %s", ", ".join(translation.ignored))
+        overrides = {**parse_overrides([word for word in words if not is_override(word)]), **settings}
+        return make_pipeline(translation.settings, overrides, where=" + ".join(files))
     is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
     name = words.pop(0) if is_named else None
     overrides = {**parse_overrides(words), **settings}

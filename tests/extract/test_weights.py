@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.checkpoints import WeightsError, read_checkpoint, sha256_of_tensors
+from extract.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
 from extract.families import find_weights
 from extract.taps import TappedTrunk
 from extract.trunks import build_trunk
@@ -102,6 +104,22 @@ def test_a_prefix_in_the_way_is_named(state, prefix):
     assert f"weights.remove_prefix={prefix}" in str(error.value)
 
 
+def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state):
+    """Counts of all four kinds, and names."""
+    broken = {name: t for name, t in state.items() if not name.startswith("layer1.0.bn1.")}
+    broken |= {"conv1.weight": torch.ones(64, 3, 3, 3), "layer2.0.extra": torch.ones(1)}
+    with pytest.raises(WeightsError) as error:
+        features_of(broken)
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert lines[0] == "weights.pth does not fit the model: 97 of its 102 parameters and buffers were matched"
+    assert lines[1].split() == ["matched", "97"]
+    assert lines[2].split()[:2] == ["missing", "4"]
+    assert "layer1.0.bn1.weight" in lines[2]
+    assert lines[3].split()[:3] == ["other", "shape", "1"]
+    assert lines[4].split()[:3] == ["left", "over", "1"]
+    assert "layer2.0.extra" in lines[4]
+
+
 def test_another_models_file_is_refused(state):
     with pytest.raises(WeightsError, match="Is this another model's file"):
         features_of(build_trunk("squeezenet1_0", {}).state_dict())
@@ -130,6 +148,7 @@ class Evil:
     [
         (None, "no such file"),
         (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
         (b"PK\x03\x04 this is no archive", "damaged, truncated or no checkpoint"),
         ({"args": argparse.Namespace(a=1)}, r"it asks for argparse\.Namespace"),
@@ -153,6 +172,48 @@ def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(tmp_path, monk
     with pytest.raises(WeightsError, match=message):
         read_state_dict(path)
     assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_within_a_file_is_named_first_and_run_only_when_trusted(tmp_path, monkeypatch, state):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": dict(state), "args": Evil(), "more": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as error:
+        read_checkpoint(tmp_path / "w.pth")
+    assert "it asks for argparse.Namespace, posix.system" in str(error.value)
+    assert "--trust-checkpoint loads it and executes that code" in str(error.value)
+    assert not (tmp_path / "EXECUTED").exists()
+    content = read_checkpoint(tmp_path / "w.pth", trust=True)
+    assert torch.equal(content["state_dict"]["fc.bias"], state["fc.bias"])
+    assert (tmp_path / "EXECUTED").exists()
+
+
+def test_a_folder_of_a_hub_is_read_whole(tmp_path, state):
+    """One file, or several with an index; the digest is that of all of them."""
+    one, several = tmp_path / "one", tmp_path / "several"
+    one.mkdir()
+    several.mkdir()
+    tensors = {name: t.contiguous() for name, t in state.items()}
+    save_file(tensors, one / "model.safetensors")
+    assert read_checkpoint(one).keys() == tensors.keys()
+    assert sha256_of_files(one) == hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest()
+    names = list(tensors)
+    shards = {"a.safetensors": names[:40], "b.safetensors": names[40:]}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, several / file)
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    (several / "model.safetensors.index.json").write_text(json.dumps(index))
+    merged = read_checkpoint(several)
+    assert all(torch.equal(merged[name], tensors[name]) for name in names)
+    before = sha256_of_files(several)
+    (several / "b.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"b\.safetensors: missing, one of the 2 files"):
+        read_checkpoint(several)
+    save_file({name: tensors[name] + 1 for name in names[40:]}, several / "b.safetensors")
+    assert sha256_of_files(several) != before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"a folder without model\.safetensors"):
+        read_checkpoint(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

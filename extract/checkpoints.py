@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,8 +114,8 @@ def _read(path: Path, *, trust: bool) -> Any:
         if trust:
             raise WeightsError(f"{path}: damaged or no checkpoint ({error})") from error
         raise WeightsError(
-            f"{path}: cannot be read as plain tensors{_code_within(path)}. Loading it runs code that it carries, and "
-            f"nothing of it was run. If you trust whoever made it, --trust-checkpoint loads it and executes that code; "
+            f"{path}: cannot be read as plain tensors{_code_within(path, str(error))}. Loading it runs code that it "
+            f"carries, and nothing of it was run. If you trust whoever made it, --trust-checkpoint loads it and executes that code; "
             f"or have them save the state dict alone, with torch.save(model.state_dict(), ...)."
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files, some with no text
@@ -126,9 +127,10 @@ def _read(path: Path, *, trust: bool) -> Any:
         ) from error
 
 
-def _code_within(path: Path) -> str:
+def _code_within(path: Path, refusal: str) -> str:
+    """Say which classes and functions a file asks for: all of them, or the first, where torch can't list them."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # legacy files can't be listed
-        return ""
+        names = re.findall(r"GLOBAL ([\w.]+)", refusal)[:1]
     return f": it asks for {some(sorted(names), show=12)}" if names else ""

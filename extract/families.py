@@ -48,7 +48,6 @@ class Found:
     read_as: str
     """Family, branch and layout, or that it was told by hand."""
 
-    branch: str = ""
     left_out: int = 0
     """Tensors of the file that belong to neither: projectors, optimizers, the other branch."""
 
@@ -309,13 +308,20 @@ def find_weights(
 
 def _taken(family: Family, tensors: Mapping[str, Tensor], branch: str | None, where: str) -> Found:
     chosen, table = _branch(family, tensors, branch, where)
-    state = {new: tensor for name, tensor in tensors.items() if (new := _renamed(name, table)) is not None}
+    taken = {name: new for name in tensors if (new := _renamed(name, table)) is not None}
+    state = {taken[name]: tensors[name] for name in taken}
+    if len(state) < len(taken):
+        first = {new: name for name, new in reversed(taken.items())}
+        pairs = [(first[new], name) for name, new in taken.items() if first[new] != name]
+        raise WeightsError(
+            f"{where}: read as {family.name}, {len(pairs)} tensors are there twice, such as {' and '.join(pairs[0])}. "
+            f"Say which with weights.key=NAME and weights.remove_prefix=PREFIX"
+        )
     layout, state = laid_out(state)
     text = family.name if len(family.branches) == 1 else f"{family.name}, {chosen}"
     return Found(
         tensors=state,
         read_as=f"{text}; {layout}" if layout else text,
-        branch=chosen,
         left_out=len(tensors) - len(state),
     )
 
@@ -382,9 +388,10 @@ def _by_hand(content: Mapping[Any, Any], *, where: str, key: str | None, remove_
             known = [str(name) for name in inner] if isinstance(inner, Mapping) else []
             raise WeightsError(f"{where}: no {key!r} in it. {nearest(part, known)}")
         inner = inner[part]
-    usual = [inner[name] for name in ("state_dict", "model") if isinstance(inner, Mapping) and name in inner]
-    if key is None and usual:
-        inner = usual[0]
+    if key is None:
+        inner = next(
+            (inner[usual] for usual in ("state_dict", "model") if isinstance(inner.get(usual), Mapping)), inner
+        )
     if not isinstance(inner, Mapping):
         raise WeightsError(f"{where}: {key!r} is a {type(inner).__name__}, not a state dict")
     tensors = {name.replace("/", "."): tensor for name, tensor in flattened(inner, unwrap=False).items()}

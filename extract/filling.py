@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from extract.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
 from extract.config import WeightsConfig
 from extract.families import find_weights
+from extract.layouts import laid_out
 from extract.taps import TappedTrunk
 from extract.trunks import code_of
 from extract.weights import (
@@ -72,7 +73,7 @@ def fill(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
         named = torchvision_weights(name, config.torchvision)
         state = download(named)
         identity = {"source": "torchvision", "name": str(named), "sha256": sha256_of_tensors(state)}
-        report = _load(trunk, state, taps.modules_used(image), str(named), ())
+        report = _load(trunk, laid_out(state)[1], taps.modules_used(image), str(named), ())
         return Filled(identity=identity, text=str(named), load=_record(report))
     raise WeightsError(
         "no weights: give --weights FILE (a .pth, .pt or .safetensors checkpoint), the name of torchvision's own "

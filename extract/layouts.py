@@ -70,6 +70,11 @@ LAYOUTS: tuple[Layout, ...] = (
         renames=((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),),
     ),
     Layout(
+        name="torchvision's first DenseNet",
+        mark=r"features\.denseblock\d+\.denselayer\d+\.norm\.1\.",
+        renames=((r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2."),),
+    ),
+    Layout(
         name="transformers' ViT",
         mark=r"(\w+\.)?encoder\.layer\.0\.attention\.attention\.query\.",
         renames=(

@@ -10,6 +10,7 @@ import torch
 
 from extract.checkpoints import WeightsError, read_checkpoint
 from extract.families import FAMILIES, find_weights
+from extract.layouts import laid_out
 from extract.taps import TappedTrunk
 from extract.trunks import build_trunk
 from extract.weights import check_heads_of_attention, load_strictly, names_of, poison
@@ -442,6 +443,25 @@ def test_what_is_told_by_hand_is_done_and_nothing_else(models):
         load(model, {"state_dict": shortened | rest}, add_prefix="layer")
     with pytest.raises(WeightsError, match="no family of checkpoints"):
         load(model, content)
+
+
+def test_a_file_in_which_names_would_meet_is_refused(models):
+    """One of the two would overwrite the other."""
+    model = models("resnet18")
+    content = {"state_dict": under("model.", model.state) | other("backbone.", model.state)}
+    with pytest.raises(WeightsError, match=r"there twice, such as state_dict/model\.conv1\.weight and"):
+        load(model, content)
+    layer, _ = load(model, content, remove_prefix="model.")
+    assert torch.equal(layer, model.expected)
+
+
+def test_the_names_of_torchvisions_densenet_weights_are_todays():
+    state = build_trunk("densenet121", {}).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): tensor for name, tensor in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    name, renamed = laid_out(old)
+    assert name == "torchvision's first DenseNet"
+    assert renamed.keys() == state.keys()
 
 
 def test_vissls_way_of_telling_by_hand_finds_trunk_and_heads(models):

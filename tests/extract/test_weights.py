@@ -188,6 +188,12 @@ def test_code_within_a_file_is_named_first_and_run_only_when_trusted(tmp_path, m
     assert (tmp_path / "EXECUTED").exists()
 
 
+def test_code_within_a_legacy_file_is_named_too(tmp_path):
+    torch.save({"args": argparse.Namespace(a=1)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match=r"it asks for argparse\.Namespace"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_a_folder_of_a_hub_is_read_whole(tmp_path, state):
     """One file, or several with an index; the digest is that of all of them."""
     one, several = tmp_path / "one", tmp_path / "several"

@@ -102,6 +102,10 @@ def _read(path: Path, *, trust: bool) -> Any:
         raise WeightsError(f"{path}: a web page, not weights; the download went wrong")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path}: a pointer of Git LFS, not the weights; run `git lfs pull` where it is from")
+    if path.suffix != ".safetensors" and not start.startswith((b"pk", b"\x80")):
+        raise WeightsError(
+            f"{path}: no checkpoint: it begins neither as a zip archive nor as a pickle ({start[:16]!r})"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -115,8 +119,8 @@ def _read(path: Path, *, trust: bool) -> Any:
             raise WeightsError(f"{path}: damaged or no checkpoint ({error})") from error
         raise WeightsError(
             f"{path}: cannot be read as plain tensors{_code_within(path, str(error))}. Loading it runs code that it "
-            f"carries, and nothing of it was run. If you trust whoever made it, --trust-checkpoint loads it and executes that code; "
-            f"or have them save the state dict alone, with torch.save(model.state_dict(), ...)."
+            f"carries, and nothing of it was run. If you trust whoever made it, --trust-checkpoint loads it and "
+            f"executes that code; or have them save the state dict alone, with torch.save(model.state_dict(), ...)."
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files, some with no text
         code = isinstance(error, AttributeError | ImportError)

@@ -250,7 +250,7 @@ def _does_not_fit(
         f"{'matched':<14}{matched:>6}",
         f"{'missing':<14}{len(missing):>6}  {some(missing)}",
         f"{'other shape':<14}{len(reshaped):>6}  {'; '.join(shapes[:3])}",
-        f"{'left over':<14}{len(unexpected):>6}  {some(strange or unexpected)}",
+        f"{'left over':<14}{len(unexpected):>6}  {some(sorted(unexpected, key=lambda name: name not in strange))}",
     ]
     prefix = _likeliest_prefix(wanted, state)
     if prefix:

@@ -166,8 +166,13 @@ def aliases_of(trunk: nn.Module) -> dict[str, str]:
 def classifier_of(trunk: nn.Module) -> str:
     """Path of the module that turns the trunk's output into class scores; "" if there is none.
 
-    It is the last linear layer, convolution or identity of what is called `fc`, `classifier`, `heads` or `head`.
+    It is what timm's models say, or else the last linear layer, convolution or identity of what is called `fc`,
+    `classifier`, `heads` or `head`.
     """
+    says = getattr(trunk, "get_classifier", None)
+    said = says() if callable(says) else None
+    if isinstance(said, nn.Module):
+        return next((path for path, module in trunk.named_modules() if module is said), "")
     for path in ("fc", "classifier", "heads", "head"):
         outer = getattr(trunk, path, None)
         if isinstance(outer, nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from extract.heads import HeadError
-from extract.tap_names import ModelError
+from extract.tap_names import ModelError, aliases_of
 from extract.taps import TappedTrunk, list_taps
 from extract.trunks import TRUNKS, WithoutMemory, build_trunk, trunk_names
 from extract.vit import ViT
@@ -89,8 +89,10 @@ def test_the_taps_of_a_regnet_of_a_billion_parameters_are_listed_without_its_mem
 
 
 def test_every_trunk_of_the_table_can_be_built_and_has_an_output():
-    for name in TRUNKS:
-        options = {"depth": 27, "w_0": 48, "w_a": 20.71, "w_m": 2.65, "group_width": 24} if name == "regnet" else {}
+    for name, spec in TRUNKS.items():
+        options = {"depth": 1} if spec.build is ViT else {}
+        if name == "regnet":
+            options = {"depth": 27, "w_0": 48, "w_a": 20.71, "w_m": 2.65, "group_width": 24}
         with WithoutMemory():
             trunk = build_trunk(name, options, image_size=(224, 224))
         output = trunk.to("meta")(torch.zeros(1, 3, 224, 224, device="meta"))
@@ -344,18 +346,30 @@ def test_timms_models_are_built_by_name_and_have_vissls_taps(images):
         assert torch.allclose(ours["res4"], theirs.layer3(theirs.layer2(theirs.layer1(maps))).mean((2, 3)), atol=1e-6)
         pooled = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
     assert torch.allclose(ours["flatten"], pooled, atol=1e-6)
+    assert aliases_of(timm.create_model("xception41p", pretrained=False))["flatten"] == "head.fc|input"
+    assert aliases_of(timm.create_model("nasnetalarge", pretrained=False))["flatten"] == "last_linear|input"
     with pytest.raises(ModelError, match="Did you mean resnet51q or resnet50"):
         build_trunk("timm:resnet51")
 
 
-def test_a_vit_is_timms_under_the_same_names():
+@pytest.mark.parametrize(
+    ("name", "same_as", "side"),
+    [("vit_tiny_16", "vit_tiny_patch16_224", 32), ("dinov2_vits14", "vit_small_patch14_dinov2", 42)],
+)
+def test_a_vit_is_timms_under_the_same_names(name, same_as, side):
     timm = pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
-    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, depth=2, num_classes=0).eval()
-    ours = build_trunk("vit_tiny_16", {"depth": 2, "image_size": 32})
+    theirs = timm.create_model(same_as, pretrained=False, img_size=side, depth=2, num_classes=0).eval()
+    ours = build_trunk(name, {"depth": 2, "image_size": side})
+    for tensor in theirs.state_dict().values():
+        tensor.add_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
     ours.load_state_dict(theirs.state_dict())
-    image = torch.rand(2, 3, 32, 32)
+    image = torch.rand(2, 3, side, side)
     with torch.inference_mode():
-        assert torch.allclose(ours(image), theirs(image), atol=1e-5)
+        assert torch.allclose(ours(image), theirs(image), atol=1e-4)
+
+
+def test_a_vit_of_timms_is_built_for_the_size_of_the_images():
+    pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
     sized = build_trunk("timm:vit_tiny_patch16_224", {"depth": 1}, image_size=(64, 64))
     names = ["lastCLS", "lastMAP:Identity"]
     layers = layers_at(sized, "timm:vit_tiny_patch16_224", names, torch.rand(1, 3, 64, 64))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,6 +290,8 @@ def find_weights(
             f"{where}: holds a {type(content).__name__}, not a state dict. Save model.state_dict() and give that"
         )
     if key is not None or remove_prefix or add_prefix:
+        if branch is not None:
+            raise WeightsError(f"{where}: weights.branch={branch} has no effect besides weights.key or a prefix")
         return _by_hand(content, where=where, key=key, remove_prefix=remove_prefix, add_prefix=add_prefix)
     tensors = flattened(content)
     if not tensors:
@@ -302,8 +305,14 @@ def find_weights(
             f"Say where the state dict lies with weights.key=NAME and weights.remove_prefix=PREFIX"
         )
     first = _taken(families[0], tensors, branch, where)  # the most particular; its faults are the user's
-    others = (_taken(family, tensors, None, where) for family in families[1:])
-    return next((each for each in (first, *others) if any(name in wanted for name in each.tensors)), first)
+    for family in families[1:]:
+        if any(name in wanted for name in first.tensors):
+            break
+        with suppress(WeightsError):
+            other = _taken(family, tensors, None, where)
+            if any(name in wanted for name in other.tensors):
+                return other
+    return first
 
 
 def _taken(family: Family, tensors: Mapping[str, Tensor], branch: str | None, where: str) -> Found:
@@ -331,7 +340,8 @@ def flattened(content: Mapping[Any, Any], path: str = "", *, unwrap: bool = True
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
-            tensors[path + (_unwrapped(str(name)) if unwrap else str(name))] = value
+            short = _unwrapped(str(name)) if unwrap else str(name)
+            tensors[path + (str(name) if short in content else short)] = value
         elif isinstance(value, Mapping):
             tensors |= flattened(value, f"{path}{name}/", unwrap=unwrap)
     return tensors

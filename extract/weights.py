@@ -35,7 +35,7 @@ COUNTERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "rela
 
 BESIDE = (
     r"(fc|head|heads|classifier|projector|projection|projection_head|prototypes|predictor|head_dist|aux|AuxLogits)\d*\."
-    r"|(queue|queue_ptr|mask_token|masked_embed|center|embeddings\.mask_token)$|decoder|momentum_|.*/"
+    r"|(queue|queue_ptr|mask_token|masked_embed|center)$|decoder|momentum_"
 )
 """What may be left over at the top of a file: parts that belong after the trunk, or to its training alone."""
 
@@ -114,7 +114,7 @@ def load_strictly(
     state = _addressed(trunk, state)
     wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith(COUNTERS)}
     state, notes = _positioned(trunk, wanted, state)
-    fitting = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
+    fitting = {name: state[name] for name in wanted if name in state and _alike(state[name], wanted[name])}
     missing = [name for name in wanted if name not in state]
     reshaped = [name for name in wanted if name in state and name not in fitting]
     unexpected = [name for name in state if name not in wanted and not name.endswith(COUNTERS)]
@@ -224,7 +224,7 @@ def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:
     name = name.removeprefix(prefix)
     classifier = classifier_of(body)
     if classifier and name.startswith(classifier.partition(".")[0] + "."):
-        return False
+        return prefix + classifier in used and not isinstance(body.get_submodule(classifier), nn.Identity)
     modules = {path for path, _ in body.named_modules()}
     parent = name.rpartition(".")[0]
     while parent not in modules:
@@ -232,6 +232,15 @@ def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:
     if parent:
         return prefix + parent in used
     return re.match(BESIDE, name) is None
+
+
+def _alike(given: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor can stand for another: quantised numbers can't stand for floats."""
+    return given.shape == wanted.shape and given.is_floating_point() == wanted.is_floating_point()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}" if tensor.is_floating_point() else f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _does_not_fit(
@@ -244,7 +253,7 @@ def _does_not_fit(
     where: str,
 ) -> str:
     matched = len(wanted) - len(missing) - len(reshaped)
-    shapes = [f"{name} is {tuple(state[name].shape)}, the model has {tuple(wanted[name].shape)}" for name in reshaped]
+    shapes = [f"{name} is {_kind(state[name])}, the model has {_kind(wanted[name])}" for name in reshaped]
     lines = [
         f"{where} does not fit the model: {matched} of its {len(wanted)} parameters and buffers were matched",
         f"{'matched':<14}{matched:>6}",

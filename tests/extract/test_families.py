@@ -443,6 +443,8 @@ def test_what_is_told_by_hand_is_done_and_nothing_else(models):
         load(model, {"state_dict": shortened | rest}, add_prefix="layer")
     with pytest.raises(WeightsError, match="no family of checkpoints"):
         load(model, content)
+    with pytest.raises(WeightsError, match="weights.branch=student has no effect"):
+        load(model, content, key="nets.a", branch="student")
 
 
 def test_a_file_in_which_names_would_meet_is_refused(models):

@@ -96,6 +96,17 @@ def test_a_parameter_of_another_shape_is_refused(state):
         features_of(state | {"conv1.weight": torch.ones(64, 3, 3, 3)})
 
 
+def test_quantised_numbers_do_not_stand_for_floats(state):
+    small = torch.ones(64, 3, 7, 7, dtype=torch.int8)
+    with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\.int8, the model has"):
+        features_of(state | {"conv1.weight": small})
+
+
+def test_half_precision_does(state, expected):
+    half = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    assert torch.allclose(features_of(half)[0], expected, rtol=0.1, atol=0.02)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder_q.", "some.odd.wrapper."])
 def test_a_prefix_in_the_way_is_named(state, prefix):
     with pytest.raises(WeightsError) as error:

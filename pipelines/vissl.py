@@ -48,7 +48,7 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
     config : mapping
         As its YAML holds it, with or without the outermost `config`.
     where : str
-        What to call it in messages; the feature set is named after its last part.
+        Its files, joined by " + "; the feature set is named after them.
 
     Raises
     ------
@@ -57,7 +57,8 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
     """
     inner = config.get("config", config)
     keys = Keys.of(inner if isinstance(inner, Mapping) else {})
-    name = re.sub(r"[^A-Za-z0-9_.\-]", "_", Path(where).stem).lstrip(".") or "vissl"
+    stems = "_".join(Path(file).stem for file in where.split(" + "))
+    name = re.sub(r"[^A-Za-z0-9_.\-]", "_", stems).lstrip(".") or "vissl"
     settings: dict[str, Any] = {
         "name": name,
         "data": _data(keys),

@@ -208,7 +208,7 @@ def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path):
     made = read_vissl([tmp_path / "base.yaml", tmp_path / "model.yaml"]).settings
     assert made["model"]["trunk"] == "regnet_y_8gf"
     assert made["model"]["heads"][0][0] == "swav_head"
-    assert made["name"] == "model"
+    assert made["name"] == "base_model"
 
 
 TRUNKS = [

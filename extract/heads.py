@@ -153,7 +153,8 @@ class UnitLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D) to (B, D')."""
-        return F.linear(features, torch._weight_norm(self.weight_v, self.weight_g, 0))
+        lengths = self.weight_v.norm(dim=1, keepdim=True)
+        return F.linear(features, self.weight_v * (self.weight_g / lengths))
 
 
 HEADS: Mapping[str, Callable[..., nn.Module]] = {

@@ -56,7 +56,7 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
         If a key would change the result and is not supported; all such keys are listed.
     """
     inner = config.get("config", config)
-    keys = Keys.of(inner if isinstance(inner, Mapping) else {})
+    keys = Keys.of(_current(inner) if isinstance(inner, Mapping) else {})
     stems = "_".join(Path(file).stem for file in where.split(" + "))
     name = re.sub(r"[^A-Za-z0-9_.\-]", "_", stems).lstrip(".") or "vissl"
     settings: dict[str, Any] = {
@@ -96,9 +96,9 @@ def read_vissl(files: Sequence[Path], overrides: Sequence[str] = ()) -> Translat
             raise PipelineError(f"{file}: cannot be read as VISSL's YAML: {error}") from error
         if not isinstance(content, dict):
             raise PipelineError(f"{file}: expected VISSL's keys, such as MODEL and DATA; got {type(content).__name__}")
-        _merge(config, content.get("config", content))
+        _merge(config, _current(content.get("config", content)))
     for key, value in parse_overrides([word.removeprefix("+") for word in overrides]).items():
-        *parents, last = key.removeprefix("config.").split(".")
+        *parents, last = key.removeprefix("config.").replace(".TRUNK_PARAMS.", ".").split(".")
         section = config
         for parent in parents:
             section = section.setdefault(parent, {})
@@ -269,6 +269,17 @@ def _evaluate(keys: Keys) -> dict[str, Any]:
 
 def _first(value: Any) -> Any:
     return (value[0] if value else None) if isinstance(value, list) else value or None
+
+
+def _current(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Bring `TRUNK.TRUNK_PARAMS`, as earlier versions have it, to where later ones have its content."""
+    model = config.get("MODEL")
+    trunk = model.get("TRUNK") if isinstance(model, Mapping) else None
+    if not isinstance(trunk, Mapping) or not isinstance(trunk.get("TRUNK_PARAMS"), Mapping):
+        return config
+    assert isinstance(model, Mapping)
+    rest = {key: value for key, value in trunk.items() if key != "TRUNK_PARAMS"}
+    return {**config, "MODEL": {**model, "TRUNK": {**rest, **trunk["TRUNK_PARAMS"]}}}
 
 
 def _merge(config: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -48,15 +48,11 @@ class Keys:
         """Take one key, or what VISSL has for it by default."""
         return self.left.pop(key, default)
 
-    def section(self, *prefixes: str) -> dict[str, Any]:
-        """Take all keys below the first prefix that has any, without it."""
-        for prefix in prefixes:
-            found = {key: value for key, value in self.left.items() if key.startswith(f"{prefix}.")}
-            for key in found:
-                del self.left[key]
-            if found:
-                return {key.removeprefix(f"{prefix}."): value for key, value in found.items()}
-        return {}
+    def section(self, prefix: str) -> dict[str, Any]:
+        """Take all keys below a prefix, without it."""
+        found = {key: value for key, value in self.left.items() if key.startswith(f"{prefix}.")}
+        self.drop(prefix)
+        return {key.removeprefix(f"{prefix}."): value for key, value in found.items()}
 
     def drop(self, section: str) -> None:
         """Leave all keys below a section out, without a word."""

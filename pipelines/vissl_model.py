@@ -44,7 +44,7 @@ def translate_model(keys: Keys) -> dict[str, Any]:
 
 
 def _resnet(keys: Keys) -> dict[str, Any]:
-    given = keys.section("MODEL.TRUNK.RESNETS", "MODEL.TRUNK.TRUNK_PARAMS.RESNETS")
+    given = keys.section("MODEL.TRUNK.RESNETS")
     known = {
         "DEPTH": "depth",
         "WIDTH_MULTIPLIER": "width_multiplier",
@@ -58,7 +58,7 @@ def _resnet(keys: Keys) -> dict[str, Any]:
 
 
 def _regnet(keys: Keys, name: str | None = None) -> dict[str, Any]:
-    given = keys.section("MODEL.TRUNK.REGNET", "MODEL.TRUNK.TRUNK_PARAMS.REGNET")
+    given = keys.section("MODEL.TRUNK.REGNET")
     name = name or given.pop("name", None)
     if name is not None:
         _no_others(keys, "REGNET", given, ())
@@ -82,12 +82,7 @@ def _regnet(keys: Keys, name: str | None = None) -> dict[str, Any]:
 
 
 def _vision_transformer(keys: Keys) -> dict[str, Any]:
-    given = {
-        key.upper(): value
-        for key, value in keys.section(
-            "MODEL.TRUNK.VISION_TRANSFORMERS", "MODEL.TRUNK.TRUNK_PARAMS.VISION_TRANSFORMERS"
-        ).items()
-    }
+    given = {key.upper(): value for key, value in keys.section("MODEL.TRUNK.VISION_TRANSFORMERS").items()}
     known = {
         "PATCH_SIZE": "patch_size",
         "HIDDEN_DIM": "dim",

@@ -211,6 +211,18 @@ def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path):
     assert made["name"] == "base_model"
 
 
+def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path):
+    """Earlier versions of VISSL have the parameters one level deeper."""
+    older = TRUNK_OUTPUT.replace("    RESNETS:\n      DEPTH: 50", "    TRUNK_PARAMS: {RESNETS: {DEPTH: 50}}")
+    (tmp_path / "old.yaml").write_text(older)
+    (tmp_path / "new.yaml").write_text("MODEL: {TRUNK: {RESNETS: {DEPTH: 200, WIDTH_MULTIPLIER: 2}}}")
+    files = [tmp_path / "old.yaml", tmp_path / "new.yaml"]
+    assert read_vissl(files).settings["model"]["options"] == {"depth": 200, "width_multiplier": 2}
+    assert read_vissl(files[::-1]).settings["model"]["options"] == {"depth": 50, "width_multiplier": 2}
+    last = read_vissl(files, ["config.MODEL.TRUNK.TRUNK_PARAMS.RESNETS.DEPTH=101"]).settings["model"]["options"]
+    assert last["depth"] == 101
+
+
 TRUNKS = [
     ("regnet", {"REGNET": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373}},
      {"trunk": "regnet", "options": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373}}),

@@ -91,9 +91,7 @@ def verify(
     typer.echo(listed, err=True)
     done = put_back(path)
     left = [fault for fault in find_faults(path) if "pending" not in fault.what]
-    typer.echo(
-        f"Put or set back: {len(done)}. Run the same `bench extract` again to write the chunks that are pending."
-    )
+    typer.echo(f"Mended or set back: {len(done)}. Run the same `bench extract` again to write what is pending.")
     if left:
         raise StoreError(f"{path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
 

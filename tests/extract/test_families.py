@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from extract.checkpoints import WeightsError, read_checkpoint
 from extract.families import FAMILIES, find_weights
 from extract.layouts import laid_out
 from extract.taps import TappedTrunk
-from extract.trunks import build_trunk
+from extract.trunks import WithoutMemory, build_trunk, trunk_names
 from extract.weights import check_heads_of_attention, load_strictly, names_of, poison
 from store.layers import layers_of
 
@@ -508,3 +509,32 @@ def test_every_family_is_tried_by_a_test():
     for family in FAMILIES:
         names = {family.name, *(f"{family.name}, {branch}" for branch in family.branches)}
         assert names & tried or family.name == "teacher and student", family.name
+
+
+@pytest.mark.slow
+def test_no_models_file_can_be_loaded_into_another_model():
+    """Of all pairs of trunks; those left out are too large, or the same under another name."""
+    alike = ("vit", "regnet", "resnet", "mocov3_vit_small_16", "googlenet", "inception_v3")
+    large = ("dinov2_vitg", "vit_h", "vit_huge", "efficientnet_v2", "maxvit")
+    image = torch.zeros(1, 3, 224, 224, device="meta")
+    built = {}
+    for name in trunk_names():
+        if name not in alike and not name.startswith(large):
+            with WithoutMemory():
+                trunk = build_trunk(name, image_size=(224, 224))
+            taps = TappedTrunk(trunk.to("meta"), name=name, layers=layers_of(["flatten"]))
+            taps.probe(image)
+            built[name] = (taps.trunk, taps.modules_used(image), dict(trunk.state_dict()))
+    loaded = []
+    for file, name in itertools.permutations(built, 2):
+        trunk, used, own = built[name]
+        state = built[file][2]
+        if own.keys() & state.keys():
+            try:
+                found = find_weights(state, wanted=names_of(trunk), where=file)
+                load_strictly(trunk, found.tensors, used=used, where=file)
+                loaded.append((file, name))
+            except WeightsError:
+                pass
+    assert len(built) > 90
+    assert loaded == []

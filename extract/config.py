@@ -33,30 +33,84 @@ Head = Annotated[tuple[str, dict[str, Any]], BeforeValidator(_head)]
 Side = Annotated[int, Field(gt=0)]
 
 
+_ONLY_FOR = {
+    "dataset": ("torchvision", "huggingface"),
+    "train_list": ("filelist",),
+    "val_list": ("filelist",),
+    "train_labels": ("filelist",),
+    "val_labels": ("filelist", "folder"),
+    "classes": ("filelist", "webdataset"),
+    "options": ("torchvision", "huggingface"),
+}
+"""Settings that only some sources heed."""
+
+
 class DataConfig(Config):
     """Where the images come from."""
 
-    source: Literal["folder", "torchvision", "digits"] = "folder"
-    """`folder` is a folder of class folders for each split; `torchvision` one of its data sets, already on disk;
-    `digits` scikit-learn's handwritten digits, which come with it."""
+    name: str | None = None
+    """A data set of the catalogue (`bench datasets` lists it), which gives what is not given here."""
+
+    source: Literal["folder", "filelist", "webdataset", "torchvision", "huggingface", "digits"] = "folder"
+    """`folder` is a folder (or a .tar or .zip of it) of class folders for each split; `filelist` files that list paths
+    and labels; `webdataset` tar shards; `torchvision` one of its data sets, already on disk; `huggingface` one that
+    its library reads; `digits` scikit-learn's handwritten digits, which come with it."""
 
     root: Path | None = None
-    """The folder that holds the splits' folders, or the files of torchvision's data set."""
+    """The folder that holds the splits' folders, the shards, torchvision's files, or what lists are relative to."""
 
     dataset: str | None = None
-    """For `torchvision`: the name of the data set, such as CIFAR10."""
+    """For `torchvision` and `huggingface`: the name of the data set, such as CIFAR10."""
 
     train_split: str = "train"
-    """Name of the split that is the database."""
+    """Name of the split that is the database: a folder, or for `webdataset` a pattern such as train-{000..146}.tar."""
 
     val_split: str = "val"
     """Name of the split whose images are the queries."""
+
+    train_list: Path | None = None
+    """For `filelist`: .npy, .txt, .csv or .json of paths, perhaps with labels; relative to the root or the working
+    folder."""
+
+    val_list: Path | None = None
+    """The same of the queries."""
+
+    train_labels: Path | None = None
+    """For `filelist`: a second list, of labels, as long as the first."""
+
+    val_labels: Path | None = None
+    """The same of the queries. For `folder`: labels of a val folder without class folders, a list of names and labels
+    or ImageNet's development kit; ILSVRC2012_devkit_t12 and LOC_val_solution.csv in the root are found."""
+
+    classes: Path | None = None
+    """For `filelist` and `webdataset`: names of the classes that numbers count from 0, one a line."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """For `torchvision` and `huggingface`: keyword arguments of the data set, such as `small: true`."""
+
+    limit: int | None = Field(default=None, gt=0)
+    """At most so many images of each split, drawn at random."""
+
+    per_class: int | None = Field(default=None, gt=0)
+    """At most so many images of each class of train; val stays whole."""
+
+    seed: int = 0
+    """Of the drawing."""
 
     on_error: Literal["stop", "skip"] = "stop"
     """An image that can't be read stops the run, or is counted and left out of every evaluation."""
 
     on_class_fault: Literal["stop", "warn"] = "stop"
-    """A class folder without images, or a class of val that train lacks (and so can never be right)."""
+    """A class folder without images, classes whose names differ in case alone, or a class of val that train lacks
+    (and so can never be right)."""
+
+    @field_validator(*_ONLY_FOR)
+    @classmethod
+    def _heeded(cls, value: Any, info: Any) -> Any:
+        sources, source = _ONLY_FOR[info.field_name], info.data.get("source")
+        if value and source is not None and source not in sources:
+            raise ValueError(f"has no effect with data.source={source}, only with {' or '.join(sources)}")
+        return value
 
 
 class TransformConfig(Config):

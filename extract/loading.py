@@ -33,18 +33,20 @@ class Batch:
 
 
 class _Images(Dataset[Any]):
-    """Pixels of (split, row), or the reason why there are none."""
+    """Pixels of (split, row), or the reason why there are none: text for one image, an error for all."""
 
     def __init__(self, sources: Mapping[str, ImageSource], transform: Transform) -> None:
         self._sources = sources
         self._transform = transform
 
-    def __getitem__(self, where: tuple[str, int]) -> Tensor | str:
+    def __getitem__(self, where: tuple[str, int]) -> Tensor | str | DataError:
         split, row = where
         try:
             return self._transform.pixels(self._sources[split].open(row))
         except ImageError as error:
             return str(error)
+        except DataError as error:  # returned, since raising it here would bury its text in torch's
+            return error
 
 
 class _Pieces:
@@ -115,7 +117,10 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _collate(images: list[Tensor | str]) -> tuple[Tensor | None, Any]:
+def _collate(images: list[Tensor | str | DataError]) -> tuple[Tensor | None, Any]:
+    faults = [image for image in images if isinstance(image, DataError)]
+    if faults:
+        return None, str(faults[0])
     shapes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(shapes) > 1:
         sizes = " and ".join(f"{height} x {width}" for _, height, width in sorted(shapes)[:2])

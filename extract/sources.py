@@ -7,146 +7,50 @@ never changes: row `i` is the same image in every run.
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from extract.images import EXTENSIONS, ImageError, read_rgb, to_rgb
-from store import BenchError, SplitRows, nearest, some
+from extract.datasets import DigitsSource, HuggingFaceSource, TorchvisionSource, torchvision_data, torchvision_listing
+from extract.filelists import list_files
+from extract.folders import list_classes, tree_of
+from extract.kept import kept_or_made, place_of
+from extract.labels import BESIDE, labels_in
+from extract.listed import ImageSource, ListedSource, SubsetSource
+from extract.listing import DataError, Listing
+from extract.shards import find_shards, list_shards
+from extract.subsets import chosen_rows
+from store import SplitRows, nearest, some
+
+__all__ = ["DataError", "ImageSource", "open_sources"]
 
 logger = logging.getLogger(__name__)
 
 
-class DataError(BenchError):
-    """A dataset is not as it must be."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the images and labels of one split are; see `extract.config.DataConfig`."""
 
+    split: str
+    root: Path | None
+    dataset: str | None = None
+    list: Path | None = None
+    labels: Path | None = None
+    classes: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_class_fault: str = "stop"
+    on_error: str = "stop"
+    kept: Path | None = None
 
-class ImageSource(Protocol):
-    """One split. `open` may be called from several processes, in any order."""
-
-    rows: SplitRows
-    in_memory: bool
-    """Whether `open` costs next to nothing, so that no extra process need do it."""
-
-    def open(self, row: int) -> Image.Image:
-        """Return the image of a row in mode RGB, or raise ImageError."""
-        ...
-
-
-class FolderSource:
-    """A folder of class folders; images anywhere below a class folder belong to it.
-
-    Classes are the folders in alphabetical order, rows the files in alphabetical order within their
-    class, as in torchvision's ImageFolder. A folder with images and no class folders has no labels.
-    """
-
-    in_memory = False
-
-    def __init__(self, root: Path, split: str, *, on_class_fault: str = "stop") -> None:
-        self._root = root
-        folder = root / split
-        classes = sorted(
-            entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-        )
-        paths: list[str] = []
-        labels: list[int] = []
-        ignored = 0
-        empty: list[str] = []
-        sizes: list[int] = []
-        for label, name in enumerate(classes):
-            found, found_sizes, others = _images_below(root, folder / name)
-            paths += found
-            sizes += found_sizes
-            labels += [label] * len(found)
-            ignored += others
-            if not found:
-                empty.append(name)
-        loose, loose_sizes, others = _images_below(root, folder, recurse=False)
-        ignored += others
-        if not paths and not loose:
-            raise DataError(
-                f"{folder}: no images. Expected {folder}/<class>/<image>, with images ending in "
-                f"{', '.join(EXTENSIONS[:5])}, ...; found {_contents(folder)}."
-            )
-        if not classes or not paths:
-            classes, paths, sizes, labels = [], loose, loose_sizes, [-1] * len(loose)
-        elif loose:
-            logger.warning(
-                "%s: images outside any class folder, left out: %d, such as %s", folder, len(loose), loose[0]
-            )
-        if empty and classes:
-            text = f"{folder}: class folders without an image: {some(empty, show=8)}."
-            if on_class_fault == "stop":
-                raise DataError(f"{text} Fill or delete them, or go on with data.on_class_fault=warn.")
-            logger.warning("%s", text)
-        if ignored:
-            logger.warning("%s: files that are not images by their endings, left out: %d", folder, ignored)
-        names = tuple(name.encode(errors="surrogateescape").decode(errors="replace") for name in classes)
-        self.rows = SplitRows(labels=np.array(labels, np.int64), paths=paths, class_names=names, sizes=sizes)
-
-    def open(self, row: int) -> Image.Image:
-        """Decode the image of a row."""
-        path = self._root / self.rows.paths[row]
-        return read_rgb(path, name=str(path))
-
-
-class TorchvisionSource:
-    """One of torchvision's data sets whose files are on disk already; nothing is downloaded."""
-
-    def __init__(self, name: str, root: Path, split: str) -> None:
-        import torchvision
-
-        known = [n for n in torchvision.datasets.__all__ if n not in ("FakeData", "VisionDataset")]
-        if name not in known:
-            raise DataError(f"unknown torchvision data set {name!r}. {nearest(name, known)}")
-        self._data = _torchvision_split(getattr(torchvision.datasets, name), name, root, split)
-        self.in_memory = hasattr(getattr(self._data, "data", None), "shape")
-        labels = _labels_of(self._data)
-        classes = getattr(self._data, "classes", None) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-        names = ["/".join(c) if isinstance(c, tuple) else str(c) for c in classes]
-        # ImageNet has two classes "crane", a bird and a machine.
-        class_names = tuple(name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names))
-        paths = [f"{name}/{split}/{row:07d}" for row in range(len(self._data))]
-        self.rows = SplitRows(labels=labels, paths=paths, class_names=class_names)
-
-    def open(self, row: int) -> Image.Image:
-        """Return the image of a row."""
-        try:
-            return to_rgb(self._data[row][0])
-        except Exception as error:  # decoders raise builtin errors of many kinds
-            raise ImageError(f"{self.rows.paths[row]}: cannot be read as an image: {error}") from error
-
-
-class DigitsSource:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,200 to train, 597 to validate.
-
-    They come with scikit-learn (the test part of UCI's Optical Recognition of Handwritten Digits).
-    """
-
-    in_memory = True
-    NUM_TRAIN = 1200
-
-    def __init__(self, split: str) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        part = {"train": slice(0, self.NUM_TRAIN), "val": slice(self.NUM_TRAIN, None)}.get(split)
-        if part is None:
-            raise DataError(f"digits has no split {split!r}; it has train and val")
-        self._images = (digits.images[part] * (255 / 16)).round().astype(np.uint8)
-        first = part.start
-        self.rows = SplitRows(
-            labels=digits.target[part].astype(np.int64),
-            paths=[f"digits/{first + row:04d}" for row in range(len(self._images))],
-            class_names=tuple(str(name) for name in digits.target_names),
-        )
-
-    def open(self, row: int) -> Image.Image:
-        """Return the image of a row."""
-        return Image.fromarray(self._images[row]).convert("RGB")
+    def listed(self, make: Callable[[], Listing], *made_from: Any, root: Path | None = None) -> ListedSource:
+        """Take the kept listing of what `made_from` says, or make it."""
+        root = (root or self.root or Path()).resolve()
+        place = place_of(self.kept, [str(root), *map(str, made_from)]) if self.kept is not None else None
+        return ListedSource(kept_or_made(place, make, root=root), root, kept=place)
 
 
 def open_sources(
@@ -156,9 +60,27 @@ def open_sources(
     dataset: str | None = None,
     train_split: str = "train",
     val_split: str = "val",
+    train_list: Path | None = None,
+    val_list: Path | None = None,
+    train_labels: Path | None = None,
+    val_labels: Path | None = None,
+    classes: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
     on_class_fault: str = "stop",
+    on_error: str = "stop",
+    kept: Path | None = None,
 ) -> dict[str, ImageSource]:
     """List both splits of a dataset.
+
+    Parameters
+    ----------
+    kept : Path, optional
+        Folder where long listings are kept from run to run.
+
+    The others are the settings of `extract.config.DataConfig`.
 
     Returns
     -------
@@ -170,36 +92,136 @@ def open_sources(
     DataError
         If something is missing or empty, or a class of val is not in train.
     """
-    names = {"train": train_split, "val": val_split}
-    if train_split == val_split:
+    if source not in SOURCES:
+        raise DataError(f"unknown data.source {source!r}. {nearest(source, SOURCES)}")
+    if source == "filelist" and train_list == val_list and train_list is not None:
+        raise DataError(f"train and val are both {val_list}: every image would be its own neighbour. Name two lists.")
+    if source != "filelist" and train_split == val_split:
         raise DataError(
             f"train and val are both {val_split!r}: every image would be its own neighbour. Name two splits."
         )
-    sources: dict[str, ImageSource]
-    if source == "digits":
-        sources = {split: DigitsSource(name) for split, name in names.items()}
-    elif root is None:
-        raise DataError("no images: say where they are with --data FOLDER (data.root)")
-    elif not root.is_dir():
-        raise DataError(
-            f"{root}: no such folder. Give the folder that holds {train_split}/ and {val_split}/ with --data"
+    sources: dict[str, ImageSource] = {}
+    for split, name, listed, labels in (
+        ("train", train_split, train_list, train_labels),
+        ("val", val_split, val_list, val_labels),
+    ):
+        place = Place(
+            split=name,
+            root=root,
+            dataset=dataset,
+            list=_found(listed, root),
+            labels=_found(labels, root),
+            classes=_found(classes, root),
+            options=options or {},
+            on_class_fault=on_class_fault,
+            on_error=on_error,
+            kept=kept,
         )
-    elif source == "torchvision":
-        if dataset is None:
-            raise DataError(
-                "say which of torchvision's data sets to read with data.dataset, such as data.dataset=CIFAR10"
-            )
-        sources = {split: TorchvisionSource(dataset, root, name) for split, name in names.items()}
-    else:
-        for split, name in names.items():
-            if not (root / name).is_dir():
-                raise DataError(
-                    f"{root / name}: no such folder, wanted as the {split} split. {root} holds {_contents(root)}. "
-                    f"Say which folder it is with --{split}-split NAME."
-                )
-        sources = {split: FolderSource(root, name, on_class_fault=on_class_fault) for split, name in names.items()}
+        sources[split] = SOURCES[source](place)
+    if source == "folder" and root is not None:
+        _label_flat_val(sources, root, _found(val_labels, root), on_class_fault)
+    for split in sources if limit is not None or per_class is not None else ():
+        rows = sources[split].rows
+        of_each = per_class if split == "train" else None
+        chosen = chosen_rows(rows.paths, rows.labels, limit=limit, per_class=of_each, seed=seed)
+        sources[split] = SubsetSource(sources[split], chosen)
     _compare_classes(sources["train"].rows, sources["val"].rows, on_class_fault)
     return sources
+
+
+def _folder(place: Place) -> ImageSource:
+    root = _existing(place, "that holds the splits' folders, or the archive")
+
+    def make() -> Listing:
+        tree, folder = tree_of(root, place.split)
+        where = str(root / place.split)
+        return list_classes(tree, folder, prefix=place.split, where=where, on_class_fault=place.on_class_fault)
+
+    return place.listed(make, "folder", place.split, place.on_class_fault)
+
+
+def _filelist(place: Place) -> ImageSource:
+    if place.list is None:
+        raise DataError("say which files list the images: data.train_list=FILE data.val_list=FILE")
+    make = partial(
+        list_files,
+        place.list,
+        root=place.root,
+        labels=place.labels,
+        classes=place.classes,
+        on_missing=place.on_error,
+    )
+    base = place.root if place.root is not None else place.list.resolve().parent
+    made_from = [path and path.resolve() for path in (place.list, place.labels, place.classes)]
+    return place.listed(make, "filelist", *made_from, place.on_error, root=base)
+
+
+def _webdataset(place: Place) -> ImageSource:
+    root = _existing(place, "that holds the shards").resolve()
+    shards = find_shards(root, place.split)
+    make = partial(list_shards, shards, root=root, classes=place.classes)
+    return place.listed(make, "webdataset", *shards, place.classes)
+
+
+def _torchvision(place: Place) -> ImageSource:
+    if place.root is None or not place.root.is_dir():
+        raise _no_root(place, "that holds the files of torchvision's data set")
+    if place.dataset is None:
+        raise DataError("say which of torchvision's data sets to read with data.dataset, such as data.dataset=CIFAR10")
+    data = torchvision_data(place.dataset, place.root, place.split, place.options)
+    listing = torchvision_listing(data, place.root)
+    return ListedSource(listing, place.root) if listing else TorchvisionSource(data, place.dataset, place.split)
+
+
+def _huggingface(place: Place) -> ImageSource:
+    return HuggingFaceSource(place.dataset, place.root, place.split, place.options)
+
+
+SOURCES: Mapping[str, Callable[[Place], ImageSource]] = {
+    "folder": _folder,
+    "filelist": _filelist,
+    "webdataset": _webdataset,
+    "torchvision": _torchvision,
+    "huggingface": _huggingface,
+    "digits": lambda place: DigitsSource(place.split),
+}
+
+
+def _existing(place: Place, what: str) -> Path:
+    if place.root is None or not place.root.exists():
+        raise _no_root(place, what)
+    return place.root
+
+
+def _no_root(place: Place, what: str) -> DataError:
+    if place.root is None:
+        return DataError(f"no images: say where they are with --data FOLDER (data.root), the folder {what}")
+    return DataError(f"{place.root}: no such folder. Give the folder {what} with --data")
+
+
+def _found(path: Path | None, root: Path | None) -> Path | None:
+    """A list may be named relative to the root."""
+    return root / path if path is not None and root is not None and (root / path).exists() else path
+
+
+def _label_flat_val(sources: dict[str, ImageSource], root: Path, labels: Path | None, on_class_fault: str) -> None:
+    """Find labels for images without class folders where the other split has some, as ImageNet's val is distributed."""
+    val, classes = sources["val"], sources["train"].rows.class_names
+    if labels is None and classes and not val.rows.class_names:
+        labels = labels_in(root)
+        if labels is None:
+            text = (
+                f"{root}: train has {len(classes):,} class folders, val has {len(val.rows.labels):,} images and "
+                f"no class folder. Name a list of their labels with data.val_labels=FILE "
+                f"(or put {' or '.join(BESIDE[:2])} into the folder)"
+            )
+            if on_class_fault == "stop":
+                raise DataError(f"{text}, or go on without labels with data.on_class_fault=warn.")
+            logger.warning("%s.", text)
+    if labels is not None and isinstance(val, ListedSource):
+        if val.rows.class_names:
+            raise DataError(f"{labels}: labels for val, whose images have class folders. Leave one of both out.")
+        sources["val"] = val.labelled(labels, classes)
 
 
 def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> None:
@@ -216,74 +238,3 @@ def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> N
         if on_class_fault == "stop":
             raise DataError(f"{text}. Rename or remove the folders, or go on with data.on_class_fault=warn.")
         logger.warning("%s; they count as wrong", text)
-
-
-def _images_below(root: Path, folder: Path, *, recurse: bool = True) -> tuple[list[str], list[int], int]:
-    """Images below a folder, as paths relative to `root`, their sizes, and how many other files there are."""
-    found: list[str] = []
-    sizes: list[int] = []
-    ignored = 0
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(EXTENSIONS):
-                path = os.path.join(parent, name)  # noqa: PTH118 (a million times)
-                found.append(os.path.relpath(path, root))
-                sizes.append(_size(path))
-            elif not name.startswith("."):
-                ignored += 1
-        if not recurse:
-            break
-    return found, sizes, ignored
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 (a million times)
-    except OSError:  # a broken link: reading it will say so
-        return -1
-
-
-def _torchvision_split(factory: Any, name: str, root: Path, split: str) -> Any:
-    """Open a data set by whichever of `train=` and `split=` its constructor takes."""
-    import inspect
-
-    parameters = inspect.signature(factory).parameters
-    options: dict[str, Any] = {}
-    if "train" in parameters:
-        options["train"] = {"train": True, "val": False, "test": False}.get(split)
-        if options["train"] is None:
-            raise DataError(f"{name} has the splits train and test; got {split!r}")
-    elif "split" in parameters:
-        options["split"] = split
-    else:
-        raise DataError(
-            f"torchvision's {name} has no splits, so train and val would be the same images. Put its images into "
-            f"folders, train/<class>/ and val/<class>/, and use data.source=folder."
-        )
-    if "download" in parameters:
-        options["download"] = False
-    try:
-        return factory(root, **options)
-    except ValueError as error:
-        raise DataError(f"{name} has no split {split!r}: {error}") from error
-    except TypeError as error:
-        raise DataError(f"torchvision's {name} needs more than a folder and a split: {error}") from error
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"{root}: the files of torchvision's {name} are not there ({error}). Put them there, for instance with "
-            f"`python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\"`."
-        ) from error
-
-
-def _labels_of(data: Any) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    for name in ("targets", "labels", "_labels", "y"):
-        labels = getattr(data, name, None)
-        if labels is not None:
-            return np.asarray(labels, dtype=np.int64).reshape(-1)
-    return np.array([data[row][1] for row in range(len(data))], np.int64)
-
-
-def _contents(folder: Path) -> str:
-    entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
-    return some(entries, show=8) if entries else "nothing"

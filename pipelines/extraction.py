@@ -50,6 +50,9 @@ from store.status import Reporter, forget_statuses
 
 logger = logging.getLogger(__name__)
 
+KEPT_LISTINGS = ".listings"
+"""Folder beside the feature sets of a store."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionReport:
@@ -146,15 +149,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
 def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
     """Check all that can be checked before any chunk is computed, and create the feature set."""
     settings = pipeline.extract
-    data = pipeline.data
-    sources: dict[str, ImageSource] = open_sources(
-        source=data.source,
-        root=data.root,
-        dataset=data.dataset,
-        train_split=data.train_split,
-        val_split=data.val_split,
-        on_class_fault=data.on_class_fault,
-    )
+    sources = sources_of(pipeline)
     transform = choose_transform(pipeline)
     options = model_options(pipeline)
     choose_device(settings.device)
@@ -272,6 +267,11 @@ def _extract(
     )
 
 
+def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
+    """List both splits; long listings are kept in the store's folder."""
+    return open_sources(**pipeline.data.model_dump(exclude={"name"}), kept=pipeline.store / KEPT_LISTINGS)
+
+
 def choose_transform(pipeline: Pipeline) -> Transform:
     """What the pipeline says of the transform; the rest from torchvision's weights, or as is usual for ImageNet."""
     chosen = (pipeline.transform or TransformConfig()).model_dump()
@@ -322,6 +322,7 @@ def _manifest(
             "weights": filled.identity,
             "transform": transform.describe(),
             "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
+            **_subset(pipeline),
         },
         dtype=pipeline.storage.dtype,
         compression=pipeline.storage.compression,
@@ -334,6 +335,14 @@ def _manifest(
         notes={"weights": filled.text, **({"weights_load": filled.load} if filled.load else {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _subset(pipeline: Pipeline) -> dict[str, Any]:
+    """Which part of the data set is taken; nothing if it is all."""
+    data = pipeline.data
+    if data.limit is None and data.per_class is None:
+        return {}
+    return {"data": {"limit": data.limit, "per_class": data.per_class, "seed": data.seed}}
 
 
 def _rows_per_chunk(

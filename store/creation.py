@@ -38,7 +38,7 @@ class SplitRows:
 
     class_names: tuple[str, ...]
 
-    sizes: Sequence[int] = ()
+    sizes: npt.NDArray[np.int64] | Sequence[int] = ()
     """Bytes of each image's file, where there are files: other images under the same names are noticed by them."""
 
     def info(self) -> SplitInfo:
@@ -53,7 +53,7 @@ class SplitRows:
         if twice:
             raise StoreError(f"two classes are called {twice[0]!r}; classes are matched by name, so rename one of them")
         listing = hashlib.sha256()
-        sizes: Sequence[int | str] = self.sizes or [""] * len(self.paths)
+        sizes = np.asarray(self.sizes).tolist() if len(self.sizes) else [""] * len(self.paths)
         for path, label, size in zip(self.paths, self.labels.tolist(), sizes, strict=True):
             listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
         return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torchvision
 
-from extract.sources import DataError, DigitsSource, open_sources
+from extract.datasets import DigitsSource
+from extract.sources import DataError, open_sources
 from tests.conftest import save_image
 
 
@@ -24,7 +25,9 @@ def test_rows_and_classes_are_those_of_torchvisions_imagefolder(photographs):
 
 def test_splits_have_whatever_names_the_user_says(photographs):
     (photographs / "val").rename(photographs / "validation")
-    with pytest.raises(DataError, match=r"val: no such folder, .* holds train/, validation/.*--val-split"):
+    with pytest.raises(
+        DataError, match=r"(?s)val: no such folder .*<class>/<image>.* holds train/, validation/.*--val-split"
+    ):
         open_sources(source="folder", root=photographs)
     assert len(open_sources(source="folder", root=photographs, val_split="validation")["val"].rows.labels) == 7
 

@@ -1,0 +1,217 @@
+"""Data sets of other libraries: torchvision's, Hugging Face's, scikit-learn's digits.
+
+torchvision's and the digits are never downloaded here; Hugging Face's library gets what is not in
+its cache, unless HF_HUB_OFFLINE=1 forbids it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from extract.images import ImageError, read_rgb, to_rgb
+from extract.kept import stamp_of
+from extract.listing import DataError, Entries, Ints, Listing
+from store import SplitRows, nearest, some
+
+
+class TorchvisionSource:
+    """One of torchvision's data sets whose files are on disk already; nothing is downloaded."""
+
+    def __init__(self, data: Any, name: str, split: str) -> None:
+        self._data = data
+        self.in_memory = hasattr(getattr(data, "data", None), "shape")
+        labels = _labels_of(data)
+        paths = [f"{name}/{split}/{row:07d}" for row in range(len(data))]
+        self.rows = SplitRows(labels=labels, paths=paths, class_names=_class_names(data, labels))
+
+    def open(self, row: int) -> Image.Image:
+        """Return the image of a row."""
+        try:
+            return to_rgb(self._data[row][0])
+        except Exception as error:  # decoders raise builtin errors of many kinds
+            raise ImageError(f"{self.rows.paths[row]}: cannot be read as an image: {error}") from error
+
+
+class DigitsSource:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,200 to train, 597 to validate.
+
+    They come with scikit-learn (the test part of UCI's Optical Recognition of Handwritten Digits).
+    """
+
+    in_memory = True
+    NUM_TRAIN = 1200
+
+    def __init__(self, split: str) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        part = {"train": slice(0, self.NUM_TRAIN), "val": slice(self.NUM_TRAIN, None)}.get(split)
+        if part is None:
+            raise DataError(f"digits has no split {split!r}; it has train and val")
+        self._images = (digits.images[part] * (255 / 16)).round().astype(np.uint8)
+        first = part.start
+        self.rows = SplitRows(
+            labels=digits.target[part].astype(np.int64),
+            paths=[f"digits/{first + row:04d}" for row in range(len(self._images))],
+            class_names=tuple(str(name) for name in digits.target_names),
+        )
+
+    def open(self, row: int) -> Image.Image:
+        """Return the image of a row."""
+        return Image.fromarray(self._images[row]).convert("RGB")
+
+
+class HuggingFaceSource:
+    """One split of a data set that Hugging Face's `datasets` reads: from the hub, a folder, or `save_to_disk`."""
+
+    in_memory = False
+
+    def __init__(self, name: str | None, root: Path | None, split: str, options: Mapping[str, Any]) -> None:
+        datasets = _import_datasets()
+        data = _load(datasets, name, root, split, options)
+        images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
+        labels = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
+        labels += [column for column in ("label", "labels", "fine_label") if column in data.features]
+        if not images:
+            raise DataError(f"{name or root}: no column of images; it has {some(list(data.features), show=8)}")
+        self._column = images[0]
+        self._data = data.cast_column(self._column, datasets.Image(decode=False))
+        numbers, names = _labels_and_names(data, labels[0] if labels else None)
+        paths = [f"{split}/{row:07d}" for row in range(len(data))]
+        self.rows = SplitRows(labels=numbers, paths=paths, class_names=names, sizes=_lengths(self._data, self._column))
+        self._name = f"{name or root}"
+
+    def open(self, row: int) -> Image.Image:
+        """Decode the image of a row."""
+        stored = self._data[row][self._column]
+        name = f"{self._name}: {self.rows.paths[row]}"
+        if stored["bytes"] is None:
+            return read_rgb(Path(stored["path"]), name=name)
+        return read_rgb(io.BytesIO(stored["bytes"]), name=name)
+
+
+def torchvision_data(name: str, root: Path, split: str, options: Mapping[str, Any]) -> Any:
+    """Open one split of one of torchvision's data sets.
+
+    Raises
+    ------
+    DataError
+        If there is none of that name, its files are not there, or it has no such split.
+    """
+    import torchvision
+
+    known = [n for n in torchvision.datasets.__all__ if n not in ("FakeData", "VisionDataset")]
+    if name not in known:
+        raise DataError(f"unknown torchvision data set {name!r}. {nearest(name, known)}")
+    factory = getattr(torchvision.datasets, name)
+    parameters = inspect.signature(factory).parameters
+    chosen: dict[str, Any] = dict(options)
+    if "train" in parameters:
+        chosen["train"] = {"train": True, "val": False, "test": False}.get(split)
+        if chosen["train"] is None:
+            raise DataError(f"{name} has the splits train and test; got {split!r}")
+    elif "split" in parameters:
+        chosen["split"] = split
+    else:
+        raise DataError(
+            f"torchvision's {name} has no splits, so train and val would be the same images. Put its images into "
+            f"folders, train/<class>/ and val/<class>/, and use data.source=folder."
+        )
+    if "download" in parameters:
+        chosen["download"] = False
+    try:
+        return factory(root, **chosen)
+    except ValueError as error:
+        raise DataError(f"{name} has no split {split!r}: {error}") from error
+    except TypeError as error:
+        raise DataError(f"torchvision's {name} does not take {chosen} (data.options): {error}") from error
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{root}: the files of torchvision's {name} are not there ({error}). Put them there, for instance with "
+            f"`python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\"`."
+        ) from error
+
+
+def torchvision_listing(data: Any, root: Path) -> Listing | None:
+    """List the files of a data set of torchvision's that has one for each image; None if it has not."""
+    samples = next((s for s in (getattr(data, n, None) for n in ("samples", "_samples", "imgs")) if s), None)
+    if not isinstance(samples, list) or not isinstance(samples[0], tuple):
+        return None
+    entries = Entries()
+    base = str(root).rstrip("/") + "/"
+    for path, label in samples:
+        changed, size = stamp_of(path)
+        entries.add(str(path).removeprefix(base), size=size, changed=changed, label=-1 if label is None else label)
+    return entries.listing(class_names=_class_names(data, np.array(entries.columns["labels"])))
+
+
+def _class_names(data: Any, labels: Ints) -> tuple[str, ...]:
+    classes = getattr(data, "classes", None) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    names = ["/".join(c) if isinstance(c, tuple) else str(c) for c in classes]
+    # ImageNet has two classes "crane", a bird and a machine.
+    return tuple(name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names))
+
+
+def _labels_of(data: Any) -> Ints:
+    for name in ("targets", "labels", "_labels", "y"):
+        labels = getattr(data, name, None)
+        if labels is not None:
+            return np.asarray(labels, dtype=np.int64).reshape(-1)
+    return np.array([data[row][1] for row in range(len(data))], np.int64)
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"data.source=huggingface needs Hugging Face's datasets: pip install 'featbench[huggingface]' ({error})"
+        ) from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _load(datasets: Any, name: str | None, root: Path | None, split: str, options: Mapping[str, Any]) -> Any:
+    if name is None and root is None:
+        raise DataError("say which data set: data.dataset=NAME on the hub, or --data FOLDER")
+    where = name or str(root)
+    try:
+        if name is None and root is not None and (root / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(str(root))
+            if split not in splits:
+                raise DataError(f"{root}: no split {split!r}. {nearest(split, splits)}")
+            return splits[split]
+        data_dir = {"data_dir": str(root)} if name is not None and root is not None else {}
+        return datasets.load_dataset(where, split=split, **data_dir, **options)
+    except DataError:
+        raise
+    except Exception as error:  # of many kinds: no connection, no such data set, no such split
+        raise DataError(f"{where}: Hugging Face's datasets can't read the split {split!r}: {error}") from error
+
+
+def _labels_and_names(data: Any, column: str | None) -> tuple[Ints, tuple[str, ...]]:
+    if column is None:
+        return np.full(len(data), -1, np.int64), ()
+    values = data.with_format("numpy")[column][:]
+    names = getattr(data.features[column], "names", None)
+    if names is not None:
+        return np.asarray(values, np.int64), tuple(names)
+    unique, numbers = np.unique(values, return_inverse=True)
+    return numbers.astype(np.int64), tuple(map(str, unique))
+
+
+def _lengths(data: Any, column: str) -> Ints:
+    """Bytes of each image, from the offsets alone; none where rows were picked or files lie elsewhere."""
+    import pyarrow.compute as pc
+
+    stored = pc.struct_field(data.data.column(column), "bytes")
+    if len(stored) != len(data) or stored.null_count:
+        return np.empty(0, np.int64)
+    return np.asarray(pc.binary_length(stored).to_numpy(), np.int64)

@@ -1,0 +1,122 @@
+"""Labels of a folder without class folders, such as ImageNet's val as it is distributed.
+
+They come from a list (a `.csv` such as Kaggle's LOC_val_solution.csv, or any list that
+`extract.filelists` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
+table of which class each number means.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from extract.filelists import FileList, numbered, read_list
+from extract.listing import DataError, Ints, Listing
+from store import some
+
+logger = logging.getLogger(__name__)
+
+BESIDE = ("LOC_val_solution.csv", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz")
+"""What is looked for in the root if no labels are named."""
+
+GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+META = "data/meta.mat"
+
+
+def labels_in(root: Path) -> Path | None:
+    """The labels of a flat val folder that lie in the root, if any do."""
+    return next((root / name for name in BESIDE if (root / name).exists()), None)
+
+
+def with_labels(listing: Listing, source: Path, class_names: Sequence[str]) -> Listing:
+    """Give the images of a flat folder the labels that a list or a development kit has for their names.
+
+    Parameters
+    ----------
+    listing : Listing
+        Without labels.
+    source : Path
+        A list, or the development kit: unpacked, or its `.tar.gz`.
+    class_names : sequence of str
+        Classes of the other split: labels are their names, or numbers that count them from 0.
+
+    Raises
+    ------
+    DataError
+        If an image has no label, or a label is no class of the other split.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder, wanted as the labels of images without class folders")
+    is_devkit = source.is_dir() or source.name.endswith((".tar.gz", ".tgz", ".tar"))
+    labels = _by_devkit(listing, source) if is_devkit else _by_name(listing, read_list(source))
+    numbers, names = numbered(labels, class_names or None, where=source)
+    return replace(listing, labels=numbers, class_names=names)
+
+
+def _by_name(listing: Listing, listed: FileList) -> Sequence[str]:
+    if listed.labels is None:
+        raise DataError(f"{listed.where}: expected a path and a label in each line; there is only one column")
+    labels: dict[str, str] = {}
+    for path, label in zip(listed.paths, listed.labels, strict=True):
+        labels[PurePosixPath(path).name] = str(label)
+    stems = {PurePosixPath(name).stem: label for name, label in labels.items()}
+    found = []
+    for path in listing.paths:
+        name = PurePosixPath(path).name
+        label = labels.get(name, stems.get(PurePosixPath(name).stem))
+        if label is None:
+            raise DataError(f"{listed.where}: no label for {path}; it has {len(labels):,} labels")
+        found.append(label)
+    if len(labels) != len(found):
+        logger.warning("%s: labels whose image is not there: %d", listed.where, len(labels) - len(found))
+    return found
+
+
+def _by_devkit(listing: Listing, devkit: Path) -> Sequence[str]:
+    truth = [int(line) for line in _devkit_file(devkit, GROUND_TRUTH).split()]
+    wnids = _wnids(_devkit_file(devkit, META), devkit)
+    found = []
+    for path in listing.paths:
+        number = re.search(r"_(\d{8})\.[A-Za-z]+$", path)
+        if number is None or not 1 <= int(number[1]) <= len(truth):
+            raise DataError(
+                f"{path}: ImageNet's development kit has labels for ILSVRC2012_val_00000001 to {len(truth):08d}; "
+                f"label other images with a list, data.val_labels=labels.csv"
+            )
+        found.append(wnids[truth[int(number[1]) - 1]])
+    if len(found) != len(truth):
+        logger.warning("%s: labels whose image is not there: %d", devkit, len(truth) - len(found))
+    return found
+
+
+def _wnids(meta: bytes, devkit: Path) -> dict[int, str]:
+    """Which WordNet id each of the development kit's numbers means; they are not in the order of the ids."""
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        numbers: Ints = np.array([int(each) for each in synsets["ILSVRC2012_ID"]], np.int64)
+        return dict(zip(numbers.tolist(), map(str, synsets["WNID"]), strict=True))
+    except (ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+        raise DataError(f"{devkit}: {META} is not that of ImageNet's development kit: {error}") from error
+
+
+def _devkit_file(devkit: Path, name: str) -> bytes:
+    try:
+        if devkit.is_dir():
+            return (devkit / name).read_bytes()
+        with tarfile.open(devkit) as archive:
+            inner = [each for each in archive.getnames() if each.endswith(name)]
+            file = archive.extractfile(inner[0]) if inner else None
+            if file is None:
+                raise DataError(f"{devkit}: {name} is not in it; it has {some(archive.getnames(), show=5)}")
+            return file.read()
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{devkit}: {name} cannot be read from ImageNet's development kit: {error}") from error

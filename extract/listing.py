@@ -1,0 +1,178 @@
+"""Listings: which images a split consists of, in a few arrays, whatever their number.
+
+A million paths as Python strings take hundreds of megabytes, and every loading process would come
+to copy them page by page, since reading a string writes its reference count. Here they are one run
+of bytes with offsets, which processes share.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from store import BenchError
+
+Ints = npt.NDArray[np.int64]
+
+
+class DataError(BenchError):
+    """A dataset is not as it must be."""
+
+
+class ChangedError(DataError):
+    """An image is not the one that was listed."""
+
+
+class Paths(Sequence[str]):
+    """Many paths in two arrays: bytes, and where each path ends among them.
+
+    Names that are not UTF-8 come back as Python's file functions give them (surrogateescape).
+
+    Examples
+    --------
+    >>> Paths.of(["a/1.jpg", "b/2.jpg"])[1]
+    'b/2.jpg'
+    """
+
+    def __init__(self, text: npt.NDArray[np.uint8], ends: Ints) -> None:
+        self.text = text
+        self.ends = ends
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> Paths:
+        """Pack paths."""
+        text, ends = bytearray(), array("q")
+        for path in paths:
+            text += path.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        return cls(np.frombuffer(bytes(text), np.uint8), np.frombuffer(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self.ends[index - 1] if index else 0
+        return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        start, text = 0, self.text.tobytes()
+        for first in range(0, len(self), 10_000):  # never all of the offsets as Python numbers
+            for end in self.ends[first : first + 10_000].tolist():
+                yield str(text[start:end], "utf-8", "surrogateescape")
+                start = end
+
+    def take(self, rows: Ints) -> Paths:
+        """Those of some rows, in their order."""
+        starts = np.concatenate([[0], self.ends[:-1]])[rows]
+        lengths = self.ends[rows] - starts
+        ends = np.cumsum(lengths)
+        within = np.arange(int(lengths.sum())) - np.repeat(ends - lengths, lengths)
+        return Paths(self.text[np.repeat(starts, lengths) + within], ends)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The images of a split in their order; all arrays have N rows."""
+
+    paths: Paths
+    """Relative to the root, or as the list has them."""
+
+    sizes: Ints
+    """Bytes of the image's file; -1 where there was none to be found, such as behind a broken link."""
+
+    changed: Ints
+    """Time of the file's last change in ns; of files within an archive, 0."""
+
+    starts: Ints
+    """Where a file begins within its archive; 0 for a file of its own."""
+
+    archive: Ints
+    """Which of `archives` holds it."""
+
+    labels: Ints
+    """Index into `class_names`, or -1 where a row has no label."""
+
+    class_names: tuple[str, ...]
+    archives: Paths
+    """Archives that hold the images; empty if each is a file of its own."""
+
+    watched: Paths
+    """Folders and files that change when the listing does: class folders, lists, archives."""
+
+    stamps: Ints
+    """Shape (W, 2): time of the last change in ns and size of each of them when the split was listed."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(slots=True)
+class Entries:
+    """Images while they are being listed."""
+
+    text: bytearray = field(default_factory=bytearray)
+    columns: dict[str, array[int]] = field(
+        default_factory=lambda: {
+            name: array("q") for name in ("ends", "sizes", "changed", "starts", "archive", "labels")
+        }
+    )
+
+    def __len__(self) -> int:
+        return len(self.columns["ends"])
+
+    def add(self, path: str, *, size: int, label: int, changed: int = 0, start: int = 0, archive: int = 0) -> None:
+        """Append one image."""
+        columns = self.columns
+        self.text += path.encode("utf-8", "surrogateescape")
+        columns["ends"].append(len(self.text))
+        columns["sizes"].append(size)
+        columns["changed"].append(changed)
+        columns["starts"].append(start)
+        columns["archive"].append(archive)
+        columns["labels"].append(label)
+
+    def listing(
+        self,
+        *,
+        class_names: Sequence[str] = (),
+        archives: Iterable[str] = (),
+        watched: Iterable[tuple[str, int, int]] = (),
+        **replaced: Any,
+    ) -> Listing:
+        """Return the finished listing; `watched` are (path, time of change in ns, size)."""
+        columns = {name: np.array(values, np.int64) for name, values in self.columns.items()}
+        paths = Paths(np.frombuffer(bytes(self.text), np.uint8), columns.pop("ends"))
+        seen = list(watched)
+        facts: dict[str, Any] = {
+            "paths": paths,
+            **columns,
+            "class_names": tuple(class_names),
+            "archives": Paths.of(archives),
+            "watched": Paths.of(path for path, _, _ in seen),
+            "stamps": np.array([stamp for _, *stamp in seen], np.int64).reshape(-1, 2),
+        }
+        return Listing(**(facts | replaced))
+
+
+def first_duplicate(paths: Paths) -> str | None:
+    """Return a path that occurs twice, or None; takes 16 bytes for each path."""
+    hashes = np.fromiter((hash(path) for path in paths), np.int64, len(paths))
+    order = np.argsort(hashes, kind="stable")
+    equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    for at in equal.tolist():
+        first, second = paths[int(order[at])], paths[int(order[at + 1])]
+        if first == second:
+            return first
+    return None

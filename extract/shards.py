@@ -1,0 +1,147 @@
+"""WebDataset shards: tar archives whose files of one name, but for their endings, make one sample.
+
+An image (`.jpg`, `.png`, ...), and its label: `.cls`, a number or a name, or `.json` with `label`. The
+rows are in the shards' order. The tar's headers are read once and the images where they lie, so the
+`webdataset` package is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby, product
+from pathlib import Path
+
+import numpy as np
+
+from extract.archives import Member, members, read_member
+from extract.filelists import numbered, read_classes
+from extract.images import EXTENSIONS
+from extract.kept import stamp_of
+from extract.listing import DataError, Entries, Listing, first_duplicate
+from store import some
+
+LABEL_KEYS = ("label", "cls", "class", "target")
+
+
+def find_shards(root: Path, split: str) -> list[Path]:
+    """Shards of a split: `<split>*.tar` in the root, `*.tar` in its folder, or a pattern such as `val-{000..049}.tar`.
+
+    Raises
+    ------
+    DataError
+        If there is none, or one of those that braces name is missing.
+    """
+    patterns = _braces(split) if re.search(r"[{*?\[]", split) else [f"{split}*.tar", f"{split}/*.tar"]
+    found = {pattern: sorted(root.glob(pattern)) for pattern in patterns}
+    missing = [pattern for pattern, shards in found.items() if not shards]
+    if len(missing) == len(patterns) or (missing and "{" in split):
+        there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        raise DataError(
+            f"{root}: no shards {some(missing)}. It holds {some(there, show=8) or 'nothing'}. Name the splits' shards "
+            f"with --train-split and --val-split, such as 'train-{{0000..0146}}.tar'."
+        )
+    return [shard for shards in found.values() for shard in shards]
+
+
+def list_shards(shards: Sequence[Path], *, root: Path, classes: Path | None = None) -> Listing:
+    """List the samples of some shards.
+
+    Parameters
+    ----------
+    shards : sequence of Path
+        Tar archives.
+    root : Path
+        What the rows' paths are relative to.
+    classes : Path, optional
+        Names of the classes that the labels count, one a line.
+
+    Raises
+    ------
+    DataError
+        If a sample has two images or none, or some have a label and some have not.
+    """
+    entries = Entries()
+    labels: list[str] = []
+    watched = [(str(shard), *stamp_of(shard)) for shard in shards]
+    for number, shard in enumerate(shards):
+        inner = str(shard.relative_to(root)) if shard.is_relative_to(root) else shard.name
+        with shard.open("rb") as file:
+            for key, parts in groupby(members(shard), key=lambda member: _key(member.path)):
+                sample = list(parts)
+                image = _image(shard, key, sample)
+                entries.add(f"{inner}/{image.path}", size=image.size, label=-1, start=image.start, archive=number)
+                label = _label(shard, key, sample, file.fileno())
+                if label is not None:
+                    labels.append(label)
+    if labels and len(labels) != len(entries):
+        raise DataError(
+            f"{shards[0]}, ...: {len(entries):,} samples, {len(labels):,} of them with a label (.cls, or .json with "
+            f"{', '.join(LABEL_KEYS)}). All must have one, or none."
+        )
+    known = read_classes(classes) if classes is not None else None
+    numbers, names = numbered(labels, known, where=shards[0]) if labels else (np.full(len(entries), -1), known or ())
+    listing = entries.listing(labels=numbers, class_names=names, archives=map(str, shards), watched=watched)
+    if not len(listing):
+        raise DataError(f"{shards[0]}, ...: no samples in {len(shards)} shard(s)")
+    twice = first_duplicate(listing.paths)
+    if twice is not None:
+        raise DataError(f"{twice} is there twice. Make the shards again: each sample is one row.")
+    return listing
+
+
+def _key(path: str) -> str:
+    folder, name = posixpath.split(path)
+    return posixpath.join(folder, name.partition(".")[0])
+
+
+def _image(shard: Path, key: str, sample: Sequence[Member]) -> Member:
+    images = [member for member in sample if member.path.lower().endswith(EXTENSIONS)]
+    if len(images) != 1:
+        raise DataError(
+            f"{shard}: sample {key!r} has {len(images)} images; expected one. A sample is all files of one name up to "
+            f"the first dot; here: {some([member.path for member in sample], show=5)}."
+        )
+    return images[0]
+
+
+def _label(shard: Path, key: str, sample: Sequence[Member], descriptor: int) -> str | None:
+    for member in sample:
+        ending = member.path[len(key) :].lower()
+        if ending not in (".cls", ".cls.txt", ".json"):
+            continue
+        text = read_member(shard, descriptor, start=member.start, size=member.size).decode(errors="replace").strip()
+        if ending != ".json":
+            return text
+        try:
+            facts = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{shard}: {member.path} is not JSON: {error}") from error
+        label = next((facts[name] for name in LABEL_KEYS if name in facts), None) if isinstance(facts, dict) else facts
+        if label is not None:
+            return str(label)
+    return None
+
+
+def _braces(pattern: str) -> list[str]:
+    """Spell out braces.
+
+    Examples
+    --------
+    >>> _braces("train-{08..10}.tar")
+    ['train-08.tar', 'train-09.tar', 'train-10.tar']
+    """
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [list(_choices(piece)) if at % 2 else [piece] for at, piece in enumerate(pieces)]
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _choices(inner: str) -> Iterator[str]:
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+    if span is None:
+        yield from inner.split(",")
+        return
+    for number in range(int(span[1]), int(span[2]) + 1):
+        yield str(number).zfill(len(span[1]))

@@ -1,0 +1,56 @@
+"""Parts of a split: at most so many images, or so many of each class.
+
+Which ones depends on the seed and on the images' paths alone, so it is the same on every machine,
+and a smaller part lies within a larger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from extract.listing import Ints
+
+
+def chosen_rows(
+    paths: Sequence[str], labels: Ints, *, limit: int | None = None, per_class: int | None = None, seed: int = 0
+) -> Ints:
+    """Choose rows at random; they keep their order.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Of all N rows.
+    labels : ndarray of shape (N,)
+        Rows without a label (-1) are not chosen by class.
+    limit : int, optional
+        At most so many in all.
+    per_class : int, optional
+        At most so many of each class.
+    seed : int
+        Another seed, another choice.
+
+    Examples
+    --------
+    >>> chosen_rows(list("abcdef"), np.array([0, 0, 0, 1, 1, -1]), per_class=1, seed=3)
+    array([0, 4])
+    """
+    order = np.argsort(_lots(paths, seed), kind="stable")
+    if per_class is not None:
+        order = order[labels[order] >= 0]
+        by_class = order[np.argsort(labels[order], kind="stable")]  # within a class by lot
+        first = np.searchsorted(labels[by_class], labels[by_class])
+        order = by_class[np.arange(len(by_class)) - first < per_class]
+        order = order[np.argsort(_lots([paths[row] for row in order.tolist()], seed), kind="stable")]
+    return np.sort(order[:limit])
+
+
+def _lots(paths: Sequence[str], seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """A number for each path, as good as random."""
+    salt = seed.to_bytes(16, "little", signed=True)
+    digests = (
+        hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest() for path in paths
+    )
+    return np.frombuffer(b"".join(digests), np.uint64)

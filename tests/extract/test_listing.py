@@ -1,0 +1,178 @@
+"""Listings: compact, the same after being kept, and not believed once something has changed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from extract import kept
+from extract.listing import ChangedError, DataError, Paths, first_duplicate
+from extract.sources import open_sources
+from extract.subsets import chosen_rows
+from tests.conftest import save_image
+
+NAMES = ["a/1.jpg", "", "émeu bleu/ü.png", "caf\udce9/x.jpg", "b" * 300]
+
+
+def test_packed_paths_are_a_sequence_of_the_same_strings():
+    paths = Paths.of(NAMES)
+    assert list(paths) == NAMES
+    assert [paths[row] for row in range(-len(NAMES), 0)] == NAMES
+    assert paths[1:4] == NAMES[1:4]
+    assert list(paths.take(np.array([4, 0, 2]))) == [NAMES[4], NAMES[0], NAMES[2]]
+    assert list(pickle.loads(pickle.dumps(paths))) == NAMES
+    with pytest.raises(IndexError):
+        paths[len(NAMES)]
+
+
+def test_a_path_costs_its_bytes_and_an_offset():
+    names = (f"train/n{row // 1000:08d}/n{row // 1000:08d}_{row}.JPEG" for row in range(100_000))
+    tracemalloc.start()
+    paths = Paths.of(names)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(paths) == 100_000
+    assert size < 100_000 * 50
+
+
+def test_a_path_that_occurs_twice_is_found():
+    names = [f"{row}.jpg" for row in range(1000)]
+    assert first_duplicate(Paths.of(names)) is None
+    assert first_duplicate(Paths.of([*names, "37.jpg"])) == "37.jpg"
+
+
+@pytest.fixture
+def settled(photographs, tmp_path, monkeypatch):
+    """The photographs, listed long after they were last changed, and a folder where any listing is kept."""
+    monkeypatch.setattr(kept, "MANY", 1)
+    age(photographs)
+    return photographs, tmp_path / "kept"
+
+
+def age(root, by=10 * 10**9):
+    for path in (root, *root.rglob("*")):
+        then = path.stat().st_mtime_ns - by
+        os.utime(path, ns=(then, then))
+
+
+def counted(monkeypatch):
+    """Count how often a split is listed from its files."""
+    from extract import sources
+
+    calls = []
+    original = sources.list_classes
+    monkeypatch.setattr(sources, "list_classes", lambda *a, **k: calls.append(1) or original(*a, **k))
+    return calls
+
+
+def test_a_kept_listing_is_the_listing(settled, monkeypatch):
+    root, folder = settled
+    calls = counted(monkeypatch)
+    first = open_sources(source="folder", root=root, kept=folder)
+    again = open_sources(source="folder", root=root, kept=folder)
+    assert len(calls) == 2
+    for split in ("train", "val"):
+        assert again[split].rows.info() == first[split].rows.info()
+        assert list(again[split].rows.paths) == list(first[split].rows.paths)
+        assert again[split].open(1).size == first[split].open(1).size
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "rename", "rewrite", "damage the listing"])
+def test_a_kept_listing_is_made_anew_when_something_has_changed(settled, monkeypatch, change):
+    root, folder = settled
+    open_sources(source="folder", root=root, kept=folder)
+    file = root / "train" / "cat" / "000.jpg"
+    if change == "add":
+        save_image(root / "train" / "cat" / "new.jpg")
+    elif change == "remove":
+        file.unlink()
+    elif change == "rename":
+        file.rename(file.with_name("renamed.jpg"))
+    elif change == "rewrite":
+        save_image(file, seed=99)
+    else:
+        for path in folder.iterdir():
+            path.write_bytes(path.read_bytes()[:-100])
+    calls = counted(monkeypatch)
+    again = open_sources(source="folder", root=root, kept=folder)
+    assert calls
+    assert again["train"].rows.info() == open_sources(source="folder", root=root)["train"].rows.info()
+
+
+def test_a_listing_of_a_folder_that_was_just_changed_is_not_kept(photographs, tmp_path, monkeypatch):
+    """Another change within the clock's tick would not show."""
+    monkeypatch.setattr(kept, "MANY", 1)
+    (photographs / "train" / "cat" / "000.jpg").touch()
+    save_image(photographs / "train" / "cat" / "new.jpg")
+    open_sources(source="folder", root=photographs, kept=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").glob("*"))) <= 1
+
+
+@pytest.mark.parametrize(("change", "message"), [("vanish", "is gone"), ("rewrite", "was changed since")])
+def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, monkeypatch, change, message):
+    root, folder = settled
+    monkeypatch.setattr(kept, "SAMPLE", 1)  # only row 0 is looked up before the listing is believed
+    open_sources(source="folder", root=root, kept=folder)
+    name = root / "train" / "cat" / "003.jpg"
+    if change == "vanish":
+        stamp = name.parent.stat()
+        name.unlink()
+        os.utime(name.parent, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))
+    else:
+        save_image(name, seed=99, size=(90, 80))
+    source = open_sources(source="folder", root=root, kept=folder)["train"]
+    with pytest.raises(ChangedError, match=rf"003\.jpg: it was listed with [\d,]+ bytes and .*{message}"):
+        source.open(3)
+    calls = counted(monkeypatch)
+    open_sources(source="folder", root=root, kept=folder)
+    assert len(calls) == 1, "the kept listing was discarded"
+
+
+def test_a_part_is_the_same_for_the_same_seed_and_lies_within_a_larger_one():
+    paths, labels = [f"{row}.jpg" for row in range(500)], np.arange(500) % 7
+    part = chosen_rows(paths, labels, limit=50, seed=1)
+    assert part.tolist() == sorted(set(part.tolist()))
+    assert len(part) == 50
+    assert set(part) <= set(chosen_rows(paths, labels, limit=90, seed=1))
+    assert part.tolist() != chosen_rows(paths, labels, limit=50, seed=2).tolist()
+    by_class = chosen_rows(paths, labels, per_class=13)
+    assert np.bincount(labels[by_class]).tolist() == [13] * 7
+    assert np.bincount(labels[chosen_rows(paths, labels, per_class=13, limit=20)]).sum() == 20
+    assert len(chosen_rows(paths, labels, limit=10_000)) == 500
+
+
+def test_limits_reach_the_splits(photographs):
+    sources = open_sources(source="folder", root=photographs, per_class=2)
+    assert np.bincount(sources["train"].rows.labels).tolist() == [2, 2, 2]
+    assert len(sources["val"].rows.labels) == 7
+    whole = open_sources(source="folder", root=photographs)["train"]
+    for row, path in enumerate(sources["train"].rows.paths):
+        original = list(whole.rows.paths).index(path)
+        assert np.array_equal(np.asarray(sources["train"].open(row)), np.asarray(whole.open(original)))
+    limited = open_sources(source="folder", root=photographs, limit=4, on_class_fault="warn")
+    assert [len(source.rows.labels) for source in limited.values()] == [4, 4]
+    assert limited["val"].rows.info() != open_sources(source="folder", root=photographs)["val"].rows.info()
+
+
+def test_a_link_that_leads_back_is_refused_by_name(photographs):
+    (photographs / "train" / "cat" / "again").symlink_to(photographs / "train")
+    with pytest.raises(DataError, match="cat/again: this link leads back"):
+        open_sources(source="folder", root=photographs)
+
+
+def test_links_to_other_folders_are_followed(photographs, tmp_path):
+    save_image(tmp_path / "elsewhere" / "more.jpg")
+    (photographs / "train" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (photographs / "train" / "cat" / "self").symlink_to(photographs / "train" / "cat" / "self")
+    assert "train/cat/more/more.jpg" in list(open_sources(source="folder", root=photographs)["train"].rows.paths)
+
+
+def test_classes_that_differ_in_case_alone_stop_or_warn(photographs):
+    save_image(photographs / "train" / "Cat" / "a.jpg")
+    with pytest.raises(DataError, match="'Cat' and 'cat' differ in upper and lower case alone"):
+        open_sources(source="folder", root=photographs)
+    assert len(open_sources(source="folder", root=photographs, on_class_fault="warn")["train"].rows.labels) == 13

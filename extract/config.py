@@ -21,7 +21,7 @@ def _fraction(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_fraction)]
+Number = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=float | str)]
 
 
 def _head(value: Any) -> Any:
@@ -29,7 +29,9 @@ def _head(value: Any) -> Any:
     return (value, {}) if isinstance(value, str) else value
 
 
-Head = Annotated[tuple[str, dict[str, Any]], BeforeValidator(_head)]
+Head = Annotated[
+    tuple[str, dict[str, Any]], BeforeValidator(_head, json_schema_input_type=str | tuple[str, dict[str, Any]])
+]
 Side = Annotated[int, Field(gt=0)]
 
 

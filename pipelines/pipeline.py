@@ -1,6 +1,7 @@
 """A pipeline: one YAML file that says everything about a benchmark, with overrides from the command line.
 
 `digits`, `folder`, ... are the files beside this module; any other YAML file is named by its path.
+One may extend another (`base: in1k`), and takes where the images are from the catalogue (`data.name`).
 All faults of a file and its overrides are reported at once.
 """
 
@@ -8,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from evaluate.config import EvaluateConfig
 from extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
+from pipelines.catalogue import CatalogueError, settings_of
 from store import BenchError, LayerSpec, StoreError, nearest
 from store.config import Config, StoreConfig
 from store.layers import layers_of
 
 SHIPPED = Path(__file__).parent
+_NO_PIPELINES = ("datasets",)
 LOCAL = Path("bench.yaml")
 DEFAULT = "digits"
 
@@ -29,6 +32,10 @@ NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 
 class PipelineError(BenchError):
     """A pipeline that does not exist, or can't be read as one."""
+
+
+WHOLE = ("weights",)
+"""Sections that a pipeline takes from its base whole or not at all: one source of weights excludes the others."""
 
 
 class Pipeline(Config):
@@ -47,7 +54,7 @@ class Pipeline(Config):
     model: ModelConfig = ModelConfig()
     weights: WeightsConfig = WeightsConfig()
 
-    layers: tuple[str, ...] = ("flatten",)
+    layers: Annotated[tuple[str, ...], Field(json_schema_extra={"items": {"type": ["string", "array"]}})] = ("flatten",)
     """Layers to extract: `res4`, `res4:AvgPool2d(8,3,0)`, or VISSL's `[res4, [AvgPool2d, [[8, 8], 3, 0]]]`."""
 
     extract: ExtractConfig = ExtractConfig()
@@ -94,19 +101,36 @@ def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None 
     """Make a pipeline of settings that are read already; see `load_pipeline`."""
     for key, value in (overrides or {}).items():
         _put(settings, key, value)
+    unknown = _look_up(settings)
     try:
-        return Pipeline.model_validate(settings)
+        pipeline = Pipeline.model_validate(settings)
     except ValidationError as error:
-        raise PipelineError(_faults(where, error)) from error
+        raise PipelineError(_listed(where, _faults(error) | unknown)) from error
+    if unknown:
+        raise PipelineError(_listed(where, unknown))
+    return pipeline
+
+
+def as_yaml(pipeline: Pipeline) -> str:
+    """Write a pipeline with all its settings, so that it can be read again."""
+    return yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of pipeline files, for editors."""
+    schema = Pipeline.model_json_schema()
+    schema["title"] = "featbench pipeline"
+    text = "Pipeline that this one extends: a shipped one by name, or a path relative to this file."
+    schema["properties"] = {"base": {"type": "string", "description": text}, **schema["properties"]}
+    return schema
 
 
 def find_pipeline(name: str | None) -> Path:
     """Return the YAML file that a name means."""
     if name is None:
         return LOCAL if LOCAL.is_file() else SHIPPED / f"{DEFAULT}.yaml"
-    shipped = SHIPPED / f"{name}.yaml"
-    if shipped.is_file() and "/" not in name:
-        return shipped
+    if name in pipeline_names():
+        return SHIPPED / f"{name}.yaml"
     path = Path(name)
     if path.is_file():
         return path
@@ -115,7 +139,7 @@ def find_pipeline(name: str | None) -> Path:
 
 def pipeline_names() -> list[str]:
     """Names of the shipped pipelines."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml") if path.stem not in _NO_PIPELINES)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -138,7 +162,42 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file, on top of the one that it extends."""
+    settings = _read_alone(path)
+    if "base" not in settings:
+        return settings
+    named = settings.pop("base")
+    if not isinstance(named, str):
+        raise PipelineError(f"{path}: base must be the name or path of one pipeline; got {named!r}")
+    beside = path.parent / named
+    base = beside if beside.is_file() else find_pipeline(named)
+    if base.resolve() in (chain := (*extending, path.resolve())):
+        raise PipelineError(f"{path}: base {named} extends it in turn: {' -> '.join(p.name for p in (*chain, base))}")
+    settings.setdefault("name", path.stem)
+    return _merged(_read(base, chain), settings)
+
+
+def _merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _look_up(settings: dict[str, Any]) -> dict[str, str]:
+    """Put what the catalogue says of the data set beneath what is said here; returns faults."""
+    data = settings.get("data")
+    if isinstance(data, dict) and isinstance(name := data.get("name"), str):
+        try:
+            settings["data"] = settings_of(name) | {key: value for key, value in data.items() if value is not None}
+        except CatalogueError as error:
+            return {"data.name": str(error)}
+    return {}
+
+
+def _read_alone(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -157,7 +216,8 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[last] = value
 
 
-def _faults(where: str, error: ValidationError) -> str:
+def _faults(error: ValidationError) -> dict[str, str]:
+    """What is wrong, by setting."""
     faults: dict[str, str] = {}
     for fault in error.errors():
         key, section = _place(fault["loc"])
@@ -172,6 +232,10 @@ def _faults(where: str, error: ValidationError) -> str:
                 faults[key] = f"{message[0].lower()}{message[1:]}, or: {faults[key]}"
             else:
                 faults[key] = f"{message}; got {_brief(fault['input'])}"
+    return faults
+
+
+def _listed(where: str, faults: Mapping[str, str]) -> str:
     count = "1 setting is" if len(faults) == 1 else f"{len(faults)} settings are"
     return f"{where}: {count} wrong:\n  " + "\n  ".join(f"{key}: {text}" for key, text in faults.items())
 

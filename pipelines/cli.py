@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.commands import feature_sets, models, stages, vissl
+from pipelines.commands import feature_sets, models, planning, stages, vissl
 
 app = typer.Typer(
     name="bench",
@@ -19,12 +19,15 @@ for command in (
     stages.extract,
     stages.evaluate,
     stages.run,
+    planning.plan,
     feature_sets.verify,
     feature_sets.ls,
     feature_sets.info,
     models.layers,
     models.models,
     vissl.import_vissl,
+    planning.datasets,
+    planning.schema,
 ):
     app.command()(command)
 app.command("import")(feature_sets.import_)

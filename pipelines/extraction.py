@@ -9,7 +9,7 @@ import platform
 import socket
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -40,6 +40,7 @@ from store import (
     LayerInfo,
     Manifest,
     RankStatus,
+    SplitRows,
     Work,
     WorkQueue,
     make_ready,
@@ -77,8 +78,8 @@ class ExtractionReport:
 
 
 @dataclass(slots=True, kw_only=True)
-class Prepared:
-    """All that a rank needs, checked; the feature set exists."""
+class Checked:
+    """All that an extraction needs, checked; nothing is written yet."""
 
     pipeline: Pipeline
     sources: dict[str, ImageSource]
@@ -88,12 +89,28 @@ class Prepared:
     """A blank one, of the size that the trunk will see."""
 
     layers: dict[str, LayerInfo]
+    manifest: Manifest
+
+    @property
+    def weights(self) -> str:
+        """What the weights are, in words."""
+        return str(self.manifest.notes["weights"])
+
+    @property
+    def rows(self) -> dict[str, SplitRows]:
+        """Labels and paths of both splits."""
+        return {split: source.rows for split, source in self.sources.items()}
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared(Checked):
+    """All that a rank needs, checked; the feature set exists."""
+
     features: FeatureSet
-    weights: str
 
     def make_ready(self) -> None:
         """Make the feature set ready for writing; under the lock, alone."""
-        make_ready(self.features, {split: source.rows for split, source in self.sources.items()}, self.layers)
+        make_ready(self.features, self.rows, self.layers)
         forget_statuses(self.features.journals)
 
     def missing(self) -> tuple[str, ...]:
@@ -148,6 +165,13 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
 
 def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
     """Check all that can be checked before any chunk is computed, and create the feature set."""
+    checked = check(pipeline, overwrite=overwrite)
+    features = open_or_create(pipeline.store / pipeline.name, checked.manifest, checked.rows, overwrite=overwrite)
+    return Prepared(**{each.name: getattr(checked, each.name) for each in fields(checked)}, features=features)
+
+
+def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
+    """Check all that can be checked before anything is written."""
     settings = pipeline.extract
     sources = sources_of(pipeline)
     transform = choose_transform(pipeline)
@@ -166,21 +190,14 @@ def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
     filled = fill(taps, image, pipeline.weights)
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
     manifest = _manifest(pipeline, sources, transform, options, chunk_rows, filled)
-    features = open_or_create(
-        pipeline.store / pipeline.name,
-        manifest,
-        {split: source.rows for split, source in sources.items()},
-        overwrite=overwrite,
-    )
-    return Prepared(
+    return Checked(
         pipeline=pipeline,
         sources=sources,
         transform=transform,
         trunk=trunk,
         image=image,
         layers=layers,
-        features=features,
-        weights=filled.text,
+        manifest=manifest,
     )
 
 
@@ -332,7 +349,11 @@ def _manifest(
             "python": platform.python_version(),
             **{package: version(package) for package in ("featbench", "torch", "torchvision", "pillow", "zarr")},
         },
-        notes={"weights": filled.text, **({"weights_load": filled.load} if filled.load else {})},
+        notes={
+            "weights": filled.text,
+            **({"weights_load": filled.load} if filled.load else {}),
+            "pipeline": pipeline.model_dump(mode="json"),
+        },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -37,6 +37,7 @@ Layers = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with all its settings, and stop.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a feature set of that name.")]
 
 
@@ -85,7 +86,11 @@ EXTRACTION: Mapping[str, Option] = {
     "trust_checkpoint": Option(
         setting="weights.trust", type=bool, help="Load a file that needs more than tensors: executes code in it."
     ),
-    "data": Option(setting="data.root", type=Path, help="Folder with one folder of class folders for each split."),
+    "data": Option(
+        setting="data.root",
+        type=Path,
+        help="Folder with one folder of class folders for each split, or a .tar or .zip of it.",
+    ),
     "train_split": Option(setting="data.train_split", help="Name of the database's split."),
     "val_split": Option(setting="data.val_split", help="Name of the queries' split."),
     "on_error": Option(setting="data.on_error", help="What an unreadable image does: stop or skip."),

@@ -27,6 +27,11 @@ def shared():
     return SHARED
 
 
+@pytest.fixture(autouse=True)
+def _no_catalogue_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
 @pytest.fixture
 def bench_process(tmp_path):
     """Run the command line in a process of its own, in an empty folder."""

@@ -12,6 +12,7 @@ from pipelines.options import (
     EVALUATION,
     EXTRACTION,
     STORE,
+    DryRun,
     Json,
     Layers,
     Overwrite,
@@ -30,9 +31,19 @@ STAGE_TWO = ("evaluate", "store", "name")
 
 
 @takes(EXTRACTION, STORE)
-def extract(settings: dict[str, Any], words: Words = None, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
+def extract(
+    settings: dict[str, Any],
+    words: Words = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """Stage one: run the model over both splits and store the layers' features."""
-    _extract(read_pipeline(words, settings), overwrite=overwrite, quiet=quiet)
+    pipeline = read_pipeline(words, settings)
+    if dry_run:
+        _print_settings(pipeline)
+    else:
+        _extract(pipeline, overwrite=overwrite, quiet=quiet)
 
 
 @takes(EVALUATION)
@@ -58,13 +69,22 @@ def run(
     settings: dict[str, Any],
     words: Words = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Both stages, doing only what is missing."""
     pipeline = read_pipeline(words, settings)
+    if dry_run:
+        return _print_settings(pipeline)
     _extract(pipeline, overwrite=overwrite, quiet=quiet)
     _evaluate(pipeline, ",".join(spec.name for spec in pipeline.layer_specs), as_json=as_json, quiet=quiet)
+
+
+def _print_settings(pipeline: Pipeline) -> None:
+    from pipelines.pipeline import as_yaml
+
+    typer.echo(as_yaml(pipeline), nl=False)
 
 
 def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:

@@ -3,18 +3,92 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from pipelines.pipeline import SHIPPED as FOLDER
-from pipelines.pipeline import PipelineError, load_pipeline, pipeline_names
+from pipelines.pipeline import PipelineError, as_yaml, json_schema, load_pipeline, pipeline_names
+
+SHIPPED = [
+    *("in1k", "places205", "places365", "inat18", "cifar10", "cifar100", "stl10", "mnist", "fashion_mnist"),
+    *("imagenette", "digits", "folder"),
+]
 
 
-@pytest.mark.parametrize("name", pipeline_names())
+def test_the_shipped_pipelines_are_these():
+    assert pipeline_names() == sorted(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_pipeline_is_valid_and_opens_with_its_command_need_and_cost(name):
     assert load_pipeline(name).name == name
     head = (FOLDER / f"{name}.yaml").read_text().split("\nname:")[0]
     assert "bench " in head
     assert "Needs: " in head
     assert "Costs" in head
+
+
+@pytest.fixture
+def jsonschema():
+    return pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_pipeline_satisfies_the_schema(name, jsonschema):
+    jsonschema.validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), json_schema())
+
+
+def test_the_schema_refuses_what_the_loader_refuses(jsonschema):
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert validator.is_valid({"base": "in1k", "layers": ["res4", ["res5", ["Identity", []]]]})
+    assert validator.is_valid({"transform": {"mean": ["123/255", 0.5, 0]}})
+    for wrong in (
+        {"colour": 1},
+        {"transform": {"resize": 0}},
+        {"extract": {"precision": "float8"}},
+        {"layers": "res5"},
+    ):
+        assert not validator.is_valid(wrong), wrong
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_printed_pipeline_is_the_pipeline(name, tmp_path):
+    pipeline = load_pipeline(name, {"data.limit": 7, "weights.torchvision": "DEFAULT", "weights.random_seed": None})
+    (tmp_path / "printed.yaml").write_text(as_yaml(pipeline))
+    assert load_pipeline(str(tmp_path / "printed.yaml")) == pipeline
+
+
+def test_a_pipeline_extends_its_base_key_by_key(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "base: in1k\nmodel: {trunk: resnet18}\nlayers: [res5]\nevaluate: {knn: {temperature: 0.2}}\n"
+    )
+    mine, base = load_pipeline(str(tmp_path / "mine.yaml")), load_pipeline("in1k")
+    assert (mine.name, mine.model.trunk, mine.layers) == ("mine", "resnet18", ("res5",))
+    assert mine.evaluate.knn.temperature == (0.2,)
+    assert (mine.evaluate.knn.k, mine.transform, mine.data) == (base.evaluate.knn.k, base.transform, base.data)
+
+
+def test_a_base_may_lie_beside_the_file_and_have_a_base(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: digits\nweights: {torchvision: DEFAULT}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nlayers: [res3]\n")
+    pipeline = load_pipeline(str(tmp_path / "b.yaml"))
+    assert (pipeline.name, pipeline.layers, pipeline.data.source) == ("b", ("res3",), "digits")
+    assert pipeline.weights.random_seed is None, "weights are taken whole"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: b.yaml", r"base a\.yaml extends it in turn|base b\.yaml extends it in turn"),
+        ("base: in2k", "no pipeline 'in2k'. Did you mean in1k"),
+        ("base: [in1k, digits]", "base must be the name or path of one pipeline"),
+        ("base: datasets", "no pipeline 'datasets'"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    with pytest.raises(PipelineError, match=message):
+        load_pipeline(str(tmp_path / "a.yaml"))
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest():
@@ -37,11 +111,13 @@ def test_all_faults_are_reported_at_once_with_the_nearest_names():
         "evaluate.knn.k": [0],
         "weights": {"file": "a.pth", "random_seed": 1},
         "colour": "red",
+        "data.name": "digitz",
+        "data.train_list": "a.npy",
     }
     with pytest.raises(PipelineError) as error:
         load_pipeline("digits", overrides)
     text = str(error.value)
-    assert "6 settings are wrong" in text
+    assert "8 settings are wrong" in text
     for part in (
         "Did you mean transform.interpolation",
         "transform.std",
@@ -49,6 +125,8 @@ def test_all_faults_are_reported_at_once_with_the_nearest_names():
         "evaluate.knn.k",
         "only one of",
         "colour",
+        "data.name: no data set 'digitz' in the catalogue. Did you mean digits?",
+        "data.train_list: has no effect with data.source=folder",
     ):
         assert part in text
 

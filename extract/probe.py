@@ -1,0 +1,58 @@
+"""How fast a model runs here on these images: the extraction's own loading and forward pass, for some seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from extract.extraction import DTYPES
+from extract.loading import batches
+from extract.sources import ImageSource
+from extract.taps import TappedTrunk
+from extract.transform import Transform
+from store.layout import RowRange
+
+
+def images_per_second(
+    trunk: TappedTrunk,
+    sources: Mapping[str, ImageSource],
+    transform: Transform,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "float32",
+    workers: int = 0,
+    seconds: float = 10.0,
+) -> float:
+    """Measure the rate of extraction without writing; the first batch, which starts everything, does not count.
+
+    Parameters
+    ----------
+    trunk : TappedTrunk
+        On `device`; has been probed.
+    sources, transform, batch_size, device, precision, workers
+        As for `extract.extraction.extract_chunks`.
+    seconds : float
+        How long to measure, at least one batch.
+    """
+    num_rows = len(sources["train"].rows.labels)
+    pieces = [("train", rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]
+    loaded = batches(
+        sources, pieces[:1] + pieces, transform=transform, workers=workers, pin_memory=device.type == "cuda"
+    )
+    start, done = 0.0, 0
+    for batch in loaded:
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
+            layers = trunk(transform.scale(batch.pixels, device))
+        for values in layers.values():
+            values.float().cpu()
+        now = time.perf_counter()
+        if start:
+            done += len(batch.pixels)
+            if now - start >= seconds:
+                break
+        else:
+            start = now
+    return done / (time.perf_counter() - start)

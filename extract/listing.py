@@ -67,7 +67,7 @@ class Paths(Sequence[str]):
         return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        start, text = 0, self.text.tobytes()
+        start, text = 0, self.text.data
         for first in range(0, len(self), 10_000):  # never all of the offsets as Python numbers
             for end in self.ends[first : first + 10_000].tolist():
                 yield str(text[start:end], "utf-8", "surrogateescape")

@@ -7,8 +7,9 @@ import hashlib
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ class SplitRows:
         if twice:
             raise StoreError(f"two classes are called {twice[0]!r}; classes are matched by name, so rename one of them")
         listing = hashlib.sha256()
-        sizes = np.asarray(self.sizes).tolist() if len(self.sizes) else [""] * len(self.paths)
-        for path, label, size in zip(self.paths, self.labels.tolist(), sizes, strict=True):
+        sizes = _plain(self.sizes) if len(self.sizes) else repeat("", len(self.paths))
+        for path, label, size in zip(self.paths, _plain(self.labels), sizes, strict=True):
             listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
         return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())
 
@@ -231,13 +232,22 @@ def _write_groups(made: FeatureSet, splits: Mapping[str, SplitRows]) -> dict[str
 
 
 def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
-    paths = np.array([path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths], object)
-    for name, values in (("labels", rows.labels), ("paths", paths)):
-        array = arrays.open_array(features.path, f"{split}/{name}", writable=True)
-        arrays.write_rows(array, 0, values)
+    stored = {name: arrays.open_array(features.path, f"{split}/{name}", writable=True) for name in ("labels", "paths")}
+    for start in range(0, len(rows.labels), arrays.ROWS_PER_LABEL_CHUNK):  # never a million texts at once
+        part = slice(start, start + arrays.ROWS_PER_LABEL_CHUNK)
+        texts = [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths[part]]
+        arrays.write_rows(stored["labels"], start, rows.labels[part])
+        arrays.write_rows(stored["paths"], start, np.array(texts, object))
+    for name in stored:
         keys = features.chunk_keys(split, name)
         features.journal(0).append([record_of(features.path, key) for key in keys])
     features.refresh()
+
+
+def _plain(values: npt.NDArray[np.int64] | Sequence[int]) -> Iterator[int]:
+    """Python's numbers, of which there are never a million at once."""
+    for start in range(0, len(values), arrays.ROWS_PER_LABEL_CHUNK):
+        yield from np.asarray(values[start : start + arrays.ROWS_PER_LABEL_CHUNK]).tolist()
 
 
 def _save(features: FeatureSet, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
-.PHONY: install demo test test-all lint benchmark in1k clean help
+.PHONY: install demo test test-all lint benchmark in1k places205 clean help
 
 install: $(INSTALLED)  ## set up .venv with the tested versions
 
@@ -24,9 +24,19 @@ demo: install  ## extract and evaluate the embedded digits: both stages, under 3
 	@echo
 	@echo "Features, neighbours and results lie in features/digits; see them with: $(BIN)/bench info digits"
 
-in1k: install  ## the ImageNet-1k benchmark: make in1k DATA=/data/imagenet WEIGHTS=resnet50.pth
-	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "usage: make in1k DATA=<folder with train/ and val/> WEIGHTS=<state dict, or a torchvision weights name>"; exit 2; }
-	$(BIN)/bench run in1k --data '$(DATA)' --weights '$(WEIGHTS)' $(ARGS)
+# make in1k DATA=/data/imagenet WEIGHTS=resnet50.pth [GPUS=8] [ARGS='--k 20']; without DATA, the catalogue says where it is.
+# On several nodes, the same on each: make in1k ... GPUS=8 NODES=4 MASTER=first-node:29500; then once, without NODES, the
+# results.
+OPTIONS = $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
+TORCHRUN = $(BIN)/torchrun --nnodes=$(NODES) --nproc-per-node=$(or $(GPUS),1) --rdzv-backend=c10d \
+	--rdzv-endpoint=$(or $(MASTER),$(error NODES needs MASTER=HOST:PORT, the first node and a free port))
+RUN = $(if $(NODES),$(TORCHRUN) -m pipelines extract,$(BIN)/bench run) $@ $(if $(GPUS),$(if $(NODES),,--gpus $(GPUS))) $(OPTIONS)
+
+in1k: install  ## the ImageNet-1k benchmark: make in1k DATA=/data/imagenet WEIGHTS=resnet50.pth GPUS=8
+	$(RUN)
+
+places205: install  ## the Places205 benchmark: make places205 DATA=/data/places205 WEIGHTS=resnet50.pth
+	$(RUN)
 
 test: install  ## the tests that need neither root, GPU nor minutes
 	$(BIN)/python -m pytest -m 'not slow and not root and not gpu'

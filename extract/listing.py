@@ -166,9 +166,14 @@ class Entries:
         return Listing(**(facts | replaced))
 
 
+def hashes_of(paths: Sequence[str]) -> Ints:
+    """Return Python's hash of each path: the same within a process, for equal paths."""
+    return np.fromiter((hash(path) for path in paths), np.int64, len(paths))
+
+
 def first_duplicate(paths: Paths) -> str | None:
     """Return a path that occurs twice, or None; takes 16 bytes for each path."""
-    hashes = np.fromiter((hash(path) for path in paths), np.int64, len(paths))
+    hashes = hashes_of(paths)
     order = np.argsort(hashes, kind="stable")
     equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     for at in equal.tolist():

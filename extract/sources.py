@@ -21,7 +21,7 @@ from extract.folders import list_classes, tree_of
 from extract.kept import kept_or_made, place_of
 from extract.labels import BESIDE, labels_in
 from extract.listed import ImageSource, ListedSource, SubsetSource
-from extract.listing import DataError, Listing
+from extract.listing import DataError, Listing, hashes_of
 from extract.shards import find_shards, list_shards
 from extract.subsets import chosen_rows
 from store import SplitRows, nearest, some
@@ -120,12 +120,16 @@ def open_sources(
         sources[split] = SOURCES[source](place)
     if source == "folder" and root is not None:
         _label_flat_val(sources, root, _found(val_labels, root), on_class_fault)
-    for split in sources if limit is not None or per_class is not None else ():
-        rows = sources[split].rows
-        of_each = per_class if split == "train" else None
-        chosen = chosen_rows(rows.paths, rows.labels, limit=limit, per_class=of_each, seed=seed)
-        sources[split] = SubsetSource(sources[split], chosen)
     _compare_classes(sources["train"].rows, sources["val"].rows, on_class_fault)
+    if source == "filelist":
+        _warn_of_shared_images(sources["train"].rows, sources["val"].rows)
+    if limit is not None or per_class is not None:
+        for split, whole in sources.items():
+            of_each = per_class if split == "train" else None
+            rows = whole.rows
+            chosen = chosen_rows(rows.paths, rows.labels, limit=limit, per_class=of_each, seed=seed)
+            sources[split] = SubsetSource(whole, chosen)
+        _compare_classes(sources["train"].rows, sources["val"].rows, "warn")
     return sources
 
 
@@ -222,6 +226,13 @@ def _label_flat_val(sources: dict[str, ImageSource], root: Path, labels: Path | 
         if val.rows.class_names:
             raise DataError(f"{labels}: labels for val, whose images have class folders. Leave one of both out.")
         sources["val"] = val.labelled(labels, classes)
+
+
+def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:
+    shared = np.flatnonzero(np.isin(hashes_of(val.paths), hashes_of(train.paths)))
+    if len(shared):
+        text = "images that are both in train and in val: %d, such as %s; each is its own nearest neighbour"
+        logger.warning(text, len(shared), val.paths[int(shared[0])])
 
 
 def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> None:

@@ -176,6 +176,15 @@ def test_a_list_with_a_fault_is_refused_by_name(photographs, tmp_path, fault, me
         open_sources(source="filelist", root=photographs, **broken(photographs, tmp_path, fault))
 
 
+def test_an_image_in_both_lists_is_warned_of(photographs, tmp_path, caplog):
+    given = lists(photographs, tmp_path, write_npy)
+    paths, _ = rows_of(photographs, "val")
+    np.save(given["val_list"], [rows_of(photographs, "train")[0][0], *paths[1:]])
+    with caplog.at_level(logging.WARNING):
+        open_sources(source="filelist", root=photographs, **given)
+    assert "both in train and in val: 1, such as train/cat/000.jpg" in caplog.text
+
+
 def test_images_that_are_not_there_may_be_left_out(photographs, tmp_path):
     given = broken(photographs, tmp_path, "missing")
     assert open_sources(source="filelist", root=photographs, on_error="skip", **given)["train"].rows.sizes[0] == -1

@@ -153,7 +153,7 @@ def test_limits_reach_the_splits(photographs):
     for row, path in enumerate(sources["train"].rows.paths):
         original = list(whole.rows.paths).index(path)
         assert np.array_equal(np.asarray(sources["train"].open(row)), np.asarray(whole.open(original)))
-    limited = open_sources(source="folder", root=photographs, limit=4, on_class_fault="warn")
+    limited = open_sources(source="folder", root=photographs, limit=4)
     assert [len(source.rows.labels) for source in limited.values()] == [4, 4]
     assert limited["val"].rows.info() != open_sources(source="folder", root=photographs)["val"].rows.info()
 

@@ -24,15 +24,16 @@ from store import some
 logger = logging.getLogger(__name__)
 
 BESIDE = ("LOC_val_solution.csv", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz")
-"""What is looked for in the root if no labels are named."""
+"""What is looked for in the root, or beside an archive, if no labels are named."""
 
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 
 
 def labels_in(root: Path) -> Path | None:
-    """The labels of a flat val folder that lie in the root, if any do."""
-    return next((root / name for name in BESIDE if (root / name).exists()), None)
+    """The labels of a flat val folder that lie in the root, or beside it if it is an archive."""
+    folder = root if root.is_dir() else root.parent
+    return next((folder / name for name in BESIDE if (folder / name).exists()), None)
 
 
 def with_labels(listing: Listing, source: Path, class_names: Sequence[str]) -> Listing:

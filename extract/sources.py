@@ -217,7 +217,7 @@ def _label_flat_val(sources: dict[str, ImageSource], root: Path, labels: Path | 
             text = (
                 f"{root}: train has {len(classes):,} class folders, val has {len(val.rows.labels):,} images and "
                 f"no class folder. Name a list of their labels with data.val_labels=FILE "
-                f"(or put {' or '.join(BESIDE[:2])} into the folder)"
+                f"(or put {' or '.join(BESIDE[:2])} there)"
             )
             if on_class_fault == "stop":
                 raise DataError(f"{text}, or go on without labels with data.on_class_fault=warn.")

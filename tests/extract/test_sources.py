@@ -135,3 +135,28 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     assert rows.rows.class_names == ("caf\ufffd",)
     assert rows.open(0).size == (40, 30)
     assert rows.rows.info().num_rows == 1
+
+
+def test_files_of_a_torchvision_data_set_are_listed_with_their_sizes(tmp_path):
+    """So that a file that changes is noticed, and a million of them are no list of strings."""
+    folder = tmp_path / "imagenette2-160"
+    for split, count in (("train", 3), ("val", 2)):
+        for wnid in ("n01440764", "n03888257"):
+            for index in range(count):
+                save_image(folder / split / wnid / f"{index}.JPEG", seed=index)
+    options = {"size": "160px"}
+    sources = open_sources(source="torchvision", dataset="Imagenette", root=tmp_path, options=options)
+    peer = torchvision.datasets.Imagenette(tmp_path, "train", size="160px")
+    rows = sources["train"].rows
+    assert rows.labels.tolist() == [label for _, label in peer._samples]
+    assert [str(tmp_path / path) for path in rows.paths] == [path for path, _ in peer._samples]
+    assert rows.sizes.tolist() == [(tmp_path / path).stat().st_size for path in rows.paths]
+    assert rows.class_names == ("tench/Tinca tinca", "parachute/chute")
+    assert np.array_equal(np.asarray(sources["train"].open(4)), np.asarray(peer[4][0]))
+    with pytest.raises(DataError, match=r"does not take .*'colour'.*data\.options"):
+        open_sources(source="torchvision", dataset="Imagenette", root=tmp_path, options={"colour": 1})
+
+
+def test_an_unknown_source_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(DataError, match=r"unknown data\.source 'filelists'. Did you mean filelist"):
+        open_sources(source="filelists", root=tmp_path)

@@ -164,8 +164,15 @@ class _Folder:
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def tree_of(root: Path, split: str) -> tuple[Tree, str]:
+def tree_of(root: Path, split: str, opened: dict[Path, ArchiveTree]) -> tuple[Tree, str]:
     """Find a split: a folder of the root, of the archive that the root is, or an archive in the root.
+
+    Parameters
+    ----------
+    root, split
+        Where, and the split's name.
+    opened : dict
+        Archives that have been read for the other split.
 
     Returns
     -------
@@ -178,7 +185,7 @@ def tree_of(root: Path, split: str) -> tuple[Tree, str]:
         If it is in none of these places.
     """
     if root.is_file():
-        tree = ArchiveTree(root)
+        tree = opened[root] = opened.get(root) or ArchiveTree(root)
         while split not in (children := tree.children(""))[0]:
             if len(children[0]) != 1 or children[1]:
                 raise _no_split(root, split, tree)

@@ -31,7 +31,7 @@ VERSION = 1
 """Raised when listings come to be made or stored otherwise."""
 
 MANY = 20_000
-"""Images from which on a listing is kept; fewer are listed within a second."""
+"""Files from which on a listing is kept; fewer are listed within a second. Those of archives always are."""
 
 SAMPLE = 10_000
 """Files of a kept listing that are looked up before it is believed."""
@@ -50,7 +50,7 @@ def place_of(folder: Path, made_from: Any) -> Path:
 
 
 def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path) -> Listing:
-    """Take the kept listing if it still holds, or make one and keep it if it is long.
+    """Take the kept listing if it still holds, or make one and keep it if it took long.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path)
     if kept is not None and still_holds(kept, root):
         return kept
     made = make()
-    if place is not None and len(made) >= MANY and _is_settled(made):
+    if place is not None and (len(made) >= MANY or len(made.archives)) and _is_settled(made):
         try:
             _keep(place, made)
         except StoreError as error:

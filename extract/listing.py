@@ -109,7 +109,7 @@ class Listing:
     """Archives that hold the images; empty if each is a file of its own."""
 
     watched: Paths
-    """Folders and files that change when the listing does: class folders, lists, archives."""
+    """Folders and files that change when the listing does: archives first, class folders, lists."""
 
     stamps: Ints
     """Shape (W, 2): time of the last change in ns and size of each of them when the split was listed."""

@@ -65,7 +65,7 @@ def list_shards(shards: Sequence[Path], *, root: Path, classes: Path | None = No
     """
     entries = Entries()
     labels: list[str] = []
-    watched = [(str(shard), *stamp_of(shard)) for shard in shards]
+    watched = [(str(path), *stamp_of(path)) for path in (*shards, classes) if path is not None]
     for number, shard in enumerate(shards):
         inner = str(shard.relative_to(root)) if shard.is_relative_to(root) else shard.name
         with shard.open("rb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from extract.datasets import DigitsSource, HuggingFaceSource, TorchvisionSource, torchvision_data, torchvision_listing
 from extract.filelists import list_files
-from extract.folders import list_classes, tree_of
+from extract.folders import ArchiveTree, list_classes, tree_of
 from extract.kept import kept_or_made, place_of
 from extract.labels import BESIDE, labels_in
 from extract.listed import ImageSource, ListedSource, SubsetSource
@@ -45,6 +45,8 @@ class Place:
     on_class_fault: str = "stop"
     on_error: str = "stop"
     kept: Path | None = None
+    archives: dict[Path, ArchiveTree] = field(default_factory=dict)
+    """Those that have been read, while both splits are listed."""
 
     def listed(self, make: Callable[[], Listing], *made_from: Any, root: Path | None = None) -> ListedSource:
         """Take the kept listing of what `made_from` says, or make it."""
@@ -100,44 +102,40 @@ def open_sources(
         raise DataError(
             f"train and val are both {val_split!r}: every image would be its own neighbour. Name two splits."
         )
-    sources: dict[str, ImageSource] = {}
-    for split, name, listed, labels in (
-        ("train", train_split, train_list, train_labels),
-        ("val", val_split, val_list, val_labels),
-    ):
-        place = Place(
-            split=name,
-            root=root,
-            dataset=dataset,
-            list=_found(listed, root),
-            labels=_found(labels, root),
-            classes=_found(classes, root),
-            options=options or {},
-            on_class_fault=on_class_fault,
-            on_error=on_error,
-            kept=kept,
-        )
-        sources[split] = SOURCES[source](place)
+    train = Place(
+        split=train_split,
+        root=root,
+        dataset=dataset,
+        list=_found(train_list, root),
+        labels=_found(train_labels, root),
+        classes=_found(classes, root),
+        options=options or {},
+        on_class_fault=on_class_fault,
+        on_error=on_error,
+        kept=kept,
+    )
+    val = replace(train, split=val_split, list=_found(val_list, root), labels=_found(val_labels, root))
+    sources = {"train": SOURCES[source](train), "val": SOURCES[source](val)}
     if source == "folder" and root is not None:
-        _label_flat_val(sources, root, _found(val_labels, root), on_class_fault)
+        _label_flat_val(sources, root, val.labels, on_class_fault)
     _compare_classes(sources["train"].rows, sources["val"].rows, on_class_fault)
     if source == "filelist":
         _warn_of_shared_images(sources["train"].rows, sources["val"].rows)
-    if limit is not None or per_class is not None:
-        for split, whole in sources.items():
-            of_each = per_class if split == "train" else None
-            rows = whole.rows
-            chosen = chosen_rows(rows.paths, rows.labels, limit=limit, per_class=of_each, seed=seed)
-            sources[split] = SubsetSource(whole, chosen)
-        _compare_classes(sources["train"].rows, sources["val"].rows, "warn")
-    return sources
+    if limit is None and per_class is None:
+        return sources
+    parts: dict[str, ImageSource] = {
+        "train": _part(sources["train"], limit=limit, per_class=per_class, seed=seed),
+        "val": _part(sources["val"], limit=limit, per_class=None, seed=seed),
+    }
+    _compare_classes(parts["train"].rows, parts["val"].rows, "warn")
+    return parts
 
 
 def _folder(place: Place) -> ImageSource:
     root = _existing(place, "that holds the splits' folders, or the archive")
 
     def make() -> Listing:
-        tree, folder = tree_of(root, place.split)
+        tree, folder = tree_of(root, place.split, place.archives)
         where = str(root / place.split)
         return list_classes(tree, folder, prefix=place.split, where=where, on_class_fault=place.on_class_fault)
 
@@ -206,6 +204,11 @@ def _no_root(place: Place, what: str) -> DataError:
 def _found(path: Path | None, root: Path | None) -> Path | None:
     """A list may be named relative to the root."""
     return root / path if path is not None and root is not None and (root / path).exists() else path
+
+
+def _part(source: ImageSource, *, limit: int | None, per_class: int | None, seed: int) -> ImageSource:
+    rows = source.rows
+    return SubsetSource(source, chosen_rows(rows.paths, rows.labels, limit=limit, per_class=per_class, seed=seed))
 
 
 def _label_flat_val(sources: dict[str, ImageSource], root: Path, labels: Path | None, on_class_fault: str) -> None:

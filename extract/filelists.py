@@ -8,6 +8,7 @@ write them). Labels are numbers or names of classes.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -117,7 +118,7 @@ def read_list(where: Path) -> FileList:
 def read_classes(where: Path) -> tuple[str, ...]:
     """Read names of classes, one a line, or each with its number, as Places365 writes them."""
     try:
-        lines = [line.strip() for line in _text(where).splitlines() if line.strip()]
+        lines = [line.strip() for line in _text(where).split("\n") if line.strip()]
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
     pairs = [line.rpartition(" ") for line in lines]
@@ -233,11 +234,11 @@ def _read_npy(where: Path) -> FileList:
 
 
 def _read_txt(where: Path) -> FileList:
-    rows = []
-    for line in _text(where).splitlines():
-        if line.strip():
-            rows.append(_path_and_label(line.strip()))
-    return _columns(where, rows, first_line=1)
+    return _of_lines(where, _text(where).split("\n"))
+
+
+def _of_lines(where: Path, lines: Sequence[str]) -> FileList:
+    return _columns(where, [_path_and_label(line.strip()) for line in lines if line.strip()])
 
 
 def _path_and_label(line: str) -> list[str]:
@@ -249,18 +250,18 @@ def _path_and_label(line: str) -> list[str]:
 
 
 def _read_csv(where: Path) -> FileList:
-    lines = [line for line in _text(where).splitlines() if line.strip()]
-    if not lines:
-        return FileList(where=where, paths=(), labels=None)
-    delimiter = "\t" if "\t" in lines[0] else ";" if ";" in lines[0] and "," not in lines[0] else ","
-    if delimiter not in lines[0]:  # Places205's are separated by spaces
-        return _columns(where, [_path_and_label(line.strip()) for line in lines], first_line=1)
-    rows = list(csv.reader(lines, delimiter=delimiter))
+    text = _text(where)
+    first = text.split("\n", 1)[0]
+    delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
+    if delimiter not in first:  # one column, or separated by spaces as Places205's are
+        is_head = first.strip().lower() in (*PATH_COLUMNS, *LABEL_COLUMNS)
+        return _of_lines(where, text.split("\n")[is_head:])
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
     head = [name.strip().lower() for name in rows[0]]
     path_column = next((head.index(name) for name in PATH_COLUMNS if name in head), None)
     label_column = next((head.index(name) for name in LABEL_COLUMNS if name in head), None)
     if path_column is None and label_column is None:
-        return _columns(where, rows, first_line=1)
+        return _columns(where, rows)
     columns = [column for column in (path_column, label_column) if column is not None]
     short = next((row for row, cells in enumerate(rows) if len(cells) <= max(columns)), None)
     if short is not None:
@@ -271,7 +272,7 @@ def _read_csv(where: Path) -> FileList:
     return _columns(where, chosen, first_line=2)
 
 
-def _columns(where: Path, rows: Sequence[Sequence[str]], *, first_line: int) -> FileList:
+def _columns(where: Path, rows: Sequence[Sequence[str]], *, first_line: int = 1) -> FileList:
     width = len(rows[0]) if rows else 1
     odd = next((row for row, cells in enumerate(rows) if len(cells) != width or len(cells) > 2), None)
     if odd is not None:

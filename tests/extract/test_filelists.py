@@ -53,6 +53,12 @@ def write_csv(folder, split, paths, labels):
     return {f"{split}_list": folder / f"{split}.csv"}
 
 
+def write_two_csvs(folder, split, paths, labels):
+    (folder / f"{split}.csv").write_text("path\n" + "\n".join(paths) + "\n")
+    (folder / f"{split}_labels.csv").write_text("class\n" + "\n".join(CLASSES[label] for label in labels) + "\n")
+    return {f"{split}_list": folder / f"{split}.csv", f"{split}_labels": folder / f"{split}_labels.csv"}
+
+
 def write_json(folder, split, paths, labels):
     content = {
         "images": [{"id": 7 * row, "file_name": path} for row, path in enumerate(paths)],
@@ -69,7 +75,9 @@ def lists(root, folder, write):
     }
 
 
-@pytest.mark.parametrize("write", [write_npy, write_bytes_npy, write_txt, write_places205, write_csv, write_json])
+@pytest.mark.parametrize(
+    "write", [write_npy, write_bytes_npy, write_txt, write_places205, write_csv, write_two_csvs, write_json]
+)
 def test_every_kind_of_list_gives_the_rows_of_the_folder(photographs, tmp_path, write):
     listed = open_sources(source="filelist", root=photographs, **lists(photographs, tmp_path, write))
     folder = open_sources(source="folder", root=photographs)
@@ -79,6 +87,18 @@ def test_every_kind_of_list_gives_the_rows_of_the_folder(photographs, tmp_path, 
         assert ours.labels.tolist() == theirs.labels.tolist()
         assert ours.class_names in (("0", "1", "2"), theirs.class_names)
         assert np.array_equal(np.asarray(listed[split].open(1)), np.asarray(folder[split].open(1)))
+
+
+def test_odd_names_keep_their_letters_in_a_csv(photographs, tmp_path):
+    odd = 'a "quoted", odd\n name\u2028.jpg'
+    for split in ("train", "val"):
+        save_image(photographs / split / odd)
+        quoted = odd.replace('"', '""')
+        (tmp_path / f"{split}.csv").write_text(f'path,label\n"{split}/{quoted}",0\n', encoding="utf-8")
+    given = {f"{split}_list": tmp_path / f"{split}.csv" for split in ("train", "val")}
+    source = open_sources(source="filelist", root=photographs, **given)["train"]
+    assert list(source.rows.paths) == [f"train/{odd}"]
+    assert source.open(0).size == (40, 30)
 
 
 def test_paths_may_be_absolute_and_need_no_root(photographs, tmp_path):

@@ -261,6 +261,19 @@ def test_flat_val_is_labelled_by_the_development_kit(imagenet):
     assert packed["val"].rows.labels.tolist() == [2, 0, 1, 0]
 
 
+def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet):
+    write_devkit(imagenet)
+    unpacked = open_sources(source="folder", root=imagenet)["val"].rows
+    with tarfile.open(imagenet / "val.tar", "w") as made:
+        for path in sorted((imagenet / "val").iterdir()):
+            made.add(path, path.name)
+            path.unlink()
+    (imagenet / "val").rmdir()
+    packed = open_sources(source="folder", root=imagenet)["val"]
+    assert packed.rows.info() == unpacked.info()
+    assert packed.open(3).size == (40, 30)
+
+
 def test_flat_val_is_labelled_by_a_list(imagenet, caplog):
     write_solution(imagenet)
     assert open_sources(source="folder", root=imagenet)["val"].rows.labels.tolist() == [2, 0, 1, 0]

@@ -11,6 +11,7 @@ from pipelines.pipeline import load_pipeline, pipeline_names
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """The user's configuration folder; the working folder is another."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "config" / "featbench").mkdir(parents=True)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

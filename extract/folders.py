@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ImageFile:
     """One image of a folder, and where its bytes are."""
 
     folder: str
@@ -47,7 +47,7 @@ class Tree(Protocol):
         """Names of the folders and of the files directly in a folder, hidden ones left out."""
         ...
 
-    def images(self, folder: str, *, recurse: bool = True) -> tuple[list[Image], int]:
+    def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
         """Images in a folder, and how many files there are no images; in no particular order."""
         ...
 
@@ -66,9 +66,9 @@ class DiskTree:
         folders = [entry.name for entry in entries if _is_folder(entry)]
         return folders, [entry.name for entry in entries if not _is_folder(entry)]
 
-    def images(self, folder: str, *, recurse: bool = True) -> tuple[list[Image], int]:
+    def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
         """Images in a folder, and how many files there are no images; in no particular order."""
-        found: list[Image] = []
+        found: list[ImageFile] = []
         ignored = 0
         pending = [(folder, self._ancestors(folder))]
         while pending:
@@ -130,9 +130,9 @@ class ArchiveTree:
         here = self._folders.get(self._inner(folder), _Folder())
         return [name for name in here.folders if name[0] != "."], [name for name in here.files if name[0] != "."]
 
-    def images(self, folder: str, *, recurse: bool = True) -> tuple[list[Image], int]:
+    def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
         """Images in a folder, and how many files there are no images; in no particular order."""
-        found: list[Image] = []
+        found: list[ImageFile] = []
         ignored = 0
         pending = [folder]
         while pending:
@@ -140,7 +140,7 @@ class ArchiveTree:
             content = self._folders[self._inner(here)]
             for name, (start, size) in content.files.items():
                 if name.lower().endswith(EXTENSIONS):
-                    found.append(Image(here, name, size, start=start))
+                    found.append(ImageFile(here, name, size, start=start))
                 elif not name.startswith("."):
                     ignored += 1
             if recurse:
@@ -186,9 +186,10 @@ def tree_of(root: Path, split: str, opened: dict[Path, ArchiveTree]) -> tuple[Tr
     """
     if root.is_file():
         tree = opened[root] = opened.get(root) or ArchiveTree(root)
+        outermost = contents(tree)
         while split not in (children := tree.children(""))[0]:
             if len(children[0]) != 1 or children[1]:
-                raise _no_split(root, split, tree)
+                raise _no_split(root, split, outermost)
             tree.enter(children[0][0])  # `tar -cf photos.tar photos` puts all into one folder
         return tree, split
     if (root / split).is_dir():
@@ -200,7 +201,7 @@ def tree_of(root: Path, split: str, opened: dict[Path, ArchiveTree]) -> tuple[Tr
             if tree.children("") == ([split], []):
                 tree.enter(split)
             return tree, ""
-    raise _no_split(root, split, DiskTree(root))
+    raise _no_split(root, split, contents(DiskTree(root)))
 
 
 def list_classes(tree: Tree, folder: str, *, prefix: str, where: str, on_class_fault: str = "stop") -> Listing:
@@ -261,7 +262,7 @@ def contents(tree: Tree, folder: str = "") -> str:
     return some(names, show=8) if names else "nothing"
 
 
-def _add(entries: Entries, images: list[Image], folder: str, prefix: str, label: int) -> None:
+def _add(entries: Entries, images: list[ImageFile], folder: str, prefix: str, label: int) -> None:
     for image in sorted(images, key=lambda image: (image.folder, image.name)):
         inner = image.folder[len(folder) :].lstrip("/")
         path = "/".join(part for part in (prefix, inner, image.name) if part)
@@ -283,12 +284,12 @@ def _fault(text: str, on_class_fault: str) -> None:
     logger.warning("%s.", text)
 
 
-def _no_split(root: Path, split: str, tree: Tree) -> DataError:
+def _no_split(root: Path, split: str, holds: str) -> DataError:
     place = "in this archive" if root.is_file() else f"and neither {split}.tar nor {split}.zip"
     return DataError(
         f"{root / split}: no such folder {place}, wanted as the {split} split. Expected\n"
         f"  {root}/{split}/<class>/<image>\n"
-        f"{root} holds {contents(tree)}. Say which folder it is with --train-split or --val-split NAME."
+        f"{root} holds {holds}. Say which folder it is with --train-split or --val-split NAME."
     )
 
 
@@ -299,12 +300,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _image_of(entry: os.DirEntry[str], folder: str) -> Image:
+def _image_of(entry: os.DirEntry[str], folder: str) -> ImageFile:
     try:
         facts = entry.stat()
     except OSError:  # a broken link: reading it will say so
-        return Image(folder, entry.name, -1)
-    return Image(folder, entry.name, facts.st_size, changed=facts.st_mtime_ns)
+        return ImageFile(folder, entry.name, -1)
+    return ImageFile(folder, entry.name, facts.st_size, changed=facts.st_mtime_ns)
 
 
 def _identity(path: Path) -> tuple[int, int]:

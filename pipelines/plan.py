@@ -23,6 +23,9 @@ from store.manifest import differences
 
 GIB = 2**30
 
+BLOCK = 512 * 2**20
+"""Size of a block of the database in stage two, where there is room for it."""
+
 BYTES_PER_NEIGHBOUR = 28
 """Of a neighbour list's entry while lists of two blocks are merged: row and similarity, found and kept."""
 
@@ -200,7 +203,7 @@ def _class_names(rows: SplitRows) -> set[str]:
 
 def _memory(pipeline: Pipeline, images: dict[str, int], dim: int) -> int:
     ks = pipeline.evaluate.knn.k or PROTOCOLS[pipeline.evaluate.knn.protocol].k
-    block = min(pipeline.evaluate.block_mib * 2**20, images["train"] * dim * 4)
+    block = min(BLOCK, images["train"] * dim * 4)
     return images["val"] * (dim * 4 + max(ks) * BYTES_PER_NEIGHBOUR) + 2 * block
 
 

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate import evaluation, kmeans
+from evaluate.memory import SearchPlan
 from evaluate.search import search as streamed_search
 from evaluate.selection import Selection
 from extract.extraction import extract_chunks
@@ -137,7 +138,7 @@ def read(folder):
 
 
 def search(folder):
-    """Search from the store, rescoring included, against faiss with everything in memory."""
+    """Search from the store, rescoring and certificate included, against faiss with everything in memory."""
     for dim, num_rows in ((512, 800_000), (2048, 300_000)):
         yield _search(folder / f"search{dim}", num_rows, dim)
 
@@ -151,14 +152,14 @@ def _search(path, num_rows, dim):
     index.add(train)
     database = Selection(layer=features.layer("train", "x"), rows=np.arange(num_rows))
     queries = Selection(layer=features.layer("val", "x"), rows=np.arange(3000))
-    rows = BLOCK_MIB * 2**20 // (4 * dim)
+    plan = SearchPlan(rows_per_block=BLOCK_MIB * 2**20 // (4 * dim), queries_at_once=3000)
     ours, theirs, ratio = in_turns(
-        lambda: streamed_search(database, queries, k=200, similarity="cosine", rows_per_block=rows),
+        lambda: streamed_search(database, queries, k=200, similarity="cosine", plan=plan),
         lambda: index.search(val, 200),
         repeats=2,
     )
     what = f"kNN search, {num_rows:,} x {dim}, 3,000 queries, k = 200"
-    return what, f"{ours:.2f} s", f"IndexFlatIP {theirs:.2f} s", f"{ratio:.2f}x", "<= 1.1x"
+    return what, f"{ours:.2f} s", f"IndexFlatIP {theirs:.2f} s", f"{ratio:.2f}x", "<= 1.15x"
 
 
 def sweep(folder):

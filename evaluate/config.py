@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from evaluate.memory import parse_memory
 from evaluate.protocols import PROTOCOLS
+from evaluate.shots import parse_shots
 from store import nearest
 from store.config import Config
 
@@ -19,11 +21,16 @@ def _listed(value: Any) -> Any:
     return values
 
 
+def _one_or_more(value: Any) -> Any:
+    """Let one name stand for a list of one, and separate names at commas."""
+    return value.split(",") if isinstance(value, str) else value
+
+
 class KnnConfig(Config):
     """Weighted k-nearest-neighbour classification."""
 
-    protocol: str = "dino"
-    """Similarity and voting, with their usual k and temperature; see `evaluate.protocols`."""
+    protocol: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ("dino",)
+    """Similarity and voting, with their usual k and temperature: see `bench protocols`. Or YAML files of own ones."""
 
     k: Annotated[tuple[int, ...] | None, BeforeValidator(_listed)] = None
     """Neighbours that vote; the protocol's own by default. One search at the largest serves them all."""
@@ -31,12 +38,34 @@ class KnnConfig(Config):
     temperature: Annotated[tuple[float, ...] | None, BeforeValidator(_listed)] = None
     """tau in the vote weight exp(similarity / tau); the protocol's own by default."""
 
+    leave_one_out: bool = False
+    """Classify train by train, each row by the others."""
+
+    retrieval: bool = False
+    """Also R-precision, MAP@R, precision@1, recall@k; searches as many neighbours as the largest class has rows."""
+
+    duplicates: Annotated[float, Field(gt=-1, le=1)] | None = None
+    """Cosine from which a query counts as a near-duplicate of its nearest neighbour; accuracies without them."""
+
+    per_class: bool = False
+    """Also the accuracy of each class, and what it is taken for; for the first k and temperature."""
+
+    shots: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
+    """Also with so many images of each class (5), or such a part of them (10%); none by default."""
+
+    tries: int = Field(default=5, gt=0)
+    """Draws of the few images; mean and standard deviation are reported."""
+
+    seed: int = 0
+    """Of these draws."""
+
     @field_validator("protocol")
     @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in PROTOCOLS:
-            raise ValueError(f"unknown protocol {name!r}. {nearest(name, PROTOCOLS)}")
-        return name
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PROTOCOLS and not name.endswith((".yaml", ".yml")):
+                raise ValueError(f"unknown protocol {name!r}. {nearest(name, PROTOCOLS)}")
+        return tuple(dict.fromkeys(names))
 
     @field_validator("k", "temperature")
     @classmethod
@@ -44,6 +73,13 @@ class KnnConfig(Config):
         if values is not None and (not values or not all(0 < value < float("inf") for value in values)):
             raise ValueError("must be positive")
         return None if values is None else tuple(dict.fromkeys(values))
+
+    @field_validator("shots")
+    @classmethod
+    def _readable(cls, shots: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        for each in shots:
+            parse_shots(each)
+        return tuple(dict.fromkeys(shots))
 
 
 class KmeansConfig(Config):
@@ -78,8 +114,15 @@ class EvaluateConfig(Config):
     knn: KnnConfig = KnnConfig()
     kmeans: KmeansConfig = KmeansConfig()
 
-    block_mib: int = Field(default=512, gt=0)
-    """Database rows held in memory at once, in MiB of float32; two such blocks exist at a time."""
+    memory: str | None = None
+    """What stage two may take for its arrays, such as 8GiB; by default half of what is free."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where faiss searches; `auto` takes a GPU if faiss sees one."""
+
+    @field_validator("memory")
+    @classmethod
+    def _amount(cls, memory: str | None) -> str | None:
+        if memory is not None:
+            parse_memory(memory)
+        return memory

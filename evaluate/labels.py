@@ -23,14 +23,22 @@ class EvaluationError(BenchError):
 class Labelled:
     """Rows of one split that have a label and a readable image, in order."""
 
+    split: str
+
     rows: Ints
     """Positions in the split, shape (n,), rising."""
 
     labels: Ints
     """Class of each, shape (n,); an index into the names that both splits share."""
 
-    left_out: int
+    left_out: int = 0
     """Rows without a label or a readable image."""
+
+    def by_row(self, num_rows: int) -> Ints:
+        """Class of each row of the split, -1 where one does not take part."""
+        labels = np.full(num_rows, -1, np.int64)
+        labels[self.rows] = self.labels
+        return labels
 
 
 def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str, ...]]:
@@ -78,4 +86,4 @@ def _labelled(features: FeatureSet, split: str, class_of: Ints) -> Labelled:
             f"{features.path}: no row of {split} has a label, so there is nothing to evaluate. Put the images into one "
             f"folder for each class and extract again, or import labels with the features."
         )
-    return Labelled(rows=rows, labels=class_of[labels[rows]], left_out=len(labels) - len(rows))
+    return Labelled(split=split, rows=rows, labels=class_of[labels[rows]], left_out=len(labels) - len(rows))

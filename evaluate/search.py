@@ -1,30 +1,34 @@
 """Exact k-nearest-neighbour search over a layer that streams from the store.
 
 faiss proposes in float32, block by block, a few more neighbours than are wanted; then their
-similarities are computed again from the stored features, in float64 and in a fixed order of
-summation. Where rounding could have kept a neighbour from being proposed, the query is searched
-again with a longer list. So neither the size of a block nor the number of threads changes a
-result, and equal similarities are ordered by row. Memory holds the queries, two blocks and the lists.
+similarities are computed again from the stored features, in float64 and in a fixed order of summation
+(`evaluate.rescore`). Where rounding could have kept a neighbour from being proposed
+(`evaluate.certificate`), the query gets a second look in float64 (`evaluate.exact`). So neither the size
+of a block nor threads, ranks, devices and machines change a bit, and equal similarities are ordered by row.
 
-Shape suffixes:  Q queries   K neighbours   N database rows   P pairs   R rows of a chunk   D dimension
+A row of zeros has no direction. Under the cosine it comes last in every list.
+
+Shape suffixes:  Q queries   K neighbours   N database rows   D dimension
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from evaluate.certificate import ceiling, is_finite_in_float32
+from evaluate.engines import engine_for
+from evaluate.exact import search_in_float64
 from evaluate.labels import EvaluationError
+from evaluate.memory import SearchPlan
 from evaluate.protocols import Similarity
-from evaluate.selection import EPSILON, Selection, scale_to_unit_length
-from store import LayerReader
+from evaluate.rescore import lengths_of_rows, rescore
+from evaluate.selection import Selection, scale_to_unit_length
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +37,13 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MARGIN = 32
-"""Neighbours proposed beyond k at first."""
+"""Neighbours proposed beyond k: the last of them lies so far from the k-th that rounding seldom matters."""
 
-GROWTH = 4
-"""How much longer the list of a query that is searched again is."""
+UNDEFINED = -2.0
+"""What the cosine with a row of zeros counts as: below every cosine."""
 
-ROUNDS = 3
-"""Searches of one query at most, so with up to 16 times the neighbours. Beyond that, its list ends
-in rows that are as good as equal (features that have collapsed), and it is counted as not certain."""
-
-ROUNDING = 2.0**-24
-"""Largest relative error of one float32 operation."""
-
-MAX_GPU_K = 2048
-"""faiss on a GPU keeps no longer lists."""
-
-_ROWS = 1024
-"""Rows or lists handled at a time where a temporary copy is needed."""
-
-_BYTES = 4 * 2**20
-"""Size of a temporary copy in float64 while rescoring; stays within a core's cache."""
+_LISTS = 1024
+"""Lists put in order at a time, where a temporary copy is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +57,11 @@ class Neighbours:
     queries: Ints
     """Row of each query in its own split, shape (Q,)."""
 
-    num_uncertain: int
-    """Queries whose last neighbours were too near to others to be told apart in float32."""
+    num_second_look: int
+    """Queries that float32 could not answer with certainty, and that were searched again in float64."""
+
+    num_zeros: int
+    """Rows of zeros in the database, under the cosine; at the end of every list, if they are in it at all."""
 
 
 def search(
@@ -76,7 +70,7 @@ def search(
     *,
     k: int,
     similarity: Similarity,
-    rows_per_block: int,
+    plan: SearchPlan,
     device: str = "auto",
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Neighbours:
@@ -89,9 +83,9 @@ def search(
     k : int
         Neighbours, 1 <= k <= len(database).
     similarity : {"cosine", "inner_product", "euclidean"}
-        Cosine treats lengths below 1e-12 as 1e-12, so a row of zeros is equally unlike everything.
-    rows_per_block : int
-        Database rows in memory at once.
+        Cosine treats lengths below 1e-12 as 1e-12.
+    plan : SearchPlan
+        How many rows of both are in memory at once.
     device : {"auto", "cpu", "gpu"}
         Where faiss searches.
     on_rows : callable
@@ -109,184 +103,146 @@ def search(
     """
     if not 1 <= k <= len(database):
         raise EvaluationError(f"k must be in [1, {len(database)}], the rows of the database; got {k}")
-    num_queries = len(queries)
-    rows_QK = np.empty((num_queries, k), np.int64)
-    similarities_QK = np.empty((num_queries, k), np.float64)
-    wanted = min(k + MARGIN, len(database))
-    capacity = num_queries * wanted
-    uncertain = np.arange(num_queries)
-    for _ in range(ROUNDS):
-        left = []
-        group = max(1, capacity // wanted)  # longer lists for fewer queries at a time: the same memory
-        for chosen in (uncertain[at : at + group] for at in range(0, len(uncertain), group)):
-            found = _nearest(database, queries, chosen, wanted, similarity, rows_per_block, device, on_rows)
-            rows_QK[chosen], similarities_QK[chosen] = found.rows_QK[:, :k], found.similarities_QK[:, :k]
-            if wanted < len(database):
-                left.append(chosen[similarities_QK[chosen, -1] <= found.ceiling_Q])
-        uncertain = np.concatenate(left) if left else uncertain[:0]
-        if not len(uncertain):
-            break
-        logger.debug("%d queries are searched again with longer lists", len(uncertain))
-        wanted = min(wanted * GROWTH, len(database))
-    if len(uncertain):
-        text = "%s: the lists of %d queries end among rows too near to one another to be told apart in float32"
-        logger.warning(text, database.layer.key, len(uncertain))
+    rows_QK = np.empty((len(queries), k), np.int64)
+    similarities_QK = np.empty((len(queries), k), np.float64)
+    num_second_look, num_zeros = 0, 0
+    for at in range(0, len(queries), plan.queries_at_once):
+        group = slice(at, at + plan.queries_at_once)
+        found = _search(database, queries[group], k, similarity, plan.rows_per_block, device, on_rows)
+        rows_QK[group], similarities_QK[group] = found.rows_QK, found.similarities_QK
+        num_second_look += found.num_second_look
+        num_zeros = found.num_zeros
     return Neighbours(
-        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries.rows, num_uncertain=len(uncertain)
+        rows_QK=rows_QK,
+        similarities_QK=similarities_QK,
+        queries=queries.rows,
+        num_second_look=num_second_look,
+        num_zeros=num_zeros,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Nearest:
-    """Lists in order, and the similarity that no row outside a query's list can exceed."""
+def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
+    """Merge lists of the same queries from parts of a database into those of the whole."""
+    rows_QK = np.concatenate([part.rows_QK for part in found], axis=1)
+    similarities_QK = np.concatenate([part.similarities_QK for part in found], axis=1)
+    _put_in_order(rows_QK, similarities_QK)
+    return Neighbours(
+        rows_QK=rows_QK[:, :k],
+        similarities_QK=similarities_QK[:, :k],
+        queries=found[0].queries,
+        num_second_look=sum(part.num_second_look for part in found),
+        num_zeros=sum(part.num_zeros for part in found),
+    )
 
-    rows_QK: Ints
-    similarities_QK: Doubles
-    ceiling_Q: Doubles
 
-
-def _nearest(
+def _search(
     database: Selection,
     queries: Selection,
-    chosen: npt.NDArray[np.intp],
     k: int,
-    similarity: Similarity,
+    kind: Similarity,
     rows_per_block: int,
     device: str,
     on_rows: Callable[[int], None],
-) -> _Nearest:
-    """Propose k neighbours of the chosen queries, and put them in order."""
-    queries_QD = _chosen(queries, chosen)
-    lengths_Q = _lengths(queries_QD)
-    if similarity == "cosine":
-        scale_to_unit_length(queries_QD, lengths_Q)
-    rows_QK, worst_Q, longest = _propose(database, queries_QD, k, similarity, rows_per_block, device, on_rows)
-    largest = {"cosine": 1.0, "inner_product": longest * lengths_Q.max()}.get(
-        similarity, 2 * (longest + lengths_Q.max()) ** 2
-    )
-    if largest > np.finfo(np.float32).max:
-        raise EvaluationError(
-            f"{database.layer.key}: rows as long as {longest:.3g} overflow float32 in a search by {similarity}. "
-            f"Use a protocol with the cosine, or scale the features."
+) -> Neighbours:
+    """Search for queries that fit in memory."""
+    queries_QD = queries.read()
+    lengths_Q = lengths_of_rows(queries_QD)
+    proposed = _propose(database, queries_QD, lengths_Q, k + MARGIN, kind, rows_per_block, device, on_rows)
+    num_others = len(database) - len(proposed.zeros)  # those that are not left out
+    wanted = min(k, num_others)
+    rows_QK = np.empty((len(queries), k), np.int64)
+    similarities_QK = np.full((len(queries), k), UNDEFINED)
+    rows_QK[:, wanted:] = proposed.zeros[: k - wanted]
+    if not wanted:
+        return _neighbours(queries, rows_QK, similarities_QK, 0, proposed)
+
+    usable = np.flatnonzero(is_finite_in_float32(lengths_Q, proposed.longest, kind))
+    everyone = len(usable) == len(queries)
+    lists_QK = proposed.rows_QK if everyone else proposed.rows_QK[usable]
+    asking_QD = queries_QD if everyone else queries_QD[usable]
+    scores_QK = rescore(database.layer, asking_QD, lengths_Q[usable], lists_QK, kind)
+    _put_in_order(lists_QK, scores_QK)
+    rows_QK[usable, :wanted], similarities_QK[usable, :wanted] = lists_QK[:, :wanted], scores_QK[:, :wanted]
+    del lists_QK, scores_QK
+
+    floor_Q = np.full(len(queries), -np.inf)
+    floor_Q[usable] = similarities_QK[usable, wanted - 1]
+    certain = floor_Q > ceiling(proposed.worst_Q, lengths_Q, proposed.longest, database.layer.dim, kind)
+    if proposed.rows_QK.shape[1] == num_others:  # no row was left out of any list
+        certain[usable] = True
+    second = np.flatnonzero(~certain)
+    if len(second):
+        logger.debug("%s: %d queries get a second look", database.layer.key, len(second))
+        rows_QK[second, :wanted], similarities_QK[second, :wanted] = search_in_float64(
+            database, queries_QD[second], k=wanted, kind=kind, floor_Q=floor_Q[second], rows_per_block=rows_per_block
         )
-    del queries_QD  # read again rather than kept unscaled: one copy in memory
-    similarities_QK = _rescore(database.layer, _chosen(queries, chosen), lengths_Q, rows_QK, similarity)
-    for at in range(0, len(rows_QK), _ROWS):
-        piece = slice(at, at + _ROWS)
-        order = np.lexsort((rows_QK[piece], -similarities_QK[piece]), axis=1)
-        rows_QK[piece] = np.take_along_axis(rows_QK[piece], order, axis=1)
-        similarities_QK[piece] = np.take_along_axis(similarities_QK[piece], order, axis=1)
-    return _Nearest(rows_QK, similarities_QK, _ceiling(worst_Q, lengths_Q, longest, database.layer.dim, similarity))
+    return _neighbours(queries, rows_QK, similarities_QK, len(second), proposed)
 
 
-def _chosen(queries: Selection, chosen: npt.NDArray[np.intp]) -> Floats:
-    features = queries.read()
-    return features if len(chosen) == len(features) else features[chosen]
+@dataclass(frozen=True, slots=True)
+class _Proposed:
+    """Rows of the best float32 scores, and what is needed to judge them."""
 
+    rows_QK: Ints
+    worst_Q: Floats
+    """Last score of each list."""
 
-def _ceiling(worst_Q: Floats, lengths_Q: Doubles, longest: float, dim: int, similarity: Similarity) -> Doubles:
-    """Similarity that no row outside the list can exceed: its worst float32 score, plus the largest error of one.
+    longest: float
+    """Length of the longest database row."""
 
-    An inner product of D numbers, summed in any order, is off by at most D rounding errors of the
-    product of the lengths (Higham, "Accuracy and Stability of Numerical Algorithms", sec. 3.1). A length
-    is the root of one, so scaling query and row to unit length doubles that. faiss computes a squared
-    distance from three of them. The constant allows for the single operations between.
-    """
-    count = 2 * dim + 16
-    error = count * ROUNDING / (1 - count * ROUNDING)
-    worst = worst_Q.astype(np.float64)
-    if similarity == "cosine":
-        return worst + error
-    if similarity == "inner_product":
-        return worst + error * lengths_Q * longest
-    squared = np.maximum(worst - error * np.square(lengths_Q + longest), 0)
-    return -np.sqrt(squared)
+    zeros: Ints
+    """Rows that were left out."""
 
 
 def _propose(
     database: Selection,
     queries_QD: Floats,
+    lengths_Q: Doubles,
     k: int,
-    similarity: Similarity,
+    kind: Similarity,
     rows_per_block: int,
     device: str,
     on_rows: Callable[[int], None],
-) -> tuple[Ints, Floats, float]:
-    """Rows of the k best float32 scores, the worst of these scores, and the length of the longest database row."""
-    metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+) -> _Proposed:
+    """Propose k neighbours of each query, or all rows if they are fewer."""
+    if kind == "cosine":
+        queries_QD = queries_QD.copy()
+        scale_to_unit_length(queries_QD, lengths_Q)
+    metric = faiss.METRIC_L2 if kind == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    k = min(k, len(database))
     heap = faiss.ResultHeap(len(queries_QD), k, keep_max=metric == faiss.METRIC_INNER_PRODUCT)
-    search_block = _engine(device, k)
-    longest = 0.0
-    for part in database.parts(rows_per_block, unit_length=similarity == "cosine"):
+    search_block = engine_for(device, k)
+    longest, zeros = 0.0, []
+    for part in database.parts(rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
         if len(part.rows):
             scores, places = search_block(queries_QD, part.features, min(k, len(part.rows)), metric)
             heap.add_result(scores, part.rows[places])
-            longest = max(longest, part.longest)
+        longest = max(longest, part.longest)
+        zeros.append(part.zeros)
         on_rows(part.num_read)
     heap.finalize()
-    return heap.I, heap.D[:, -1], longest
+    left_out = np.concatenate(zeros)
+    k = min(k, len(database) - len(left_out))
+    worst_Q = heap.D[:, k - 1].copy() if k else heap.D[:, 0]
+    return _Proposed(heap.I[:, :k], worst_Q, longest, left_out)
 
 
-def _rescore(
-    database: LayerReader, queries_QD: Floats, lengths_Q: Doubles, rows_QK: Ints, similarity: Similarity
-) -> Doubles:
-    """Similarities of the given pairs in float64, each summed in the same order wherever it lies."""
-    num_neighbours = rows_QK.shape[1]
-    rows = rows_QK.reshape(-1)
-    similarities = np.empty(rows.shape, np.float64)
-    chunks = rows // database.rows_per_chunk
-    order = np.argsort(chunks.astype(np.uint16 if chunks.max() < 2**16 else np.int64), kind="stable")
-    ends = np.cumsum(np.bincount(chunks))
-    pairs_at_once = max(1, _BYTES // (8 * database.dim))
-
-    def rescore_chunk(chunk: int) -> None:
-        pairs_of_chunk = order[ends[chunk - 1] if chunk else 0 : ends[chunk]]
-        if not len(pairs_of_chunk):
-            return
-        wanted, place_of = np.unique(rows[pairs_of_chunk] - chunk * database.rows_per_chunk, return_inverse=True)
-        database_RD = database.peek(chunk)[wanted].astype(np.float64)
-        lengths_R = _lengths(database_RD)
-        for at in range(0, len(pairs_of_chunk), pairs_at_once):
-            pairs, places = pairs_of_chunk[at : at + pairs_at_once], place_of[at : at + pairs_at_once]
-            query_of = pairs // num_neighbours
-            found = _similarities(database_RD[places], queries_QD[query_of], similarity)
-            if similarity == "cosine":
-                found /= lengths_R[places] * lengths_Q[query_of]
-            similarities[pairs] = found
-
-    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        list(threads.map(rescore_chunk, range(len(ends))))
-    return similarities.reshape(rows_QK.shape)
+def _put_in_order(rows_QK: Ints, similarities_QK: Doubles) -> None:
+    """Sort lists in place: by similarity, falling, then by row, rising."""
+    for at in range(0, len(rows_QK), _LISTS):
+        piece = slice(at, at + _LISTS)
+        order = np.lexsort((rows_QK[piece], -similarities_QK[piece]), axis=1)
+        rows_QK[piece] = np.take_along_axis(rows_QK[piece], order, axis=1)
+        similarities_QK[piece] = np.take_along_axis(similarities_QK[piece], order, axis=1)
 
 
-def _similarities(database_PD: Doubles, queries_PD: Floats, similarity: Similarity) -> Doubles:
-    """Inner product of each pair of rows, or minus their distance; overwrites `database_PD`."""
-    if similarity == "euclidean":
-        database_PD -= queries_PD
-        distances: Doubles = np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
-        return -distances
-    products: Doubles = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
-    return products
-
-
-def _engine(device: str, k: int) -> Callable[[Floats, Floats, int, int], tuple[Floats, Ints]]:
-    """Faiss's brute-force search of one block, on the GPU where that is wanted and possible."""
-    num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-    if device == "gpu" and not num_gpus:
-        raise EvaluationError("faiss sees no GPU; search with --search-device cpu, or install faiss-gpu and a driver")
-    if device == "cpu" or not num_gpus:
-        return lambda queries_QD, block_ND, k, metric: faiss.knn(queries_QD, block_ND, k, metric=metric)
-    if k > MAX_GPU_K:
-        logger.warning("faiss on a GPU keeps at most %d neighbours; %d are wanted, so the CPU searches", MAX_GPU_K, k)
-        return _engine("cpu", k)
-    resources = faiss.StandardGpuResources()
-    return lambda queries_QD, block_ND, k, metric: faiss.knn_gpu(resources, queries_QD, block_ND, k, metric=metric)
-
-
-def _lengths(features_ND: npt.NDArray[Any]) -> Doubles:
-    """Euclidean lengths in float64, at least EPSILON."""
-    lengths = np.empty(len(features_ND), np.float64)
-    for at in range(0, len(features_ND), _ROWS):
-        squares = np.square(features_ND[at : at + _ROWS], dtype=np.float64)
-        lengths[at : at + _ROWS] = np.sqrt(squares.sum(axis=1))
-    return np.maximum(lengths, EPSILON)
+def _neighbours(
+    queries: Selection, rows_QK: Ints, similarities_QK: Doubles, num_second_look: int, proposed: _Proposed
+) -> Neighbours:
+    return Neighbours(
+        rows_QK=rows_QK,
+        similarities_QK=similarities_QK,
+        queries=queries.rows,
+        num_second_look=num_second_look,
+        num_zeros=len(proposed.zeros),
+    )

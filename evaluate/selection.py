@@ -5,21 +5,43 @@ Shape suffixes:  N rows   D feature dimension
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluate.labels import EvaluationError
-from store import Block, LayerReader
+from store import Block
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 EPSILON = 1e-12
 """Lengths below it count as this, as in torch.nn.functional.normalize."""
+
+
+class Layer(Protocol):
+    """What an evaluation needs of a layer: a `store.LayerReader`, or something made of several."""
+
+    key: str
+    """What messages call it."""
+    num_rows: int
+    dim: int
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Rows that are read together."""
+
+    def map_blocks(
+        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+    ) -> Iterator[T]:
+        """Yield what `prepare` makes of each block, while the next one is read."""
+
+    def peek(self, chunk: int) -> Floats:
+        """Return the rows of one chunk that was read before, for picking some of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +56,9 @@ class Part:
     longest: float
     """Largest Euclidean length of a row, before any scaling; 0 if there is none."""
 
+    zeros: Ints
+    """Rows of zeros that were left out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -41,19 +66,28 @@ class Selection:
 
     Attributes
     ----------
-    layer : LayerReader
+    layer : Layer
         Of one split.
     rows : ndarray of int64, rising
         Those that take part.
     """
 
-    layer: LayerReader
+    layer: Layer
     rows: Ints
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def parts(self, rows_per_block: int, *, unit_length: bool) -> Iterator[Part]:
+    def __getitem__(self, positions: slice) -> Selection:
+        """Select some of the selected rows."""
+        return replace(self, rows=self.rows[positions])
+
+    @property
+    def chunks(self) -> range:
+        """The consecutive chunks in which the rows lie."""
+        return range(self.rows[0] // self.layer.rows_per_chunk, self.rows[-1] // self.layer.rows_per_chunk + 1)
+
+    def parts(self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False) -> Iterator[Part]:
         """Yield all rows that take part, block by block, each scaled to length 1 if asked.
 
         Raises
@@ -63,38 +97,46 @@ class Selection:
         """
         keep = np.zeros(self.layer.num_rows, np.bool_)
         keep[self.rows] = True
-
         rows_at_once = max(1, _BYTES // (4 * self.layer.dim))
 
         def prepare(block: Block) -> Part:
+            taken, longest, zeros = 0, 0.0, []
             mask = keep[block.start : block.start + len(block.features)]
-            rows = block.start + np.flatnonzero(mask).astype(np.int64)
-            lengths = np.empty(len(rows), np.float64)
-            taken = 0
             # Piece by piece, so that each is in the cache for every step, and what is left out is closed up in place.
             for at in range(0, len(block.features), rows_at_once):
                 piece, wanted = block.features[at : at + rows_at_once], mask[at : at + rows_at_once]
-                count = int(np.count_nonzero(wanted))
-                if taken < at or count < len(piece):
-                    block.features[taken : taken + count] = piece[wanted]
-                    piece = block.features[taken : taken + count]
-                lengths[taken : taken + count] = lengths_of(piece)
+                if not wanted.all():
+                    piece = piece[wanted]
+                lengths = lengths_of(piece)
+                self._check_finite(block.start + at + np.flatnonzero(wanted), piece, lengths)
+                longest = max(longest, lengths.max(initial=0))
+                if without_zeros and not lengths.all():
+                    is_zero = ~piece.any(axis=1)
+                    chosen = np.flatnonzero(wanted)
+                    zeros.append(block.start + at + chosen[is_zero])
+                    wanted[chosen[is_zero]] = False
+                    piece, lengths = piece[~is_zero], lengths[~is_zero]
+                if taken < at or len(piece) < len(wanted):
+                    block.features[taken : taken + len(piece)] = piece
+                    piece = block.features[taken : taken + len(piece)]
                 if unit_length:
-                    scale_to_unit_length(piece, lengths[taken : taken + count])
-                taken += count
-            features = block.features[:taken]
-            self._check_finite(rows, features, lengths)
-            longest = float(lengths.max(initial=0))
-            return Part(rows=rows, features=features, num_read=len(mask), longest=longest)
+                    scale_to_unit_length(piece, lengths)
+                taken += len(piece)
+            rows = block.start + np.flatnonzero(mask).astype(np.int64)
+            left_out = np.concatenate(zeros) if zeros else rows[:0]
+            return Part(
+                rows=rows, features=block.features[:taken], num_read=len(mask), longest=float(longest), zeros=left_out
+            )
 
-        return self.layer.map_blocks(prepare, rows_per_block)
+        return self.layer.map_blocks(prepare, rows_per_block, self.chunks)
 
     def read(self) -> Floats:
         """Return all rows that take part, in memory, shape (n, D)."""
-        features = self.layer.read()
-        if len(self.rows) < len(features):
-            features = features[self.rows]
-        self._check_finite(self.rows, features, lengths_of(features))
+        features = np.empty((len(self), self.layer.dim), np.float32)
+        filled = 0
+        for part in self.parts(self.layer.rows_per_chunk, unit_length=False):
+            features[filled : filled + len(part.rows)] = part.features
+            filled += len(part.rows)
         return features
 
     def _check_finite(self, rows: Ints, features: Floats, lengths: npt.NDArray[np.float64]) -> None:
@@ -130,14 +172,3 @@ def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]
         divisors = divisors.astype(np.float32)  # three times as fast as dividing by float64
     with np.errstate(invalid="ignore"):  # rows that are not finite are refused by number
         np.divide(features_ND, divisors[:, None], out=features_ND, casting="same_kind")
-
-
-def rows_per_block(dim: int, block_mib: int) -> int:
-    """Rows of float32 that fit into a block.
-
-    Examples
-    --------
-    >>> rows_per_block(2048, 256)
-    32768
-    """
-    return max(1, block_mib * 2**20 // (4 * dim))

@@ -148,6 +148,41 @@ class Ballot:
             scores_QK[everyone, best] = -np.inf
         return ranked
 
+    def ranking_with_shares(self, weights_QK: Doubles, *, k: int, top: int = 5) -> tuple[Ints, Doubles]:
+        """Return the `top` classes of each query, and which part of the k neighbours' votes each has.
+
+        The parts of all classes add up to 1 for every k, so they can serve as probabilities.
+
+        Returns
+        -------
+        ranked_QT : ndarray of shape (Q, top), dtype=int64
+            As `ranking`.
+        shares_QT : ndarray of shape (Q, top), dtype=float64
+            0 where fewer classes have a vote.
+
+        Examples
+        --------
+        >>> ballot = Ballot.of(np.array([[3, 1, 1, 0]]), num_classes=4)
+        >>> ballot.ranking_with_shares(np.array([[1.0, 0.5, 0.25, 0.25]]), k=4, top=4)[1].tolist()
+        [[0.5, 0.375, 0.125, 0.0]]
+        """
+        ranked_QT = self.ranking(weights_QK, k=k, top=top)
+        labels_QK, totals_Q = self.labels_QK[:, :k], weights_QK[:, :k].sum(axis=1)
+        shares_QT = np.zeros(ranked_QT.shape)
+        for place in range(top):
+            is_of_class = labels_QK == ranked_QT[:, place, None]
+            shares_QT[:, place] = np.where(is_of_class, weights_QK[:, :k], 0).sum(axis=1) / totals_Q
+        return ranked_QT, shares_QT
+
+    def probabilities(self, weights_QK: Doubles, *, k: int) -> Doubles:
+        """Part of the k neighbours' votes of every class, shape (Q, C); each row adds up to 1."""
+        votes_QC = np.zeros((len(self.labels_QK), self.num_classes))
+        everyone = np.arange(len(votes_QC))
+        for place in range(k):  # no class twice in a column, so plain indexing adds up
+            votes_QC[everyone, self.labels_QK[:, place]] += weights_QK[:, place]
+        votes_QC /= weights_QK[:, :k].sum(axis=1, keepdims=True)
+        return votes_QC
+
     def places_among_unvoted(self, classes_Q: Ints, *, k: int) -> Ints:
         """Place of each query's class among those without a vote, by number; -1 where it has a vote.
 

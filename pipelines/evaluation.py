@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -10,10 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from evaluate.clustering import evaluate_kmeans
 from evaluate.config import EvaluateConfig
-from evaluate.evaluation import Record, evaluate_kmeans, evaluate_knn, uniform
+from evaluate.evaluation import evaluate_knn, uniform
+from evaluate.few_shot import evaluate_few_shot
+from evaluate.memory import parse_memory
+from evaluate.neighbours import Resources
+from evaluate.views import Record
 from pipelines.progress import Progress
+from pipelines.protocols import find_protocols
 from store import FeatureSet, StoreError
 
 logger = logging.getLogger(__name__)
@@ -43,29 +51,31 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     for name in names:
         for split in ("train", "val"):
             features.layer(split, name)  # refuse an incomplete layer before the first search
+    memory = parse_memory(config.memory) if config.memory else None
+    ranks = Ranks.of_environment()
+    resources = Resources(memory=memory, device=config.device, num_shares=ranks.count)
+    knn = config.knn
+    settings: dict[str, Any] = {
+        "protocol": find_protocols(knn.protocol),
+        "k": knn.k,
+        "temperature": knn.temperature,
+        "resources": resources,
+    }
     with progress.task("search", features.split("train").num_rows * len(names)) as on_rows:
         records = evaluate_knn(
             features,
             names,
-            protocol=config.knn.protocol,
-            k=config.knn.k,
-            temperature=config.knn.temperature,
-            block_mib=config.block_mib,
-            device=config.device,
+            leave_one_out=knn.leave_one_out,
+            retrieval=knn.retrieval,
+            duplicates=knn.duplicates,
+            per_class=knn.per_class,
             on_rows=lambda layer, rows: on_rows(rows),
+            **settings,
         )
-    if config.kmeans.clusters:
-        settings = config.kmeans
-        records += evaluate_kmeans(
-            features,
-            names,
-            clusters=settings.clusters,
-            normalize=settings.normalize,
-            iterations=settings.iterations,
-            restarts=settings.restarts,
-            seed=settings.seed,
-            block_mib=config.block_mib,
-        )
+    if knn.shots:
+        records += evaluate_few_shot(features, names, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
+    if config.kmeans.clusters and ranks.index == 0:
+        records += evaluate_kmeans(features, names, memory=memory, **config.kmeans.model_dump())
     records = uniform(records)
     now = datetime.now(UTC)
     content = {
@@ -78,12 +88,30 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         "created": now.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 3),
     }
+    if ranks.index:  # the first rank reports
+        return EvaluationReport(features=features, records=records, path=None)
     try:
         saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
     except StoreError as error:  # a store that may only be read still gives its numbers
         logger.warning("the results are not kept: %s", error)
         saved = None
     return EvaluationReport(features=features, records=records, path=saved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """How many processes evaluate together, and which of them this is; told by torchrun or SLURM."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def of_environment(cls) -> Ranks:
+        """Read what the launcher says; alone without one."""
+        for index, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if index in os.environ and count in os.environ:
+                return cls(index=int(os.environ[index]), count=int(os.environ[count]))
+        return cls(index=0, count=1)
 
 
 def _versions() -> dict[str, str]:

@@ -109,7 +109,7 @@ EXTRACTION: Mapping[str, Option] = {
 }
 
 EVALUATION: Mapping[str, Option] = {
-    "protocol": Option(setting="evaluate.knn.protocol", help="Similarity and voting: dino, vissl, wu2018, solo, ..."),
+    "protocol": Option(setting="evaluate.knn.protocol", help="Comma-separated: dino,vissl,wu2018; or a YAML file."),
     "k": Option(setting="evaluate.knn.k", listed=True, help="Neighbours that vote, comma-separated: 10,20,100,200."),
     "temperature": Option(setting="evaluate.knn.temperature", listed=True, help="Comma-separated: 0.07,0.1."),
     "clusters": Option(
@@ -117,6 +117,17 @@ EVALUATION: Mapping[str, Option] = {
         listed=True,
         help="k-means with so many clusters: 100, or classes, or both.",
     ),
+    "leave_one_out": Option(setting="evaluate.knn.leave_one_out", type=bool, help="Classify train by train itself."),
+    "retrieval": Option(setting="evaluate.knn.retrieval", type=bool, help="Also R-precision, MAP@R and recall@k."),
+    "per_class": Option(setting="evaluate.knn.per_class", type=bool, help="Also the accuracy of each class."),
+    "duplicates": Option(
+        setting="evaluate.knn.duplicates",
+        type=float,
+        help="Also accuracy without val images so near to train: 0.99.",
+    ),
+    "shots": Option(setting="evaluate.knn.shots", listed=True, help="Also with few labels: 1,5,10% of each class."),
+    "tries": Option(setting="evaluate.knn.tries", type=int, help="Draws of the few labels."),
+    "memory": Option(setting="evaluate.memory", help="What stage two may take: 8GiB; by default half of what is free."),
     "search_device": Option(setting="evaluate.device", help="Where faiss searches: auto, cpu or gpu."),
 }
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evaluate.evaluation import Record
+from evaluate.views import Record
 from store import Fault, FeatureSet
 
 

@@ -5,7 +5,7 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 `store/FORMAT.md` is the contract. Nothing here knows of models or of search.
 """
 
-from store.cache import load_cached, save_cached
+from store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
 from store.creation import SplitRows, add_layers, make_ready, open_or_create
 from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest, some
 from store.feature_set import FeatureSet
@@ -38,6 +38,9 @@ __all__ = [
     "Work",
     "WorkQueue",
     "add_layers",
+    "claimed",
+    "drop_cached",
+    "has_cached",
     "load_cached",
     "make_ready",
     "nearest",

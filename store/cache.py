@@ -6,11 +6,13 @@ array. What can't be trusted is as if it were not there: it can always be comput
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy.typing as npt
 import zarr
 
 from store import arrays
-from store.durable import PARTIAL, DurableStore, sync_folder
+from store.durable import PARTIAL, DurableStore, cannot_write, sync_folder
 from store.errors import StoreError
 from store.feature_set import FeatureSet
 
@@ -88,6 +90,48 @@ def load_cached(features: FeatureSet, kind: str, key: str) -> tuple[dict[str, np
         reason = str(error)
     logger.warning("%s is damaged (%s) and is computed anew", path, reason)
     return None
+
+
+def has_cached(features: FeatureSet, kind: str, key: str) -> bool:
+    """Whether anything is kept under `kind/key`, damaged or not."""
+    return (features.path / kind / key).is_dir()
+
+
+def drop_cached(features: FeatureSet, kind: str, key: str) -> None:
+    """Remove what was kept under `kind/key`, and its claim, where that can be done."""
+    shutil.rmtree(features.path / kind / key, ignore_errors=True)
+    with suppress(OSError):
+        _claim(features, kind, key).unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
+    """Claim the work of computing `kind/key`; yields False if another process that is alive has the claim.
+
+    The claim is the operating system's lock (flock): it ends with the process, however that ends.
+
+    Raises
+    ------
+    StoreError
+        If the store can't be written.
+    """
+    path = _claim(features, kind, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise StoreError(cannot_write(path, error)) from error
+    with file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _claim(features: FeatureSet, kind: str, key: str) -> Path:
+    return features.path / kind / f".{key}.claim"
 
 
 def _digest(value: npt.NDArray[Any]) -> str:

@@ -63,8 +63,10 @@ class Grid:
         start = chunk * self.rows_per_chunk
         return RowRange(start=start, stop=min(start + self.rows_per_chunk, self.num_rows))
 
-    def blocks(self, rows_per_block: int) -> list[range]:
+    def blocks(self, rows_per_block: int, chunks: range | None = None) -> list[range]:
         """Consecutive groups of whole chunks, each of at most `rows_per_block` rows and at least one chunk.
+
+        Of all chunks, or of consecutive ones.
 
         Examples
         --------
@@ -72,10 +74,8 @@ class Grid:
         [range(0, 2), range(2, 4), range(4, 5)]
         """
         chunks_per_block = max(1, rows_per_block // self.rows_per_chunk)
-        return [
-            range(first, min(first + chunks_per_block, self.num_chunks))
-            for first in range(0, self.num_chunks, chunks_per_block)
-        ]
+        chunks = range(self.num_chunks) if chunks is None else chunks
+        return [chunks[at : at + chunks_per_block] for at in range(0, len(chunks), chunks_per_block)]
 
 
 def share(work: Sequence[T], *, rank: int, world_size: int) -> Sequence[T]:

@@ -71,7 +71,9 @@ class LayerReader:
         """Yield all rows, in order, while the next block is being read; see `map_blocks`."""
         return self.map_blocks(lambda block: block, rows_per_block)
 
-    def map_blocks(self, prepare: Callable[[Block], T], rows_per_block: int) -> Iterator[T]:
+    def map_blocks(
+        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+    ) -> Iterator[T]:
         """Yield what `prepare` makes of each block; it runs in the reading thread, besides the caller's work.
 
         Two buffers take turns, so a block's features are valid until the next block is asked for,
@@ -83,14 +85,16 @@ class LayerReader:
             May change the block's features in place.
         rows_per_block : int
             Rows of a block at most, but at least one chunk.
+        chunks : range, optional
+            Consecutive chunks to read, at least one; all by default.
 
         Raises
         ------
         DamagedError
             If a chunk is not what was written; the message names it.
         """
-        plan = self._grid.blocks(rows_per_block)
-        rows = max(len(chunks) for chunks in plan) * self._grid.rows_per_chunk
+        plan = self._grid.blocks(rows_per_block, chunks)
+        rows = max(len(block) for block in plan) * self._grid.rows_per_chunk
         buffers = [np.empty((min(rows, self.num_rows), self.dim), np.float32) for _ in plan[:2]]
 
         def read(index: int) -> T:

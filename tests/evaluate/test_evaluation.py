@@ -7,8 +7,9 @@ import logging
 import numpy as np
 import pytest
 
-from evaluate import evaluation
-from evaluate.evaluation import evaluate_kmeans, evaluate_knn, uniform
+from evaluate import clustering, neighbours
+from evaluate.clustering import evaluate_kmeans
+from evaluate.evaluation import evaluate_knn, uniform
 from evaluate.labels import EvaluationError
 from tests.conftest import make_features
 
@@ -30,8 +31,8 @@ def made(tmp_path):
 
 def count_searches(monkeypatch):
     searches = []
-    original = evaluation.search
-    monkeypatch.setattr(evaluation, "search", lambda *a, **k: searches.append(k["k"]) or original(*a, **k))
+    original = neighbours.search
+    monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["k"]) or original(*a, **k))
     return searches
 
 
@@ -161,7 +162,7 @@ def test_clusters_are_kept_and_both_splits_are_measured(made, monkeypatch):
     assert [(record["clusters"], record["split"]) for record in first] == [
         (3, "train"), (3, "val"), (5, "train"), (5, "val"),
     ]  # fmt: skip
-    monkeypatch.setattr(evaluation, "kmeans", None)
+    monkeypatch.setattr(clustering, "kmeans", None)
     again = evaluate_kmeans(made, ["x"], clusters=["classes", 5])
     for before, after in zip(first, again, strict=True):
         assert {k: v for k, v in before.items() if k != "seconds"} == {k: v for k, v in after.items() if k != "seconds"}

@@ -1,4 +1,4 @@
-"""Memory of stage two does not grow with the database."""
+"""Memory of stage two is planned, and does not grow with the database."""
 
 from __future__ import annotations
 
@@ -9,43 +9,141 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluate.labels import EvaluationError
+from evaluate.memory import free_memory, plan_search
+from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
 from tests.conftest import make_features
 
 MIB = 2**20
-BLOCK_MIB = 16
 DIM = 256
-NUM_QUERIES = 500
-K = 200
 
 MEASURE = """
 import sys
 from pathlib import Path
 from evaluate.evaluation import evaluate_knn
+from evaluate.neighbours import Resources
 from store import FeatureSet
-evaluate_knn(FeatureSet.open(Path(sys.argv[1])), ["x"], k=[{k}], block_mib={block})
+resources = Resources(memory=int(sys.argv[2]) * 2**20)
+print(evaluate_knn(FeatureSet.open(Path(sys.argv[1])), ["x"], k=[200], resources=resources)[0]["top1"])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc"
+)
 
-def peak_mib(path):
-    code = MEASURE.format(k=K, block=BLOCK_MIB)
-    result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+
+def peak_mib(path, memory_mib):
+    command = [sys.executable, "-c", MEASURE, str(path), str(memory_mib)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(result.stdout.split()[-1]) / 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc")
-def test_a_database_ten_times_as_large_takes_no_more_than_queries_two_blocks_and_lists(tmp_path):
+@needs_proc
+def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path):
     random = np.random.default_rng(0)
     peaks = {}
     for num_rows in (40_000, 400_000):  # 39 and 391 MiB of features
         train = random.standard_normal((num_rows, DIM), dtype=np.float32)
-        features = {"train": {"x": train}, "val": {"x": train[:NUM_QUERIES]}}
-        labels = {"train": np.arange(num_rows) % 10, "val": np.arange(NUM_QUERIES) % 10}
+        features = {"train": {"x": train}, "val": {"x": train[:500]}}
+        labels = {"train": np.arange(num_rows) % 10, "val": np.arange(500) % 10}
         make_features(tmp_path / str(num_rows), features, labels, rows_per_chunk=1024)
-        peaks[num_rows] = peak_mib(tmp_path / str(num_rows))
-    queries = NUM_QUERIES * DIM * 4 / MIB
-    lists = NUM_QUERIES * (K + 32) * 16 / MIB
+        peaks[num_rows] = peak_mib(tmp_path / str(num_rows), 128)
     labels_and_paths = 400_000 * 100 / MIB
-    bound = queries + 2 * BLOCK_MIB + lists + 300
-    assert peaks[400_000] < bound, f"{peaks} MiB, allowed {bound:.0f}"
-    assert peaks[400_000] - peaks[40_000] < labels_and_paths, f"{peaks} MiB"
+    assert peaks[400_000] < 128 + 300, f"{peaks} MiB"
+    assert peaks[400_000] - peaks[40_000] < labels_and_paths + 64, f"{peaks} MiB"
+
+
+@needs_proc
+@pytest.mark.slow
+def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path):
+    """2,000,000 x 256 on disk, 2,000 queries, 1 GiB: below 1.3 GiB in all, and what 5 GiB find."""
+    num_rows, num_queries = 2_000_000, 2_000
+    made = tmp_path / "f"
+    write_random(made, num_rows, num_queries)
+    assert peak_mib(made, 1024) < 1.3 * 1024
+    kept = next((made / "neighbours").glob("x-*"))
+    kept.rename(tmp_path / "kept")
+    code = (
+        "import sys, zarr, numpy as np; a, b = (zarr.open_group(p, mode='r') for p in sys.argv[1:]); "
+        "print(all(np.array_equal(a[n][:], b[n][:]) for n in ('rows', 'similarities')))"
+    )
+    assert peak_mib(made, 5 * 1024) > 1024, "all in two blocks"
+    again = next((made / "neighbours").glob("x-*"))
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "kept", again], capture_output=True, text=True)
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def write_random(path, num_rows, num_queries):
+    """A feature set of random rows, written chunk by chunk."""
+    sizes = {"train": num_rows, "val": num_queries}
+    rows = {
+        split: SplitRows(labels=np.arange(n) % 10, paths=[""] * n, class_names=tuple("abcdefghij"))
+        for split, n in sizes.items()
+    }
+    manifest = Manifest(
+        made_from={}, dtype="float32", compression="none", rows_per_chunk=1024,
+        splits={split: each.info() for split, each in rows.items()},
+    )  # fmt: skip
+    made = open_or_create(path, manifest, rows)
+    add_layers(made, {"x": LayerInfo(tap="x", pooling=None, shape=(DIM,))})
+    writer, random = ChunkWriter(made), np.random.default_rng(0)
+    for work in made.pending(["x"]):
+        count = len(made.grid(work.split).rows(work.chunk))
+        writer.write(work, {"x": random.standard_normal((count, DIM), dtype=np.float32)}, np.ones(count, bool))
+    return FeatureSet.open(path)
+
+
+@pytest.mark.parametrize("memory", [100, 150, 300, 1000, 5000, 50_000])
+@pytest.mark.parametrize("dim", [16, 2048, 100_000])
+@pytest.mark.parametrize("num_queries", [10, 5000, 100_000])
+def test_what_is_planned_fits_or_is_refused_with_what_would(memory, dim, num_queries):
+    sizes = {"num_rows": 10**6, "rows_per_chunk": 64, "dim": dim, "num_queries": num_queries, "list_length": 232}
+    try:
+        plan = plan_search(memory * MIB, **sizes)
+    except EvaluationError as error:
+        least = int(str(error).rpartition("--memory ")[2].partition("MiB")[0])
+        assert least > memory
+        plan_search(least * MIB, **sizes)
+        return
+    arrays = 2 * plan.rows_per_block * dim * 4 + plan.queries_at_once * dim * 16 + num_queries * 232 * 16
+    assert arrays < memory * MIB
+    assert plan.rows_per_block % 64 == 0
+    assert 1 <= plan.queries_at_once <= num_queries
+
+
+def test_free_memory_is_that_of_the_tightest_control_group(tmp_path):
+    def write(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n")
+    assert free_memory(tmp_path) == 8_000_000 * 1024
+    write("proc/self/cgroup", "0::/slice/job\n")
+    write("sys/fs/cgroup/slice/job/memory.max", "max\n")
+    write("sys/fs/cgroup/slice/job/memory.current", "5\n")
+    write("sys/fs/cgroup/slice/job/memory.stat", "inactive_file 3\n")
+    assert free_memory(tmp_path) == 8_000_000 * 1024
+    write("sys/fs/cgroup/slice/memory.max", str(2**30))
+    write("sys/fs/cgroup/slice/memory.current", str(2**29))
+    write("sys/fs/cgroup/slice/memory.stat", f"anon 7\ninactive_file {2**20}\nactive_file 9\n")
+    assert free_memory(tmp_path) == 2**30 - 2**29 + 2**20, "the parent's limit counts, its page cache gives way"
+    write("proc/self/cgroup", "7:cpu,memory:/a\n")
+    write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1000\n")
+    write("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "900\n")
+    write("sys/fs/cgroup/memory/a/memory.stat", "inactive_file 5\ntotal_inactive_file 50\n")
+    assert free_memory(tmp_path) == 150
+
+
+def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, bench):
+    values = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    features = {split: {"x": values} for split in ("train", "val")}
+    make_features(tmp_path / "features/f", features, {split: np.arange(50) % 2 for split in features})
+    result = bench("evaluate", "--features", "f", "--memory", "1MiB", "--k", "5")
+    assert result.returncode == 2
+    assert "does not fit into 1 MiB" in result.stderr
+    least = result.stderr.partition("--memory ")[2].split(",")[0]
+    assert bench("evaluate", "--features", "f", "--memory", least, "--k", "5").returncode == 0
+    result = bench("evaluate", "--features", "f", "--memory", "lots")
+    assert result.returncode == 2
+    assert "must be an amount of memory such as 8GiB" in result.stderr

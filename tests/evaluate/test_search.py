@@ -1,4 +1,4 @@
-"""Search equals a brute force in float64, whatever the block size."""
+"""Search equals a brute force in float64, to the bit, however it is cut."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from evaluate.labels import EvaluationError
-from evaluate.search import search
+from evaluate.memory import SearchPlan
+from evaluate.search import UNDEFINED, merged, search
 from evaluate.selection import Selection
+from store import Block
 from tests.conftest import make_features
 
 
 def brute_force(database, queries, similarity, k):
-    """Every pair, one by one, in float64; ordered by similarity, then by row."""
+    """Every pair, one by one, in float64; ordered by similarity, then by row; cosines with zeros last."""
     database, queries = database.astype(np.float64), queries.astype(np.float64)
     rows, similarities = [], []
     for query in queries:
@@ -24,12 +26,46 @@ def brute_force(database, queries, similarity, k):
                 value = (other * query).sum()
                 if similarity == "cosine":
                     lengths = [max(np.sqrt(np.square(v).sum()), 1e-12) for v in (other, query)]
-                    value /= lengths[0] * lengths[1]
+                    value = value / (lengths[0] * lengths[1]) if other.any() else UNDEFINED
             row.append((-value, index))
         row.sort()
         rows.append([index for _, index in row[:k]])
         similarities.append([-value for value, _ in row[:k]])
     return np.array(rows), np.array(similarities)
+
+
+def cut(rows_per_block=1000, queries_at_once=1000):
+    return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once)
+
+
+def assert_equal(found, rows, similarities):
+    """To the bit."""
+    assert np.array_equal(found.rows_QK, rows)
+    assert np.array_equal(found.similarities_QK, similarities)
+
+
+class Held:
+    """A layer in memory, as `evaluate.selection.Layer` wants it: quicker than a store."""
+
+    key = "held"
+
+    def __init__(self, values, rows_per_chunk=7):
+        self.values, self.rows_per_chunk = values, rows_per_chunk
+        self.num_rows, self.dim = values.shape
+
+    def map_blocks(self, prepare, rows_per_block, chunks=None):
+        chunks = chunks or range(-(-self.num_rows // self.rows_per_chunk))
+        step = max(1, rows_per_block // self.rows_per_chunk) * self.rows_per_chunk
+        stop = min(chunks.stop * self.rows_per_chunk, self.num_rows)
+        for start in range(chunks.start * self.rows_per_chunk, stop, step):
+            yield prepare(Block(start=start, features=self.values[start : min(start + step, stop)].copy()))
+
+    def peek(self, chunk):
+        return self.values[chunk * self.rows_per_chunk : (chunk + 1) * self.rows_per_chunk]
+
+
+def held(values, **settings):
+    return Selection(layer=Held(values, **settings), rows=np.arange(len(values)))
 
 
 def selections(path, database, queries, *, rows_per_chunk=7, train=None):
@@ -52,45 +88,103 @@ def awkward(kind, num_rows, dim, seed):
     if kind == "ties":
         values = random.integers(-1, 2, (num_rows, dim)).astype(np.float32)
     if kind == "zeros":
-        values[::3] = 0
+        values[random.random(num_rows) < 0.3] = 0
+    if kind == "all zeros":
+        values[:] = 0
+    if kind == "tiny":
+        values *= np.float32(1e-25)
+    if kind == "denormal":
+        values *= np.float32(1e-41)
+    if kind == "huge":
+        values *= np.float32(1e30)
     if kind == "huge and tiny":
-        values *= np.float32(10.0) ** random.integers(-12, 13, (num_rows, 1)).astype(np.float32)
+        values *= np.float32(10.0) ** random.integers(-30, 30, (num_rows, 1)).astype(np.float32)
     if kind == "collapsed":
         values = (1 + 1e-3 * values).astype(np.float32)
+    if kind == "nearly equal":
+        values = (1 + 1e-7 * values).astype(np.float32)
+    if kind == "constant":
+        values = np.full_like(values, 0.1)
     return values
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "inner_product", "euclidean"])
-@pytest.mark.parametrize("kind", ["random", "duplicates", "ties", "zeros", "huge and tiny", "collapsed"])
-def test_neighbours_are_those_of_a_brute_force_in_float64(tmp_path, similarity, kind):
-    database, queries = awkward(kind, 60, 5, 1), awkward(kind, 9, 5, 2)
-    if similarity != "cosine" and kind == "huge and tiny":
-        queries = awkward("random", 9, 5, 2)
-    chosen = selections(tmp_path / "f", database, queries)
-    expected_rows, expected = brute_force(database, queries, similarity, 20)
-    for rows_per_block in (1, 20, 1000):
-        found = search(*chosen, k=20, similarity=similarity, rows_per_block=rows_per_block)
-        assert np.allclose(found.similarities_QK, expected, rtol=1e-12, atol=1e-14)
-        # Similarities that differ by rounding alone may change places: compare what the rows are worth.
-        swapped = found.rows_QK != expected_rows
-        gaps = np.abs(np.diff(expected, axis=1)).min(axis=1, keepdims=True) > 1e-12 * np.abs(expected).max()
-        assert not (swapped & gaps).any()
+KINDS = (
+    "random", "duplicates", "ties", "zeros", "all zeros", "tiny", "denormal", "huge", "huge and tiny", "collapsed",
+    "nearly equal", "constant",
+)  # fmt: skip
+SIMILARITIES = ("cosine", "inner_product", "euclidean")
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "inner_product", "euclidean"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, 5, 70])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(similarity, kind, dim):
+    """At k below, at and near the number of rows; for any block size, queries at once, threads and ranks."""
+    database, queries = awkward(kind, 90, dim, 1), awkward(kind, 12, dim, 2)
+    chosen = held(database), held(queries)
+    rows, similarities = brute_force(database, queries, similarity, 90)
+    assert np.isfinite(similarities).all()
+    for k, plan, threads in ((20, cut(), 2), (20, cut(1, 1000), 1), (7, cut(20, 10), 1), (89, cut(50, 11), 2)):
+        with_threads(threads)
+        assert_equal(search(*chosen, k=k, similarity=similarity, plan=plan), rows[:, :k], similarities[:, :k])
+    assert_equal(search(*chosen, k=90, similarity=similarity, plan=cut(13)), rows, similarities)
+    for ranks in (2, 3):
+        shares = [chosen[0][at : at + -(-90 // ranks)] for at in range(0, 90, -(-90 // ranks))]
+        parts = [search(s, chosen[1], k=min(20, len(s)), similarity=similarity, plan=cut(30)) for s in shares]
+        assert_equal(merged(parts, 20), rows[:, :20], similarities[:, :20])
+
+
+def with_threads(count):
+    import faiss
+
+    faiss.omp_set_num_threads(count)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_queries_that_float32_cannot_answer_get_a_second_look(similarity):
+    random = awkward("random", 3000, 8, 1)
+    assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).num_second_look == 0
+    equal = np.ones((3000, 8), np.float32)
+    found = search(held(equal), held(equal[:5]), k=9, similarity=similarity, plan=cut(100))
+    assert found.num_second_look == 5
+    assert (found.rows_QK == np.arange(9)).all()
+
+
+def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order():
+    """5,000 rows on a circle, so near to one another that their cosines in float32 are all 1."""
+    angles = np.random.default_rng(0).permutation(5000) * 1e-6
+    database = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    query = np.array([[1, 0]], np.float32)
+    rows, similarities = brute_force(database, query, "cosine", 50)
+    found = search(held(database), held(query), k=50, similarity="cosine", plan=cut())
+    assert_equal(found, rows, similarities)
+    assert found.num_second_look == 1
+
+
+def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path):
+    database = -np.ones((12, 3), np.float32)
+    database[[2, 5]] = 0
+    queries = np.array([[1, 1, 1], [0, 0, 0]], np.float32)
+    found = search(*selections(tmp_path / "f", database, queries), k=11, similarity="cosine", plan=cut(4))
+    assert found.rows_QK.tolist() == [[0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 2]] * 2, "opposite is nearer than undefined"
+    assert found.num_zeros == 2
+    assert (found.similarities_QK[:, -1] == UNDEFINED).all()
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dim", [1, 64, 515])
 def test_block_size_changes_no_bit(tmp_path, similarity, dim):
     chosen = selections(tmp_path / "f", awkward("duplicates", 300, dim, 1), awkward("random", 40, dim, 2))
-    first = search(*chosen, k=50, similarity=similarity, rows_per_block=1000)
+    first = search(*chosen, k=50, similarity=similarity, plan=cut(1000))
     for rows_per_block in (1, 49, 128):
-        again = search(*chosen, k=50, similarity=similarity, rows_per_block=rows_per_block)
+        again = search(*chosen, k=50, similarity=similarity, plan=cut(rows_per_block))
         assert np.array_equal(first.rows_QK, again.rows_QK)
         assert np.array_equal(first.similarities_QK, again.similarities_QK)
 
 
 def test_equal_similarities_are_ordered_by_row(tmp_path):
     database = np.tile(np.eye(3, dtype=np.float32), (8, 1))
-    found = search(*selections(tmp_path / "f", database, database[:3]), k=8, similarity="cosine", rows_per_block=5)
+    found = search(*selections(tmp_path / "f", database, database[:3]), k=8, similarity="cosine", plan=cut(5))
     assert found.rows_QK.tolist() == [list(range(i, 24, 3)) for i in range(3)]
     assert (found.similarities_QK == 1).all()
 
@@ -99,16 +193,16 @@ def test_rows_that_take_no_part_are_never_neighbours(tmp_path):
     database = awkward("random", 50, 6, 1)
     database[10] = np.nan_to_num(database[10])
     chosen = selections(tmp_path / "f", database, database[:5], train=np.flatnonzero(np.arange(50) % 4 != 1))
-    found = search(*chosen, k=37, similarity="cosine", rows_per_block=9)
+    found = search(*chosen, k=37, similarity="cosine", plan=cut(9))
     assert sorted(found.rows_QK[0].tolist()) == np.flatnonzero(np.arange(50) % 4 != 1).tolist()
 
 
 def test_k_can_be_all_rows_and_no_more(tmp_path):
     chosen = selections(tmp_path / "f", awkward("random", 12, 3, 1), awkward("random", 2, 3, 2))
-    assert search(*chosen, k=12, similarity="cosine", rows_per_block=5).rows_QK.shape == (2, 12)
+    assert search(*chosen, k=12, similarity="cosine", plan=cut(5)).rows_QK.shape == (2, 12)
     for k in (0, 13):
         with pytest.raises(EvaluationError, match=r"k must be in \[1, 12\]"):
-            search(*chosen, k=k, similarity="cosine", rows_per_block=5)
+            search(*chosen, k=k, similarity="cosine", plan=cut(5))
 
 
 def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path):
@@ -123,7 +217,7 @@ def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path):
         Selection(layer=made.layer("val", "x"), rows=np.arange(4)),
     )
     with pytest.raises(EvaluationError, match=r"train/x: 1 rows hold NaN or infinity: row 17"):
-        search(*chosen, k=3, similarity="cosine", rows_per_block=9)
+        search(*chosen, k=3, similarity="cosine", plan=cut(9))
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
@@ -132,11 +226,11 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     chosen = selections(tmp_path / "f", awkward("random", 12, 3, 1), awkward("random", 2, 3, 2))
     with pytest.raises(EvaluationError, match="faiss sees no GPU"):
-        search(*chosen, k=2, similarity="cosine", rows_per_block=5, device="gpu")
+        search(*chosen, k=2, similarity="cosine", plan=cut(5), device="gpu")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("similarity", ["cosine", "inner_product", "euclidean"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity):
     import faiss
 
@@ -144,25 +238,7 @@ def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity):
         pytest.skip("faiss sees no GPU")
     chosen = selections(tmp_path / "f", awkward("random", 5000, 64, 1), awkward("random", 100, 64, 2))
     cpu, gpu = (
-        search(*chosen, k=100, similarity=similarity, rows_per_block=999, device=device) for device in ("cpu", "gpu")
+        search(*chosen, k=100, similarity=similarity, plan=cut(999), device=device) for device in ("cpu", "gpu")
     )
     assert np.array_equal(cpu.rows_QK, gpu.rows_QK)
     assert np.array_equal(cpu.similarities_QK, gpu.similarities_QK)
-
-
-@pytest.mark.parametrize("similarity", ["inner_product", "euclidean"])
-def test_lengths_whose_products_overflow_float32_are_refused(tmp_path, similarity):
-    """Faiss would return no neighbours at all, and every vote would be counted as certain."""
-    values = awkward("random", 30, 4, 1) * np.float32(1e20)
-    chosen = selections(tmp_path / "f", values, values[:3])
-    with pytest.raises(EvaluationError, match=f"overflow float32 in a search by {similarity}"):
-        search(*chosen, k=3, similarity=similarity, rows_per_block=9)
-    assert search(*chosen, k=3, similarity="cosine", rows_per_block=9).rows_QK[:, 0].tolist() == [0, 1, 2]
-
-
-def test_collapsed_features_are_counted_as_uncertain_and_said(tmp_path, caplog):
-    """A thousand copies of one point have no nearest ones."""
-    values = np.ones((3000, 4), np.float32)
-    found = search(*selections(tmp_path / "f", values, values[:2]), k=1, similarity="cosine", rows_per_block=1000)
-    assert found.num_uncertain == 2
-    assert "too near to one another" in caplog.text

@@ -10,11 +10,14 @@ import json
 import numpy as np
 import pytest
 
-from evaluate.evaluation import evaluate_kmeans, evaluate_knn, find_neighbours
+from evaluate.clustering import evaluate_kmeans
+from evaluate.evaluation import evaluate_knn
 from evaluate.kmeans import assign, kmeans
 from evaluate.labels import matched_labels
 from evaluate.metrics import cluster_metrics
+from evaluate.neighbours import find_neighbours
 from evaluate.selection import Selection
+from evaluate.views import stored_view
 from evaluate.vote import Ballot, vote_weights
 from store import FeatureSet
 
@@ -57,7 +60,9 @@ def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, tem
     reference = np.load(digits / "reference_float64.npz")
     features = imported("l2")
     train, val, names = matched_labels(features)
-    neighbours = find_neighbours(features, "l2", train=train, val=val, k=200, similarity="cosine").neighbours
+    neighbours = find_neighbours(
+        features, stored_view(features, "l2"), database=train, queries=val, k=200, similarity="cosine"
+    ).neighbours
     assert np.abs(neighbours.similarities_QK - reference["l2_cosine_val"]).max() < 1e-6
     ballot = Ballot.of(train.labels[neighbours.rows_QK], num_classes=len(names))
     weights = vote_weights(neighbours.similarities_QK, vote="exponential", temperature=temperature)

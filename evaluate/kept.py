@@ -1,0 +1,108 @@
+"""Neighbour lists that are kept beside the features, under a key made of what they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evaluate.labels import Labelled
+from evaluate.protocols import Similarity
+from evaluate.search import Neighbours
+from evaluate.views import View
+from store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
+from store.manifest import digest_of
+
+ALGORITHM = 2
+"""Enters the keys; raised when a change gives other numbers."""
+
+_KIND = "neighbours"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Neighbours, and whether they had to be searched for."""
+
+    neighbours: Neighbours
+    reused: bool
+    seconds: float
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What records say of the search."""
+        return {
+            "certified": True,
+            "num_second_look": self.neighbours.num_second_look,
+            "num_zero_rows": self.neighbours.num_zeros,
+            "seconds": self.seconds,
+            "neighbours_reused": self.reused,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLists:
+    """Where the lists of one search are kept, if they are."""
+
+    features: FeatureSet
+    key: str
+    origin: dict[str, Any]
+    """For the record: layer, similarity, digests."""
+
+    @classmethod
+    def of(
+        cls, features: FeatureSet, view: View, database: Labelled, queries: Labelled, similarity: Similarity
+    ) -> KeptLists:
+        """Say where the lists of a search are, before it is done."""
+        made_from = [
+            [part.split, view.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
+            for part in (database, queries)
+        ]
+        return cls(
+            features=features,
+            key=f"{view.name}-{similarity}-{digest_of([ALGORITHM, similarity, *made_from])[:16]}",
+            origin={"layer": view.name, "similarity": similarity, "made_from": made_from, "certified": True},
+        )
+
+    def part(self, name: str) -> KeptLists:
+        """Say where a part of these lists is."""
+        return replace(self, key=f"{self.key}.{name}")
+
+    def exists(self) -> bool:
+        """Whether something is there; it may still be damaged."""
+        return has_cached(self.features, _KIND, self.key)
+
+    def load(self, k: int) -> Found | None:
+        """Return the lists, if they are there, can be trusted, and are long enough."""
+        kept = load_cached(self.features, _KIND, self.key)
+        if not kept or kept[0]["rows"].shape[1] < k:
+            return None
+        arrays, facts = kept
+        neighbours = Neighbours(
+            rows_QK=arrays["rows"],
+            similarities_QK=arrays["similarities"],
+            queries=arrays["queries"],
+            num_second_look=facts["num_second_look"],
+            num_zeros=facts["num_zeros"],
+        )
+        return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"])
+
+    def save(self, found: Found) -> None:
+        """Keep lists; where that can't be, warn and go on."""
+        lists = found.neighbours
+        arrays = {"rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries}
+        facts = {
+            "num_second_look": lists.num_second_look, "num_zeros": lists.num_zeros, "seconds": found.seconds
+        }  # fmt: skip
+        save_cached(self.features, _KIND, self.key, arrays, self.origin | facts)
+
+    def drop(self) -> None:
+        """Remove them."""
+        drop_cached(self.features, _KIND, self.key)
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Claim the search; yields False if another process that is alive has it."""
+        with claimed(self.features, _KIND, self.key) as is_mine:
+            yield is_mine

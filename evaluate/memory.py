@@ -1,0 +1,178 @@
+"""How much memory stage two may take, and how a search is cut so that it takes no more.
+
+Counted are the arrays that grow with the task: queries, blocks of the database, lists. The
+interpreter and the libraries take another 200 to 300 MiB, whatever the task.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluate.labels import EvaluationError
+
+MIB = 2**20
+
+BLOCK = 512 * MIB
+"""Size of a block of the database, where there is room: larger ones are no faster."""
+
+_FIXED = 64 * MIB
+"""What faiss and the rescoring need besides, whatever the task."""
+
+_BYTES_PER_NEIGHBOUR = 96
+"""Of one entry of one list while it is proposed, rescored and put in order."""
+
+_QUERIES = 256
+"""Queries searched at a time at least: every pass reads the whole database."""
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """How a search is cut."""
+
+    rows_per_block: int
+    queries_at_once: int
+    """Queries for which the database is read once."""
+
+
+def plan_search(
+    memory: int, *, num_rows: int, rows_per_chunk: int, dim: int, num_queries: int, list_length: int
+) -> SearchPlan:
+    """Cut a search so that it fits.
+
+    Parameters
+    ----------
+    memory : int
+        Bytes.
+    num_rows, rows_per_chunk, dim : int
+        Of the database.
+    num_queries : int
+        Q.
+    list_length : int
+        Neighbours of each query that are proposed.
+
+    Raises
+    ------
+    EvaluationError
+        If it can't fit; the message says what would.
+
+    Examples
+    --------
+    >>> plan_search(2**30, num_rows=10**6, rows_per_chunk=1024, dim=256, num_queries=2000, list_length=232)
+    SearchPlan(rows_per_block=460800, queries_at_once=2000)
+    """
+    results = num_queries * list_length * 16 + num_rows
+    per_query = 4 * dim * 4 + list_length * _BYTES_PER_NEIGHBOUR
+    chunk = rows_per_chunk * dim * 4
+    least = _FIXED + results + 2 * chunk + min(num_queries, _QUERIES) * per_query
+    if memory < least:
+        raise EvaluationError(
+            f"the search does not fit into {in_words(memory)} of memory: {num_queries:,} queries of dimension {dim:,}, "
+            f"lists of {list_length:,} and two chunks of the database need at least {in_words(least)}. "
+            f"Allow that with --memory {-(-least // MIB)}MiB, or ask for a smaller k."
+        )
+    free = memory - _FIXED - results
+    # Blocks first get half of what is free; queries what is left, and blocks what queries do not need.
+    queries_at_once = min(num_queries, max(_QUERIES, (free - 2 * max(chunk, min(BLOCK, free // 4))) // per_query))
+    queries_at_once = min(queries_at_once, (free - 2 * chunk) // per_query)
+    block = min(BLOCK, (free - queries_at_once * per_query) // 2)
+    chunks = max(1, block // chunk)
+    return SearchPlan(rows_per_block=chunks * rows_per_chunk, queries_at_once=queries_at_once)
+
+
+def rows_per_block(memory: int, *, dim: int) -> int:
+    """Rows of float32 in one block, where two blocks take at most half of the memory.
+
+    Examples
+    --------
+    >>> rows_per_block(2**30, dim=2048)
+    32768
+    """
+    return max(1, min(BLOCK, memory // 4) // (4 * dim))
+
+
+def parse_memory(text: str) -> int:
+    """Read an amount of memory, in powers of 1,024.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+
+    Examples
+    --------
+    >>> parse_memory("1GiB") == parse_memory("1g") == parse_memory("1024 MB") == 2**30
+    True
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if not match or not float(match[1]):
+        raise ValueError(f"must be an amount of memory such as 8GiB or 512MiB; got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def in_words(num_bytes: int) -> str:
+    """Say an amount of memory.
+
+    Examples
+    --------
+    >>> in_words(3 * 2**29), in_words(10 * 2**20)
+    ('1.5 GiB', '10 MiB')
+    """
+    return f"{num_bytes / 2**30:.2g} GiB" if num_bytes >= 2**30 else f"{-(-num_bytes // MIB)} MiB"
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can still take: of the machine, or of the container if that has less.
+
+    Without Linux's `/proc`, 4 GiB are assumed.
+    """
+    free = [*_of_machine(root), *_of_cgroups(root)]
+    return max(0, min(free)) if free else 4 * 2**30
+
+
+def _of_machine(root: Path) -> list[int]:
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
+        return []
+    return [int(kib) * 1024 for kib in re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)]
+
+
+def _of_cgroups(root: Path) -> list[int]:
+    """What is left in each control group that this process belongs to: version 2, then version 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    free = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(top):
+                break
+            free += _left(group, limit, used)
+    return free
+
+
+def _left(group: Path, limit: str, used: str) -> list[int]:
+    try:
+        most = (group / limit).read_text().strip()
+        taken = int((group / used).read_text())
+        text = (group / "memory.stat").read_text()
+    except (OSError, ValueError):
+        return []
+    if not most.isdigit():  # "max": no limit
+        return []
+    # The page cache counts as used, but gives way.
+    cache = sum(int(size) for size in re.findall(r"^(?:total_)?inactive_file (\d+)$", text, re.MULTILINE)[-1:])
+    return [int(most) - taken + cache]

@@ -1,0 +1,152 @@
+"""Neighbours of a feature set's rows: searched for once, kept beside the features, found again.
+
+Kept lists serve every k up to their own; a larger k searches again. They are found by what they were
+computed from, down to the checksum of every chunk, so those of other features never match.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from evaluate.kept import Found, KeptLists
+from evaluate.labels import EvaluationError, Labelled
+from evaluate.memory import free_memory, plan_search
+from evaluate.protocols import Similarity
+from evaluate.search import MARGIN, Neighbours, search
+from evaluate.selection import Selection
+from evaluate.shares import search_shares
+from evaluate.views import View
+from store import FeatureSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a search may use; changes no result."""
+
+    memory: int | None = None
+    """Bytes; half of what is free by default."""
+
+    device: str = "auto"
+    """Where faiss searches: auto, cpu or gpu."""
+
+    num_shares: int = 1
+    """Ranks that search together: each runs the same evaluation on the same store."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory to plan with."""
+        return self.memory or free_memory() // 2
+
+
+DEFAULT = Resources()
+"""Half of the free memory, a GPU if there is one, alone."""
+
+
+def find_neighbours(
+    features: FeatureSet,
+    view: View,
+    *,
+    database: Labelled,
+    queries: Labelled,
+    k: int,
+    similarity: Similarity,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Found:
+    """Take the neighbours from the feature set, or search for them and keep them there.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Where lists are kept.
+    view : View
+        What is searched.
+    database, queries : Labelled
+        Rows that take part. Where both are of one split, no query is its own neighbour (leave-one-out).
+    k : int
+        Neighbours.
+    similarity : {"cosine", "inner_product", "euclidean"}
+    resources : Resources
+        Memory, device and ranks.
+    on_rows : callable
+        Told the number of database rows after each block.
+
+    Returns
+    -------
+    Found
+        With lists of at least k, longer if such are kept.
+
+    Raises
+    ------
+    EvaluationError
+        If k is out of range, a row is not finite, or the search does not fit into the memory.
+    """
+    start = time.perf_counter()
+    lists = KeptLists.of(features, view, database, queries, similarity)
+    kept = lists.load(k)
+    if kept:
+        return kept
+    leave_one_out = database.split == queries.split
+    length = k + leave_one_out
+
+    def search_among(part: Selection) -> Neighbours:
+        plan = plan_search(
+            resources.bytes,
+            num_rows=len(part),
+            rows_per_chunk=part.layer.rows_per_chunk,
+            dim=view.dim,
+            num_queries=len(queries.rows),
+            list_length=min(length + MARGIN, len(part)),
+        )
+        logger.debug("%s: %s", view.name, plan)
+        return search(
+            part, view.select(queries), k=min(length, len(part)), similarity=similarity, plan=plan,
+            device=resources.device, on_rows=on_rows,
+        )  # fmt: skip
+
+    whole = view.select(database)
+    if not 1 <= length <= len(whole):
+        raise EvaluationError(f"k must be in [1, {len(whole) - leave_one_out}], the rows of the database; got {k}")
+
+    def finish(neighbours: Neighbours) -> Found:
+        if neighbours.num_zeros:
+            text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
+            logger.warning(text, view.name, database.split, neighbours.num_zeros)
+        if leave_one_out:
+            neighbours = without_themselves(neighbours)
+        found = Found(neighbours=neighbours, reused=False, seconds=round(time.perf_counter() - start, 3))
+        lists.save(found)
+        return found
+
+    if resources.num_shares > 1:
+        return search_shares(whole, search_among, finish, lists, k=k, length=length, num_shares=resources.num_shares)
+    return finish(search_among(whole))
+
+
+def without_themselves(neighbours: Neighbours) -> Neighbours:
+    """Take each query out of its own list; where it is not in it, the last neighbour.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lists = np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.5], [1.0, 0.9]])
+    >>> both = Neighbours(
+    ...     rows_QK=lists[0], similarities_QK=lists[1], queries=np.array([0, 1]), num_second_look=0, num_zeros=0
+    ... )
+    >>> without_themselves(both).rows_QK.tolist()
+    [[1], [0]]
+    """
+    rows_QK = neighbours.rows_QK
+    others_QK = rows_QK != neighbours.queries[:, None]
+    others_QK[others_QK.all(axis=1), -1] = False
+    shape = (len(rows_QK), rows_QK.shape[1] - 1)
+    return replace(
+        neighbours,
+        rows_QK=rows_QK[others_QK].reshape(shape),
+        similarities_QK=neighbours.similarities_QK[others_QK].reshape(shape),
+    )

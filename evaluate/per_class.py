@@ -1,0 +1,58 @@
+"""Accuracy of each class, and what it is taken for.
+
+Shape suffixes:  Q queries   C classes   K neighbours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.metrics import proportion
+from evaluate.views import Record
+
+Ints = npt.NDArray[np.int64]
+
+
+def confusion_matrix(predictions_Q: Ints, labels_Q: Ints, *, num_classes: int) -> Ints:
+    """Count queries by their class (rows) and the class that they were taken for (columns), shape (C, C).
+
+    Examples
+    --------
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    cells = np.bincount(labels_Q * num_classes + predictions_Q, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def class_records(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) -> list[Record]:
+    """Accuracy of each class that has a query, with its 95% interval, and its most frequent confusion.
+
+    Returns
+    -------
+    list of dict
+        `class`, `num_val`, `top1` with `_low` and `_high`, `taken_for` (None if it never is) and `taken_for_rate`.
+    """
+    counts_CC = confusion_matrix(predictions_Q, labels_Q, num_classes=len(names))
+    records = []
+    for label in np.unique(labels_Q):
+        hits = predictions_Q[labels_Q == label] == label
+        estimate = proportion(hits)
+        others = counts_CC[label].copy()
+        others[label] = 0
+        worst = int(others.argmax())
+        records.append(
+            {
+                "class": names[label],
+                "num_val": len(hits),
+                "top1": estimate.value,
+                "top1_low": estimate.low,
+                "top1_high": estimate.high,
+                "taken_for": names[worst] if others[worst] else None,
+                "taken_for_rate": float(others[worst] / len(hits)),
+            }
+        )
+    return records

@@ -1,0 +1,113 @@
+"""What each query is taken for, with the probabilities that its neighbours' votes amount to.
+
+Shape suffixes:  Q queries   C classes   T ranked classes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.evaluation import usable_k
+from evaluate.labels import matched_labels
+from evaluate.neighbours import DEFAULT, Resources, find_neighbours
+from evaluate.protocols import Protocol
+from evaluate.search import Neighbours
+from evaluate.views import View
+from evaluate.vote import Ballot, vote_weights
+from store import FeatureSet
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """Predictions for one setting, and what they rest on."""
+
+    setting: dict[str, Any]
+    """Layer, protocol, k and temperature."""
+
+    neighbours: Neighbours
+    """Lists of k."""
+
+    labels_Q: Ints
+    """Class of each query, an index into `class_names`."""
+
+    ranked_QT: Ints
+    """The five best classes, best first; -1 where fewer have a vote."""
+
+    probabilities_QT: npt.NDArray[np.float64]
+    """Part of the votes of the k neighbours that each of these classes has; 0 where there is none."""
+
+    class_names: tuple[str, ...]
+    ballot: Ballot
+    weights_QK: npt.NDArray[np.float64]
+
+    @property
+    def is_right_q(self) -> npt.NDArray[np.bool_]:
+        """Whether the best class is that of the query."""
+        return np.asarray(self.ranked_QT[:, 0] == self.labels_Q)
+
+
+def predict(
+    features: FeatureSet,
+    view: View,
+    *,
+    name: str,
+    rule: Protocol,
+    k: int | None = None,
+    temperature: float | None = None,
+    leave_one_out: bool = False,
+    resources: Resources = DEFAULT,
+) -> Predictions:
+    """Predict the class of each query.
+
+    Parameters
+    ----------
+    features, view
+        What to evaluate.
+    name, rule : str, Protocol
+        Similarity and voting.
+    k, temperature : optional
+        The protocol's first by default.
+    leave_one_out : bool
+        Predict train by train.
+    resources : Resources
+        Memory, device and ranks of a search, if there must be one.
+
+    Raises
+    ------
+    EvaluationError
+        As `evaluate_knn`.
+    """
+    train, val, names = matched_labels(features)
+    queries = train if leave_one_out else val
+    k = usable_k(None if k is None else [k], rule.k, len(train.rows) - leave_one_out)[0]
+    if rule.vote == "exponential" and temperature is None:
+        temperature = rule.temperature[0]
+    found = find_neighbours(
+        features, view, database=train, queries=queries, k=k, similarity=rule.similarity, resources=resources
+    ).neighbours
+    rows_QK, similarities_QK = found.rows_QK[:, :k], found.similarities_QK[:, :k]
+    ballot = Ballot.of(train.by_row(features.split("train").num_rows)[rows_QK], num_classes=len(names))
+    weights_QK = vote_weights(similarities_QK, vote=rule.vote, temperature=temperature)
+    ranked_QT, probabilities_QT = ballot.ranking_with_shares(weights_QK, k=k)
+    return Predictions(
+        setting={"layer": view.name, "protocol": name, "k": k, "temperature": temperature},
+        neighbours=Neighbours(
+            rows_QK=rows_QK,
+            similarities_QK=similarities_QK,
+            queries=found.queries,
+            num_second_look=found.num_second_look,
+            num_zeros=found.num_zeros,
+        ),
+        labels_Q=queries.labels,
+        ranked_QT=ranked_QT,
+        probabilities_QT=probabilities_QT,
+        class_names=names,
+        ballot=ballot,
+        weights_QK=weights_QK,
+    )

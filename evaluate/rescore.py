@@ -1,0 +1,101 @@
+"""Similarities of given pairs of rows in float64, each summed in one fixed order wherever it lies.
+
+This is what a similarity *is* here: products of two float32 numbers are exact in float64, and numpy
+sums a row pairwise, by halves, without looking at its neighbours. So the size of a block, the number
+of threads and the processor change no bit. A test holds numpy to that.
+
+Shape suffixes:  Q queries   K neighbours   N rows   P pairs   D dimension
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.protocols import Similarity
+from evaluate.selection import EPSILON, Layer
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+BYTES = 2**20
+"""Size of a temporary copy in float64: stays within a core's cache."""
+
+
+def lengths_of_rows(features_ND: npt.NDArray[Any]) -> Doubles:
+    """Euclidean lengths in float64, shape (N,); 0 only for a row of zeros."""
+    lengths = np.empty(len(features_ND), np.float64)
+    rows_at_once = max(1, BYTES // (8 * features_ND.shape[1]))
+    for at in range(0, len(features_ND), rows_at_once):
+        squares = np.square(features_ND[at : at + rows_at_once], dtype=np.float64)
+        lengths[at : at + rows_at_once] = np.sqrt(squares.sum(axis=1))
+    return lengths
+
+
+def similarities(
+    database_PD: Doubles, queries_PD: npt.NDArray[Any], lengths_P: Doubles, query_lengths_P: Doubles, kind: Similarity
+) -> Doubles:
+    """Similarity of each pair of rows; overwrites `database_PD`.
+
+    Parameters
+    ----------
+    database_PD, queries_PD : ndarray of shape (P, D)
+        The pairs, unscaled.
+    lengths_P, query_lengths_P : ndarray of shape (P,)
+        Lengths by `lengths_of_rows`; those below `EPSILON` count as that, as in torch's `normalize`.
+    kind : {"cosine", "inner_product", "euclidean"}
+        A Euclidean similarity is minus the distance.
+
+    Returns
+    -------
+    ndarray of shape (P,), dtype=float64
+    """
+    if kind == "euclidean":
+        database_PD -= queries_PD
+        distances: Doubles = np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
+        return -distances
+    products: Doubles = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
+    if kind == "cosine":
+        products /= np.maximum(lengths_P, EPSILON) * np.maximum(query_lengths_P, EPSILON)
+    return products
+
+
+def rescore(database: Layer, queries_QD: Floats, lengths_Q: Doubles, rows_QK: Ints, kind: Similarity) -> Doubles:
+    """Similarities of each query with the rows of its list, shape (Q, K).
+
+    The rows are taken from the chunks in which they lie, each once for all queries that list it.
+    """
+    num_neighbours = rows_QK.shape[1]
+    rows = rows_QK.reshape(-1)
+    found = np.empty(rows.shape, np.float64)
+    chunks = rows // database.rows_per_chunk
+    order = np.argsort(chunks.astype(np.uint16 if chunks.max(initial=0) < 2**16 else np.int64), kind="stable")
+    ends = np.cumsum(np.bincount(chunks))
+    pairs_at_once = max(1, BYTES // (8 * database.dim))
+
+    def rescore_chunk(chunk: int) -> None:
+        pairs_of_chunk = order[ends[chunk - 1] if chunk else 0 : ends[chunk]]
+        if not len(pairs_of_chunk):
+            return
+        within = rows[pairs_of_chunk] - chunk * database.rows_per_chunk
+        by_row = np.argsort(within, kind="stable")
+        pairs_of_chunk, within = pairs_of_chunk[by_row], within[by_row]
+        features = database.peek(chunk)
+        for at in range(0, len(pairs_of_chunk), pairs_at_once):
+            pairs = pairs_of_chunk[at : at + pairs_at_once]
+            wanted, place_of = np.unique(within[at : at + pairs_at_once], return_inverse=True)
+            database_RD = features[wanted].astype(np.float64)
+            lengths_R = lengths_of_rows(database_RD)
+            query_of = pairs // num_neighbours
+            found[pairs] = similarities(
+                database_RD[place_of], queries_QD[query_of], lengths_R[place_of], lengths_Q[query_of], kind
+            )
+
+    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+        list(threads.map(rescore_chunk, range(len(ends))))
+    return found.reshape(rows_QK.shape)

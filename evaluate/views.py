@@ -1,0 +1,68 @@
+"""What is evaluated: a layer of a feature set, as it is stored, or made of stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluate.labels import Labelled
+from evaluate.selection import Layer, Selection
+from store import FeatureSet
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One layer of both splits."""
+
+    name: str
+    layers: Mapping[str, Layer]
+    """By split."""
+
+    made_from: Mapping[str, str]
+    """By split: digest of all that its numbers are computed from."""
+
+    facts: Record
+    """What every record of it says."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers in one row."""
+        return self.layers["train"].dim
+
+    def select(self, part: Labelled) -> Selection:
+        """Take the rows that take part."""
+        return Selection(layer=self.layers[part.split], rows=part.rows)
+
+
+def stored_view(features: FeatureSet, layer: str) -> View:
+    """View a layer as it is stored; refuses one that is incomplete.
+
+    Raises
+    ------
+    StoreError
+        If there is no such layer, or it is incomplete or damaged.
+    """
+    info = features.layer_info(layer)
+    splits = ("train", "val")
+    return View(
+        name=layer,
+        layers={split: features.layer(split, layer) for split in splits},
+        made_from={split: features.digest(split, layer) for split in splits},
+        facts={
+            "features": features.name,
+            "layer": layer,
+            "tap": info.tap,
+            "pooling": info.pooling or "mean",
+            "dim": info.dim,
+            "weights": features.manifest.notes.get("weights", "unknown"),
+            "fingerprint": features.manifest.fingerprint,
+        },
+    )
+
+
+def views_of(features: FeatureSet, layers: Sequence[str | View]) -> list[View]:
+    """View layers by name; those that are views already stay."""
+    return [layer if isinstance(layer, View) else stored_view(features, layer) for layer in layers]

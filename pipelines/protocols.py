@@ -1,0 +1,45 @@
+"""Protocols of one's own, from YAML files: a mapping of names to settings.
+
+mine:
+like: dino          # a protocol to start from
+k: [5, 20]
+temperature: 0.05
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from evaluate.labels import EvaluationError
+from evaluate.protocols import Protocol, find_protocol, make_protocol
+
+
+def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:
+    """Look protocols up: those of the table by name, those of a YAML file by its path.
+
+    Raises
+    ------
+    EvaluationError
+        If there is no such protocol, or a file can't be read as protocols.
+    """
+    found: dict[str, Protocol] = {}
+    for name in names:
+        found |= read_protocols(Path(name)) if name.endswith((".yaml", ".yml")) else {name: find_protocol(name)}
+    return found
+
+
+def read_protocols(path: Path) -> dict[str, Protocol]:
+    """Read the protocols of a YAML file."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EvaluationError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(each, dict) for each in content.values()):
+        raise EvaluationError(f"{path}: must hold names with settings, such as 'mine: {{like: dino, k: [5, 20]}}'")
+    try:
+        return {str(name): make_protocol(str(name), settings) for name, settings in content.items()}
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}") from error

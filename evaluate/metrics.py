@@ -75,6 +75,59 @@ def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed:
     return Estimate(float(rates.mean()), float(low), float(high))
 
 
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """How much more often the second of two is right on the same queries."""
+
+    value: float
+    low: float
+    high: float
+    only_first: int
+    """Queries that only the first gets right."""
+
+    only_second: int
+    p_value: float
+    """Of McNemar's exact test: how likely so uneven a split of these queries is if both are equally good."""
+
+
+def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
+    """Compare two classifiers on the same queries.
+
+    Parameters
+    ----------
+    first_Q, second_Q : ndarray of shape (Q,), dtype=bool
+        Whether each is right; Q >= 1.
+
+    References
+    ----------
+    McNemar, "Note on the sampling error of the difference between correlated proportions", 1947; exact, by
+    the binomial distribution.  Interval: Bonett and Price, "Adjusted Wald confidence interval for a
+    difference of binomial proportions based on paired data", 2012.
+
+    Examples
+    --------
+    >>> paired_difference(np.array([True] * 5 + [False] * 5), np.array([True] * 10)).p_value
+    0.0625
+    """
+    from scipy.stats import binomtest
+
+    count = len(first_Q)
+    only_first, only_second = int((first_Q & ~second_Q).sum()), int((second_Q & ~first_Q).sum())
+    differing = only_first + only_second
+    p_value = float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
+    rates = (only_second + 1) / (count + 2), (only_first + 1) / (count + 2)
+    centre = rates[0] - rates[1]
+    half = Z95 * math.sqrt((sum(rates) - centre**2) / (count + 2))
+    return PairedDifference(
+        value=(only_second - only_first) / count,
+        low=max(-1.0, centre - half),
+        high=min(1.0, centre + half),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=p_value,
+    )
+
+
 def cluster_metrics(clusters_N: Ints, labels_N: Ints) -> dict[str, float]:
     """How well a clustering matches the classes; every one is 1 for a perfect match.
 

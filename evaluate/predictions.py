@@ -46,9 +46,8 @@ class Predictions:
     ballot: Ballot
     weights_QK: npt.NDArray[np.float64]
 
-    @property
-    def is_right_q(self) -> npt.NDArray[np.bool_]:
-        """Whether the best class is that of the query."""
+    def is_right(self) -> npt.NDArray[np.bool_]:
+        """Whether the best class is that of each query."""
         return np.asarray(self.ranked_QT[:, 0] == self.labels_Q)
 
 

@@ -183,6 +183,22 @@ class Ballot:
         votes_QC /= weights_QK[:, :k].sum(axis=1, keepdims=True)
         return votes_QC
 
+    def complete_ranking(self, weights_QK: Doubles, *, k: int) -> Ints:
+        """Rank all classes, shape (Q, C): those with a vote as `ranking`, then the others by number.
+
+        Examples
+        --------
+        >>> Ballot.of(np.array([[3, 1, 1, 0]]), num_classes=5).complete_ranking(np.ones((1, 4)), k=4).tolist()
+        [[1, 3, 0, 2, 4]]
+        """
+        ranked_QT = self.ranking(weights_QK, k=k, top=min(k, self.num_classes))
+        complete_QC = np.empty((len(ranked_QT), self.num_classes), np.int64)
+        for row, ranked in zip(complete_QC, ranked_QT, strict=True):
+            voted = ranked[ranked >= 0]
+            row[: len(voted)] = voted
+            row[len(voted) :] = np.delete(np.arange(self.num_classes), voted)
+        return complete_QC
+
     def places_among_unvoted(self, classes_Q: Ints, *, k: int) -> Ints:
         """Place of each query's class among those without a vote, by number; -1 where it has a vote.
 

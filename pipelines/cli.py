@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.commands import feature_sets, models, planning, stages, vissl
+from pipelines.commands import answers, feature_sets, models, planning, stages, vissl
 
 app = typer.Typer(
     name="bench",
@@ -20,6 +20,9 @@ for command in (
     stages.evaluate,
     stages.run,
     planning.plan,
+    answers.compare,
+    answers.export,
+    answers.protocols,
     feature_sets.verify,
     feature_sets.ls,
     feature_sets.info,

@@ -145,7 +145,8 @@ def takes(*tables: Mapping[str, Option]) -> Callable[[Callable[..., None]], Call
             for name, option in options.items()
         ]
         shown = [parameter for parameter in own if parameter.name != "settings"]
-        parameters = [*shown[:1], *added, *shown[1:]]
+        first = max(1, sum(parameter.default is parameter.empty for parameter in shown))
+        parameters = [*shown[:first], *added, *shown[first:]]
 
         @functools.wraps(command)
         def wrapped(**given: Any) -> None:

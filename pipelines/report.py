@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evaluate.protocols import Protocol
 from evaluate.views import Record
 from store import Fault, FeatureSet
 
 
-def accuracy_table(records: Sequence[Record]) -> RenderableType:
-    """KNN accuracies of all layers, k and temperatures; the best top-1 of each layer stands out."""
-    knn = [record for record in records if record["task"] == "knn"]
+def accuracy_table(knn: Sequence[Record]) -> RenderableType:
+    """KNN accuracies by one protocol of all layers, k and temperatures; the best top-1 of each layer stands out."""
     first = knn[0]
+    what = "leave-one-out kNN of train" if first["leave_one_out"] else "kNN"
+    rule = f"protocol {first['protocol']} ({first['similarity']}, {first['vote']} vote)"
     table = Table(
-        title=f"{first['features']}: kNN, protocol {first['protocol']} ({first['similarity']}, {first['vote']} vote)",
+        title=f"{first['features']}: {what}, {rule}",
         caption=f"{first['num_train']:,} train, {first['num_val']:,} val, {first['num_classes']} classes; "
-        f"weights: {first['weights']}; % with 95% interval",
+        f"weights: {first['weights']}; % with 95% interval; neighbours certified exact",
         title_justify="left",
         caption_justify="left",
     )
@@ -29,7 +31,10 @@ def accuracy_table(records: Sequence[Record]) -> RenderableType:
     table.add_column("k", justify="right")
     if has_temperature:
         table.add_column("T", justify="right")
-    for column in ("top-1", "top-5", "mean per class"):
+    shown = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+    if first.get("num_duplicates") is not None:
+        shown["top1_without_duplicates"] = f"top-1 without {first['num_duplicates']} duplicates"
+    for column in shown.values():
         table.add_column(column, justify="right")
     best = {
         layer: max(r["top1"] for r in knn if r["layer"] == layer) for layer in dict.fromkeys(r["layer"] for r in knn)
@@ -43,14 +48,99 @@ def accuracy_table(records: Sequence[Record]) -> RenderableType:
         if has_temperature:
             cells.append(f"{record['temperature']:g}")
         style = "bold" if record["top1"] == best[record["layer"]] else ""
-        values = [_percent(record, name) for name in ("top1", "top5", "mean_per_class")]
+        values = [_percent(record, name) for name in shown]
         table.add_row(*cells, Text(values[0], style=style), *values[1:])
     return table
 
 
-def cluster_table(records: Sequence[Record]) -> RenderableType:
+def few_shot_table(records: Sequence[Record]) -> RenderableType:
+    """Accuracies with few labels: mean and standard deviation of the tries."""
+    first = records[0]
+    title = f"{first['features']}: few labels, mean and standard deviation of {first['tries']} tries, %"
+    table = Table(title=title, title_justify="left")
+    for column in ("layer", "protocol", "per class", "train", "k", "T", "top-1", "top-5", "mean per class"):
+        table.add_column(column, justify="left" if column in ("layer", "protocol") else "right")
+    for record in records:
+        temperature = "" if record["temperature"] is None else f"{record['temperature']:g}"
+        setting = [record["layer"], record["protocol"], record["shots"], f"{record['num_train']:,}", str(record["k"])]
+        values = [
+            f"{100 * record[name]:.2f} ± {100 * record[f'{name}_sd']:.2f}"
+            for name in ("top1", "top5", "mean_per_class")
+        ]
+        table.add_row(*setting, temperature, *values)
+    return table
+
+
+def retrieval_table(records: Sequence[Record]) -> RenderableType:
+    """How well neighbours of the same class come first."""
+    recalls = [name for name in records[0] if name.startswith("recall_at_") and records[0][name] is not None]
+    table = Table(title=f"{records[0]['features']}: retrieval, %", title_justify="left")
+    for column in ("layer", "similarity", "precision@1", "R-precision", "MAP@R"):
+        table.add_column(column, justify="left" if column in ("layer", "similarity") else "right")
+    for name in recalls:
+        table.add_column(name.replace("recall_at_", "recall@"), justify="right")
+    for record in records:
+        values = [f"{100 * record[name]:.2f}" for name in ("precision_at_1", "r_precision", "map_at_r", *recalls)]
+        table.add_row(record["layer"], record["similarity"], *values)
+    return table
+
+
+def class_table(records: Sequence[Record]) -> RenderableType:
+    """Accuracy of each class, worst first."""
+    first = records[0]
+    title = f"{first['features']}: {first['layer']}, protocol {first['protocol']}, k = {first['k']}, by class"
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "val", "top-1", "taken for"):
+        table.add_column(column, justify="right" if column in ("val", "top-1") else "left")
+    for record in sorted(records, key=lambda record: record["top1"]):
+        worst = f"{record['taken_for']} ({100 * record['taken_for_rate']:.0f} %)" if record["taken_for"] else ""
+        table.add_row(record["class"], f"{record['num_val']:,}", _percent(record, "top1"), worst)
+    return table
+
+
+def comparison_table(records: Sequence[Record]) -> RenderableType:
+    """How two differ on the same queries."""
+    first = records[0]
+    title = f"{first['first']} against {first['second']}: {first['num_val']:,} queries, top-1 in %"
+    table = Table(title=title, title_justify="left", caption="p: McNemar's exact test", caption_justify="left")
+    for column in ("layer", "protocol", "k", "T", "first", "second", "difference, 95% interval", "p"):
+        table.add_column(column, justify="left" if column in ("layer", "protocol") else "right")
+    for record in records:
+        temperature = "" if record["temperature"] is None else f"{record['temperature']:g}"
+        difference = f"{100 * record['difference']:+.2f}"
+        interval = f"[{100 * record['low']:+.2f}, {100 * record['high']:+.2f}]"
+        shown = [f"{100 * record[name]:.2f}" for name in ("top1_first", "top1_second")]
+        setting = [record["layer"], record["protocol"], str(record["k"]), temperature]
+        table.add_row(*setting, *shown, f"{difference} {interval}", f"{record['p_value']:.2g}")
+    return table
+
+
+def protocol_table(protocols: Mapping[str, Protocol]) -> RenderableType:
+    """What each protocol fixes."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("protocol", "similarity", "vote", "k", "T", "top-5", "resize", "source"):
+        table.add_column(column)
+    for name, rule in protocols.items():
+        numbers = [", ".join(map(str, values)) for values in (rule.k, rule.temperature)]
+        table.add_row(name, rule.similarity, rule.vote, *numbers, rule.top5, rule.interpolation or "", rule.source)
+    return table
+
+
+def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, object]]) -> RenderableType:
+    """In what two protocols differ."""
+    if not rows:
+        return Text(f"{first} and {second} fix the same.")
+    table = Table(box=None, pad_edge=False)
+    for column in ("", first, second):
+        table.add_column(column)
+    for name, *values in rows:
+        shown = [", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+        table.add_row(name, *shown)
+    return table
+
+
+def cluster_table(clusterings: Sequence[Record]) -> RenderableType:
     """Cluster metrics of all layers, numbers of clusters and splits."""
-    clusterings = [record for record in records if record["task"] == "kmeans"]
     table = Table(title=f"{clusterings[0]['features']}: k-means on train", title_justify="left")
     table.add_column("layer")
     for column in ("clusters", "split", "NMI", "AMI", "ARI", "Hungarian acc.", "purity"):
@@ -64,10 +154,16 @@ def cluster_table(records: Sequence[Record]) -> RenderableType:
 def evaluation_tables(records: Sequence[Record]) -> RenderableType:
     """All tables of an evaluation."""
     tables: list[RenderableType] = []
-    if any(record["task"] == "knn" for record in records):
-        tables.append(accuracy_table(records))
-    if any(record["task"] == "kmeans" for record in records):
-        tables.append(cluster_table(records))
+    for task, columns, table in (
+        ("knn", ("protocol",), accuracy_table),
+        ("few_shot", (), few_shot_table),
+        ("retrieval", (), retrieval_table),
+        ("class", ("layer", "protocol"), class_table),
+        ("kmeans", (), cluster_table),
+    ):
+        of_task = [record for record in records if record["task"] == task]
+        for group in dict.fromkeys(tuple(record[column] for column in columns) for record in of_task):
+            tables.append(table([r for r in of_task if tuple(r[column] for column in columns) == group]))
     return Group(*tables)
 
 

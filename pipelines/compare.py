@@ -1,0 +1,123 @@
+"""`bench compare`: two feature sets, or two layers, on the same queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from evaluate.config import EvaluateConfig
+from evaluate.labels import EvaluationError
+from evaluate.memory import parse_memory
+from evaluate.metrics import paired_difference
+from evaluate.neighbours import Resources
+from evaluate.predictions import Predictions, predict
+from evaluate.views import Record, stored_view
+from pipelines.protocols import find_protocols
+from store import FeatureSet
+
+
+def compare(
+    first: FeatureSet, second: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str] = ()
+) -> list[Record]:
+    """Compare accuracies on the queries that both have.
+
+    Parameters
+    ----------
+    first, second : FeatureSet
+        Of the same images.
+    config : EvaluateConfig
+        Protocols, k and temperatures; what is not given is the protocol's own.
+    layers : sequence of str
+        Layers to compare with themselves; or, where both feature sets are one, two layers to compare
+        with each other. By default all that both have.
+
+    Returns
+    -------
+    list of dict
+        One for each layer, protocol, k and temperature: accuracies, their difference (second minus first)
+        with its 95% interval, and McNemar's exact p-value.
+
+    Raises
+    ------
+    EvaluationError
+        If the queries are not the same.
+    """
+    _refuse_other_queries(first, second)
+    pairs = _pairs(first, second, layers)
+    resources = Resources(memory=parse_memory(config.memory) if config.memory else None, device=config.device)
+    records = []
+    for name, rule in find_protocols(config.knn.protocol).items():
+        temperatures = config.knn.temperature or rule.temperature if rule.vote == "exponential" else (None,)
+        for ours, theirs in pairs:
+            for k in config.knn.k or rule.k:
+                for temperature in temperatures:
+                    both = [
+                        predict(
+                            features, stored_view(features, layer), name=name, rule=rule, k=k,
+                            temperature=temperature, resources=resources,
+                        )
+                        for features, layer in ((first, ours), (second, theirs))
+                    ]  # fmt: skip
+                    names = {"first": f"{first.name}/{ours}", "second": f"{second.name}/{theirs}"}
+                    records.append(names | both[0].setting | _difference(*both))
+    return records
+
+
+def _difference(first: Predictions, second: Predictions) -> Record:
+    """Compare on the queries that take part in both."""
+    _, ours, theirs = np.intersect1d(first.neighbours.queries, second.neighbours.queries, return_indices=True)
+    if not len(ours):
+        raise EvaluationError("no query takes part in both")
+    right = first.is_right()[ours], second.is_right()[theirs]
+    difference = asdict(paired_difference(*right))
+    return {
+        "num_val": len(ours),
+        "top1_first": float(right[0].mean()),
+        "top1_second": float(right[1].mean()),
+        "difference": difference.pop("value"),
+    } | difference
+
+
+def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
+    if first.path == second.path:
+        return
+    paths = first.paths("val"), second.paths("val")
+    names = [[each.split("val").class_names[label] if label >= 0 else "" for label in each.labels("val")]
+             for each in (first, second)]  # fmt: skip
+    if len(paths[0]) != len(paths[1]):
+        raise EvaluationError(
+            f"{first.name} has {len(paths[0]):,} val images and {second.name} {len(paths[1]):,}: a comparison needs "
+            f"the same images in the same order. Extract both from the same dataset."
+        )
+    differing = [row for row, same in enumerate(map(_same, *paths, *names)) if not same]
+    if differing:
+        row = differing[0]
+        raise EvaluationError(
+            f"{first.name} and {second.name} have other val images or labels in {len(differing):,} rows, first in row "
+            f"{row}: {paths[0][row]} ({names[0][row]}) and {paths[1][row]} ({names[1][row]}). A comparison needs the "
+            f"same images in the same order. Extract both from the same dataset."
+        )
+
+
+def _same(first_path: str, second_path: str, first_class: str, second_class: str) -> bool:
+    return first_path == second_path and first_class == second_class
+
+
+def _pairs(first: FeatureSet, second: FeatureSet, layers: Sequence[str]) -> list[tuple[str, str]]:
+    """Layers to compare with one another."""
+    if first.path == second.path:
+        if len(layers) != 2:
+            raise EvaluationError("to compare layers of one feature set name two, such as --layers res4,res5")
+        ours, theirs = first.find_layers(layers)
+        return [(ours, theirs)]
+    if layers:
+        return list(zip(first.find_layers(layers), second.find_layers(layers), strict=True))
+    common = [(name, name) for name in first.manifest.layers if name in second.manifest.layers]
+    if not common:
+        raise EvaluationError(
+            f"{first.name} and {second.name} have no layer of the same name: "
+            f"{', '.join(first.manifest.layers)} and {', '.join(second.manifest.layers)}"
+        )
+    return common

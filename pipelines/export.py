@@ -1,0 +1,216 @@
+"""`bench export`: features, neighbours and predictions for other programs.
+
+| file | shape | what |
+|---|---|---|
+| `<split>_<layer>` | (N, D) float32 | features, with `<split>_labels` (N,) and `<split>_paths` |
+| `<layer>_neighbours` | (Q, K) int64 | rows of train, nearest first |
+| `<layer>_similarities` | (Q, K) float64 | of these |
+| `<layer>_queries` | (Q,) int64 | row of each query in val |
+| `<layer>_predictions` | (Q, 5) int64 | best classes, -1 where fewer have a vote |
+| `<layer>_probabilities` | (Q, C) float64 | part of the votes of each class |
+| `<layer>_confusion` | (C, C) int64 | queries by class (rows) and prediction (columns) |
+
+Names of classes are in `classes.txt`, one a line: the numbers above count its lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.config import EvaluateConfig
+from evaluate.labels import matched_labels
+from evaluate.memory import parse_memory
+from evaluate.neighbours import Resources
+from evaluate.per_class import confusion_matrix
+from evaluate.predictions import Predictions, predict
+from evaluate.views import stored_view
+from pipelines.protocols import find_protocols
+from store import BenchError, FeatureSet, save_cached
+from store.durable import PARTIAL, cannot_write
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+CONTENTS = ("features", "neighbours", "predictions")
+FORMATS = ("npy", "npz", "parquet", "vissl", "zarr")
+
+
+class ExportError(BenchError):
+    """An export that can't be done, or not as asked."""
+
+
+def export(
+    features: FeatureSet,
+    config: EvaluateConfig,
+    *,
+    out: Path,
+    what: Sequence[str] = CONTENTS,
+    file_format: str = "npy",
+    layers: Sequence[str] = (),
+) -> list[Path]:
+    """Write a feature set's contents as files of another format, and return their paths.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        To export.
+    config : EvaluateConfig
+        Protocol (the first), k (the largest) and temperature (the first) of the predictions.
+    out : Path
+        Folder, made if it does not exist. `zarr` does not need it: it keeps predictions in the feature set.
+    what : sequence of {"features", "neighbours", "predictions"}
+        What to write.
+    file_format : {"npy", "npz", "parquet", "vissl", "zarr"}
+        `vissl` are the predictions as VISSL's benchmark leaves them: `kNN_<layer>_output_*.npy`.
+    layers : sequence of str
+        All by default.
+
+    Raises
+    ------
+    ExportError
+        If the format or the contents are unknown, Parquet's library is not installed, or a file exists.
+    """
+    if file_format not in FORMATS:
+        raise ExportError(f"--format must be one of {', '.join(FORMATS)}; got {file_format}")
+    unknown = [each for each in what if each not in CONTENTS]
+    if unknown:
+        raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
+    names = features.find_layers(layers)
+    if file_format == "zarr":
+        return [_keep(features, _predict(features, name, config)) for name in names]
+    write = {"npy": _write_npy, "npz": _write_npz, "parquet": _write_parquet, "vissl": _write_npy}[file_format]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        for name, arrays in _contents(features, config, names, what, is_vissl=file_format == "vissl"):
+            written += write(out, name, arrays)
+        if file_format != "vissl":
+            classes = out / "classes.txt"
+            classes.write_text("\n".join(matched_labels(features)[2]) + "\n")
+            written.append(classes)
+    except OSError as error:
+        raise ExportError(cannot_write(out, error)) from error
+    return written
+
+
+def _contents(
+    features: FeatureSet, config: EvaluateConfig, layers: Sequence[str], what: Sequence[str], *, is_vissl: bool
+) -> Iterator[tuple[str, Arrays]]:
+    """Yield arrays that belong together, with a name for them; one layer in memory at a time."""
+    if "features" in what and not is_vissl:
+        for split in features.manifest.splits:
+            rows = {"labels": features.labels(split), "paths": np.array(features.paths(split), np.str_)}
+            for layer in layers:
+                yield f"{split}_{layer}", {"": features.layer(split, layer).read()}
+            yield split, rows
+    if "neighbours" in what or "predictions" in what or is_vissl:
+        for layer in layers:
+            found = _predict(features, layer, config)
+            if is_vissl:
+                yield f"kNN_{layer}_output", _as_vissl(found)
+                continue
+            arrays = _arrays(found)
+            chosen = {"neighbours": ("neighbours", "similarities", "queries"),
+                      "predictions": ("queries", "labels", "predictions", "probabilities", "confusion")}  # fmt: skip
+            keep = {name for each in what if each in chosen for name in chosen[each]}
+            yield layer, {name: array for name, array in arrays.items() if name in keep}
+
+
+def _predict(features: FeatureSet, layer: str, config: EvaluateConfig) -> Predictions:
+    name, rule = next(iter(find_protocols(config.knn.protocol).items()))
+    return predict(
+        features,
+        stored_view(features, layer),
+        name=name,
+        rule=rule,
+        k=max(config.knn.k) if config.knn.k else None,
+        temperature=config.knn.temperature[0] if config.knn.temperature else None,
+        leave_one_out=config.knn.leave_one_out,
+        resources=Resources(memory=parse_memory(config.memory) if config.memory else None, device=config.device),
+    )
+
+
+def _arrays(found: Predictions) -> Arrays:
+    num_classes = len(found.class_names)
+    return {
+        "neighbours": found.neighbours.rows_QK,
+        "similarities": found.neighbours.similarities_QK,
+        "queries": found.neighbours.queries,
+        "labels": found.labels_Q,
+        "predictions": found.ranked_QT,
+        "probabilities": found.ballot.probabilities(found.weights_QK, k=found.setting["k"]),
+        "confusion": confusion_matrix(found.ranked_QT[:, 0], found.labels_Q, num_classes=num_classes),
+    }
+
+
+def _as_vissl(found: Predictions) -> Arrays:
+    """All classes in order for each query, its class, and its position: int64, as VISSL's `knn_utils.py` saves them."""
+    return {
+        "predictions": found.ballot.complete_ranking(found.weights_QK, k=found.setting["k"]),
+        "targets": found.labels_Q[:, None],
+        "image_indices": np.arange(len(found.labels_Q), dtype=np.int64),
+    }
+
+
+def _keep(features: FeatureSet, found: Predictions) -> Path:
+    """Keep predictions in the feature set, as Zarr."""
+    setting = found.setting
+    key = f"{setting['layer']}-{setting['protocol']}-k{setting['k']}-T{setting['temperature']}"
+    arrays = {name: array for name, array in _arrays(found).items() if name != "confusion"}
+    save_cached(features, "predictions", key, arrays, {**setting, "class_names": list(found.class_names)})
+    return features.path / "predictions" / key
+
+
+def _write_npy(out: Path, name: str, arrays: Arrays) -> list[Path]:
+    return [_saved(out / f"{_joined(name, key)}.npy", partial(_save_array, array)) for key, array in arrays.items()]
+
+
+def _write_npz(out: Path, name: str, arrays: Arrays) -> list[Path]:
+    contents = {key or "features": array for key, array in arrays.items()}
+    return [_saved(out / f"{name}.npz", lambda file: np.savez(file, **contents))]  # type: ignore[arg-type]
+
+
+def _write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
+    """One table of the arrays with a row for each image; others (the confusion matrix) get a file of their own."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+
+    def column(array: npt.NDArray[Any]) -> Any:
+        if array.ndim == 1:
+            return pa.array(array)
+        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+    num_rows = len(next(iter(arrays.values())))
+    columns = {key or "features": column(array) for key, array in arrays.items() if key != "confusion"}
+    assert all(len(each) == num_rows for each in columns.values())
+    return [_saved(out / f"{name}.parquet", lambda file: parquet.write_table(pa.table(columns), file))]
+
+
+def _save_array(array: npt.NDArray[Any], file: Any) -> None:
+    np.save(file, array, allow_pickle=False)
+
+
+def _saved(path: Path, write: Callable[[Any], object]) -> Path:
+    """Write a file that does not exist yet, whole or not at all."""
+    if path.exists():
+        raise ExportError(f"{path} exists; export into another folder, or remove it")
+    unfinished = path.with_name(path.name + PARTIAL)
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}_{key}" if key else name

@@ -1,0 +1,211 @@
+"""Every question that is asked of the lists, against a stupid answer."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from evaluate.evaluation import evaluate_knn
+from evaluate.few_shot import evaluate_few_shot
+from evaluate.labels import EvaluationError, matched_labels
+from evaluate.neighbours import find_neighbours
+from evaluate.per_class import class_records, confusion_matrix
+from evaluate.predictions import predict
+from evaluate.protocols import PROTOCOLS, Protocol
+from evaluate.retrieval import retrieval_metrics
+from evaluate.shots import draw
+from evaluate.views import stored_view
+from tests.conftest import make_features
+
+
+def around_centres(num_rows, seed, classes=4, dim=6):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, num_rows)
+    centres = np.random.default_rng(9).standard_normal((classes, dim)) * 1.2
+    return (centres[labels] + random.standard_normal((num_rows, dim))).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {"train": around_centres(80, 1), "val": around_centres(30, 2)}
+
+
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory):
+    return make_features(
+        tmp_path_factory.mktemp("questions") / "f",
+        {split: {"x": values} for split, (values, _) in data.items()},
+        {split: labels for split, (_, labels) in data.items()},
+        rows_per_chunk=16,
+        made_from={"transform": {"resize": 256, "crop": 224, "interpolation": "bilinear"}},
+    )
+
+
+def cosines(database, queries):
+    database, queries = database.astype(np.float64), queries.astype(np.float64)
+    return queries @ database.T / np.linalg.norm(database, axis=1) / np.linalg.norm(queries, axis=1)[:, None]
+
+
+def voted(similarities, labels, k, temperature):
+    """Class with the largest vote, one query at a time."""
+    winners = []
+    for row in similarities:
+        nearest = np.argsort(-row, kind="stable")[:k]
+        votes = {}
+        for place in nearest:
+            votes[labels[place]] = votes.get(labels[place], 0) + np.exp(row[place] / temperature)
+        winners.append(max(votes, key=votes.get))
+    return np.array(winners)
+
+
+def test_leave_one_out_never_asks_a_row_about_itself(made, data):
+    values, labels = data["train"]
+    similarities = cosines(values, values)
+    np.fill_diagonal(similarities, -np.inf)
+    record = evaluate_knn(made, ["x"], k=[7], leave_one_out=True)[0]
+    assert record["top1"] == pytest.approx((voted(similarities, labels, 7, 0.07) == labels).mean())
+    train, _, _ = matched_labels(made)
+    found = find_neighbours(
+        made, stored_view(made, "x"), database=train, queries=train, k=79, similarity="cosine"
+    ).neighbours
+    assert all(sorted([*row, query]) == list(range(80)) for query, row in enumerate(found.rows_QK.tolist()))
+
+
+def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path):
+    values = np.tile(np.eye(2, dtype=np.float32), (5, 1))
+    labels = np.array([0, 1] * 5)
+    copies = make_features(
+        tmp_path / "f", {split: {"x": values} for split in ("train", "val")}, {"train": labels, "val": labels}
+    )
+    train, _, _ = matched_labels(copies)
+    found = find_neighbours(
+        copies, stored_view(copies, "x"), database=train, queries=train, k=2, similarity="cosine"
+    ).neighbours
+    assert found.rows_QK.tolist()[:4] == [[2, 4], [3, 5], [0, 4], [1, 5]]
+    assert found.rows_QK.tolist()[8] == [0, 2], "the query was not among the first three"
+
+
+def test_several_protocols_share_one_search_for_each_similarity(made, monkeypatch):
+    from evaluate import neighbours
+
+    searches = []
+    original = neighbours.search
+    monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["similarity"]) or original(*a, **k))
+    names = ["vissl", "wu2018", "moco", "dino", "dinov2", "solo", "lightly", "mmselfsup", "scan", "solo_euclidean"]
+    records = evaluate_knn(made, ["x"], protocol=names, k=[61])
+    assert sorted(searches) == ["cosine", "euclidean", "inner_product"]
+    assert {record["protocol"] for record in records} == set(names)
+    alone = {name: evaluate_knn(made, ["x"], protocol=name, k=[61])[0]["top1"] for name in names}
+    assert {record["protocol"]: record["top1"] for record in records} == alone
+    assert all(record["certified"] for record in records)
+
+
+def test_a_protocol_whose_preprocessing_was_another_is_pointed_out(made, caplog):
+    with caplog.at_level(logging.WARNING):
+        evaluate_knn(made, ["x"], protocol=["dino", "vissl"], k=[5])
+    assert "preprocessed otherwise than protocol dino does: interpolation bilinear, not bicubic" in caplog.text
+    assert "protocol vissl does" not in caplog.text
+
+
+def test_top5_of_a_protocol_is_counted_as_its_project_does(made):
+    by_name = {r["protocol"]: r for r in evaluate_knn(made, ["x"], protocol=list(PROTOCOLS), k=[3])}
+    assert by_name["dino"]["top5_protocol"] <= by_name["dinov2"]["top5_protocol"]
+    assert by_name["dinov2"]["top5_protocol"] == by_name["dinov2"]["top5_filled"] == 1, "four classes"
+    assert by_name["majority"]["top5_protocol"] == by_name["majority"]["top5"]
+    assert "top5_protocol" not in by_name["scan"]
+
+
+def test_a_protocol_of_ones_own_is_taken_like_any_other(made, data):
+    rule = Protocol(k=(3,), temperature=(0.5,))
+    record = evaluate_knn(made, ["x"], protocol={"mine": rule})[0]
+    (values, labels), (queries, expected) = data["train"], data["val"]
+    assert record["top1"] == pytest.approx((voted(cosines(values, queries), labels, 3, 0.5) == expected).mean())
+    assert record["protocol"] == "mine"
+
+
+def test_near_duplicates_are_counted_and_left_out(tmp_path, data):
+    (values, labels), (queries, wanted) = data["train"], data["val"]
+    queries = queries.copy()
+    queries[:4] = values[:4] * 3
+    wanted = np.concatenate([labels[:4], wanted[4:]])
+    made = make_features(
+        tmp_path / "f", {"train": {"x": values}, "val": {"x": queries}}, {"train": labels, "val": wanted}
+    )
+    record = evaluate_knn(made, ["x"], k=[1], duplicates=0.9999)[0]
+    predicted = voted(cosines(values, queries), labels, 1, 0.07)
+    assert record["num_duplicates"] == 4
+    assert record["top1"] == pytest.approx((predicted == wanted).mean())
+    assert record["top1_without_duplicates"] == pytest.approx((predicted == wanted)[4:].mean())
+    with pytest.raises(EvaluationError, match="near-duplicates are found by the cosine"):
+        evaluate_knn(made, ["x"], protocol="vissl", duplicates=0.9)
+
+
+def test_retrieval_metrics_are_those_of_their_definitions(made, data):
+    (values, labels), (queries, wanted) = data["train"], data["val"]
+    similarities = cosines(values, queries)
+    precisions, maps, recalls = [], [], []
+    for row, label in zip(similarities, wanted, strict=True):
+        ranked = labels[np.argsort(-row, kind="stable")]
+        num_relevant = (labels == label).sum()
+        precisions.append(np.mean(ranked[:num_relevant] == label))
+        hits = [np.mean(ranked[: i + 1] == label) for i in range(num_relevant) if ranked[i] == label]
+        maps.append(sum(hits) / num_relevant)
+        recalls.append((ranked[:5] == label).any())
+    knn, record = evaluate_knn(made, ["x"], k=[5], retrieval=True)
+    assert record["r_precision"] == pytest.approx(np.mean(precisions))
+    assert record["map_at_r"] == pytest.approx(np.mean(maps))
+    assert record["recall_at_5"] == pytest.approx(np.mean(recalls))
+    assert record["precision_at_1"] == pytest.approx(evaluate_knn(made, ["x"], k=[1])[0]["top1"])
+    assert knn["top1"] == evaluate_knn(made, ["x"], k=[5])[0]["top1"], "longer lists change no vote"
+
+
+def test_retrieval_refuses_lists_that_are_too_short():
+    with pytest.raises(ValueError, match="lists must have 3 neighbours; got 2"):
+        retrieval_metrics(np.zeros((1, 2), int), np.array([0]), np.array([3]), k=[1])
+
+
+def test_a_few_shot_try_is_a_search_among_the_drawn_images_alone(made, data):
+    (values, labels), (queries, wanted) = data["train"], data["val"]
+    train, _, _ = matched_labels(made)
+    accuracies = []
+    for seed in (3, 4, 5):
+        rows = draw(train, 2, seed=seed).rows
+        assert np.bincount(labels[rows]).tolist() == [2, 2, 2, 2]
+        accuracies.append((voted(cosines(values[rows], queries), labels[rows], 5, 0.07) == wanted).mean())
+    assert len(set(accuracies)) > 1, "the tries differ"
+    record = evaluate_few_shot(made, ["x"], shots=[2], tries=3, seed=3, k=[5])[0]
+    assert record["top1"] == pytest.approx(np.mean(accuracies))
+    assert record["top1_sd"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert (record["num_train"], record["shots"], record["tries"]) == (8, "2", 3)
+
+
+def test_a_try_with_fewer_images_than_neighbours_is_refused_by_name(made):
+    with pytest.raises(EvaluationError, match=r"k must be in \[1, 8\], the labelled rows of a try with 2 per class"):
+        evaluate_few_shot(made, ["x"], shots=[2], k=[9])
+    assert [r["k"] for r in evaluate_few_shot(made, ["x"], shots=["10%"], tries=1)] == [8]
+
+
+def test_accuracies_of_classes_and_confusions_add_up(made):
+    records = evaluate_knn(made, ["x"], k=[5], per_class=True)
+    classes = [record for record in records if record["task"] == "class"]
+    assert sum(r["num_val"] * r["top1"] for r in classes) == pytest.approx(30 * records[0]["top1"])
+    names = ("a", "b", "c")
+    predictions, labels = np.array([0, 1, 1, 1]), np.array([0, 0, 0, 2])
+    assert confusion_matrix(predictions, labels, num_classes=3).tolist() == [[1, 2, 0], [0, 0, 0], [0, 1, 0]]
+    first, last = class_records(predictions, labels, names)
+    assert (first["class"], first["top1"], first["taken_for"]) == ("a", pytest.approx(1 / 3), "b")
+    assert (last["class"], last["top1"], last["num_val"]) == ("c", 0, 1)
+
+
+def test_probabilities_add_up_to_one_for_every_k(made, data):
+    (values, labels), (queries, _) = data["train"], data["val"]
+    for k in (1, 4, 20):
+        found = predict(made, stored_view(made, "x"), name="dino", rule=PROTOCOLS["dino"], k=k)
+        probabilities = found.ballot.probabilities(found.weights_QK, k=k)
+        assert np.allclose(probabilities.sum(axis=1), 1)
+        assert np.array_equal(found.ranked_QT[:, 0], voted(cosines(values, queries), labels, k, 0.07))
+        best = np.take_along_axis(probabilities, found.ranked_QT[:, :1], axis=1)
+        assert np.allclose(best, probabilities.max(axis=1, keepdims=True))
+        assert np.allclose(best, found.probabilities_QT[:, :1])

@@ -1,0 +1,95 @@
+"""Ranks that search together find what one finds, whoever comes, goes or dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from evaluate.evaluation import evaluate_knn
+from evaluate.neighbours import Resources
+from store import load_cached
+from tests.conftest import ROOT, make_features
+
+RANK = """
+import sys, time
+from pathlib import Path
+from evaluate import neighbours
+from evaluate.evaluation import evaluate_knn
+from evaluate.neighbours import Resources
+from store import FeatureSet
+original = neighbours.search
+def slow(*arguments, **settings):
+    print("searching", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return original(*arguments, **settings)
+neighbours.search = slow
+features = FeatureSet.open(Path(sys.argv[1]))
+print(evaluate_knn(features, ["x"], k=[9], resources=Resources(num_shares=int(sys.argv[2])))[0]["top1"])
+"""
+
+
+@pytest.fixture
+def two(tmp_path):
+    """The same features twice; the first has been searched by one process."""
+    random = np.random.default_rng(0)
+    features = {
+        split: {"x": random.integers(-2, 3, (n, 3)).astype(np.float32)} for split, n in (("train", 200), ("val", 40))
+    }
+    labels = {split: np.arange(len(each["x"])) % 3 for split, each in features.items()}
+    alone, together = (make_features(tmp_path / name, features, labels, rows_per_chunk=16) for name in "ab")
+    evaluate_knn(alone, ["x"], k=[9])
+    return alone, together
+
+
+def kept(features):
+    """The lists of the only search, and the names of everything else that lies there."""
+    names = [path.name for path in (features.path / "neighbours").iterdir() if path.is_dir()]
+    assert len(names) == 1, names
+    return load_cached(features, "neighbours", names[0])[0]
+
+
+def rank(features, shares, delay):
+    command = [sys.executable, "-c", RANK, str(features.path), str(shares), str(delay)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert np.array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("shares", [2, 3, 50])
+def test_one_process_may_search_all_shares(two, shares):
+    alone, together = two
+    evaluate_knn(together, ["x"], k=[9], resources=Resources(num_shares=shares))
+    assert_same(kept(alone), kept(together))
+
+
+def test_three_ranks_find_the_same_lists_to_the_bit(two):
+    alone, together = two
+    ranks = [rank(together, 3, 0.3) for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
+    assert len({output[-1] for output in outputs}) == 1, "all report the same accuracy"
+    assert sum(output.count("searching") for output in outputs) == 3, "each share was searched once"
+    assert_same(kept(alone), kept(together))
+
+
+def test_the_share_of_a_rank_that_died_is_taken_by_another(two):
+    alone, together = two
+    doomed = rank(together, 2, 60)
+    assert doomed.stdout.readline() == "searching\n"
+    other = rank(together, 2, 0)
+    assert other.stdout.readline() == "searching\n"
+    time.sleep(0.5)
+    assert other.poll() is None, "it waits for the share that is claimed"
+    os.kill(doomed.pid, signal.SIGKILL)
+    doomed.wait()
+    assert other.communicate(timeout=60)[0].split()[0] == "searching"
+    assert_same(kept(alone), kept(together))

@@ -108,14 +108,35 @@ class KmeansConfig(Config):
         return tuple(dict.fromkeys(clusters))
 
 
+class DeriveConfig(Config):
+    """What is evaluated instead of the layers as they are stored; fitted on train."""
+
+    concatenate: bool = False
+    """All layers side by side, each row of each layer scaled to length 1 before."""
+
+    center: bool = False
+    """Subtract the mean."""
+
+    pca: int | None = Field(default=None, gt=0)
+    """Keep so many principal components."""
+
+    whiten: bool = False
+    """Scale every principal component to variance 1."""
+
+
 class EvaluateConfig(Config):
     """Stage two."""
+
+    derive: DeriveConfig = DeriveConfig()
 
     knn: KnnConfig = KnnConfig()
     kmeans: KmeansConfig = KmeansConfig()
 
     memory: str | None = None
     """What stage two may take for its arrays, such as 8GiB; by default half of what is free."""
+
+    index: str | None = None
+    """Search approximately, by faiss's index of this factory string: 'IVF4096,Flat:nprobe=16'. Exact by default."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where faiss searches; `auto` takes a GPU if faiss sees one."""

@@ -46,6 +46,7 @@ def evaluate_knn(
     retrieval: bool = False,
     duplicates: float | None = None,
     per_class: bool = False,
+    index: str | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
 ) -> list[Record]:
@@ -73,6 +74,8 @@ def evaluate_knn(
         row; accuracies without them are added.
     per_class : bool
         Also a record of each class, for each protocol's first k and temperature.
+    index : str, optional
+        Search approximately, by faiss's index of this factory string; records then give its `recall`.
     resources : Resources
         Memory, device and ranks of the search; changes no number.
     on_rows : callable
@@ -105,7 +108,8 @@ def evaluate_knn(
             same = {name: rule for name, rule in rules.items() if rule.similarity == similarity}
             voting = max(max(ks[name]) for name in same)
             found = find_neighbours(
-                features, view, database=train, queries=queries, similarity=similarity, resources=resources,
+                features, view, database=train, queries=queries, similarity=similarity, index=index,
+                resources=resources,
                 k=max(voting, _most_relevant(train, queries) if retrieval else 0), on_rows=partial(on_rows, view.name),
             )  # fmt: skip
             origin = view.facts | counts_of(train, val) | {"similarity": similarity, "leave_one_out": leave_one_out}

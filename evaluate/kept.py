@@ -28,12 +28,15 @@ class Found:
     neighbours: Neighbours
     reused: bool
     seconds: float
+    recall: float | None = None
+    """Part of the true neighbours in the lists of an approximate search; None if the search was exact."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """What records say of the search."""
         return {
-            "certified": True,
+            "certified": self.recall is None,
+            "recall": self.recall,
             "num_second_look": self.neighbours.num_second_look,
             "num_zero_rows": self.neighbours.num_zeros,
             "seconds": self.seconds,
@@ -52,7 +55,13 @@ class KeptLists:
 
     @classmethod
     def of(
-        cls, features: FeatureSet, view: View, database: Labelled, queries: Labelled, similarity: Similarity
+        cls,
+        features: FeatureSet,
+        view: View,
+        database: Labelled,
+        queries: Labelled,
+        similarity: Similarity,
+        index: str | None = None,
     ) -> KeptLists:
         """Say where the lists of a search are, before it is done."""
         made_from = [
@@ -61,8 +70,8 @@ class KeptLists:
         ]
         return cls(
             features=features,
-            key=f"{view.name}-{similarity}-{digest_of([ALGORITHM, similarity, *made_from])[:16]}",
-            origin={"layer": view.name, "similarity": similarity, "made_from": made_from, "certified": True},
+            key=f"{view.name}-{similarity}-{digest_of([ALGORITHM, similarity, index, *made_from])[:16]}",
+            origin={"layer": view.name, "similarity": similarity, "index": index, "made_from": made_from},
         )
 
     def part(self, name: str) -> KeptLists:
@@ -86,14 +95,15 @@ class KeptLists:
             num_second_look=facts["num_second_look"],
             num_zeros=facts["num_zeros"],
         )
-        return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"])
+        return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"], recall=facts["recall"])
 
     def save(self, found: Found) -> None:
         """Keep lists; where that can't be, warn and go on."""
         lists = found.neighbours
         arrays = {"rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries}
         facts = {
-            "num_second_look": lists.num_second_look, "num_zeros": lists.num_zeros, "seconds": found.seconds
+            "num_second_look": lists.num_second_look, "num_zeros": lists.num_zeros, "seconds": found.seconds,
+            "recall": found.recall,
         }  # fmt: skip
         save_cached(self.features, _KIND, self.key, arrays, self.origin | facts)
 

@@ -54,8 +54,8 @@ def proportion(correct_Q: Bools) -> Estimate:
 def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed: int = 0) -> Estimate:
     """Mean over classes of the fraction of True in each, with a bootstrap interval.
 
-    The bootstrap draws queries anew within each class. Their number that is True is then binomial,
-    so it is drawn as such.
+    The bootstrap draws queries anew within each class. Their number that is True is then binomial, and
+    so is the sum over classes of equal size and rate, so it is drawn as such.
 
     Parameters
     ----------
@@ -69,8 +69,9 @@ def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed:
     rates = np.bincount(positions, correct_Q, len(counts)) / counts
     random = np.random.default_rng(seed)
     means = np.zeros(draws)
-    for count, rate in zip(counts, rates, strict=True):
-        means += random.binomial(count, rate, draws) / count
+    alike, num_alike = np.unique(np.stack([counts, rates]), axis=1, return_counts=True)
+    for count, rate, number in zip(*alike, num_alike, strict=True):
+        means += random.binomial(number * int(count), rate, draws) / count
     low, high = np.quantile(means / len(counts), (0.025, 0.975))
     return Estimate(float(rates.mean()), float(low), float(high))
 

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from evaluate.approximate import search_approximately
 from evaluate.kept import Found, KeptLists
 from evaluate.labels import EvaluationError, Labelled
-from evaluate.memory import free_memory, plan_search
+from evaluate.memory import SearchPlan, free_memory, plan_search
 from evaluate.protocols import Similarity
 from evaluate.search import MARGIN, Neighbours, search
 from evaluate.selection import Selection
@@ -55,6 +56,7 @@ def find_neighbours(
     queries: Labelled,
     k: int,
     similarity: Similarity,
+    index: str | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Found:
@@ -71,6 +73,8 @@ def find_neighbours(
     k : int
         Neighbours.
     similarity : {"cosine", "inner_product", "euclidean"}
+    index : str, optional
+        Search approximately, by an index that faiss's factory makes of this; see `evaluate.approximate`.
     resources : Resources
         Memory, device and ranks.
     on_rows : callable
@@ -87,15 +91,15 @@ def find_neighbours(
         If k is out of range, a row is not finite, or the search does not fit into the memory.
     """
     start = time.perf_counter()
-    lists = KeptLists.of(features, view, database, queries, similarity)
+    lists = KeptLists.of(features, view, database, queries, similarity, index)
     kept = lists.load(k)
     if kept:
         return kept
     leave_one_out = database.split == queries.split
     length = k + leave_one_out
 
-    def search_among(part: Selection) -> Neighbours:
-        plan = plan_search(
+    def plan_for(part: Selection) -> SearchPlan:
+        return plan_search(
             resources.bytes,
             num_rows=len(part),
             rows_per_chunk=part.layer.rows_per_chunk,
@@ -103,9 +107,10 @@ def find_neighbours(
             num_queries=len(queries.rows),
             list_length=min(length + MARGIN, len(part)),
         )
-        logger.debug("%s: %s", view.name, plan)
+
+    def search_among(part: Selection) -> Neighbours:
         return search(
-            part, view.select(queries), k=min(length, len(part)), similarity=similarity, plan=plan,
+            part, view.select(queries), k=min(length, len(part)), similarity=similarity, plan=plan_for(part),
             device=resources.device, on_rows=on_rows,
         )  # fmt: skip
 
@@ -113,16 +118,24 @@ def find_neighbours(
     if not 1 <= length <= len(whole):
         raise EvaluationError(f"k must be in [1, {len(whole) - leave_one_out}], the rows of the database; got {k}")
 
-    def finish(neighbours: Neighbours) -> Found:
+    def finish(neighbours: Neighbours, recall: float | None = None) -> Found:
         if neighbours.num_zeros:
             text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
             logger.warning(text, view.name, database.split, neighbours.num_zeros)
         if leave_one_out:
             neighbours = without_themselves(neighbours)
-        found = Found(neighbours=neighbours, reused=False, seconds=round(time.perf_counter() - start, 3))
+        seconds = round(time.perf_counter() - start, 3)
+        found = Found(neighbours=neighbours, reused=False, seconds=seconds, recall=recall)
         lists.save(found)
         return found
 
+    if index is not None:
+        return finish(
+            *search_approximately(
+                whole, view.select(queries), k=length, similarity=similarity, index=index, plan=plan_for(whole),
+                on_rows=on_rows,
+            )
+        )  # fmt: skip
     if resources.num_shares > 1:
         return search_shares(whole, search_among, finish, lists, k=k, length=length, num_shares=resources.num_shares)
     return finish(search_among(whole))

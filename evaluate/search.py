@@ -125,7 +125,7 @@ def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
     """Merge lists of the same queries from parts of a database into those of the whole."""
     rows_QK = np.concatenate([part.rows_QK for part in found], axis=1)
     similarities_QK = np.concatenate([part.similarities_QK for part in found], axis=1)
-    _put_in_order(rows_QK, similarities_QK)
+    put_in_order(rows_QK, similarities_QK)
     return Neighbours(
         rows_QK=rows_QK[:, :k],
         similarities_QK=similarities_QK[:, :k],
@@ -161,7 +161,7 @@ def _search(
     lists_QK = proposed.rows_QK if everyone else proposed.rows_QK[usable]
     asking_QD = queries_QD if everyone else queries_QD[usable]
     scores_QK = rescore(database.layer, asking_QD, lengths_Q[usable], lists_QK, kind)
-    _put_in_order(lists_QK, scores_QK)
+    put_in_order(lists_QK, scores_QK)
     rows_QK[usable, :wanted], similarities_QK[usable, :wanted] = lists_QK[:, :wanted], scores_QK[:, :wanted]
     del lists_QK, scores_QK
 
@@ -227,7 +227,7 @@ def _propose(
     return _Proposed(heap.I[:, :k], worst_Q, longest, left_out)
 
 
-def _put_in_order(rows_QK: Ints, similarities_QK: Doubles) -> None:
+def put_in_order(rows_QK: Ints, similarities_QK: Doubles) -> None:
     """Sort lists in place: by similarity, falling, then by row, rising."""
     for at in range(0, len(rows_QK), _LISTS):
         piece = slice(at, at + _LISTS)

@@ -15,11 +15,13 @@ from typing import Any
 
 from evaluate.clustering import evaluate_kmeans
 from evaluate.config import EvaluateConfig
+from evaluate.derived import Recipe, derived_views
 from evaluate.evaluation import evaluate_knn, uniform
 from evaluate.few_shot import evaluate_few_shot
+from evaluate.labels import matched_labels
 from evaluate.memory import parse_memory
 from evaluate.neighbours import Resources
-from evaluate.views import Record
+from evaluate.views import Record, views_of
 from pipelines.progress import Progress
 from pipelines.protocols import find_protocols
 from store import FeatureSet, StoreError
@@ -61,10 +63,14 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         "temperature": knn.temperature,
         "resources": resources,
     }
-    with progress.task("search", features.split("train").num_rows * len(names)) as on_rows:
+    views = views_of(features, names)
+    if recipe := Recipe(**config.derive.model_dump()):
+        views = derived_views(views, recipe, matched_labels(features)[0], memory=resources.bytes)
+    with progress.task("search", features.split("train").num_rows * len(views)) as on_rows:
         records = evaluate_knn(
             features,
-            names,
+            views,
+            index=config.index,
             leave_one_out=knn.leave_one_out,
             retrieval=knn.retrieval,
             duplicates=knn.duplicates,
@@ -73,9 +79,9 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
             **settings,
         )
     if knn.shots:
-        records += evaluate_few_shot(features, names, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
+        records += evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     if config.kmeans.clusters and ranks.index == 0:
-        records += evaluate_kmeans(features, names, memory=memory, **config.kmeans.model_dump())
+        records += evaluate_kmeans(features, views, memory=memory, **config.kmeans.model_dump())
     records = uniform(records)
     now = datetime.now(UTC)
     content = {

@@ -127,6 +127,11 @@ EVALUATION: Mapping[str, Option] = {
     ),
     "shots": Option(setting="evaluate.knn.shots", listed=True, help="Also with few labels: 1,5,10% of each class."),
     "tries": Option(setting="evaluate.knn.tries", type=int, help="Draws of the few labels."),
+    "concat": Option(setting="evaluate.derive.concatenate", type=bool, help="All layers side by side, as one."),
+    "center": Option(setting="evaluate.derive.center", type=bool, help="Subtract the mean of train first."),
+    "pca": Option(setting="evaluate.derive.pca", type=int, help="Keep so many principal components of train."),
+    "whiten": Option(setting="evaluate.derive.whiten", type=bool, help="Scale principal components to variance 1."),
+    "index": Option(setting="evaluate.index", help="Search approximately: IVF4096,Flat:nprobe=16. Exact by default."),
     "memory": Option(setting="evaluate.memory", help="What stage two may take: 8GiB; by default half of what is free."),
     "search_device": Option(setting="evaluate.device", help="Where faiss searches: auto, cpu or gpu."),
 }

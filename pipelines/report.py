@@ -21,7 +21,7 @@ def accuracy_table(knn: Sequence[Record]) -> RenderableType:
     table = Table(
         title=f"{first['features']}: {what}, {rule}",
         caption=f"{first['num_train']:,} train, {first['num_val']:,} val, {first['num_classes']} classes; "
-        f"weights: {first['weights']}; % with 95% interval; neighbours certified exact",
+        f"weights: {first['weights']}; % with 95% interval; {_exactness(first)}",
         title_justify="left",
         caption_justify="left",
     )
@@ -212,6 +212,12 @@ def info_table(features: FeatureSet) -> RenderableType:
 def fault_lines(faults: Sequence[Fault]) -> str:
     """Faults of a feature set, one line each."""
     return "\n".join(f"  {fault.where}: {fault.what}" for fault in faults)
+
+
+def _exactness(record: Record) -> str:
+    if record["certified"]:
+        return "neighbours certified exact"
+    return f"approximate neighbours, recall {100 * record['recall']:.1f} %"
 
 
 def _percent(record: Record, name: str) -> str:

@@ -1,0 +1,178 @@
+"""Approximate search for very large databases: any index that faiss's factory can make, and how good it is.
+
+The lists hold rows that the index found, with their similarities computed anew from the stored features.
+They are not certified: rows may be missing. How many is measured on a sample of the queries, by exact search.
+
+Shape suffixes:  Q queries   K neighbours   D dimension
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.exact import search_in_float64
+from evaluate.labels import EvaluationError
+from evaluate.memory import SearchPlan
+from evaluate.protocols import Similarity
+from evaluate.rescore import lengths_of_rows, rescore
+from evaluate.search import UNDEFINED, Neighbours, put_in_order, search
+from evaluate.selection import Selection, scale_to_unit_length
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+SAMPLE = 1000
+"""Queries that are also searched exactly."""
+
+TRAINING_ROWS = 262_144
+"""Rows of the database that an index is trained on, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSpec:
+    """A faiss index by its factory string, and its parameters of search."""
+
+    factory: str
+    parameters: str
+
+    @classmethod
+    def parse(cls, text: str) -> IndexSpec:
+        """Read `IVF4096,Flat` or `IVF4096,Flat:nprobe=16`.
+
+        Examples
+        --------
+        >>> IndexSpec.parse("IVF64,Flat:nprobe=8")
+        IndexSpec(factory='IVF64,Flat', parameters='nprobe=8')
+        """
+        factory, _, parameters = text.partition(":")
+        return cls(factory=factory, parameters=parameters)
+
+    def make(self, dim: int, kind: Similarity) -> Any:
+        """Make the index, empty.
+
+        Raises
+        ------
+        EvaluationError
+            If faiss knows no such index or parameter.
+        """
+        metric = faiss.METRIC_L2 if kind == "euclidean" else faiss.METRIC_INNER_PRODUCT
+        try:
+            index = faiss.index_factory(dim, self.factory, metric)
+            if self.parameters:
+                faiss.ParameterSpace().set_index_parameters(index, self.parameters)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise EvaluationError(
+                f"--index {self.factory}{':' if self.parameters else ''}{self.parameters}: faiss makes no such index "
+                f"for {dim} numbers ({reason}). Try IVF4096,Flat:nprobe=16 or HNSW32, or leave --index out: the "
+                f"search is exact then."
+            ) from error
+        return index
+
+
+def search_approximately(
+    database: Selection,
+    queries: Selection,
+    *,
+    k: int,
+    similarity: Similarity,
+    index: str,
+    plan: SearchPlan,
+    seed: int = 0,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> tuple[Neighbours, float]:
+    """Find most of the k most similar rows of each query.
+
+    Parameters
+    ----------
+    database, queries, k, similarity, plan, on_rows
+        As for `evaluate.search.search`; the index itself is in memory besides.
+    index : str
+        faiss's factory string, with parameters of search after a colon.
+    seed : int
+        Of the sample of queries.
+
+    Returns
+    -------
+    neighbours : Neighbours
+    recall : float
+        Part of the true k nearest neighbours that the lists hold, over the sample.
+
+    Raises
+    ------
+    EvaluationError
+        If faiss makes no such index, or the database is too small to train it.
+    """
+    made = IndexSpec.parse(index).make(database.layer.dim, similarity)
+    rows, zeros = _fill(made, database, similarity, plan, on_rows)
+    wanted = min(k, len(rows))
+    lists = [
+        _ask(made, rows, database, queries[at : at + plan.queries_at_once], wanted, similarity, plan)
+        for at in range(0, len(queries), plan.queries_at_once)
+    ]
+    rows_QK = np.empty((len(queries), k), np.int64)
+    similarities_QK = np.full((len(queries), k), UNDEFINED)
+    rows_QK[:, wanted:] = zeros[: k - wanted]
+    rows_QK[:, :wanted] = np.concatenate([each[0] for each in lists])
+    similarities_QK[:, :wanted] = np.concatenate([each[1] for each in lists])
+    found = Neighbours(
+        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries.rows, num_second_look=0, num_zeros=len(zeros)
+    )
+    size = min(SAMPLE, len(queries), plan.queries_at_once)
+    sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:size])
+    truth = search(database, replace(queries, rows=queries.rows[sample]), k=k, similarity=similarity, plan=plan)
+    hits = [len(np.intersect1d(*both)) for both in zip(truth.rows_QK, rows_QK[sample], strict=True)]
+    return found, float(np.mean(hits) / k)
+
+
+def _fill(
+    index: Any, database: Selection, kind: Similarity, plan: SearchPlan, on_rows: Callable[[int], None]
+) -> tuple[Ints, Ints]:
+    """Train the index on some rows, add all; returns the rows by their number in it, and those of zeros."""
+    chosen = np.random.default_rng(0).permutation(len(database))[:TRAINING_ROWS]
+    training = replace(database, rows=database.rows[np.sort(chosen)]).read()
+    if kind == "cosine":
+        scale_to_unit_length(training, lengths_of_rows(training))
+    try:
+        index.train(training)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise EvaluationError(
+            f"{database.layer.key}: {len(training):,} rows can't train this index: {reason}"
+        ) from error
+    del training
+    rows, zeros = [], []
+    for part in database.parts(plan.rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
+        index.add(part.features)
+        rows.append(part.rows)
+        zeros.append(part.zeros)
+        on_rows(part.num_read)
+    return np.concatenate(rows), np.concatenate(zeros)
+
+
+def _ask(
+    index: Any, rows: Ints, database: Selection, queries: Selection, k: int, kind: Similarity, plan: SearchPlan
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """Lists of k rows in order; searched exactly where the index finds fewer."""
+    queries_QD = queries.read()
+    lengths_Q = lengths_of_rows(queries_QD)
+    asking_QD = queries_QD.copy()
+    if kind == "cosine":
+        scale_to_unit_length(asking_QD, lengths_Q)
+    places_QK = index.search(asking_QD, k)[1]
+    rows_QK = rows[places_QK]
+    similarities_QK = rescore(database.layer, queries_QD, lengths_Q, rows_QK, kind)
+    put_in_order(rows_QK, similarities_QK)
+    short = np.flatnonzero((places_QK < 0).any(axis=1))
+    if len(short):
+        rows_QK[short], similarities_QK[short] = search_in_float64(
+            database, queries_QD[short], k=k, kind=kind, floor_Q=np.full(len(short), -np.inf),
+            rows_per_block=plan.rows_per_block,
+        )  # fmt: skip
+    return rows_QK, similarities_QK

@@ -1,0 +1,66 @@
+"""An approximate search says how approximate it is, and returns exact similarities of what it found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluate.approximate import search_approximately
+from evaluate.labels import EvaluationError
+from evaluate.search import UNDEFINED, search
+from tests.evaluate.test_search import awkward, cut, held
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "inner_product", "euclidean"])
+def test_an_index_that_looks_everywhere_finds_everything(similarity):
+    chosen = held(awkward("random", 500, 8, 1)), held(awkward("random", 30, 8, 2))
+    exact = search(*chosen, k=10, similarity=similarity, plan=cut(99))
+    found, recall = search_approximately(
+        *chosen, k=10, similarity=similarity, index="IVF4,Flat:nprobe=4", plan=cut(99, 7)
+    )
+    assert recall == 1
+    assert np.array_equal(found.rows_QK, exact.rows_QK)
+    assert np.array_equal(found.similarities_QK, exact.similarities_QK)
+
+
+def test_the_recall_is_the_part_of_the_true_neighbours_that_was_found():
+    chosen = held(awkward("random", 3000, 16, 1)), held(awkward("random", 200, 16, 2))
+    truth = search(*chosen, k=20, similarity="cosine", plan=cut(5000))
+    found, recall = search_approximately(*chosen, k=20, similarity="cosine", index="IVF32,Flat", plan=cut(5000))
+    expected = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found.rows_QK, truth.rows_QK, strict=True)])
+    assert recall == pytest.approx(expected)
+    assert 0.1 < recall < 0.9
+
+
+def test_queries_for_which_the_index_finds_too_few_are_searched_exactly():
+    values = awkward("random", 300, 4, 1)
+    chosen = held(values), held(values[:20])
+    found, _ = search_approximately(*chosen, k=250, similarity="euclidean", index="IVF8,Flat", plan=cut(999))
+    exact = search(*chosen, k=250, similarity="euclidean", plan=cut(999))
+    assert np.array_equal(found.rows_QK, exact.rows_QK)
+
+
+def test_rows_of_zeros_come_last_here_too():
+    values = awkward("random", 200, 4, 1)
+    values[:3] = 0
+    found, recall = search_approximately(
+        held(values), held(values[50:60]), k=200, similarity="cosine", index="HNSW16", plan=cut(999)
+    )
+    assert (found.rows_QK[:, -3:] == [0, 1, 2]).all()
+    assert (found.similarities_QK[:, -3:] == UNDEFINED).all()
+    assert recall == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "message"), [("IVF4,Flt", "faiss makes no such index"), ("Flat:nprob=3", "faiss makes no such index")]
+)
+def test_an_index_that_faiss_does_not_know_is_refused(index, message):
+    chosen = held(awkward("random", 100, 4, 1)), held(awkward("random", 3, 4, 2))
+    with pytest.raises(EvaluationError, match=message):
+        search_approximately(*chosen, k=5, similarity="cosine", index=index, plan=cut())
+
+
+def test_a_database_that_cannot_train_the_index_is_refused():
+    chosen = held(awkward("random", 10, 4, 1)), held(awkward("random", 3, 4, 2))
+    with pytest.raises(EvaluationError, match="10 rows can't train this index"):
+        search_approximately(*chosen, k=5, similarity="cosine", index="IVF64,Flat", plan=cut())

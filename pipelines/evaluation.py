@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ from evaluate.derived import Recipe, derived_views
 from evaluate.evaluation import evaluate_knn, uniform
 from evaluate.few_shot import evaluate_few_shot
 from evaluate.labels import matched_labels
-from evaluate.memory import parse_memory
+from evaluate.memory import free_memory, parse_memory
 from evaluate.neighbours import Resources
 from evaluate.views import Record, views_of
 from pipelines.progress import Progress
 from pipelines.protocols import find_protocols
+from pipelines.ranks import alone, from_environment
 from store import FeatureSet, StoreError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ class EvaluationReport:
     records: list[Record]
     path: Path | None
     """None if the store could not be written."""
+
+    is_first: bool = True
+    """Whether this rank speaks for all."""
 
 
 def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
@@ -53,9 +56,9 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     for name in names:
         for split in ("train", "val"):
             features.layer(split, name)  # refuse an incomplete layer before the first search
-    memory = parse_memory(config.memory) if config.memory else None
-    ranks = Ranks.of_environment()
-    resources = Resources(memory=memory, device=config.device, num_shares=ranks.count)
+    rank = from_environment() or alone()
+    memory = parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size
+    resources = Resources(memory=memory, device=config.device, num_shares=rank.world_size)
     knn = config.knn
     settings: dict[str, Any] = {
         "protocol": find_protocols(knn.protocol),
@@ -65,7 +68,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     }
     views = views_of(features, names)
     if recipe := Recipe(**config.derive.model_dump()):
-        views = derived_views(views, recipe, matched_labels(features)[0], memory=resources.bytes)
+        views = derived_views(views, recipe, matched_labels(features)[0], memory=memory)
     with progress.task("search", features.split("train").num_rows * len(views)) as on_rows:
         records = evaluate_knn(
             features,
@@ -80,7 +83,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         )
     if knn.shots:
         records += evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
-    if config.kmeans.clusters and ranks.index == 0:
+    if config.kmeans.clusters and rank.rank == 0:
         records += evaluate_kmeans(features, views, memory=memory, **config.kmeans.model_dump())
     records = uniform(records)
     now = datetime.now(UTC)
@@ -94,30 +97,14 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         "created": now.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    if ranks.index:  # the first rank reports
-        return EvaluationReport(features=features, records=records, path=None)
+    if rank.rank:
+        return EvaluationReport(features=features, records=records, path=None, is_first=False)
     try:
         saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
     except StoreError as error:  # a store that may only be read still gives its numbers
         logger.warning("the results are not kept: %s", error)
         saved = None
     return EvaluationReport(features=features, records=records, path=saved)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
-    """How many processes evaluate together, and which of them this is; told by torchrun or SLURM."""
-
-    index: int
-    count: int
-
-    @classmethod
-    def of_environment(cls) -> Ranks:
-        """Read what the launcher says; alone without one."""
-        for index, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-            if index in os.environ and count in os.environ:
-                return cls(index=int(os.environ[index]), count=int(os.environ[count]))
-        return cls(index=0, count=1)
 
 
 def _versions() -> dict[str, str]:

@@ -120,6 +120,8 @@ def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: b
     path = pipeline.store / pipeline.name
     chosen = split_layers(layers or "")
     report = evaluate_features(path, pipeline.evaluate, layers=chosen, progress=Progress(quiet=quiet))
+    if not report.is_first:
+        return
     if as_json:
         typer.echo(json.dumps(report.records, indent=1))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -92,4 +93,24 @@ def test_the_share_of_a_rank_that_died_is_taken_by_another(two):
     os.kill(doomed.pid, signal.SIGKILL)
     doomed.wait()
     assert other.communicate(timeout=60)[0].split()[0] == "searching"
+    assert_same(kept(alone), kept(together))
+
+
+def test_the_ranks_of_a_launcher_share_the_search_and_the_first_reports(two, tmp_path):
+    alone, together = two
+    command = [sys.executable, "-m", "pipelines", "evaluate", "--store", str(tmp_path), "--features", "b",
+               "--k", "9", "--json", "--quiet"]  # fmt: skip
+    launched = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **launched, "RANK": str(index), "LOCAL_RANK": str(index)},
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    first, second = (process.communicate(timeout=60)[0] for process in ranks)
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert second == "", "one rank speaks for all"
+    assert json.loads(first)[0]["top1"] == evaluate_knn(alone, ["x"], k=[9])[0]["top1"]
+    assert len(list((together.path / "results").glob("2*.json"))) == 1
     assert_same(kept(alone), kept(together))

@@ -5,13 +5,14 @@ Shape suffixes:  Q queries   C classes   T ranked classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluate.evaluation import usable_k
+from evaluate.kept import ALGORITHM
 from evaluate.labels import matched_labels
 from evaluate.neighbours import DEFAULT, Resources, find_neighbours
 from evaluate.protocols import Protocol
@@ -19,6 +20,7 @@ from evaluate.search import Neighbours
 from evaluate.views import View
 from evaluate.vote import Ballot, vote_weights
 from store import FeatureSet
+from store.manifest import digest_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -29,6 +31,9 @@ class Predictions:
 
     setting: dict[str, Any]
     """Layer, protocol, k and temperature."""
+
+    digest: str
+    """Of all that they are computed from."""
 
     neighbours: Neighbours
     """Lists of k."""
@@ -96,6 +101,7 @@ def predict(
     ranked_QT, probabilities_QT = ballot.ranking_with_shares(weights_QK, k=k)
     return Predictions(
         setting={"layer": view.name, "protocol": name, "k": k, "temperature": temperature},
+        digest=digest_of([ALGORITHM, name, asdict(rule), k, temperature, leave_one_out, dict(view.made_from)]),
         neighbours=Neighbours(
             rows_QK=rows_QK,
             similarities_QK=similarities_QK,

@@ -160,7 +160,7 @@ def _as_vissl(found: Predictions) -> Arrays:
 def _keep(features: FeatureSet, found: Predictions) -> Path:
     """Keep predictions in the feature set, as Zarr."""
     setting = found.setting
-    key = f"{setting['layer']}-{setting['protocol']}-k{setting['k']}-T{setting['temperature']}"
+    key = f"{setting['layer']}-{setting['protocol']}-{found.digest[:16]}"
     arrays = {name: array for name, array in _arrays(found).items() if name != "confusion"}
     save_cached(features, "predictions", key, arrays, {**setting, "class_names": list(found.class_names)})
     return features.path / "predictions" / key

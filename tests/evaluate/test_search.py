@@ -116,7 +116,7 @@ SIMILARITIES = ("cosine", "inner_product", "euclidean")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dim", [1, 5, 70])
+@pytest.mark.parametrize("dim", [1, 70])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(similarity, kind, dim):
     """At k below, at and near the number of rows; for any block size, queries at once, threads and ranks."""
@@ -173,8 +173,8 @@ def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path):
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dim", [1, 64, 515])
-def test_block_size_changes_no_bit(tmp_path, similarity, dim):
-    chosen = selections(tmp_path / "f", awkward("duplicates", 300, dim, 1), awkward("random", 40, dim, 2))
+def test_block_size_changes_no_bit(similarity, dim):
+    chosen = held(awkward("duplicates", 300, dim, 1)), held(awkward("random", 40, dim, 2))
     first = search(*chosen, k=50, similarity=similarity, plan=cut(1000))
     for rows_per_block in (1, 49, 128):
         again = search(*chosen, k=50, similarity=similarity, plan=cut(rows_per_block))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from store import FeatureSet, load_cached
 from tests.conftest import make_features
 
 
-@pytest.fixture
-def two(tmp_path):
-    """Two feature sets of the same images, `a` noisier than `b`, with labels of their own order of classes."""
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Two feature sets of the same images, `a` noisier than `b`."""
+    store = tmp_path_factory.mktemp("two")
     random = np.random.default_rng(0)
     labels = {"train": random.integers(0, 3, 60), "val": random.integers(0, 3, 40)}
     centres = random.standard_normal((3, 5))
@@ -28,8 +30,14 @@ def two(tmp_path):
             }
             for split, each in labels.items()
         }
-        make_features(tmp_path / "features" / name, features, labels)
-    return tmp_path / "features"
+        make_features(store / name, features, labels)
+    return store
+
+
+@pytest.fixture
+def two(tmp_path, original):
+    """A copy of them, in the store that commands look into."""
+    return shutil.copytree(original, tmp_path / "features")
 
 
 def right(path, layer, k):
@@ -110,7 +118,7 @@ def test_export_writes_what_was_found(bench, two, tmp_path, file_format):
         found = {name: np.array(table[name].to_pylist()) for name in table.column_names}
     else:
         features = FeatureSet.open(two / "b")
-        found, facts = load_cached(features, "predictions", "x-dino-k5-T0.07")
+        found, facts = load_cached(features, "predictions", result.stdout.split("/")[-1].strip())
         assert facts["class_names"] == ["class 0", "class 1", "class 2"]
     assert found["neighbours"].shape == (40, 5)
     labels = FeatureSet.open(two / "b").labels("val")

@@ -35,8 +35,9 @@ def engine_for(device: str, k: int) -> Engine:
 
     Parameters
     ----------
-    device : {"auto", "cpu", "gpu"}
-        `auto` takes a GPU if faiss sees one.
+    device : str
+        `cpu`, `gpu`, or `auto`, which takes a GPU if faiss sees one. `gpu:3` and `auto:3` name one of several,
+        counted again from 0 behind the last.
     k : int
         Length of the lists; beyond `MAX_GPU_K` the CPU searches, and a warning says so.
 
@@ -45,14 +46,18 @@ def engine_for(device: str, k: int) -> Engine:
     EvaluationError
         If a GPU is asked for, and faiss sees none.
     """
+    kind, _, number = device.partition(":")
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-    if device == "gpu" and not num_gpus:
+    if kind == "gpu" and not num_gpus:
         raise EvaluationError("faiss sees no GPU; search with --search-device cpu, or install faiss-gpu and a driver")
-    if device == "cpu" or not num_gpus:
+    if kind == "cpu" or not num_gpus:
         return lambda queries_QD, block_ND, k, metric: faiss.knn(queries_QD, block_ND, k, metric=metric)
     if k > MAX_GPU_K:
         logger.warning("faiss on a GPU keeps at most %d neighbours; %d are wanted, so the CPU searches", MAX_GPU_K, k)
         return engine_for("cpu", k)
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(GPU_MEMORY)
-    return lambda queries_QD, block_ND, k, metric: faiss.knn_gpu(resources, queries_QD, block_ND, k, metric=metric)
+    chosen = int(number or 0) % num_gpus
+    return lambda queries_QD, block_ND, k, metric: faiss.knn_gpu(
+        resources, queries_QD, block_ND, k, metric=metric, device=chosen
+    )

@@ -33,7 +33,7 @@ class Resources:
     """Bytes; half of what is free by default."""
 
     device: str = "auto"
-    """Where faiss searches: auto, cpu or gpu."""
+    """Where faiss searches: auto, cpu, gpu or gpu:1; see `evaluate.engines`."""
 
     num_shares: int = 1
     """Ranks that search together: each runs the same evaluation on the same store."""

@@ -86,8 +86,8 @@ def search(
         Cosine treats lengths below 1e-12 as 1e-12.
     plan : SearchPlan
         How many rows of both are in memory at once.
-    device : {"auto", "cpu", "gpu"}
-        Where faiss searches.
+    device : str
+        Where faiss searches; see `evaluate.engines.engine_for`.
     on_rows : callable
         Told the number of database rows after each block.
 

@@ -58,7 +58,8 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
             features.layer(split, name)  # refuse an incomplete layer before the first search
     rank = from_environment() or alone()
     memory = parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size
-    resources = Resources(memory=memory, device=config.device, num_shares=rank.world_size)
+    device = f"{config.device}:{rank.local_rank}"  # ranks of one host take a GPU each
+    resources = Resources(memory=memory, device=device, num_shares=rank.world_size)
     knn = config.knn
     settings: dict[str, Any] = {
         "protocol": find_protocols(knn.protocol),

@@ -220,15 +220,6 @@ def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path):
         search(*chosen, k=3, similarity="cosine", plan=cut(9))
 
 
-def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
-    import faiss
-
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
-    chosen = selections(tmp_path / "f", awkward("random", 12, 3, 1), awkward("random", 2, 3, 2))
-    with pytest.raises(EvaluationError, match="faiss sees no GPU"):
-        search(*chosen, k=2, similarity="cosine", plan=cut(5), device="gpu")
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity):

@@ -89,7 +89,7 @@ def search(
     device : str
         Where faiss searches; see `evaluate.engines.engine_for`.
     on_rows : callable
-        Told the number of database rows after each block.
+        Told the number of database rows after each block; a part of it where queries are searched in groups.
 
     Returns
     -------
@@ -106,9 +106,11 @@ def search(
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.empty((len(queries), k), np.float64)
     num_second_look, num_zeros = 0, 0
-    for at in range(0, len(queries), plan.queries_at_once):
+    starts = range(0, len(queries), plan.queries_at_once)
+    for at in starts:
         group = slice(at, at + plan.queries_at_once)
-        found = _search(database, queries[group], k, similarity, plan.rows_per_block, device, on_rows)
+        report = lambda rows: on_rows(rows // len(starts))  # noqa: E731
+        found = _search(database, queries[group], k, similarity, plan.rows_per_block, device, report)
         rows_QK[group], similarities_QK[group] = found.rows_QK, found.similarities_QK
         num_second_look += found.num_second_look
         num_zeros = found.num_zeros

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
 from evaluate.config import EvaluateConfig
-from evaluate.labels import EvaluationError
+from evaluate.evaluation import temperatures_of, usable_k
+from evaluate.labels import EvaluationError, matched_labels
 from evaluate.memory import parse_memory
 from evaluate.metrics import paired_difference
 from evaluate.neighbours import Resources
@@ -47,21 +49,20 @@ def compare(
     _refuse_other_queries(first, second)
     pairs = _pairs(first, second, layers)
     resources = Resources(memory=parse_memory(config.memory) if config.memory else None, device=config.device)
-    records = []
+    num_rows = min(len(matched_labels(features)[0].rows) for features in (first, second))
+    records: list[Record] = []
     for name, rule in find_protocols(config.knn.protocol).items():
-        temperatures = config.knn.temperature or rule.temperature if rule.vote == "exponential" else (None,)
+        ks = usable_k(config.knn.k, rule.k, num_rows)
         for ours, theirs in pairs:
-            for k in config.knn.k or rule.k:
-                for temperature in temperatures:
-                    both = [
-                        predict(
-                            features, stored_view(features, layer), name=name, rule=rule, k=k,
-                            temperature=temperature, resources=resources,
-                        )
-                        for features, layer in ((first, ours), (second, theirs))
-                    ]  # fmt: skip
-                    names = {"first": f"{first.name}/{ours}", "second": f"{second.name}/{theirs}"}
-                    records.append(names | both[0].setting | _difference(*both))
+            views = (first, stored_view(first, ours)), (second, stored_view(second, theirs))
+            names = {"first": f"{first.name}/{ours}", "second": f"{second.name}/{theirs}"}
+            for temperature in temperatures_of(name, rule, config.knn.temperature):
+                ask = partial(predict, name=name, rule=rule, temperature=temperature, resources=resources)
+                of_rule = []
+                for k in sorted(ks, reverse=True):  # the largest first: its lists serve the others
+                    both = [ask(features, view, k=k) for features, view in views]
+                    of_rule.append(names | both[0].setting | _difference(*both))
+                records += reversed(of_rule)
     return records
 
 

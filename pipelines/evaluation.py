@@ -70,7 +70,8 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     views = views_of(features, names)
     if recipe := Recipe(**config.derive.model_dump()):
         views = derived_views(views, recipe, matched_labels(features)[0], memory=memory)
-    with progress.task("search", features.split("train").num_rows * len(views)) as on_rows:
+    num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
+    with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
         records = evaluate_knn(
             features,
             views,

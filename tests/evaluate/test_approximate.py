@@ -8,6 +8,7 @@ import pytest
 from evaluate.approximate import search_approximately
 from evaluate.labels import EvaluationError
 from evaluate.search import UNDEFINED, search
+from tests.conftest import make_features
 from tests.evaluate.test_search import awkward, cut, held
 
 
@@ -64,3 +65,19 @@ def test_a_database_that_cannot_train_the_index_is_refused():
     chosen = held(awkward("random", 10, 4, 1)), held(awkward("random", 3, 4, 2))
     with pytest.raises(EvaluationError, match="10 rows can't train this index"):
         search_approximately(*chosen, k=5, similarity="cosine", index="IVF64,Flat", plan=cut())
+
+
+def test_the_command_line_says_that_neighbours_are_approximate(tmp_path, bench, records):
+    values = awkward("random", 400, 6, 1)
+    features = {"train": {"x": values}, "val": {"x": values[:50]}}
+    labels = {split: np.arange(len(each["x"])) % 4 for split, each in features.items()}
+    make_features(tmp_path / "features/f", features, labels)
+    (exact,) = records("--features", "f", "--k", "5")
+    (found,) = records("--features", "f", "--k", "5", "--index", "IVF8,Flat")
+    assert (exact["certified"], exact["recall"]) == (True, None)
+    assert found["certified"] is False
+    assert 0.1 < found["recall"] < 1
+    shown = bench("evaluate", "--features", "f", "--k", "5", "--index", "IVF8,Flat")
+    assert f"approximate neighbours, recall {100 * found['recall']:.1f} %" in " ".join(shown.stdout.split())
+    (again,) = records("--features", "f", "--k", "5")
+    assert again["certified"], "lists of an index are kept apart"

@@ -67,9 +67,10 @@ def evaluate_few_shot(
         for view in views_of(features, layers):
             for name, rule in rules.items():
                 accuracies: dict[tuple[int, float | None], list[Record]] = {}
+                longest = max(max(ks[other]) for other in rules if rules[other].similarity == rule.similarity)
                 for database in drawn:
                     found = find_neighbours(
-                        features, view, database=database, queries=val, k=max(ks[name]), similarity=rule.similarity,
+                        features, view, database=database, queries=val, k=longest, similarity=rule.similarity,
                         resources=resources, on_rows=partial(on_rows, view.name),
                     ).neighbours  # fmt: skip
                     lists_QK = labels_N[found.rows_QK[:, : max(ks[name])]]

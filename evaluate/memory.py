@@ -23,6 +23,9 @@ _FIXED = 64 * MIB
 _BYTES_PER_NEIGHBOUR = 96
 """Of one entry of one list while it is proposed, rescored and put in order."""
 
+_BYTES_PER_VOTE = 64
+"""Of one entry of one list while votes are counted."""
+
 _QUERIES = 256
 """Queries searched at a time at least: every pass reads the whole database."""
 
@@ -68,6 +71,7 @@ def plan_search(
     per_query = 4 * dim * 4 + list_length * _BYTES_PER_NEIGHBOUR
     chunk = rows_per_chunk * dim * 4
     least = _FIXED + results + 2 * chunk + min(num_queries, _QUERIES) * per_query
+    least = max(least, num_queries * list_length * _BYTES_PER_VOTE)
     if memory < least:
         raise EvaluationError(
             f"the search does not fit into {in_words(memory)} of memory: {num_queries:,} queries of dimension {dim:,}, "

@@ -134,7 +134,7 @@ class Selection:
         """Return all rows that take part, in memory, shape (n, D)."""
         features = np.empty((len(self), self.layer.dim), np.float32)
         filled = 0
-        for part in self.parts(self.layer.rows_per_chunk, unit_length=False):
+        for part in self.parts(_READ // (4 * self.layer.dim), unit_length=False):
             features[filled : filled + len(part.rows)] = part.features
             filled += len(part.rows)
         return features
@@ -153,6 +153,10 @@ class Selection:
 
 _BYTES = 2**20
 """Size of the pieces in which a block is prepared: within a core's cache."""
+
+
+_READ = 2**25
+"""Size of the blocks in which rows are read into memory: several chunks at once."""
 
 
 def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:

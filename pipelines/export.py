@@ -104,7 +104,7 @@ def _contents(
     """Yield arrays that belong together, with a name for them; one layer in memory at a time."""
     if "features" in what and not is_vissl:
         for split in features.manifest.splits:
-            rows = {"labels": features.labels(split), "paths": np.array(features.paths(split), np.str_)}
+            rows = {"labels": _labels(features, split), "paths": np.array(features.paths(split), np.str_)}
             for layer in layers:
                 yield f"{split}_{layer}", {"": features.layer(split, layer).read()}
             yield split, rows
@@ -119,6 +119,13 @@ def _contents(
                       "predictions": ("queries", "labels", "predictions", "probabilities", "confusion")}  # fmt: skip
             keep = {name for each in what if each in chosen for name in chosen[each]}
             yield layer, {name: array for name, array in arrays.items() if name in keep}
+
+
+def _labels(features: FeatureSet, split: str) -> npt.NDArray[np.int64]:
+    """Classes of a split's rows by the names that both splits share, -1 where there is none."""
+    place = {name: index for index, name in enumerate(matched_labels(features)[2])}
+    places = np.array([*(place[name] for name in features.split(split).class_names), -1], np.int64)
+    return places[features.labels(split)]
 
 
 def _predict(features: FeatureSet, layer: str, config: EvaluateConfig) -> Predictions:

@@ -17,7 +17,7 @@ from tests.conftest import make_features
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """Two feature sets of the same images, `a` noisier than `b`."""
+    """Two feature sets of the same images, `a` noisier than `b`; each split numbers its classes by itself."""
     store = tmp_path_factory.mktemp("two")
     random = np.random.default_rng(0)
     labels = {"train": random.integers(0, 3, 60), "val": random.integers(0, 3, 40)}
@@ -30,7 +30,9 @@ def original(tmp_path_factory):
             }
             for split, each in labels.items()
         }
-        make_features(store / name, features, labels)
+        names = {"train": ("ant", "bee", "cat"), "val": ("bee", "ant", "cat")}
+        own = {"train": labels["train"], "val": np.array([1, 0, 2])[labels["val"]]}
+        make_features(store / name, features, own, class_names=names)
     return store
 
 
@@ -50,7 +52,9 @@ def right(path, layer, k):
     for row in cosines:
         nearest = np.argsort(-row)[:k]
         predicted.append(np.bincount(labels[nearest], np.exp(row[nearest] / 0.07)).argmax())
-    return np.array(predicted) == features.labels("val")
+    names = [features.split(split).class_names for split in ("train", "val")]
+    wanted = features.labels("val")
+    return np.array([names[0][one] == names[1][other] for one, other in zip(predicted, wanted, strict=True)])
 
 
 def test_compare_gives_difference_interval_and_mcnemars_p(bench, two):
@@ -79,7 +83,8 @@ def test_other_queries_are_never_compared(bench, two):
     features = {split: {"x": random.standard_normal((40, 5)).astype(np.float32)} for split in ("train", "val")}
     labels = {"train": np.arange(40) % 3, "val": FeatureSet.open(two / "a").labels("val")}
     labels["val"][7] = (labels["val"][7] + 1) % 3
-    make_features(two / "c", features, labels)
+    names = {split: FeatureSet.open(two / "a").split(split).class_names for split in labels}
+    make_features(two / "c", features, labels, class_names=names)
     result = bench("compare", "a", "c", "--layers", "x", "--k", "5")
     assert result.returncode == 2
     assert "other val images or labels in 1 rows, first in row 7" in result.stderr
@@ -110,7 +115,9 @@ def test_export_writes_what_was_found(bench, two, tmp_path, file_format):
     result = bench("export", "b", "--layers", "x", "--k", "5", "--format", file_format, "--out", out)
     assert result.returncode == 0, result.stderr
     if file_format == "npy":
-        found = {name: np.load(out / f"x_{name}.npy") for name in ("neighbours", "predictions", "probabilities")}
+        found = {
+            name: np.load(out / f"x_{name}.npy") for name in ("neighbours", "predictions", "probabilities", "labels")
+        }
     elif file_format == "npz":
         found = np.load(out / "x.npz")
     elif file_format == "parquet":
@@ -119,10 +126,9 @@ def test_export_writes_what_was_found(bench, two, tmp_path, file_format):
     else:
         features = FeatureSet.open(two / "b")
         found, facts = load_cached(features, "predictions", result.stdout.split("/")[-1].strip())
-        assert facts["class_names"] == ["class 0", "class 1", "class 2"]
+        assert facts["class_names"] == ["ant", "bee", "cat"]
     assert found["neighbours"].shape == (40, 5)
-    labels = FeatureSet.open(two / "b").labels("val")
-    assert np.array_equal(found["predictions"][:, 0] == labels, right(two / "b", "x", 5))
+    assert np.array_equal(found["predictions"][:, 0] == found["labels"], right(two / "b", "x", 5))
     assert np.allclose(found["probabilities"].sum(axis=1), 1)
 
 
@@ -148,7 +154,9 @@ def test_exported_features_are_the_stored_ones(bench, two, tmp_path):
     for split in ("train", "val"):
         for layer in ("x", "y"):
             assert np.array_equal(np.load(out / f"{split}_{layer}.npy"), features.layer(split, layer).read())
-        assert np.array_equal(np.load(out / f"{split}_labels.npy"), features.labels(split))
+        names = (out / "classes.txt").read_text().splitlines()
+        classes = [names[label] for label in np.load(out / f"{split}_labels.npy")]
+        assert classes == [features.split(split).class_names[label] for label in features.labels(split)]
         assert np.load(out / f"{split}_paths.npy").tolist() == features.paths(split)
     result = bench("export", "b", "--what", "features", "--out", out)
     assert result.returncode == 2

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate import evaluation, kmeans
-from evaluate.memory import SearchPlan
+from evaluate.memory import BLOCK, SearchPlan
 from evaluate.search import search as streamed_search
 from evaluate.selection import Selection
 from extract.extraction import extract_chunks
@@ -152,7 +152,7 @@ def _search(path, num_rows, dim):
     index.add(train)
     database = Selection(layer=features.layer("train", "x"), rows=np.arange(num_rows))
     queries = Selection(layer=features.layer("val", "x"), rows=np.arange(3000))
-    plan = SearchPlan(rows_per_block=BLOCK_MIB * 2**20 // (4 * dim), queries_at_once=3000)
+    plan = SearchPlan(rows_per_block=BLOCK // (4 * dim), queries_at_once=3000)
     ours, theirs, ratio = in_turns(
         lambda: streamed_search(database, queries, k=200, similarity="cosine", plan=plan),
         lambda: index.search(val, 200),

@@ -14,8 +14,12 @@ from evaluate.labels import EvaluationError
 
 MIB = 2**20
 
-BLOCK = 512 * MIB
-"""Size of a block of the database, where there is room: larger ones are no faster."""
+BLOCK = 256 * MIB
+"""Size of a block of the database, where there is room: getting larger ones from the system takes longer than the
+lists take to grow anew in each block (docs/log.md)."""
+
+HELD = 512 * MIB
+"""Size of a block of k-means: a layer that is not larger is read once and held."""
 
 _FIXED = 64 * MIB
 """What faiss and the rescoring need besides, whatever the task."""
@@ -65,7 +69,7 @@ def plan_search(
     Examples
     --------
     >>> plan_search(2**30, num_rows=10**6, rows_per_chunk=1024, dim=256, num_queries=2000, list_length=232)
-    SearchPlan(rows_per_block=460800, queries_at_once=2000)
+    SearchPlan(rows_per_block=262144, queries_at_once=2000)
     """
     results = num_queries * list_length * 16 + num_rows
     per_query = 4 * dim * 4 + list_length * _BYTES_PER_NEIGHBOUR
@@ -88,14 +92,14 @@ def plan_search(
 
 
 def rows_per_block(memory: int, *, dim: int) -> int:
-    """Rows of float32 in one block, where two blocks take at most half of the memory.
+    """Rows of float32 in one block of k-means, where two blocks take at most half of the memory.
 
     Examples
     --------
     >>> rows_per_block(2**30, dim=2048)
     32768
     """
-    return max(1, min(BLOCK, memory // 4) // (4 * dim))
+    return max(1, min(HELD, memory // 4) // (4 * dim))
 
 
 def parse_memory(text: str) -> int:

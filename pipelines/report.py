@@ -101,7 +101,8 @@ def class_table(records: Sequence[Record]) -> RenderableType:
 def comparison_table(records: Sequence[Record]) -> RenderableType:
     """How two differ on the same queries."""
     first = records[0]
-    title = f"{first['first']} against {first['second']}: {first['num_val']:,} queries, top-1 in %"
+    names = [first[side] if len(records) == 1 else first[side].split("/")[0] for side in ("first", "second")]
+    title = f"{names[0]} against {names[1]}: {first['num_val']:,} queries, top-1 in %"
     table = Table(title=title, title_justify="left", caption="p: McNemar's exact test", caption_justify="left")
     for column in ("layer", "protocol", "k", "T", "first", "second", "difference, 95% interval", "p"):
         table.add_column(column, justify="left" if column in ("layer", "protocol") else "right")
@@ -110,7 +111,8 @@ def comparison_table(records: Sequence[Record]) -> RenderableType:
         difference = f"{100 * record['difference']:+.2f}"
         interval = f"[{100 * record['low']:+.2f}, {100 * record['high']:+.2f}]"
         shown = [f"{100 * record[name]:.2f}" for name in ("top1_first", "top1_second")]
-        setting = [record["layer"], record["protocol"], str(record["k"]), temperature]
+        layers = dict.fromkeys(record[side].split("/")[1] for side in ("first", "second"))
+        setting = [" / ".join(layers), record["protocol"], str(record["k"]), temperature]
         table.add_row(*setting, *shown, f"{difference} {interval}", f"{record['p_value']:.2g}")
     return table
 

@@ -67,6 +67,9 @@ def test_compare_gives_difference_interval_and_mcnemars_p(bench, two):
     assert (record["only_first"], record["only_second"]) == (only_first, only_second)
     assert record["p_value"] == pytest.approx(binomtest(only_first, only_first + only_second).pvalue)
     assert record["low"] < record["difference"] < record["high"]
+    shown = bench("compare", "a", "b", "--k", "5").stdout
+    assert "a against b: 40 queries" in shown
+    assert f"{100 * record['difference']:+.2f} [{100 * record['low']:+.2f}, {100 * record['high']:+.2f}]" in shown
 
 
 def test_layers_of_one_feature_set_can_be_compared(bench, two):

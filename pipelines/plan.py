@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.protocols import PROTOCOLS
+from evaluate.labels import EvaluationError
+from evaluate.memory import free_memory, parse_memory, plan_search
+from evaluate.search import MARGIN
 from extract.loading import default_workers
 from extract.probe import images_per_second
 from extract.taps import TappedTrunk
 from pipelines.extraction import Checked, check, choose_device
 from pipelines.pipeline import Pipeline
+from pipelines.protocols import find_protocols
+from pipelines.watch import duration
 from store import FeatureSet, SplitRows
 from store.layout import Grid
 from store.manifest import differences
 
 GIB = 2**30
-
-BLOCK = 512 * 2**20
-"""Size of a block of the database in stage two, where there is room for it."""
-
-BYTES_PER_NEIGHBOUR = 28
-"""Of a neighbour list's entry while lists of two blocks are merged: row and similarity, found and kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +59,9 @@ class Plan:
     """Bytes yet to be written."""
 
     disk_free: int
-    memory_needed: int
-    """Bytes of stage two: queries, two blocks and the lists, of the largest layer."""
+    memory: int
+    """Bytes that stage two may take."""
 
-    memory_free: int
     rate: float | None
     """Images a second of one process; None if it was not measured."""
 
@@ -116,10 +111,11 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     needed = sum(len(missing[name]) * chunk_bytes * info.dim for name, info in checked.layers.items())
     pending = sum(len(grids[split].rows(chunk)) for split, chunk in set().union(*missing.values()))
     used = {split: _class_names(each) for split, each in rows.items()}
-    memory = _memory(pipeline, images, max(info.dim for info in checked.layers.values()))
-    disk_free, memory_free = shutil.disk_usage(_first_there(path)).free, free_memory()
+    memory = parse_memory(pipeline.evaluate.memory) if pipeline.evaluate.memory else free_memory() // 2
+    disk_free = shutil.disk_usage(_first_there(path)).free
     problems = [f"{path} was made with other settings: {fault}" for fault in mismatches]
-    problems += _problems(pipeline, rows, needed=needed, disk_free=disk_free, memory=memory, memory_free=memory_free)
+    problems += _problems(pipeline, rows, needed=needed, disk_free=disk_free)
+    problems += _too_little_memory(pipeline, images, checked, memory)
     measure = probe_seconds > 0 and pending and not problems
     return Plan(
         name=pipeline.name,
@@ -132,8 +128,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
         chunks=chunks,
         disk_needed=needed,
         disk_free=disk_free,
-        memory_needed=memory,
-        memory_free=memory_free,
+        memory=memory,
         rate=_rate(checked, probe_seconds) if measure else None,
         ranks=pipeline.extract.num_ranks,
         pending=pending,
@@ -154,31 +149,16 @@ def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
         yield f"layer {layer.name}", f"{shape}, {_size(layer.bytes)}" + (", is there" if layer.there else "")
     yield "chunks", f"{made.chunks:,} of {made.rows_per_chunk:,} rows for each layer"
     yield "disk", f"{_size(made.disk_needed)} to write, {_size(made.disk_free)} free"
-    yield "memory of stage two", f"{_size(made.memory_needed)}, {_size(made.memory_free)} free"
+    yield "memory of stage two", f"at most {_size(made.memory)}"
     yield "search", made.index
     if made.seconds is not None:
         ranks = f" x {made.ranks} ranks" if made.ranks > 1 else ""
         yield (
             "stage one",
-            f"{made.rate:,.1f} images/s{ranks} (measured), {_time(made.seconds)} for {made.pending:,} images",
+            f"{made.rate:,.1f} images/s{ranks} (measured), {duration(made.seconds)} for {made.pending:,} images",
         )
     elif not made.pending:
         yield "stage one", "nothing to do: all layers are complete"
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or could be at once; of the control group, where it sets a limit."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    of_machine = int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:
-        return of_machine
-    return of_machine if limit == "max" else min(of_machine, int(limit) - int(used))
 
 
 def _missing(
@@ -201,23 +181,30 @@ def _class_names(rows: SplitRows) -> set[str]:
     return {rows.class_names[label] for label in np.unique(rows.labels) if label >= 0}
 
 
-def _memory(pipeline: Pipeline, images: dict[str, int], dim: int) -> int:
-    ks = pipeline.evaluate.knn.k or PROTOCOLS[pipeline.evaluate.knn.protocol].k
-    block = min(BLOCK, images["train"] * dim * 4)
-    return images["val"] * (dim * 4 + max(ks) * BYTES_PER_NEIGHBOUR) + 2 * block
+def _too_little_memory(pipeline: Pipeline, images: dict[str, int], checked: Checked, memory: int) -> Iterator[str]:
+    """Say so if the search of the largest layer can't be cut to fit."""
+    protocols = find_protocols(pipeline.evaluate.knn.protocol).values()
+    k = max(max(pipeline.evaluate.knn.k or protocol.k) for protocol in protocols)
+    try:
+        plan_search(
+            memory,
+            num_rows=images["train"],
+            rows_per_chunk=checked.manifest.rows_per_chunk,
+            dim=max(info.dim for info in checked.layers.values()),
+            num_queries=images["val"],
+            list_length=min(k + MARGIN, images["train"]),
+        )
+    except EvaluationError as error:
+        yield str(error)
 
 
-def _problems(
-    pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, disk_free: int, memory: int, memory_free: int
-) -> Iterator[str]:
+def _problems(pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, disk_free: int) -> Iterator[str]:
     num_train = len(rows["train"].labels)
     if needed > disk_free:
         yield (
             f"the layers need {_size(needed)} of disk, {_size(disk_free)} are free in {_first_there(pipeline.store)}. "
             f"Take fewer layers, pool them, halve them with --dtype float16, or choose another --store."
         )
-    if memory > memory_free:
-        yield f"stage two needs {_size(memory)} of memory, {_size(memory_free)} are free. Pool the layers."
     too_large = [k for k in pipeline.evaluate.knn.k or () if k > num_train]
     if too_large:
         yield f"evaluate.knn.k={too_large} is more than the {num_train:,} images of train. Take fewer with --k."
@@ -251,10 +238,12 @@ def _rate(checked: Checked, seconds: float) -> float:
 
 
 def _index(pipeline: Pipeline) -> str:
-    similarity = PROTOCOLS[pipeline.evaluate.knn.protocol].similarity
-    kind = "IndexFlatL2" if similarity == "euclidean" else "IndexFlatIP"
     where = {"auto": "a GPU if faiss sees one", "gpu": "a GPU", "cpu": "the CPU"}[pipeline.evaluate.device]
-    return f"exact, {similarity.replace('_', ' ')}, faiss {kind} block by block, on {where}"
+    kinds = dict.fromkeys(rule.similarity for rule in find_protocols(pipeline.evaluate.knn.protocol).values())
+    what = ", ".join(kind.replace("_", " ") for kind in kinds)
+    if pipeline.evaluate.index:
+        return f"approximate, {what}, faiss {pipeline.evaluate.index}, on {where}"
+    return f"exact, {what}, faiss's flat index block by block, on {where}"
 
 
 def _first_there(path: Path) -> Path:
@@ -265,9 +254,3 @@ def _first_there(path: Path) -> Path:
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:,.1f} MiB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

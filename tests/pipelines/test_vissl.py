@@ -223,6 +223,22 @@ def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path):
     assert last["depth"] == 101
 
 
+def test_lists_of_files_and_labels_are_taken(tmp_path):
+    config = yaml.safe_load(TRUNK_OUTPUT)
+    kinds = {"DATA_SOURCES": ["disk_filelist"], "LABEL_SOURCES": ["disk_filelist"]}
+    config["DATA"] = {
+        split: {**kinds, "DATA_PATHS": [f"/d/{split}.npy"], "LABEL_PATHS": [f"/d/{split}_labels.npy"]}
+        for split in ("TRAIN", "TEST")
+    }
+    assert settings(yaml.safe_dump(config), tmp_path=tmp_path)["data"] == {
+        "source": "filelist",
+        "train_list": "/d/TRAIN.npy",
+        "val_list": "/d/TEST.npy",
+        "train_labels": "/d/TRAIN_labels.npy",
+        "val_labels": "/d/TEST_labels.npy",
+    }
+
+
 TRUNKS = [
     ("regnet", {"REGNET": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373}},
      {"trunk": "regnet", "options": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373}}),

@@ -27,14 +27,14 @@ from rich.table import Table
 
 from evaluate import evaluation, kmeans
 from evaluate.memory import BLOCK, SearchPlan
-from evaluate.search import search as streamed_search
+from evaluate.neighbours.search import search as streamed_search
 from evaluate.selection import Selection
+from extract.data.sources import ImageSource, open_sources
 from extract.extraction import extract_chunks
 from extract.loading import batches
-from extract.sources import ImageSource, open_sources
-from extract.taps import TappedTrunk
+from extract.model.taps import TappedTrunk
+from extract.model.trunks import build_trunk
 from extract.transform import Transform
-from extract.trunks import build_trunk
 from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
 from store.layers import layers_of
 from store.layout import RowRange

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from evaluate import metrics
-from evaluate.kept import ALGORITHM
 from evaluate.kmeans import Clustering, assign, kmeans
 from evaluate.labels import Labelled, matched_labels
 from evaluate.memory import free_memory, rows_per_block
+from evaluate.neighbours.kept import ALGORITHM
 from evaluate.views import Record, View, views_of
 from store import FeatureSet, load_cached, save_cached
 from store.manifest import digest_of

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from evaluate import metrics
 from evaluate.clustering import counts_of
 from evaluate.labels import EvaluationError, Labelled, matched_labels
-from evaluate.neighbours import DEFAULT, Resources, find_neighbours
+from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
 from evaluate.per_class import class_records
 from evaluate.protocols import Protocol, find_protocol, preprocessing_differs
 from evaluate.retrieval import retrieval_metrics

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluate.evaluation import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
 from evaluate.labels import matched_labels
-from evaluate.neighbours import DEFAULT, Resources, find_neighbours
+from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
 from evaluate.shots import draw
 from evaluate.views import Record, View, views_of
 from store import FeatureSet

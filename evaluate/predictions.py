@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.evaluation import usable_k
-from evaluate.kept import ALGORITHM
 from evaluate.labels import matched_labels
-from evaluate.neighbours import DEFAULT, Resources, find_neighbours
+from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
+from evaluate.neighbours.kept import ALGORITHM
+from evaluate.neighbours.search import Neighbours
 from evaluate.protocols import Protocol
-from evaluate.search import Neighbours
 from evaluate.views import View
 from evaluate.vote import Ballot, vote_weights
 from store import FeatureSet

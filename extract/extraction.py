@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from extract.images import ImageError
+from extract.data.images import ImageError
+from extract.data.sources import DataError, ImageSource
 from extract.loading import Batch, batches
-from extract.sources import DataError, ImageSource
-from extract.taps import TappedTrunk
+from extract.model.taps import TappedTrunk
 from extract.transform import Transform
 from store import ChunkWriter, FeatureSet, Work
 from store.layout import RowRange

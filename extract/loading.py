@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from extract.images import ImageError
-from extract.sources import DataError, ImageSource
+from extract.data.images import ImageError
+from extract.data.sources import DataError, ImageSource
 from extract.transform import Transform
 from store.layout import RowRange
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
+from extract.data.sources import ImageSource
 from extract.extraction import DTYPES
 from extract.loading import batches
-from extract.sources import ImageSource
-from extract.taps import TappedTrunk
+from extract.model.taps import TappedTrunk
 from extract.transform import Transform
 from store.layout import RowRange
 

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from extract.archives import ENDINGS
 from extract.config import DataConfig
+from extract.data.archives import ENDINGS
 from store import BenchError, nearest
 
 FILE = "datasets.yaml"

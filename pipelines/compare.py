@@ -13,7 +13,7 @@ from evaluate.evaluation import temperatures_of, usable_k
 from evaluate.labels import EvaluationError, matched_labels
 from evaluate.memory import parse_memory
 from evaluate.metrics import paired_difference
-from evaluate.neighbours import Resources
+from evaluate.neighbours.finding import Resources
 from evaluate.predictions import Predictions, predict
 from evaluate.views import Record, stored_view
 from pipelines.protocols import find_protocols

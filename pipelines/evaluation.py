@@ -19,7 +19,7 @@ from evaluate.evaluation import evaluate_knn, uniform
 from evaluate.few_shot import evaluate_few_shot
 from evaluate.labels import matched_labels
 from evaluate.memory import free_memory, parse_memory
-from evaluate.neighbours import Resources
+from evaluate.neighbours.finding import Resources
 from evaluate.views import Record, views_of
 from pipelines.progress import Progress
 from pipelines.protocols import find_protocols

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from evaluate.config import EvaluateConfig
 from evaluate.labels import matched_labels
 from evaluate.memory import parse_memory
-from evaluate.neighbours import Resources
+from evaluate.neighbours.finding import Resources
 from evaluate.per_class import confusion_matrix
 from evaluate.predictions import Predictions, predict
 from evaluate.views import stored_view

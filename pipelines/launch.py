@@ -19,8 +19,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipelines.extraction import Prepared, extract_as, prepare
+from pipelines.extraction import extract_as
 from pipelines.pipeline import Pipeline
+from pipelines.preparation import Prepared, prepare
 from pipelines.ranks import Rank, alone, from_environment
 from pipelines.stopping import Stopped
 from pipelines.watch import watching

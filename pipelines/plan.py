@@ -11,12 +11,12 @@ import numpy as np
 
 from evaluate.labels import EvaluationError
 from evaluate.memory import free_memory, parse_memory, plan_search
-from evaluate.search import MARGIN
+from evaluate.neighbours.search import MARGIN
 from extract.loading import default_workers
+from extract.model.taps import TappedTrunk
 from extract.probe import images_per_second
-from extract.taps import TappedTrunk
-from pipelines.extraction import Checked, check, choose_device
 from pipelines.pipeline import Pipeline
+from pipelines.preparation import Checked, check, choose_device
 from pipelines.protocols import find_protocols
 from pipelines.watch import duration
 from store import FeatureSet, SplitRows

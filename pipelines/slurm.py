@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.extraction import Prepared
 from pipelines.launch import Outcome, raise_faults, work
 from pipelines.pipeline import Pipeline
+from pipelines.preparation import Prepared
 from pipelines.ranks import alone, from_environment
 from pipelines.stopping import Stopped
 from store import BenchError, nearest

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate.approximate import search_approximately
 from evaluate.labels import EvaluationError
-from evaluate.search import UNDEFINED, search
+from evaluate.neighbours.approximate import search_approximately
+from evaluate.neighbours.search import UNDEFINED, search
 from tests.conftest import make_features
 from tests.evaluate.test_search import awkward, cut, held
 

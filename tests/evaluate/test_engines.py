@@ -10,16 +10,16 @@ import faiss
 import numpy as np
 import pytest
 
-from evaluate import engines
 from evaluate.labels import EvaluationError
-from evaluate.search import search
+from evaluate.neighbours import engines
+from evaluate.neighbours.search import search
 from tests.conftest import ROOT
 from tests.evaluate.test_search import awkward, cut, held
 
 LISTS = """
 import hashlib
 import numpy as np
-from evaluate.search import search
+from evaluate.neighbours.search import search
 from tests.evaluate.test_search import SIMILARITIES, awkward, cut, held
 digest = hashlib.sha256()
 for kind in ("random", "duplicates", "collapsed"):

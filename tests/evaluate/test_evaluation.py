@@ -7,10 +7,11 @@ import logging
 import numpy as np
 import pytest
 
-from evaluate import clustering, neighbours
+from evaluate import clustering
 from evaluate.clustering import evaluate_kmeans
 from evaluate.evaluation import evaluate_knn, uniform
 from evaluate.labels import EvaluationError
+from evaluate.neighbours import finding as neighbours
 from tests.conftest import make_features
 
 

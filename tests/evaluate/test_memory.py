@@ -11,7 +11,7 @@ import pytest
 
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan, free_memory, plan_search
-from evaluate.search import search
+from evaluate.neighbours.search import search
 from evaluate.selection import Selection
 from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, load_cached, open_or_create
 from tests.conftest import make_features
@@ -23,7 +23,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from evaluate.evaluation import evaluate_knn
-from evaluate.neighbours import Resources
+from evaluate.neighbours.finding import Resources
 from store import FeatureSet
 resources = Resources(memory=int(sys.argv[2]) * 2**20)
 print(evaluate_knn(FeatureSet.open(Path(sys.argv[1])), ["x"], k=[200], resources=resources)[0]["top1"])

@@ -10,7 +10,7 @@ import pytest
 from evaluate.evaluation import evaluate_knn
 from evaluate.few_shot import evaluate_few_shot
 from evaluate.labels import EvaluationError, matched_labels
-from evaluate.neighbours import find_neighbours
+from evaluate.neighbours.finding import find_neighbours
 from evaluate.per_class import class_records, confusion_matrix
 from evaluate.predictions import predict
 from evaluate.protocols import PROTOCOLS, Protocol
@@ -88,7 +88,7 @@ def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path):
 
 
 def test_several_protocols_share_one_search_for_each_similarity(made, monkeypatch):
-    from evaluate import neighbours
+    from evaluate.neighbours import finding as neighbours
 
     searches = []
     original = neighbours.search

@@ -7,7 +7,7 @@ import pytest
 
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan
-from evaluate.search import UNDEFINED, merged, search
+from evaluate.neighbours.search import UNDEFINED, merged, search
 from evaluate.selection import Selection
 from store import Block
 from tests.conftest import make_features

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from evaluate.evaluation import evaluate_knn
-from evaluate.neighbours import Resources
+from evaluate.neighbours.finding import Resources
 from store import load_cached
 from tests.conftest import ROOT, make_features
 
 RANK = """
 import sys, time
 from pathlib import Path
-from evaluate import neighbours
+from evaluate.neighbours import finding as neighbours
 from evaluate.evaluation import evaluate_knn
-from evaluate.neighbours import Resources
+from evaluate.neighbours.finding import Resources
 from store import FeatureSet
 original = neighbours.search
 def slow(*arguments, **settings):

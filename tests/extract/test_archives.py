@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.archives import members
-from extract.listing import ChangedError, DataError
-from extract.sources import open_sources
+from extract.data.archives import members
+from extract.data.listing import ChangedError, DataError
+from extract.data.sources import open_sources
 
 
 def packed(folder, archive, *, inside="", compression=zipfile.ZIP_STORED):

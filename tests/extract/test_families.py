@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from extract.checkpoints import WeightsError, read_checkpoint
-from extract.families import FAMILIES, find_weights
-from extract.layouts import laid_out
-from extract.taps import TappedTrunk
-from extract.trunks import WithoutMemory, build_trunk, trunk_names
-from extract.weights import check_heads_of_attention, load_strictly, names_of, poison
+from extract.model.taps import TappedTrunk
+from extract.model.trunks import WithoutMemory, build_trunk, trunk_names
+from extract.weights.checkpoints import WeightsError, read_checkpoint
+from extract.weights.families import FAMILIES, find_weights
+from extract.weights.layouts import laid_out
+from extract.weights.strict import check_heads_of_attention, load_strictly, names_of, poison
 from store.layers import layers_of
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from extract.listing import DataError
-from extract.sources import open_sources
+from extract.data.listing import DataError
+from extract.data.sources import open_sources
 from tests.conftest import save_image
 
 CLASSES = ["cat", "dog's", "émeu bleu"]

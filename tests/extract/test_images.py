@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from extract.images import ImageError, read_rgb, to_rgb
+from extract.data.images import ImageError, read_rgb, to_rgb
 from tests.conftest import save_image
 
 MODES = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torchvision
 
-from extract.datasets import DigitsSource
-from extract.sources import DataError, open_sources
+from extract.data.datasets import DigitsSource
+from extract.data.sources import DataError, open_sources
 from tests.conftest import save_image
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from extract.pooling import pool
-from extract.tap_names import ModelError
-from extract.taps import TappedTrunk, list_taps
-from extract.trunks import build_trunk
+from extract.model.pooling import pool
+from extract.model.tap_names import ModelError
+from extract.model.taps import TappedTrunk, list_taps
+from extract.model.trunks import build_trunk
 from store import LayerSpec, Pooling
 from store.layers import layers_of
 

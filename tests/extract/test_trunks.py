@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from extract.heads import HeadError
-from extract.tap_names import ModelError, aliases_of
-from extract.taps import TappedTrunk, list_taps
-from extract.trunks import TRUNKS, WithoutMemory, build_trunk, trunk_names
-from extract.vit import ViT
+from extract.model.heads import HeadError
+from extract.model.tap_names import ModelError, aliases_of
+from extract.model.taps import TappedTrunk, list_taps
+from extract.model.trunks import TRUNKS, WithoutMemory, build_trunk, trunk_names
+from extract.model.vit import ViT
 from store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8, "image_size": 32}

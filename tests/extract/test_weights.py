@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
-from extract.families import find_weights
-from extract.taps import TappedTrunk
-from extract.trunks import build_trunk
-from extract.weights import load_strictly, names_of, poison, torchvision_weights
+from extract.model.taps import TappedTrunk
+from extract.model.trunks import build_trunk
+from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
+from extract.weights.families import find_weights
+from extract.weights.strict import load_strictly, names_of, poison, torchvision_weights
 from store.layers import layers_of
 
 WANTED = names_of(build_trunk("resnet18", {}))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.synthetic import make_in1k, make_places205
-from extract.sources import open_sources
+from extract.data.sources import open_sources
 from store import FeatureSet
 from tests.conftest import ROOT
 

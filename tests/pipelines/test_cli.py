@@ -12,7 +12,7 @@ import pytest
 import torch
 import zarr
 
-from extract.trunks import build_trunk
+from extract.model.trunks import build_trunk
 from store import FeatureSet, StoreError
 from tests.conftest import save_image
 
@@ -359,8 +359,8 @@ def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, t
 
 
 def test_weights_of_torchvision_bring_their_transform_and_options():
-    from pipelines.extraction import choose_transform, model_options
     from pipelines.pipeline import make_pipeline
+    from pipelines.preparation import choose_transform, model_options
 
     settings = {"model": {"trunk": "efficientnet_b0"}, "weights": {"torchvision": "DEFAULT"}}
     assert choose_transform(make_pipeline(dict(settings), where="")).interpolation == "bicubic"

@@ -7,7 +7,7 @@ import argparse
 import pytest
 import torch
 
-from extract.trunks import build_trunk
+from extract.model.trunks import build_trunk
 from store import FeatureSet
 
 SMALL = ("transform.resize=32", "transform.crop=32", "extract.workers=0", "--quiet")

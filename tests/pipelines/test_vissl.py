@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from extract.trunks import build_trunk
+from extract.model.trunks import build_trunk
 from pipelines.pipeline import PipelineError, make_pipeline
 from pipelines.vissl import read_vissl, translate
 from store import FeatureSet

@@ -15,7 +15,7 @@ from evaluate.evaluation import evaluate_knn
 from evaluate.kmeans import assign, kmeans
 from evaluate.labels import matched_labels
 from evaluate.metrics import cluster_metrics
-from evaluate.neighbours import find_neighbours
+from evaluate.neighbours.finding import find_neighbours
 from evaluate.selection import Selection
 from evaluate.views import stored_view
 from evaluate.vote import Ballot, vote_weights

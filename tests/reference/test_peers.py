@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluate.neighbours.search import merged, search
+from evaluate.neighbours.shares import shares_of
 from evaluate.predictions import predict
 from evaluate.protocols import PROTOCOLS
-from evaluate.search import merged, search
 from evaluate.selection import Selection
-from evaluate.shares import shares_of
 from evaluate.views import stored_view
 from tests.conftest import make_features
 from tests.evaluate.test_search import SIMILARITIES, assert_equal, cut, with_threads

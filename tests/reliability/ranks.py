@@ -70,7 +70,8 @@ def keys_journalled(path: Path):
 
 
 def _work(pipeline, rank):
-    from pipelines.extraction import extract_as, prepare
+    from pipelines.extraction import extract_as
+    from pipelines.preparation import prepare
 
     logging.getLogger().setLevel(logging.ERROR)
     os.environ.pop("TORCHELASTIC_RUN_ID", None)

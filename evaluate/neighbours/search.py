@@ -2,9 +2,9 @@
 
 faiss proposes in float32, block by block, a few more neighbours than are wanted; then their
 similarities are computed again from the stored features, in float64 and in a fixed order of summation
-(`evaluate.rescore`). Where rounding could have kept a neighbour from being proposed
-(`evaluate.certificate`), the query gets a second look in float64 (`evaluate.exact`). So neither the size
-of a block nor threads, ranks, devices and machines change a bit, and equal similarities are ordered by row.
+(`rescore`). Where rounding could have kept a neighbour from being proposed (`certificate`), the query gets
+a second look in float64 (`exact`). So neither the size of a block nor threads, ranks, devices and machines
+change a bit, and equal similarities are ordered by row.
 
 A row of zeros has no direction. Under the cosine it comes last in every list.
 
@@ -21,13 +21,13 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.certificate import ceiling, is_finite_in_float32
-from evaluate.engines import engine_for
-from evaluate.exact import search_in_float64
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan
+from evaluate.neighbours.certificate import ceiling, is_finite_in_float32
+from evaluate.neighbours.engines import engine_for
+from evaluate.neighbours.exact import search_in_float64
+from evaluate.neighbours.rescore import lengths_of_rows, rescore
 from evaluate.protocols import Similarity
-from evaluate.rescore import lengths_of_rows, rescore
 from evaluate.selection import Selection, scale_to_unit_length
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def search(
     plan : SearchPlan
         How many rows of both are in memory at once.
     device : str
-        Where faiss searches; see `evaluate.engines.engine_for`.
+        Where faiss searches; see `evaluate.neighbours.engines.engine_for`.
     on_rows : callable
         Told the number of database rows after each block; a part of it where queries are searched in groups.
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from extract.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
 from extract.config import WeightsConfig
-from extract.families import find_weights
-from extract.layouts import laid_out
-from extract.taps import TappedTrunk
-from extract.trunks import code_of
-from extract.weights import (
+from extract.model.taps import TappedTrunk
+from extract.model.trunks import code_of
+from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
+from extract.weights.families import find_weights
+from extract.weights.layouts import laid_out
+from extract.weights.strict import (
     LoadReport,
     check_heads_of_attention,
     download,

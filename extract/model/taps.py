@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extract.pooling import pool
-from extract.tap_names import (
+from extract.model.pooling import pool
+from extract.model.tap_names import (
     INPUT,
     ModelError,
     Tap,
@@ -28,7 +28,7 @@ from extract.tap_names import (
     token_names,
     tokens_of,
 )
-from extract.trunks import WithoutMemory, build_trunk
+from extract.model.trunks import WithoutMemory, build_trunk
 from store import LayerInfo, LayerSpec, Pooling
 
 

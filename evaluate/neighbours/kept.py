@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluate.labels import Labelled
+from evaluate.neighbours.search import Neighbours
 from evaluate.protocols import Similarity
-from evaluate.search import Neighbours
 from evaluate.views import View
 from store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from store.manifest import digest_of

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from evaluate.approximate import search_approximately
-from evaluate.kept import Found, KeptLists
 from evaluate.labels import EvaluationError, Labelled
 from evaluate.memory import SearchPlan, free_memory, plan_search
+from evaluate.neighbours.approximate import search_approximately
+from evaluate.neighbours.kept import Found, KeptLists
+from evaluate.neighbours.search import MARGIN, Neighbours, search
+from evaluate.neighbours.shares import search_shares
 from evaluate.protocols import Similarity
-from evaluate.search import MARGIN, Neighbours, search
 from evaluate.selection import Selection
-from evaluate.shares import search_shares
 from evaluate.views import View
 from store import FeatureSet
 
@@ -33,7 +33,7 @@ class Resources:
     """Bytes; half of what is free by default."""
 
     device: str = "auto"
-    """Where faiss searches: auto, cpu, gpu or gpu:1; see `evaluate.engines`."""
+    """Where faiss searches: auto, cpu, gpu or gpu:1; see `evaluate.neighbours.engines`."""
 
     num_shares: int = 1
     """Ranks that search together: each runs the same evaluation on the same store."""
@@ -74,7 +74,7 @@ def find_neighbours(
         Neighbours.
     similarity : {"cosine", "inner_product", "euclidean"}
     index : str, optional
-        Search approximately, by an index that faiss's factory makes of this; see `evaluate.approximate`.
+        Search approximately, by an index that faiss's factory makes of this; see `evaluate.neighbours.approximate`.
     resources : Resources
         Memory, device and ranks.
     on_rows : callable

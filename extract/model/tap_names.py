@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from extract.heads import TrunkWithHeads
+from extract.model.heads import TrunkWithHeads
 from store import BenchError, nearest
 
 INPUT = "|input"

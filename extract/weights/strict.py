@@ -18,11 +18,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from extract.checkpoints import WeightsError
-from extract.heads import TrunkWithHeads
-from extract.layouts import HEADS
-from extract.positions import interpolated, is_position
-from extract.tap_names import body_of, classifier_of
+from extract.model.heads import TrunkWithHeads
+from extract.model.positions import interpolated, is_position
+from extract.model.tap_names import body_of, classifier_of
+from extract.weights.checkpoints import WeightsError
+from extract.weights.layouts import HEADS
 from store import nearest, some
 
 PREFIXES = (

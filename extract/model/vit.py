@@ -40,7 +40,7 @@ class ViT(nn.Module):
     num_classes : int
         Outputs of a linear classifier `head`; 0 is none.
     position_resize : {"bicubic", "offset", "antialias"}
-        How position embeddings of a file are brought to another grid; see `extract.positions`.
+        How position embeddings of a file are brought to another grid; see `extract.model.positions`.
 
     References
     ----------

@@ -16,12 +16,12 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.exact import search_in_float64
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan
+from evaluate.neighbours.exact import search_in_float64
+from evaluate.neighbours.rescore import lengths_of_rows, rescore
+from evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
 from evaluate.protocols import Similarity
-from evaluate.rescore import lengths_of_rows, rescore
-from evaluate.search import UNDEFINED, Neighbours, put_in_order, search
 from evaluate.selection import Selection, scale_to_unit_length
 
 Floats = npt.NDArray[np.float32]
@@ -92,7 +92,7 @@ def search_approximately(
     Parameters
     ----------
     database, queries, k, similarity, plan, on_rows
-        As for `evaluate.search.search`; the index itself is in memory besides.
+        As for `evaluate.neighbours.search.search`; the index itself is in memory besides.
     index : str
         faiss's factory string, with parameters of search after a colon.
     seed : int

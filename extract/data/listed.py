@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from extract.archives import read_member
-from extract.images import read_rgb
-from extract.kept import stamp_of
-from extract.labels import with_labels
-from extract.listing import ChangedError, Ints, Listing, Paths
+from extract.data.archives import read_member
+from extract.data.images import read_rgb
+from extract.data.kept import stamp_of
+from extract.data.labels import with_labels
+from extract.data.listing import ChangedError, Ints, Listing, Paths
 from store import SplitRows
 
 
@@ -71,7 +71,7 @@ class ListedSource:
         return read_rgb(io.BytesIO(content), name=f"{archive}: {listing.paths[row]}")
 
     def labelled(self, labels: Path, class_names: Sequence[str]) -> ListedSource:
-        """Return the same images with labels from a list; see `extract.labels`."""
+        """Return the same images with labels from a list; see `extract.data.labels`."""
         return ListedSource(with_labels(self._listing, labels, class_names), self._root, kept=self._kept)
 
     def _check(self, path: Path, listed: tuple[int, ...]) -> None:

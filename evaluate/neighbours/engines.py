@@ -2,7 +2,7 @@
 
 An engine takes queries (Q, D), a block (N, D), the length of the lists and faiss's metric; it returns
 scores and places in the block, each of shape (Q, K). Its scores must be sums of products in float32 in
-any order; `evaluate.certificate` allows for their rounding. On a GPU faiss forbids cuBLAS the formats with
+any order; `evaluate.neighbours.certificate` allows for their rounding. On a GPU faiss forbids cuBLAS the formats with
 fewer bits (`CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION` and no TF32).
 """
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.listing import DataError
+from extract.data.listing import DataError
 
 ENDINGS = (".tar", ".zip")
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.images import ImageError, read_rgb, to_rgb
-from extract.kept import stamp_of
-from extract.listing import DataError, Entries, Ints, Listing
+from extract.data.images import ImageError, read_rgb, to_rgb
+from extract.data.kept import stamp_of
+from extract.data.listing import DataError, Entries, Ints, Listing
 from store import SplitRows, nearest, some
 
 

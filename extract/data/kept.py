@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.listing import Listing, Paths
+from extract.data.listing import Listing, Paths
 from store import StoreError
 from store.durable import write_durably
 

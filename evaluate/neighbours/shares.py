@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluate.kept import Found, KeptLists
-from evaluate.search import Neighbours, merged
+from evaluate.neighbours.kept import Found, KeptLists
+from evaluate.neighbours.search import Neighbours, merged
 from evaluate.selection import Selection
 from store.layout import share
 

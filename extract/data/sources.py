@@ -15,15 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from extract.datasets import DigitsSource, HuggingFaceSource, TorchvisionSource, torchvision_data, torchvision_listing
-from extract.filelists import list_files
-from extract.folders import ArchiveTree, list_classes, tree_of
-from extract.kept import kept_or_made, place_of
-from extract.labels import BESIDE, labels_in
-from extract.listed import ImageSource, ListedSource, SubsetSource
-from extract.listing import DataError, Listing, hashes_of
-from extract.shards import find_shards, list_shards
-from extract.subsets import chosen_rows
+from extract.data.datasets import (
+    DigitsSource,
+    HuggingFaceSource,
+    TorchvisionSource,
+    torchvision_data,
+    torchvision_listing,
+)
+from extract.data.filelists import list_files
+from extract.data.folders import ArchiveTree, list_classes, tree_of
+from extract.data.kept import kept_or_made, place_of
+from extract.data.labels import BESIDE, labels_in
+from extract.data.listed import ImageSource, ListedSource, SubsetSource
+from extract.data.listing import DataError, Listing, hashes_of
+from extract.data.shards import find_shards, list_shards
+from extract.data.subsets import chosen_rows
 from store import SplitRows, nearest, some
 
 __all__ = ["DataError", "ImageSource", "open_sources"]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extract.checkpoints import WeightsError
-from extract.layouts import HEADS, laid_out
+from extract.weights.checkpoints import WeightsError
+from extract.weights.layouts import HEADS, laid_out
 from store import nearest, some
 
 WRAPPERS = ("module.", "_orig_mod.")

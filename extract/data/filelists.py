@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extract.images import EXTENSIONS
-from extract.kept import stamp_of
-from extract.listing import DataError, Entries, Ints, Listing, first_duplicate
+from extract.data.images import EXTENSIONS
+from extract.data.kept import stamp_of
+from extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
 from store import nearest, some
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "imageid", "image_id", "name", "id")

@@ -17,10 +17,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.regnet import BlockParams, RegNet
 
-from extract.heads import TrunkWithHeads, build_heads
-from extract.resnet import resnet
-from extract.tap_names import ModelError, classifier_of
-from extract.vit import ViT
+from extract.model.heads import TrunkWithHeads, build_heads
+from extract.model.resnet import resnet
+from extract.model.tap_names import ModelError, classifier_of
+from extract.model.vit import ViT
 from store import nearest
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def build_trunk(
     options : mapping, optional
         Keyword arguments of the model's constructor.
     heads : sequence of (str, mapping)
-        Names and parameters of heads on the trunk's output; see `extract.heads`.
+        Names and parameters of heads on the trunk's output; see `extract.model.heads`.
     seed : int
         Of the parameters.
     image_size : (int, int), optional

@@ -2,7 +2,7 @@
 
 Classes are the folders in alphabetical order, rows the images in alphabetical order of their folder
 and name within the class, as in torchvision's ImageFolder, also where they lie in an archive. A
-folder with images and no class folders has no labels of its own; `extract.labels` finds them.
+folder with images and no class folders has no labels of its own; `extract.data.labels` finds them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from extract.archives import ENDINGS, members
-from extract.images import EXTENSIONS
-from extract.kept import stamp_of
-from extract.listing import DataError, Entries, Listing
+from extract.data.archives import ENDINGS, members
+from extract.data.images import EXTENSIONS
+from extract.data.kept import stamp_of
+from extract.data.listing import DataError, Entries, Listing
 from store import some
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.archives import Member, members, read_member
-from extract.filelists import numbered, read_classes
-from extract.images import EXTENSIONS
-from extract.kept import stamp_of
-from extract.listing import DataError, Entries, Listing, first_duplicate
+from extract.data.archives import Member, members, read_member
+from extract.data.filelists import numbered, read_classes
+from extract.data.images import EXTENSIONS
+from extract.data.kept import stamp_of
+from extract.data.listing import DataError, Entries, Listing, first_duplicate
 from store import some
 
 LABEL_KEYS = ("label", "cls", "class", "target")

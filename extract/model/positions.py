@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.tap_names import body_of, tokens_of
+from extract.model.tap_names import body_of, tokens_of
 
 
 def is_position(name: str) -> bool:

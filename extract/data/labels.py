@@ -1,7 +1,7 @@
 """Labels of a folder without class folders, such as ImageNet's val as it is distributed.
 
 They come from a list (a `.csv` such as Kaggle's LOC_val_solution.csv, or any list that
-`extract.filelists` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
+`extract.data.filelists` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
 table of which class each number means.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.filelists import FileList, numbered, read_list
-from extract.listing import DataError, Ints, Listing
+from extract.data.filelists import FileList, numbered, read_list
+from extract.data.listing import DataError, Ints, Listing
 from store import some
 
 logger = logging.getLogger(__name__)

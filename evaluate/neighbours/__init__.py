@@ -1,0 +1,1 @@
+"""Finding and keeping the nearest neighbours: proposed, rescored, certified, the same to the bit everywhere."""

@@ -1,9 +1,6 @@
 """Protocols of one's own, from YAML files: a mapping of names to settings.
 
-mine:
-like: dino          # a protocol to start from
-k: [5, 20]
-temperature: 0.05
+`mine: {like: dino, k: [5, 20], temperature: 0.05}` is DINO's protocol with other k and temperature.
 """
 
 from __future__ import annotations

@@ -158,8 +158,15 @@ def _forward(
     num_rows = len(batch.pixels)
     if len(batch.unreadable) == num_rows:  # no image at all, so not even its size is known
         return {name: np.full((num_rows, *shape), np.nan, np.float32) for name, shape in shapes.items()}
+    return forward(trunk, transform, batch.pixels, device, precision)
+
+
+def forward(
+    trunk: TappedTrunk, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers in float32, in memory."""
     with _autocast(device, precision):
-        layers = trunk(transform.scale(batch.pixels, device))
+        layers = trunk(transform.scale(pixels, device))
     return {name: values.float().cpu().numpy() for name, values in layers.items()}
 
 

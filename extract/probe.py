@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from extract.data.sources import ImageSource
-from extract.extraction import DTYPES
+from extract.extraction import forward
 from extract.loading import batches
 from extract.model.taps import TappedTrunk
 from extract.transform import Transform
@@ -44,10 +44,7 @@ def images_per_second(
     )
     start, done = 0.0, 0
     for batch in loaded:
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
-            layers = trunk(transform.scale(batch.pixels, device))
-        for values in layers.values():
-            values.float().cpu()
+        forward(trunk, transform, batch.pixels, device, precision)
         now = time.perf_counter()
         if start:
             done += len(batch.pixels)

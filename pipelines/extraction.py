@@ -13,7 +13,6 @@ import torch
 
 from extract.extraction import extract_chunks
 from extract.loading import default_workers
-from extract.model.taps import TappedTrunk
 from pipelines.pipeline import Pipeline
 from pipelines.preparation import Prepared, choose_device, prepare
 from pipelines.ranks import Rank, alone, from_environment
@@ -145,12 +144,7 @@ def _extract(
     settings = pipeline.extract
     device = choose_device(settings.device, rank.local_rank)
     _make_repeatable(device, settings.precision, settings.threads)
-    trunk = TappedTrunk(
-        prepared.trunk.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        name=pipeline.model.trunk,
-        layers=[spec for spec in pipeline.layer_specs if spec.name in missing],
-    )
-    trunk.probe(prepared.image.to(device))
+    trunk = prepared.tapped(device, missing)
     workers = settings.workers
     reporter.change("extracting")
 

@@ -13,7 +13,6 @@ from evaluate.labels import EvaluationError
 from evaluate.memory import free_memory, parse_memory, plan_search
 from evaluate.neighbours.search import MARGIN
 from extract.loading import default_workers
-from extract.model.taps import TappedTrunk
 from extract.probe import images_per_second
 from pipelines.pipeline import Pipeline
 from pipelines.preparation import Checked, check, choose_device
@@ -219,14 +218,8 @@ def _problems(pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, di
 def _rate(checked: Checked, seconds: float) -> float:
     settings = checked.pipeline.extract
     device = choose_device(settings.device)
-    trunk = TappedTrunk(
-        checked.trunk.to(device),
-        name=checked.pipeline.model.trunk,
-        layers=checked.pipeline.layer_specs,
-    )
-    trunk.probe(checked.image.to(device))
     return images_per_second(
-        trunk,
+        checked.tapped(device, list(checked.layers)),
         checked.sources,
         checked.transform,
         batch_size=settings.batch_size,

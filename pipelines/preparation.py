@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -62,6 +63,16 @@ class Checked:
     def rows(self) -> dict[str, SplitRows]:
         """Labels and paths of both splits."""
         return {split: source.rows for split, source in self.sources.items()}
+
+    def tapped(self, device: torch.device, layers: Sequence[str]) -> TappedTrunk:
+        """Return the trunk on a device, in the memory format that runs fastest, tapped at some of the layers."""
+        trunk = TappedTrunk(
+            self.trunk.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            name=self.pipeline.model.trunk,
+            layers=[spec for spec in self.pipeline.layer_specs if spec.name in layers],
+        )
+        trunk.probe(self.image.to(device))
+        return trunk
 
 
 @dataclass(slots=True, kw_only=True)

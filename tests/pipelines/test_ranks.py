@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -17,20 +16,9 @@ from pipelines.ranks import Rank, from_environment
 from store import FeatureSet, RankStatus, verify
 from store.status import post, read_statuses
 from tests.conftest import ROOT, make_features
-from tests.reliability.ranks import chunks_of
+from tests.reliability.ranks import chunks_of, committed, wait_for
 
 DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "--layers", "res4", "extract.threads=1")
-
-
-def committed(path):
-    return len(FeatureSet.open(path).records) if path.exists() else 0
-
-
-def wait_until(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_killed_rank_is_started_again_and_the_bytes_are_those_of_one_process(bench, tmp_path):
@@ -39,7 +27,7 @@ def test_a_killed_rank_is_started_again_and_the_bytes_are_those_of_one_process(b
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
     )
     path = tmp_path / "features/two"
-    wait_until(lambda: committed(path) > 20 or running.poll() is not None)
+    wait_for(lambda: committed(path) > 20 or running.poll() is not None, "the ranks do not write")
     run = json.loads((path / "journals/lock").read_text())["run"]
     statuses = read_statuses(path / "journals", run)
     os.kill(statuses[-1].pid, signal.SIGKILL)
@@ -55,7 +43,7 @@ def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(ben
     path = tmp_path / "features/digits"
 
     def interrupt():
-        wait_until(lambda: committed(path) > 10)
+        wait_for(lambda: committed(path) > 10, "nothing is written")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 from pipelines.pipeline import make_pipeline
@@ -67,6 +68,19 @@ def keys_journalled(path: Path):
         for journal in made.journals.glob("*.jsonl")
         for line in journal.read_bytes().splitlines()
     ]
+
+
+def committed(path):
+    """How many objects the journals have; none while there is no feature set."""
+    return len(FeatureSet.open(path).records) if path.exists() else 0
+
+
+def wait_for(condition, what, seconds=90):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
 
 
 def _work(pipeline, rank):

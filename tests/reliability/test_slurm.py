@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from store import FeatureSet, verify
+from store import verify
 from tests.conftest import ROOT
-from tests.reliability.ranks import chunks_of
+from tests.reliability.ranks import chunks_of, committed, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -145,29 +145,18 @@ def cluster(tmp_path):
         made.stop()
 
 
-def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
-
-
-def committed(path):
-    return len(FeatureSet.open(path).records) if path.exists() else 0
-
-
 def test_a_job_on_two_nodes_survives_the_death_of_one(cluster):
     alone = cluster.bench("extract", *DIGITS, "--name", "alone")
     assert alone.wait(300) == 0, alone.stdout.read()
     slurm = ("--slurm", "partition=main,nodes=2,time=30,cpus_per_task=2")
     job = cluster.bench("extract", *DIGITS, "--name", "job", *slurm)
     path = cluster.folder / "features/job"
-    wait_for(lambda: committed(path) > 60, 120, "the job does not write")
+    wait_for(lambda: committed(path) > 60, "the job does not write", 120)
     cluster.kill_node("n2")
-    wait_for(lambda: "down" in cluster.run("sinfo", "--format", "%T").stdout, 60, "the death is not noticed")
+    wait_for(lambda: "down" in cluster.run("sinfo", "--format", "%T").stdout, "the death is not noticed", 60)
     cluster.start_node("n2")
     # SLURM lets a requeued job wait for two minutes, unless told otherwise.
-    wait_for(lambda: "PENDING" in cluster.run("squeue", "--format", "%T").stdout, 60, "the job is not requeued")
+    wait_for(lambda: "PENDING" in cluster.run("squeue", "--format", "%T").stdout, "the job is not requeued", 60)
     cluster.run("scontrol", "update", "jobid=1", "StartTime=now")
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
@@ -183,9 +172,9 @@ def test_a_job_that_is_cut_off_requeues_itself_and_goes_on(cluster):
         "extract", *DIGITS, "--name", "job", "--slurm", "partition=main,nodes=1,ntasks_per_node=2,time=30"
     )
     path = cluster.folder / "features/job"
-    wait_for(lambda: committed(path) > 60, 120, "the job does not write")
+    wait_for(lambda: committed(path) > 60, "the job does not write", 120)
     cluster.run("scancel", "--signal", "USR2", "1")  # what SLURM sends before it ends a job
-    wait_for(lambda: "PENDING" in cluster.run("squeue", "--format", "%T").stdout, 60, "the job is not requeued")
+    wait_for(lambda: "PENDING" in cluster.run("squeue", "--format", "%T").stdout, "the job is not requeued", 60)
     before = committed(path)
     cluster.run("scontrol", "update", "jobid=1", "StartTime=now")
     output, _ = job.communicate(timeout=300)

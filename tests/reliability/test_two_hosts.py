@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from store import FeatureSet, verify
+from store import verify
 from tests.conftest import ROOT
-from tests.reliability.ranks import chunks_of
+from tests.reliability.ranks import chunks_of, committed
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,10 +72,6 @@ def torchrun(host, folder, log):
         ["ip", "netns", "exec", host, "unshare", "-u", "bash", "-c", line],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
-
-
-def committed(path):
-    return len(FeatureSet.open(path).records) if path.exists() else 0
 
 
 def kill_host(name):

@@ -110,8 +110,8 @@ class Selection:
                 lengths = lengths_of(piece)
                 self._check_finite(block.start + at + np.flatnonzero(wanted), piece, lengths)
                 longest = max(longest, lengths.max(initial=0))
-                if without_zeros and not lengths.all():
-                    is_zero = ~piece.any(axis=1)
+                # A length of 0 may be one that float32 can't hold.
+                if without_zeros and not lengths.all() and (is_zero := ~piece.any(axis=1)).any():
                     chosen = np.flatnonzero(wanted)
                     zeros.append(block.start + at + chosen[is_zero])
                     wanted[chosen[is_zero]] = False

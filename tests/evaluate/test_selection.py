@@ -32,5 +32,25 @@ def test_rows_that_take_part_are_all_there_once(tmp_path, monkeypatch, rows_per_
     assert np.allclose(np.concatenate([part[1] for part in parts]), expected, rtol=1e-6)
 
 
+def test_rows_too_short_for_float32_leave_the_others_scaled_and_are_no_zeros(tmp_path):
+    """The square of 1e-30 is 0 in float32."""
+    values = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+    values[7] *= np.float32(1e-30)
+    values[11] = 0
+    features = {split: {"x": values} for split in ("train", "val")}
+    made = make_features(tmp_path / "f", features, {split: np.zeros(20, int) for split in features})
+    for rows in (np.arange(20), np.arange(8)):  # with a row of zeros, and without
+        chosen = Selection(layer=made.layer("train", "x"), rows=rows)
+        parts = [
+            (part.rows, part.features.copy(), part.zeros)
+            for part in chosen.parts(1000, unit_length=True, without_zeros=True)
+        ]
+        kept, scaled, zeros = (np.concatenate(each) for each in zip(*parts, strict=True))
+        assert np.array_equal(kept, rows[rows != 11])
+        assert zeros.tolist() == [11][: int(11 in rows)]
+        lengths = np.linalg.norm(scaled.astype(np.float64), axis=1)
+        assert np.allclose(lengths[kept != 7], 1)
+
+
 def test_lengths_do_not_overflow_where_float32_does():
     assert selection.lengths_of(np.full((1, 4), 3e38, np.float32)) == pytest.approx([6e38], rel=1e-6)

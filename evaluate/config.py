@@ -138,8 +138,11 @@ class EvaluateConfig(Config):
     index: str | None = None
     """Search approximately, by faiss's index of this factory string: 'IVF4096,Flat:nprobe=16'. Exact by default."""
 
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where faiss searches; `auto` takes a GPU if faiss sees one."""
+    device: Literal["auto", "cpu", "gpu", "faiss-cpu"] = "auto"
+    """What searches: the CPU, faiss on a GPU, or faiss on the CPU; `auto` takes a GPU if faiss sees one."""
+
+    precision: Literal["auto", "float32", "low"] = "auto"
+    """What it searches with, to the same result; `low` is bfloat16 on the CPU, float16 on a GPU."""
 
     @field_validator("memory")
     @classmethod

@@ -21,10 +21,13 @@ lists take to grow anew in each block (docs/log.md)."""
 HELD = 512 * MIB
 """Size of a block of k-means: a layer that is not larger is read once and held."""
 
-_FIXED = 64 * MIB
-"""What faiss and the rescoring need besides, whatever the task."""
+_FIXED = 48 * MIB
+"""What the search needs besides, whatever the task."""
 
-_BYTES_PER_NEIGHBOUR = 96
+_PER_THREAD = 12 * MIB
+"""What each thread needs to multiply, to cut lists and to compute similarities anew."""
+
+_BYTES_PER_CANDIDATE = 40
 """Of one entry of one list while it is proposed, rescored and put in order."""
 
 _BYTES_PER_VOTE = 64
@@ -38,15 +41,28 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
-    """How a search is cut."""
+    """How a search is cut, and what searches."""
 
     rows_per_block: int
     queries_at_once: int
     """Queries for which the database is read once."""
 
+    device: str = "auto"
+    precision: str = "auto"
+    """See `evaluate.neighbours.engines.choose`; they change no result."""
+
 
 def plan_search(
-    memory: int, *, num_rows: int, rows_per_chunk: int, dim: int, num_queries: int, list_length: int
+    memory: int,
+    *,
+    num_rows: int,
+    rows_per_chunk: int,
+    dim: int,
+    num_queries: int,
+    k: int,
+    room: int,
+    num_blocks: int,
+    num_threads: int,
 ) -> SearchPlan:
     """Cut a search so that it fits.
 
@@ -58,8 +74,14 @@ def plan_search(
         Of the database.
     num_queries : int
         Q.
-    list_length : int
-        Neighbours of each query that are proposed.
+    k : int
+        Neighbours of each query.
+    room : int
+        Candidates of each query.
+    num_blocks : int
+        Copies of a block that are in memory at a time.
+    num_threads : int
+        That search.
 
     Raises
     ------
@@ -68,25 +90,30 @@ def plan_search(
 
     Examples
     --------
-    >>> plan_search(2**30, num_rows=10**6, rows_per_chunk=1024, dim=256, num_queries=2000, list_length=232)
-    SearchPlan(rows_per_block=262144, queries_at_once=2000)
+    >>> plan_search(
+    ...     2**30, num_rows=10**6, rows_per_chunk=1024, dim=256, num_queries=2000, k=200, room=528, num_blocks=3,
+    ...     num_threads=2,
+    ... )
+    SearchPlan(rows_per_block=262144, queries_at_once=2000, device='auto', precision='auto')
     """
-    results = num_queries * list_length * 16 + num_rows
-    per_query = 4 * dim * 4 + list_length * _BYTES_PER_NEIGHBOUR
+    results = num_queries * k * 16 + num_rows
+    per_query = 4 * dim * 4 + room * _BYTES_PER_CANDIDATE
     chunk = rows_per_chunk * dim * 4
-    least = _FIXED + results + 2 * chunk + min(num_queries, _QUERIES) * per_query
-    least = max(least, num_queries * list_length * _BYTES_PER_VOTE)
+    always = _FIXED + num_threads * _PER_THREAD + results
+    least = always + num_blocks * chunk + min(num_queries, _QUERIES) * per_query
+    least = max(least, num_queries * k * _BYTES_PER_VOTE)
     if memory < least:
         raise EvaluationError(
             f"the search does not fit into {in_words(memory)} of memory: {num_queries:,} queries of dimension {dim:,}, "
-            f"lists of {list_length:,} and two chunks of the database need at least {in_words(least)}. "
+            f"lists of {k:,} and {num_blocks} chunks of the database need at least {in_words(least)}. "
             f"Allow that with --memory {-(-least // MIB)}MiB, or ask for a smaller k."
         )
-    free = memory - _FIXED - results
+    free = memory - always
     # Blocks first get half of what is free; queries what is left, and blocks what queries do not need.
-    queries_at_once = min(num_queries, max(_QUERIES, (free - 2 * max(chunk, min(BLOCK, free // 4))) // per_query))
-    queries_at_once = min(queries_at_once, (free - 2 * chunk) // per_query)
-    block = min(BLOCK, (free - queries_at_once * per_query) // 2)
+    blocks = num_blocks * max(chunk, min(BLOCK, free // 2 // num_blocks))
+    queries_at_once = min(num_queries, max(_QUERIES, (free - blocks) // per_query))
+    queries_at_once = min(queries_at_once, (free - num_blocks * chunk) // per_query)
+    block = min(BLOCK, (free - queries_at_once * per_query) // num_blocks)
     chunks = max(1, block // chunk)
     return SearchPlan(rows_per_block=chunks * rows_per_chunk, queries_at_once=queries_at_once)
 

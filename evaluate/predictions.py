@@ -5,7 +5,7 @@ Shape suffixes:  Q queries   C classes   T ranked classes
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,13 +102,7 @@ def predict(
     return Predictions(
         setting={"layer": view.name, "protocol": name, "k": k, "temperature": temperature},
         digest=digest_of([ALGORITHM, name, asdict(rule), k, temperature, leave_one_out, dict(view.made_from)]),
-        neighbours=Neighbours(
-            rows_QK=rows_QK,
-            similarities_QK=similarities_QK,
-            queries=found.queries,
-            num_second_look=found.num_second_look,
-            num_zeros=found.num_zeros,
-        ),
+        neighbours=replace(found, rows_QK=rows_QK, similarities_QK=similarities_QK),
         labels_Q=queries.labels,
         ranked_QT=ranked_QT,
         probabilities_QT=probabilities_QT,

@@ -11,11 +11,10 @@ import numpy as np
 from evaluate.config import EvaluateConfig
 from evaluate.evaluation import temperatures_of, usable_k
 from evaluate.labels import EvaluationError, matched_labels
-from evaluate.memory import parse_memory
 from evaluate.metrics import paired_difference
-from evaluate.neighbours.finding import Resources
 from evaluate.predictions import Predictions, predict
 from evaluate.views import Record, stored_view
+from pipelines.evaluation import resources_of
 from pipelines.protocols import find_protocols
 from store import FeatureSet
 
@@ -48,7 +47,7 @@ def compare(
     """
     _refuse_other_queries(first, second)
     pairs = _pairs(first, second, layers)
-    resources = Resources(memory=parse_memory(config.memory) if config.memory else None, device=config.device)
+    resources = resources_of(config)
     num_rows = min(len(matched_labels(features)[0].rows) for features in (first, second))
     records: list[Record] = []
     for name, rule in find_protocols(config.knn.protocol).items():

@@ -23,7 +23,7 @@ from evaluate.neighbours.finding import Resources
 from evaluate.views import Record, views_of
 from pipelines.progress import Progress
 from pipelines.protocols import find_protocols
-from pipelines.ranks import alone, from_environment
+from pipelines.ranks import Rank, alone, from_environment
 from store import FeatureSet, StoreError
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         for split in ("train", "val"):
             features.layer(split, name)  # refuse an incomplete layer before the first search
     rank = from_environment() or alone()
-    memory = parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size
-    device = f"{config.device}:{rank.local_rank}"  # ranks of one host take a GPU each
-    resources = Resources(memory=memory, device=device, num_shares=rank.world_size)
+    resources = resources_of(config, rank)
     knn = config.knn
     settings: dict[str, Any] = {
         "protocol": find_protocols(knn.protocol),
@@ -69,7 +67,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     }
     views = views_of(features, names)
     if recipe := Recipe(**config.derive.model_dump()):
-        views = derived_views(views, recipe, matched_labels(features)[0], memory=memory)
+        views = derived_views(views, recipe, matched_labels(features)[0], memory=resources.bytes)
     num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
     with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
         records = evaluate_knn(
@@ -86,7 +84,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     if knn.shots:
         records += evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     if config.kmeans.clusters and rank.rank == 0:
-        records += evaluate_kmeans(features, views, memory=memory, **config.kmeans.model_dump())
+        records += evaluate_kmeans(features, views, memory=resources.bytes, **config.kmeans.model_dump())
     records = uniform(records)
     now = datetime.now(UTC)
     content = {
@@ -107,6 +105,17 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         logger.warning("the results are not kept: %s", error)
         saved = None
     return EvaluationReport(features=features, records=records, path=saved)
+
+
+def resources_of(config: EvaluateConfig, rank: Rank | None = None) -> Resources:
+    """Say what a rank may use of its host: ranks of one host share its memory, and take a GPU each."""
+    rank = rank or alone()
+    return Resources(
+        memory=parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size,
+        device=f"{config.device}:{rank.local_rank}",
+        precision=config.precision,
+        num_shares=rank.world_size,
+    )
 
 
 def _versions() -> dict[str, str]:

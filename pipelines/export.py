@@ -25,11 +25,10 @@ import numpy.typing as npt
 
 from evaluate.config import EvaluateConfig
 from evaluate.labels import matched_labels
-from evaluate.memory import parse_memory
-from evaluate.neighbours.finding import Resources
 from evaluate.per_class import confusion_matrix
 from evaluate.predictions import Predictions, predict
 from evaluate.views import stored_view
+from pipelines.evaluation import resources_of
 from pipelines.protocols import find_protocols
 from store import BenchError, FeatureSet, save_cached
 from store.durable import PARTIAL, cannot_write
@@ -138,7 +137,7 @@ def _predict(features: FeatureSet, layer: str, config: EvaluateConfig) -> Predic
         k=max(config.knn.k) if config.knn.k else None,
         temperature=config.knn.temperature[0] if config.knn.temperature else None,
         leave_one_out=config.knn.leave_one_out,
-        resources=Resources(memory=parse_memory(config.memory) if config.memory else None, device=config.device),
+        resources=resources_of(config),
     )
 
 

@@ -133,7 +133,11 @@ EVALUATION: Mapping[str, Option] = {
     "whiten": Option(setting="evaluate.derive.whiten", type=bool, help="Scale principal components to variance 1."),
     "index": Option(setting="evaluate.index", help="Search approximately: IVF4096,Flat:nprobe=16. Exact by default."),
     "memory": Option(setting="evaluate.memory", help="What stage two may take: 8GiB; by default half of what is free."),
-    "search_device": Option(setting="evaluate.device", help="Where faiss searches: auto, cpu or gpu."),
+    "search_device": Option(setting="evaluate.device", help="What searches: auto, cpu, gpu (faiss), faiss-cpu."),
+    "search_precision": Option(
+        setting="evaluate.precision",
+        help="What it searches with: auto, float32 or low (bfloat16, on a GPU float16); results are the same.",
+    ),
 }
 
 

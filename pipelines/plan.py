@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.labels import EvaluationError
-from evaluate.memory import free_memory, parse_memory, plan_search
-from evaluate.neighbours.search import MARGIN
+from evaluate.neighbours.engines import choose
+from evaluate.neighbours.finding import plan_within
+from evaluate.protocols import Similarity
 from extract.loading import default_workers
 from extract.probe import images_per_second
+from pipelines.evaluation import resources_of
 from pipelines.pipeline import Pipeline
 from pipelines.preparation import Checked, check, choose_device
 from pipelines.protocols import find_protocols
@@ -68,7 +70,9 @@ class Plan:
     pending: int
     """Images of which a layer is missing."""
 
-    index: str
+    search: str
+    """What searches, and how."""
+
     weights: str
     problems: tuple[str, ...]
     """Why it can't work; empty if it can."""
@@ -110,11 +114,11 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     needed = sum(len(missing[name]) * chunk_bytes * info.dim for name, info in checked.layers.items())
     pending = sum(len(grids[split].rows(chunk)) for split, chunk in set().union(*missing.values()))
     used = {split: _class_names(each) for split, each in rows.items()}
-    memory = parse_memory(pipeline.evaluate.memory) if pipeline.evaluate.memory else free_memory() // 2
     disk_free = shutil.disk_usage(_first_there(path)).free
     problems = [f"{path} was made with other settings: {fault}" for fault in mismatches]
     problems += _problems(pipeline, rows, needed=needed, disk_free=disk_free)
-    problems += _too_little_memory(pipeline, images, checked, memory)
+    search, too_little = _searches(pipeline, images, checked)
+    problems += too_little
     measure = probe_seconds > 0 and pending and not problems
     return Plan(
         name=pipeline.name,
@@ -127,11 +131,11 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
         chunks=chunks,
         disk_needed=needed,
         disk_free=disk_free,
-        memory=memory,
+        memory=resources_of(pipeline.evaluate).bytes,
         rate=_rate(checked, probe_seconds) if measure else None,
         ranks=pipeline.extract.num_ranks,
         pending=pending,
-        index=_index(pipeline),
+        search=search,
         weights=checked.weights,
         problems=tuple(problems),
     )
@@ -149,7 +153,7 @@ def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
     yield "chunks", f"{made.chunks:,} of {made.rows_per_chunk:,} rows for each layer"
     yield "disk", f"{_size(made.disk_needed)} to write, {_size(made.disk_free)} free"
     yield "memory of stage two", f"at most {_size(made.memory)}"
-    yield "search", made.index
+    yield "search", made.search
     if made.seconds is not None:
         ranks = f" x {made.ranks} ranks" if made.ranks > 1 else ""
         yield (
@@ -180,21 +184,33 @@ def _class_names(rows: SplitRows) -> set[str]:
     return {rows.class_names[label] for label in np.unique(rows.labels) if label >= 0}
 
 
-def _too_little_memory(pipeline: Pipeline, images: dict[str, int], checked: Checked, memory: int) -> Iterator[str]:
-    """Say so if the search of the largest layer can't be cut to fit."""
-    protocols = find_protocols(pipeline.evaluate.knn.protocol).values()
-    k = max(max(pipeline.evaluate.knn.k or protocol.k) for protocol in protocols)
-    try:
-        plan_search(
-            memory,
-            num_rows=images["train"],
-            rows_per_chunk=checked.manifest.rows_per_chunk,
-            dim=max(info.dim for info in checked.layers.values()),
-            num_queries=images["val"],
-            list_length=min(k + MARGIN, images["train"]),
-        )
-    except EvaluationError as error:
-        yield str(error)
+def _searches(pipeline: Pipeline, images: dict[str, int], checked: Checked) -> tuple[str, list[str]]:
+    """Say what searches the largest layer, and why it can't."""
+    kinds: dict[Similarity, int] = {}
+    for protocol in find_protocols(pipeline.evaluate.knn.protocol).values():
+        k = max(pipeline.evaluate.knn.k or protocol.k)
+        kinds[protocol.similarity] = max(kinds.get(protocol.similarity, 0), min(k, images["train"]))
+    resources, dim = resources_of(pipeline.evaluate), max(info.dim for info in checked.layers.values())
+    engines, problems = [], []
+    for similarity, k in kinds.items():
+        try:
+            cut = plan_within(
+                resources,
+                num_rows=images["train"],
+                rows_per_chunk=checked.manifest.rows_per_chunk,
+                dim=dim,
+                num_queries=images["val"],
+                k=k,
+                similarity=similarity,
+            )
+        except EvaluationError as error:
+            problems.append(str(error))
+            continue
+        multiplications = images["train"] * images["val"] * dim
+        chosen = choose(cut.device, cut.precision, k=k, similarity=similarity, multiplications=multiplications)
+        engines.append(f"{similarity.replace('_', ' ')} ({chosen})")
+    how = f"approximate by faiss {pipeline.evaluate.index}" if pipeline.evaluate.index else "exact"
+    return f"{how}, {', '.join(engines)}", problems
 
 
 def _problems(pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, disk_free: int) -> Iterator[str]:
@@ -228,15 +244,6 @@ def _rate(checked: Checked, seconds: float) -> float:
         workers=default_workers(checked.sources) if settings.workers is None else settings.workers,
         seconds=seconds,
     )
-
-
-def _index(pipeline: Pipeline) -> str:
-    where = {"auto": "a GPU if faiss sees one", "gpu": "a GPU", "cpu": "the CPU"}[pipeline.evaluate.device]
-    kinds = dict.fromkeys(rule.similarity for rule in find_protocols(pipeline.evaluate.knn.protocol).values())
-    what = ", ".join(kind.replace("_", " ") for kind in kinds)
-    if pipeline.evaluate.index:
-        return f"approximate, {what}, faiss {pipeline.evaluate.index}, on {where}"
-    return f"exact, {what}, faiss's flat index block by block, on {where}"
 
 
 def _first_there(path: Path) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from PIL import Image
@@ -166,3 +167,34 @@ def arrays():
     }
     labels = {split: random.integers(0, 3, n) for split, n in sizes.items()}
     return features, labels
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two GPUs that are none: their indexes lie on the CPU; the settings of each that is made are noted."""
+    made = []
+
+    class Index:
+        def __init__(self, resources, dim, metric, config):
+            self.index = faiss.IndexFlat(dim, metric)
+            self.stored_as = np.float16 if config.useFloat16 else np.float32
+            self.reset = self.index.reset
+            made.append(config)
+
+        def add(self, features):
+            self.index.add(features.astype(self.stored_as).astype(np.float32))
+
+        def search(self, queries, k):
+            return self.index.search(queries.astype(self.stored_as).astype(np.float32), k)
+
+    class Resources:
+        def setTempMemory(self, size):
+            assert size <= 2**30
+
+        def setPinnedMemory(self, size):
+            assert size <= 2**30
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexFlat", Index, raising=False)
+    return made

@@ -122,7 +122,11 @@ def search_approximately(
     rows_QK[:, :wanted] = np.concatenate([each[0] for each in lists])
     similarities_QK[:, :wanted] = np.concatenate([each[1] for each in lists])
     found = Neighbours(
-        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries.rows, num_second_look=0, num_zeros=len(zeros)
+        rows_QK=rows_QK,
+        similarities_QK=similarities_QK,
+        queries=queries.rows,
+        second_look=queries.rows[:0],
+        num_zeros=len(zeros),
     )
     size = min(SAMPLE, len(queries), plan.queries_at_once)
     sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:size])

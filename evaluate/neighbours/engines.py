@@ -1,63 +1,130 @@
-"""Who proposes neighbours: faiss's brute-force search of one block in float32, on the CPU or on a GPU.
+"""Which engine searches: faiss on a GPU, or the CPU's matrix products in float32 or bfloat16.
 
-An engine takes queries (Q, D), a block (N, D), the length of the lists and faiss's metric; it returns
-scores and places in the block, each of shape (Q, K). Its scores must be sums of products in float32 in
-any order; `evaluate.neighbours.certificate` allows for their rounding. On a GPU faiss forbids cuBLAS the formats with
-fewer bits (`CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION` and no TF32).
+All find the same neighbours, to the bit; see `evaluate.neighbours.search`. Where numbers of few bits leave
+many queries undecided, float32 takes them.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
 import faiss
-import numpy as np
-import numpy.typing as npt
 
 from evaluate.labels import EvaluationError
+from evaluate.neighbours.flat import MAX_GPU_K, FlatEngine, gpu_index, list_length
+from evaluate.neighbours.proposing import Asked, Engine
+from evaluate.neighbours.tiles import Float32Products, TiledEngine
+from evaluate.protocols import Similarity
 
-logger = logging.getLogger(__name__)
+MakeEngine = Callable[[Asked], Engine]
+Low = Literal["float16", "bfloat16"]
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Engine = Callable[[Floats, Floats, int, int], tuple[Floats, Ints]]
+TORCH_MEMORY = 550 * 2**20
+"""What importing torch takes."""
 
-MAX_GPU_K = 2048
-"""faiss on a GPU keeps no longer lists."""
-
-GPU_MEMORY = 512 * 2**20
-"""Temporary memory of faiss on a GPU; its own default takes 1.5 GiB and more."""
+_WORTHWHILE = 2 * 10**11
+"""Multiplications of each thread from which bfloat16 makes up for importing torch: some 3 s of float32."""
 
 
-def engine_for(device: str, k: int) -> Engine:
-    """Choose where to search.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What searches, and with what numbers."""
+
+    where: Literal["gpu", "cpu", "faiss-cpu"]
+    low: Low | None = None
+    """Numbers of few bits that are tried before float32."""
+
+    gpu: int = 0
+    """Number of the GPU."""
+
+    too_long: int | None = None
+    """Length of the lists, where a GPU would have searched but for that."""
+
+    def __str__(self) -> str:
+        place = {"gpu": f"faiss on GPU {self.gpu}", "cpu": "the CPU", "faiss-cpu": "faiss on the CPU"}[self.where]
+        return f"{place}, {self.low or 'float32'}"
+
+    @property
+    def num_blocks(self) -> int:
+        """Copies of a block in memory: one is being read, one searched, the rest is what the engine makes of it."""
+        return 4 if self.where == "faiss-cpu" else 3
+
+    def engines(self) -> Iterator[MakeEngine]:
+        """Yield engines: the first searches, the next one takes what it leaves undecided.
+
+        Raises
+        ------
+        EvaluationError
+            If torch is needed, and is not installed.
+        """
+        if self.where == "cpu":
+            if self.low:
+                try:
+                    from evaluate.neighbours.bfloat16 import Bfloat16Products  # imports torch, which takes seconds
+                except ImportError as error:
+                    raise EvaluationError("bfloat16 needs torch; leave --search-precision out") from error
+                yield partial(TiledEngine, make_products=Bfloat16Products)
+            yield partial(TiledEngine, make_products=Float32Products)
+        elif self.where == "faiss-cpu":
+            yield partial(FlatEngine, make_index=faiss.IndexFlat)
+        else:
+            if self.low:
+                yield partial(FlatEngine, make_index=gpu_index(self.gpu, is_float16=True), is_float16=True)
+            yield partial(FlatEngine, make_index=gpu_index(self.gpu, is_float16=False))
+
+
+def choose(device: str, precision: str, *, k: int, similarity: Similarity, multiplications: int) -> Choice:
+    """Choose what searches.
 
     Parameters
     ----------
     device : str
-        `cpu`, `gpu`, or `auto`, which takes a GPU if faiss sees one. `gpu:3` and `auto:3` name one of several,
-        counted again from 0 behind the last.
+        `cpu`, `gpu`, `faiss-cpu` (faiss's index on the CPU), or `auto`, which takes a GPU if faiss sees one. `gpu:3`
+        and `auto:3` name one of several, counted again from 0 behind the last.
+    precision : str
+        `float32`; `low`, which is float16 on a GPU and bfloat16 on the CPU; or `auto`, which takes bfloat16 for long
+        searches on CPUs that multiply it themselves.
     k : int
-        Length of the lists; beyond `MAX_GPU_K` the CPU searches, and a warning says so.
+        Neighbours; where a GPU can't list as many, the CPU searches.
+    similarity : {"cosine", "inner_product", "euclidean"}
+        A GPU takes float16 for the cosine only: other numbers may be too large for it.
+    multiplications : int
+        Length of the search: queries times rows times dimension.
 
     Raises
     ------
     EvaluationError
-        If a GPU is asked for, and faiss sees none.
+        If a GPU is asked for, and faiss sees none; or low precision of faiss on the CPU.
     """
     kind, _, number = device.partition(":")
+    if kind == "faiss-cpu":
+        if precision == "low":
+            raise EvaluationError("faiss on the CPU searches in float32; leave --search-precision out")
+        return Choice(where="faiss-cpu")
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
     if kind == "gpu" and not num_gpus:
         raise EvaluationError("faiss sees no GPU; search with --search-device cpu, or install faiss-gpu and a driver")
-    if kind == "cpu" or not num_gpus:
-        return lambda queries_QD, block_ND, k, metric: faiss.knn(queries_QD, block_ND, k, metric=metric)
-    if k > MAX_GPU_K:
-        logger.warning("faiss on a GPU keeps at most %d neighbours; %d are wanted, so the CPU searches", MAX_GPU_K, k)
-        return engine_for("cpu", k)
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(GPU_MEMORY)
-    chosen = int(number or 0) % num_gpus
-    return lambda queries_QD, block_ND, k, metric: faiss.knn_gpu(
-        resources, queries_QD, block_ND, k, metric=metric, device=chosen
-    )
+    wants_gpu = kind != "cpu" and num_gpus > 0
+    if wants_gpu and list_length(k) <= MAX_GPU_K:
+        fits = similarity == "cosine" and list_length(k, is_float16=True) <= MAX_GPU_K
+        low: Low | None = "float16" if precision == "low" and fits else None
+        return Choice(where="gpu", low=low, gpu=int(number or 0) % num_gpus)
+    is_long = multiplications > _WORTHWHILE * faiss.omp_get_max_threads()
+    pays = precision == "auto" and is_long and multiplies_bfloat16() and find_spec("torch") is not None
+    low = "bfloat16" if precision == "low" or pays else None
+    return Choice(where="cpu", low=low, too_long=list_length(k) if wants_gpu else None)
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has instructions for bfloat16 (AVX-512 BF16, AMX, or Arm's); False if that is not known."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())

@@ -7,16 +7,21 @@ computed from, down to the checksum of every chunk, so those of other features n
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import faiss
+
 from evaluate.labels import EvaluationError, Labelled
 from evaluate.memory import SearchPlan, free_memory, plan_search
 from evaluate.neighbours.approximate import search_approximately
+from evaluate.neighbours.engines import TORCH_MEMORY, choose
 from evaluate.neighbours.kept import Found, KeptLists
-from evaluate.neighbours.search import MARGIN, Neighbours, search
+from evaluate.neighbours.search import Neighbours, search
 from evaluate.neighbours.shares import search_shares
+from evaluate.neighbours.shortlist import room_for
 from evaluate.protocols import Similarity
 from evaluate.selection import Selection
 from evaluate.views import View
@@ -33,7 +38,10 @@ class Resources:
     """Bytes; half of what is free by default."""
 
     device: str = "auto"
-    """Where faiss searches: auto, cpu, gpu or gpu:1; see `evaluate.neighbours.engines`."""
+    """What searches: auto, cpu, gpu, gpu:1 or faiss-cpu; see `evaluate.neighbours.engines`."""
+
+    precision: str = "auto"
+    """What with: auto, float32 or low."""
 
     num_shares: int = 1
     """Ranks that search together: each runs the same evaluation on the same store."""
@@ -99,19 +107,20 @@ def find_neighbours(
     length = k + leave_one_out
 
     def plan_for(part: Selection) -> SearchPlan:
-        return plan_search(
-            resources.bytes,
+        return plan_within(
+            resources,
             num_rows=len(part),
             rows_per_chunk=part.layer.rows_per_chunk,
             dim=view.dim,
             num_queries=len(queries.rows),
-            list_length=min(length + MARGIN, len(part)),
+            k=min(length, len(part)),
+            similarity=similarity,
         )
 
     def search_among(part: Selection) -> Neighbours:
         return search(
             part, view.select(queries), k=min(length, len(part)), similarity=similarity, plan=plan_for(part),
-            device=resources.device, on_rows=on_rows,
+            on_rows=on_rows,
         )  # fmt: skip
 
     whole = view.select(database)
@@ -141,6 +150,52 @@ def find_neighbours(
     return finish(search_among(whole))
 
 
+def plan_within(
+    resources: Resources,
+    *,
+    num_rows: int,
+    rows_per_chunk: int,
+    dim: int,
+    num_queries: int,
+    k: int,
+    similarity: Similarity,
+) -> SearchPlan:
+    """Cut a search so that it fits into the memory; see `evaluate.memory.plan_search`.
+
+    Raises
+    ------
+    EvaluationError
+        If it can't fit; the message says what would.
+    """
+    choice = choose(
+        resources.device, resources.precision, k=k, similarity=similarity,
+        multiplications=num_rows * num_queries * dim,
+    )  # fmt: skip
+
+    def plan_with(precision: str, memory: int) -> SearchPlan:
+        cut = plan_search(
+            memory,
+            num_rows=num_rows,
+            rows_per_chunk=rows_per_chunk,
+            dim=dim,
+            num_queries=num_queries,
+            k=k,
+            room=room_for(k),
+            num_blocks=choice.num_blocks,
+            num_threads=faiss.omp_get_max_threads(),
+        )
+        return replace(cut, device=resources.device, precision=precision)
+
+    if choice.low != "bfloat16" or "torch" in sys.modules:
+        return plan_with(resources.precision, resources.bytes)
+    try:
+        return plan_with("low", resources.bytes - TORCH_MEMORY)
+    except EvaluationError:
+        if resources.precision == "low":
+            raise
+        return plan_with("float32", resources.bytes)
+
+
 def without_themselves(neighbours: Neighbours) -> Neighbours:
     """Take each query out of its own list; where it is not in it, the last neighbour.
 
@@ -149,7 +204,8 @@ def without_themselves(neighbours: Neighbours) -> Neighbours:
     >>> import numpy as np
     >>> lists = np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.5], [1.0, 0.9]])
     >>> both = Neighbours(
-    ...     rows_QK=lists[0], similarities_QK=lists[1], queries=np.array([0, 1]), num_second_look=0, num_zeros=0
+    ...     rows_QK=lists[0], similarities_QK=lists[1], queries=np.array([0, 1]),
+    ...     second_look=lists[0][0, :0], num_zeros=0,
     ... )
     >>> without_themselves(both).rows_QK.tolist()
     [[1], [0]]

@@ -23,8 +23,8 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-BYTES = 2**20
-"""Size of a temporary copy in float64: stays within a core's cache."""
+BYTES = 2**21
+"""Size of a temporary copy in float64: smaller ones cost more, since threads take turns between numpy's calls."""
 
 
 def lengths_of_rows(features_ND: npt.NDArray[Any]) -> Doubles:
@@ -38,13 +38,17 @@ def lengths_of_rows(features_ND: npt.NDArray[Any]) -> Doubles:
 
 
 def similarities(
-    database_PD: Doubles, queries_PD: npt.NDArray[Any], lengths_P: Doubles, query_lengths_P: Doubles, kind: Similarity
+    database_PD: npt.NDArray[Any],
+    queries_PD: npt.NDArray[Any],
+    lengths_P: Doubles,
+    query_lengths_P: Doubles,
+    kind: Similarity,
 ) -> Doubles:
-    """Similarity of each pair of rows; overwrites `database_PD`.
+    """Similarity of each pair of rows.
 
     Parameters
     ----------
-    database_PD, queries_PD : ndarray of shape (P, D)
+    database_PD, queries_PD : ndarray of shape (P, D), dtype=float32 or float64
         The pairs, unscaled.
     lengths_P, query_lengths_P : ndarray of shape (P,)
         Lengths by `lengths_of_rows`; those below `EPSILON` count as that, as in torch's `normalize`.
@@ -56,46 +60,49 @@ def similarities(
     ndarray of shape (P,), dtype=float64
     """
     if kind == "euclidean":
-        database_PD -= queries_PD
-        distances: Doubles = np.sqrt(np.square(database_PD, out=database_PD).sum(axis=1))
+        differences_PD: Doubles = np.subtract(database_PD, queries_PD, dtype=np.float64)
+        distances: Doubles = np.sqrt(np.square(differences_PD, out=differences_PD).sum(axis=1))
         return -distances
-    products: Doubles = np.multiply(database_PD, queries_PD, out=database_PD).sum(axis=1)
+    products: Doubles = np.multiply(database_PD, queries_PD, dtype=np.float64).sum(axis=1)
     if kind == "cosine":
         products /= np.maximum(lengths_P, EPSILON) * np.maximum(query_lengths_P, EPSILON)
     return products
 
 
 def rescore(database: Layer, queries_QD: Floats, lengths_Q: Doubles, rows_QK: Ints, kind: Similarity) -> Doubles:
-    """Similarities of each query with the rows of its list, shape (Q, K).
+    """Similarities of each query with the rows of its list, shape (Q, K); -inf where the row is -1.
 
     The rows are taken from the chunks in which they lie, each once for all queries that list it.
     """
     num_neighbours = rows_QK.shape[1]
     rows = rows_QK.reshape(-1)
-    found = np.empty(rows.shape, np.float64)
-    chunks = rows // database.rows_per_chunk
-    order = np.argsort(chunks.astype(np.uint16 if chunks.max(initial=0) < 2**16 else np.int64), kind="stable")
-    ends = np.cumsum(np.bincount(chunks))
+    found = np.full(rows.shape, -np.inf)
+    chunks = rows // database.rows_per_chunk  # -1 of a row that is none
+    order = np.argsort(chunks.astype(np.int16 if chunks.max(initial=0) < 2**15 else np.int64), kind="stable")
+    ends = np.cumsum(np.bincount(chunks + 1))
     pairs_at_once = max(1, BYTES // (8 * database.dim))
 
     def rescore_chunk(chunk: int) -> None:
-        pairs_of_chunk = order[ends[chunk - 1] if chunk else 0 : ends[chunk]]
+        pairs_of_chunk = order[ends[chunk] : ends[chunk + 1]]
         if not len(pairs_of_chunk):
             return
         within = rows[pairs_of_chunk] - chunk * database.rows_per_chunk
         by_row = np.argsort(within, kind="stable")
         pairs_of_chunk, within = pairs_of_chunk[by_row], within[by_row]
         features = database.peek(chunk)
+        lengths_R = np.zeros(len(features))
+        if kind == "cosine":
+            wanted = np.unique(within)
+            for at in range(0, len(wanted), pairs_at_once):
+                rows_of_piece = wanted[at : at + pairs_at_once]
+                lengths_R[rows_of_piece] = lengths_of_rows(features[rows_of_piece])
         for at in range(0, len(pairs_of_chunk), pairs_at_once):
-            pairs = pairs_of_chunk[at : at + pairs_at_once]
-            wanted, place_of = np.unique(within[at : at + pairs_at_once], return_inverse=True)
-            database_RD = features[wanted].astype(np.float64)
-            lengths_R = lengths_of_rows(database_RD)
+            pairs, row_of = pairs_of_chunk[at : at + pairs_at_once], within[at : at + pairs_at_once]
             query_of = pairs // num_neighbours
             found[pairs] = similarities(
-                database_RD[place_of], queries_QD[query_of], lengths_R[place_of], lengths_Q[query_of], kind
+                features[row_of], queries_QD[query_of], lengths_R[row_of], lengths_Q[query_of], kind
             )
 
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        list(threads.map(rescore_chunk, range(len(ends))))
+        list(threads.map(rescore_chunk, range(len(ends) - 1)))
     return found.reshape(rows_QK.shape)

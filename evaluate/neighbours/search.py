@@ -1,14 +1,15 @@
 """Exact k-nearest-neighbour search over a layer that streams from the store.
 
-faiss proposes in float32, block by block, a few more neighbours than are wanted; then their
-similarities are computed again from the stored features, in float64 and in a fixed order of summation
-(`rescore`). Where rounding could have kept a neighbour from being proposed (`certificate`), the query gets
-a second look in float64 (`exact`). So neither the size of a block nor threads, ranks, devices and machines
-change a bit, and equal similarities are ordered by row.
+An engine (`engines`) proposes, block by block, all rows that may be neighbours; then their similarities
+are computed again from the stored features, in float64 and in a fixed order of summation (`rescore`).
+Where the rounding of the engine's scores (`certificate`) could have kept a neighbour from being proposed,
+the query gets a second look: by an engine of more bits, or in float64 (`exact`). So neither the size of a
+block nor engines, threads, ranks, devices and machines change a bit, and equal similarities are ordered
+by row.
 
 A row of zeros has no direction. Under the cosine it comes last in every list.
 
-Shape suffixes:  Q queries   K neighbours   N database rows   D dimension
+Shape suffixes:  Q queries   K neighbours   C candidates   N database rows   D dimension
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan
-from evaluate.neighbours.certificate import ceiling, is_finite_in_float32
-from evaluate.neighbours.engines import engine_for
+from evaluate.neighbours.certificate import is_finite_in_float32, score_of, similarity_of
+from evaluate.neighbours.engines import MakeEngine, choose
 from evaluate.neighbours.exact import search_in_float64
+from evaluate.neighbours.flat import MAX_GPU_K
+from evaluate.neighbours.proposing import Asked, Proposals
 from evaluate.neighbours.rescore import lengths_of_rows, rescore
 from evaluate.protocols import Similarity
 from evaluate.selection import Selection, scale_to_unit_length
@@ -35,15 +38,16 @@ logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-MARGIN = 32
-"""Neighbours proposed beyond k: the last of them lies so far from the k-th that rounding seldom matters."""
+Bools = npt.NDArray[np.bool_]
 
 UNDEFINED = -2.0
 """What the cosine with a row of zeros counts as: below every cosine."""
 
 _LISTS = 1024
 """Lists put in order at a time, where a temporary copy is needed."""
+
+_FEW = 32
+"""A second look at fewer than one query in so many is done in float64 at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +61,8 @@ class Neighbours:
     queries: Ints
     """Row of each query in its own split, shape (Q,)."""
 
-    num_second_look: int
-    """Queries that float32 could not answer with certainty, and that were searched again in float64."""
+    second_look: Ints
+    """Those queries that the engine could not answer with certainty, and that were searched again."""
 
     num_zeros: int
     """Rows of zeros in the database, under the cosine; at the end of every list, if they are in it at all."""
@@ -71,7 +75,6 @@ def search(
     k: int,
     similarity: Similarity,
     plan: SearchPlan,
-    device: str = "auto",
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Neighbours:
     """Find the k most similar database rows of each query.
@@ -85,9 +88,7 @@ def search(
     similarity : {"cosine", "inner_product", "euclidean"}
         Cosine treats lengths below 1e-12 as 1e-12.
     plan : SearchPlan
-        How many rows of both are in memory at once.
-    device : str
-        Where faiss searches; see `evaluate.neighbours.engines.engine_for`.
+        How many rows of both are in memory at once, and what searches; it changes no result.
     on_rows : callable
         Told the number of database rows after each block; a part of it where queries are searched in groups.
 
@@ -103,22 +104,28 @@ def search(
     """
     if not 1 <= k <= len(database):
         raise EvaluationError(f"k must be in [1, {len(database)}], the rows of the database; got {k}")
+    multiplications = len(queries) * len(database) * database.layer.dim
+    choice = choose(plan.device, plan.precision, k=k, similarity=similarity, multiplications=multiplications)
+    if choice.too_long:
+        text = "faiss on a GPU lists at most %d neighbours; %d are wanted, so the CPU searches"
+        logger.warning(text, MAX_GPU_K, choice.too_long)
+    engines = list(choice.engines())
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.empty((len(queries), k), np.float64)
-    num_second_look, num_zeros = 0, 0
+    second_look, num_zeros = [], 0
     starts = range(0, len(queries), plan.queries_at_once)
     for at in starts:
         group = slice(at, at + plan.queries_at_once)
         report = lambda rows: on_rows(rows // len(starts))  # noqa: E731
-        found = _search(database, queries[group], k, similarity, plan.rows_per_block, device, report)
+        found = _search(database, queries[group], k, similarity, engines, plan.rows_per_block, report)
         rows_QK[group], similarities_QK[group] = found.rows_QK, found.similarities_QK
-        num_second_look += found.num_second_look
+        second_look.append(found.second_look)
         num_zeros = found.num_zeros
     return Neighbours(
         rows_QK=rows_QK,
         similarities_QK=similarities_QK,
         queries=queries.rows,
-        num_second_look=num_second_look,
+        second_look=np.concatenate(second_look),
         num_zeros=num_zeros,
     )
 
@@ -132,101 +139,9 @@ def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
         rows_QK=rows_QK[:, :k],
         similarities_QK=similarities_QK[:, :k],
         queries=found[0].queries,
-        num_second_look=sum(part.num_second_look for part in found),
+        second_look=reduce(np.union1d, [part.second_look for part in found]),
         num_zeros=sum(part.num_zeros for part in found),
     )
-
-
-def _search(
-    database: Selection,
-    queries: Selection,
-    k: int,
-    kind: Similarity,
-    rows_per_block: int,
-    device: str,
-    on_rows: Callable[[int], None],
-) -> Neighbours:
-    """Search for queries that fit in memory."""
-    queries_QD = queries.read()
-    lengths_Q = lengths_of_rows(queries_QD)
-    proposed = _propose(database, queries_QD, lengths_Q, k + MARGIN, kind, rows_per_block, device, on_rows)
-    num_others = len(database) - len(proposed.zeros)  # those that are not left out
-    wanted = min(k, num_others)
-    rows_QK = np.empty((len(queries), k), np.int64)
-    similarities_QK = np.full((len(queries), k), UNDEFINED)
-    rows_QK[:, wanted:] = proposed.zeros[: k - wanted]
-    if not wanted:
-        return _neighbours(queries, rows_QK, similarities_QK, 0, proposed)
-
-    usable = np.flatnonzero(is_finite_in_float32(lengths_Q, proposed.longest, kind))
-    everyone = len(usable) == len(queries)
-    lists_QK = proposed.rows_QK if everyone else proposed.rows_QK[usable]
-    asking_QD = queries_QD if everyone else queries_QD[usable]
-    scores_QK = rescore(database.layer, asking_QD, lengths_Q[usable], lists_QK, kind)
-    put_in_order(lists_QK, scores_QK)
-    rows_QK[usable, :wanted], similarities_QK[usable, :wanted] = lists_QK[:, :wanted], scores_QK[:, :wanted]
-    del lists_QK, scores_QK
-
-    floor_Q = np.full(len(queries), -np.inf)
-    floor_Q[usable] = similarities_QK[usable, wanted - 1]
-    certain = floor_Q > ceiling(proposed.worst_Q, lengths_Q, proposed.longest, database.layer.dim, kind)
-    if proposed.rows_QK.shape[1] == num_others:  # no row was left out of any list
-        certain[usable] = True
-    second = np.flatnonzero(~certain)
-    if len(second):
-        logger.debug("%s: %d queries get a second look", database.layer.key, len(second))
-        rows_QK[second, :wanted], similarities_QK[second, :wanted] = search_in_float64(
-            database, queries_QD[second], k=wanted, kind=kind, floor_Q=floor_Q[second], rows_per_block=rows_per_block
-        )
-    return _neighbours(queries, rows_QK, similarities_QK, len(second), proposed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Proposed:
-    """Rows of the best float32 scores, and what is needed to judge them."""
-
-    rows_QK: Ints
-    worst_Q: Floats
-    """Last score of each list."""
-
-    longest: float
-    """Length of the longest database row."""
-
-    zeros: Ints
-    """Rows that were left out."""
-
-
-def _propose(
-    database: Selection,
-    queries_QD: Floats,
-    lengths_Q: Doubles,
-    k: int,
-    kind: Similarity,
-    rows_per_block: int,
-    device: str,
-    on_rows: Callable[[int], None],
-) -> _Proposed:
-    """Propose k neighbours of each query, or all rows if they are fewer."""
-    if kind == "cosine":
-        queries_QD = queries_QD.copy()
-        scale_to_unit_length(queries_QD, lengths_Q)
-    metric = faiss.METRIC_L2 if kind == "euclidean" else faiss.METRIC_INNER_PRODUCT
-    k = min(k, len(database))
-    heap = faiss.ResultHeap(len(queries_QD), k, keep_max=metric == faiss.METRIC_INNER_PRODUCT)
-    search_block = engine_for(device, k)
-    longest, zeros = 0.0, []
-    for part in database.parts(rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
-        if len(part.rows):
-            scores, places = search_block(queries_QD, part.features, min(k, len(part.rows)), metric)
-            heap.add_result(scores, part.rows[places])
-        longest = max(longest, part.longest)
-        zeros.append(part.zeros)
-        on_rows(part.num_read)
-    heap.finalize()
-    left_out = np.concatenate(zeros)
-    k = min(k, len(database) - len(left_out))
-    worst_Q = heap.D[:, k - 1].copy() if k else heap.D[:, 0]
-    return _Proposed(heap.I[:, :k], worst_Q, longest, left_out)
 
 
 def put_in_order(rows_QK: Ints, similarities_QK: Doubles) -> None:
@@ -238,13 +153,122 @@ def put_in_order(rows_QK: Ints, similarities_QK: Doubles) -> None:
         similarities_QK[piece] = np.take_along_axis(similarities_QK[piece], order, axis=1)
 
 
-def _neighbours(
-    queries: Selection, rows_QK: Ints, similarities_QK: Doubles, num_second_look: int, proposed: _Proposed
+def _search(
+    database: Selection,
+    queries: Selection,
+    k: int,
+    kind: Similarity,
+    engines: Sequence[MakeEngine],
+    rows_per_block: int,
+    on_rows: Callable[[int], None],
 ) -> Neighbours:
+    """Search for queries that fit in memory."""
+    queries_QD = queries.read()
+    lengths_Q = lengths_of_rows(queries_QD)
+    rows_QK = np.empty((len(queries), k), np.int64)
+    similarities_QK = np.full((len(queries), k), UNDEFINED)
+    looked = _look(engines[0], database, queries_QD, lengths_Q, k, kind, rows_per_block, on_rows)
+    wanted, num_zeros = looked.rows_QK.shape[1], len(looked.zeros)
+    rows_QK[:, :wanted], similarities_QK[:, :wanted] = looked.rows_QK, looked.similarities_QK
+    rows_QK[:, wanted:] = looked.zeros[: k - wanted]
+    second_look = undecided = np.flatnonzero(~looked.certain_Q)
+    for make_engine in engines[1:]:
+        if len(undecided) * _FEW < len(queries):
+            break
+        some_QD, some_lengths_Q = queries_QD[undecided], lengths_Q[undecided]
+        looked = _look(make_engine, database, some_QD, some_lengths_Q, k, kind, rows_per_block)
+        rows_QK[undecided, :wanted], similarities_QK[undecided, :wanted] = looked.rows_QK, looked.similarities_QK
+        undecided = undecided[~looked.certain_Q]
+    del looked
+    if len(undecided):
+        logger.debug("%s: %d queries are searched in float64", database.layer.key, len(undecided))
+        rows_QK[undecided, :wanted], similarities_QK[undecided, :wanted] = search_in_float64(
+            database, queries_QD[undecided], k=wanted, kind=kind, floor_Q=similarities_QK[undecided, wanted - 1],
+            rows_per_block=rows_per_block,
+        )  # fmt: skip
     return Neighbours(
         rows_QK=rows_QK,
         similarities_QK=similarities_QK,
         queries=queries.rows,
-        num_second_look=num_second_look,
-        num_zeros=len(proposed.zeros),
+        second_look=queries.rows[second_look],
+        num_zeros=num_zeros,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What an engine finds: the k nearest, or all rows that are not zeros if those are fewer."""
+
+    rows_QK: Ints
+    similarities_QK: Doubles
+    """-inf where the engine proposed too few."""
+
+    certain_Q: Bools
+    """Whether no other row can belong into the list."""
+
+    zeros: Ints
+    """Rows that were left out."""
+
+
+def _look(
+    make_engine: MakeEngine,
+    database: Selection,
+    queries_QD: Floats,
+    lengths_Q: Doubles,
+    k: int,
+    kind: Similarity,
+    rows_per_block: int,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> _Look:
+    """Have an engine propose neighbours, compute their similarities anew, and judge the lists."""
+    is_cosine = kind == "cosine"
+    asked = Asked(queries_QD=queries_QD, lengths_Q=lengths_Q, k=k, similarity=kind)
+    if is_cosine:
+        asked = Asked(queries_QD=queries_QD.copy(), lengths_Q=np.ones(len(lengths_Q)), k=k, similarity=kind)
+        scale_to_unit_length(asked.queries_QD, lengths_Q)
+    engine = make_engine(asked)
+    longest, zeros = 0.0, []
+    for part in database.parts(rows_per_block, unit_length=is_cosine, without_zeros=is_cosine):
+        longest = max(longest, part.longest)
+        zeros.append(part.zeros)
+        if len(part.rows):
+            engine.add(part.rows, part.features, longest=1.0 if is_cosine else longest)
+        on_rows(part.num_read)
+    proposed = engine.close()
+    del engine
+
+    left_out = np.concatenate(zeros)
+    num_others = len(database) - len(left_out)
+    wanted = min(k, num_others)
+    rows_QC = proposed.rows_QC
+    similarities_QC = rescore(database.layer, queries_QD, lengths_Q, rows_QC, kind)
+    has_all_Q = (rows_QC >= 0).sum(axis=1) == num_others
+    usable_Q = is_finite_in_float32(lengths_Q, longest, kind)
+    is_as_promised = _is_within_error(proposed, similarities_QC, asked.lengths_Q, usable_Q, kind)
+    if not is_as_promised:
+        text = "%s: scores of the engine are further off than its arithmetic allows, so its lists are not used"
+        logger.warning(text, database.layer.key)
+    put_in_order(rows_QC, similarities_QC)
+    rows_QK = np.full((len(queries_QD), wanted), -1, np.int64)
+    similarities_QK = np.full(rows_QK.shape, -np.inf)
+    rows_QK[:, : rows_QC.shape[1]] = rows_QC[:, :wanted]
+    similarities_QK[:, : rows_QC.shape[1]] = similarities_QC[:, :wanted]
+    ceiling_Q = similarity_of(proposed.ceiling(), asked.lengths_Q, kind)
+    exceeds_Q = similarities_QK.min(axis=1, initial=np.inf) > ceiling_Q
+    return _Look(rows_QK, similarities_QK, has_all_Q | (exceeds_Q & usable_Q & is_as_promised), left_out)
+
+
+def _is_within_error(
+    proposed: Proposals, similarities_QC: Doubles, lengths_Q: Doubles, usable_Q: Bools, kind: Similarity
+) -> bool:
+    """Whether all scores are as near to the true ones as the engine promises."""
+    for at in range(0, len(usable_Q), _LISTS):
+        some = slice(at, at + _LISTS)
+        counts_QC = (proposed.rows_QC[some] >= 0) & usable_Q[some, None]
+        scores_QC = proposed.scores_QC[some]
+        with np.errstate(invalid="ignore"):
+            true_QC = score_of(similarities_QC[some], lengths_Q[some], kind) - proposed.shift_Q[some, None]
+            within_QC = np.abs(scores_QC - true_QC) <= proposed.error[some].of(scores_QC)
+        if not within_QC[counts_QC].all():
+            return False
+    return True

@@ -13,7 +13,7 @@ from pipelines.commands.feature_sets import open_features
 from pipelines.options import EVALUATION, FeatureSetName, Json, Layers, Store, read_pipeline, takes
 
 STAGE_TWO = ("evaluate",)
-SETTINGS = ("protocol", "k", "temperature", "memory", "search_device")
+SETTINGS = ("protocol", "k", "temperature", "memory", "search_device", "search_precision")
 
 
 def protocols(

@@ -12,6 +12,7 @@ import pytest
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan, free_memory, plan_search
 from evaluate.neighbours.search import search
+from evaluate.neighbours.shortlist import room_for
 from evaluate.selection import Selection
 from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, load_cached, open_or_create
 from tests.conftest import make_features
@@ -100,7 +101,10 @@ def write_random(path, num_rows, num_queries):
 @pytest.mark.parametrize("dim", [16, 2048, 100_000])
 @pytest.mark.parametrize("num_queries", [10, 5000, 100_000])
 def test_what_is_planned_fits_or_is_refused_with_what_would(memory, dim, num_queries):
-    sizes = {"num_rows": 10**6, "rows_per_chunk": 64, "dim": dim, "num_queries": num_queries, "list_length": 232}
+    sizes = {
+        "num_rows": 10**6, "rows_per_chunk": 64, "dim": dim, "num_queries": num_queries, "k": 200,
+        "room": room_for(200), "num_blocks": 3, "num_threads": 2,
+    }  # fmt: skip
     try:
         plan = plan_search(memory * MIB, **sizes)
     except EvaluationError as error:
@@ -108,7 +112,7 @@ def test_what_is_planned_fits_or_is_refused_with_what_would(memory, dim, num_que
         assert least > memory
         plan_search(least * MIB, **sizes)
         return
-    arrays = 2 * plan.rows_per_block * dim * 4 + plan.queries_at_once * dim * 16 + num_queries * 232 * 16
+    arrays = 3 * plan.rows_per_block * dim * 4 + plan.queries_at_once * dim * 16 + num_queries * 200 * 16
     assert arrays < memory * MIB
     assert plan.rows_per_block % 64 == 0
     assert 1 <= plan.queries_at_once <= num_queries

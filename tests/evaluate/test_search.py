@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -34,8 +36,8 @@ def brute_force(database, queries, similarity, k):
     return np.array(rows), np.array(similarities)
 
 
-def cut(rows_per_block=1000, queries_at_once=1000):
-    return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once)
+def cut(rows_per_block=1000, queries_at_once=1000, **engine):
+    return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once, **engine)
 
 
 def assert_equal(found, rows, similarities):
@@ -113,25 +115,38 @@ KINDS = (
     "nearly equal", "constant",
 )  # fmt: skip
 SIMILARITIES = ("cosine", "inner_product", "euclidean")
+ENGINES = (("cpu", "float32"), ("cpu", "low"), ("faiss-cpu", "float32"), ("gpu", "float32"), ("gpu", "low"))
+"""Devices and precisions; the GPUs are acted by faiss on the CPU."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 70])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(similarity, kind, dim):
-    """At k below, at and near the number of rows; for any block size, queries at once, threads and ranks."""
-    database, queries = awkward(kind, 90, dim, 1), awkward(kind, 12, dim, 2)
-    chosen = held(database), held(queries)
-    rows, similarities = brute_force(database, queries, similarity, 90)
+@pytest.mark.parametrize(("device", "precision"), ENGINES)
+def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
+    two_gpus, device, precision, similarity, kind, dim
+):
+    """At k below, at and near the number of rows; for any block size, queries at once, threads, ranks and engine."""
+    engine = {"device": device, "precision": precision}
+    num_rows = 900  # more than a shortlist holds, for the smaller k
+    chosen, (rows, similarities) = problem(kind, num_rows, dim, similarity)
     assert np.isfinite(similarities).all()
-    for k, plan, threads in ((20, cut(), 2), (20, cut(1, 1000), 1), (7, cut(20, 10), 1), (89, cut(50, 11), 2)):
+    for k, size, threads in ((20, (1000, 1000), 2), (20, (30, 1000), 1), (1, (200, 10), 1), (899, (500, 11), 2)):
         with_threads(threads)
-        assert_equal(search(*chosen, k=k, similarity=similarity, plan=plan), rows[:, :k], similarities[:, :k])
-    assert_equal(search(*chosen, k=90, similarity=similarity, plan=cut(13)), rows, similarities)
+        found = search(*chosen, k=k, similarity=similarity, plan=cut(*size, **engine))
+        assert_equal(found, rows[:, :k], similarities[:, :k])
+    assert_equal(search(*chosen, k=num_rows, similarity=similarity, plan=cut(130, **engine)), rows, similarities)
     for ranks in (2, 3):
-        shares = [chosen[0][at : at + -(-90 // ranks)] for at in range(0, 90, -(-90 // ranks))]
-        parts = [search(s, chosen[1], k=min(20, len(s)), similarity=similarity, plan=cut(30)) for s in shares]
+        shares = [chosen[0][at : at + num_rows // ranks] for at in range(0, num_rows, num_rows // ranks)]
+        parts = [search(part, chosen[1], k=20, similarity=similarity, plan=cut(300, **engine)) for part in shares]
         assert_equal(merged(parts, 20), rows[:, :20], similarities[:, :20])
+
+
+@cache
+def problem(kind, num_rows, dim, similarity):
+    """Database and 12 queries, and the answer."""
+    database, queries = awkward(kind, num_rows, dim, 1), awkward(kind, 12, dim, 2)
+    return (held(database), held(queries)), brute_force(database, queries, similarity, num_rows)
 
 
 def with_threads(count):
@@ -143,10 +158,10 @@ def with_threads(count):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_queries_that_float32_cannot_answer_get_a_second_look(similarity):
     random = awkward("random", 3000, 8, 1)
-    assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).num_second_look == 0
+    assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).second_look.tolist() == []
     equal = np.ones((3000, 8), np.float32)
     found = search(held(equal), held(equal[:5]), k=9, similarity=similarity, plan=cut(100))
-    assert found.num_second_look == 5
+    assert found.second_look.tolist() == [0, 1, 2, 3, 4]
     assert (found.rows_QK == np.arange(9)).all()
 
 
@@ -158,7 +173,7 @@ def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order(
     rows, similarities = brute_force(database, query, "cosine", 50)
     found = search(held(database), held(query), k=50, similarity="cosine", plan=cut())
     assert_equal(found, rows, similarities)
-    assert found.num_second_look == 1
+    assert len(found.second_look) == 1
 
 
 def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path):
@@ -229,7 +244,7 @@ def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity):
         pytest.skip("faiss sees no GPU")
     chosen = selections(tmp_path / "f", awkward("random", 5000, 64, 1), awkward("random", 100, 64, 2))
     cpu, gpu = (
-        search(*chosen, k=100, similarity=similarity, plan=cut(999), device=device) for device in ("cpu", "gpu")
+        search(*chosen, k=100, similarity=similarity, plan=cut(999, device=device)) for device in ("cpu", "gpu")
     )
     assert np.array_equal(cpu.rows_QK, gpu.rows_QK)
     assert np.array_equal(cpu.similarities_QK, gpu.similarities_QK)

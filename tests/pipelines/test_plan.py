@@ -70,7 +70,7 @@ def test_too_little_disk_or_memory_is_a_problem(small, monkeypatch):
     from collections import namedtuple
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(1000))
-    monkeypatch.setattr("pipelines.plan.free_memory", lambda: 1000)
+    monkeypatch.setattr("pipelines.evaluation.free_memory", lambda: 1000)
     disk, memory = plan(load_pipeline("folder", small)).problems
     assert "of disk, 0.0 MiB are free" in disk
     assert "--dtype float16" in disk
@@ -86,7 +86,7 @@ def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(bench, photo
         "3 in both",
         "features.12",
         "free",
-        "faiss's flat index",
+        "exact, cosine (the CPU, float32)",
         "images/s (measured)",
         "random (seed 0)",
     ):

@@ -1,0 +1,131 @@
+"""The rows that may be among the k nearest of some queries, kept while the database streams by.
+
+Scores are off by rounding, so the k best of them are not the k nearest rows. Kept is every row whose
+score is less than twice the largest error below the k-th best: so no neighbour is dropped. What was
+dropped scored no more than the query's floor, by which the list is judged. Pure arithmetic: no files,
+no faiss.
+
+Shape suffixes:  Q queries   R rows offered together   P pairs of query and row   C room for candidates
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.neighbours.certificate import Error
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+_WIDTH = 2.02
+"""Errors between the k-th best score and the floor: two, and what rounding the floor takes."""
+
+_LISTS = 64
+"""Lists cut at a time, which bounds the temporary copies."""
+
+
+def room_for(k: int) -> int:
+    """Candidates that one query can have; enough that lists are seldom cut."""
+    return 3 * k + 128
+
+
+class Shortlist:
+    """Candidates of some queries.
+
+    Parameters
+    ----------
+    num_queries : int
+        Q.
+    k : int
+        Neighbours that are wanted.
+
+    Attributes
+    ----------
+    error : Error
+        Largest error of a score; to be set before rows are offered.
+    floor_Q : ndarray of shape (Q,), dtype=float32
+        No row that was offered and is not in the list scored more; it only rises.
+    rows_QC : ndarray of shape (Q, C), dtype=int64
+        Candidates, -1 where there is none.
+    scores_QC : ndarray of shape (Q, C), dtype=float32
+        Their scores.
+    """
+
+    def __init__(self, num_queries: int, k: int) -> None:
+        self.error = Error(absolute_Q=np.zeros(num_queries))
+        self.floor_Q = np.full(num_queries, -np.inf, np.float32)
+        self.rows_QC = np.full((num_queries, room_for(k)), -1, np.int64)
+        self.scores_QC = np.full(self.rows_QC.shape, -np.inf, np.float32)
+        self._k = k
+        self._count_Q = np.zeros(num_queries, np.int64)
+
+    def offer(self, scores_QR: Floats, rows_R: Ints) -> None:
+        """Take those of some rows that score above the floor."""
+        places = np.flatnonzero(scores_QR > self.floor_Q[:, None])
+        query_of, row_of = np.divmod(places, len(rows_R))
+        self.take(query_of, scores_QR.reshape(-1)[places], rows_R[row_of])
+
+    def take(self, query_of: Ints, scores_P: Floats, rows_P: Ints) -> None:
+        """Take pairs of a query and a row, ordered by query; lists without room are cut."""
+        new_Q = np.bincount(query_of, minlength=len(self.floor_Q))
+        is_full_Q = self._count_Q + new_Q > self.rows_QC.shape[1]
+        if is_full_Q.any():
+            overflows_P = is_full_Q[query_of]
+            self._cut(np.flatnonzero(is_full_Q), query_of[overflows_P], scores_P[overflows_P], rows_P[overflows_P])
+            new_Q[is_full_Q] = 0
+            query_of, scores_P, rows_P = query_of[~overflows_P], scores_P[~overflows_P], rows_P[~overflows_P]
+        slot_P = self._count_Q[query_of] + _places_in_groups(new_Q)
+        self.scores_QC[query_of, slot_P] = scores_P
+        self.rows_QC[query_of, slot_P] = rows_P
+        self._count_Q += new_Q
+
+    def raise_floor(self, floor_Q: Floats) -> None:
+        """Note that rows which are not in the lists scored up to this."""
+        np.fmax(self.floor_Q, floor_Q, out=self.floor_Q)
+
+    def close(self) -> None:
+        """Cut all lists, the best first, and their room to that of the longest."""
+        nothing = np.zeros(0, np.int64)
+        self._cut(np.arange(len(self.floor_Q)), nothing, self.scores_QC[:0, 0], nothing)
+        longest = self._count_Q.max(initial=0)
+        self.rows_QC, self.scores_QC = self.rows_QC[:, :longest].copy(), self.scores_QC[:, :longest].copy()
+
+    def _cut(self, queries: Ints, query_of: Ints, scores_P: Floats, rows_P: Ints) -> None:
+        """Keep the best of the lists of some queries and of new pairs."""
+        room = self.rows_QC.shape[1]
+        limit = room - (room - self._k) // 4  # if more are too near to one another, the rest is dropped all the same
+        for at in range(0, len(queries), _LISTS):
+            chosen = queries[at : at + _LISTS]
+            pairs = slice(*np.searchsorted(query_of, [chosen[0], chosen[-1] + 1]))
+            list_of = np.searchsorted(chosen, query_of[pairs])
+            new = np.bincount(list_of, minlength=len(chosen))
+            scores = np.full((len(chosen), room + new.max()), -np.inf, np.float32)
+            rows = np.full(scores.shape, -1, np.int64)
+            scores[:, :room], rows[:, :room] = self.scores_QC[chosen], self.rows_QC[chosen]
+            slot = room + _places_in_groups(new)
+            scores[list_of, slot], rows[list_of, slot] = scores_P[pairs], rows_P[pairs]
+
+            order = np.argsort(-scores, axis=1)[:, : limit + 1]
+            scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+            kth = scores[:, self._k - 1]
+            with np.errstate(over="ignore", invalid="ignore"):
+                least = np.nextafter((kth - _WIDTH * self.error[chosen].of(kth)).astype(np.float32), -np.inf)
+            self.floor_Q[chosen] = np.fmax.reduce([self.floor_Q[chosen], least, scores[:, limit]])
+            is_out = ~(scores[:, :limit] > least[:, None])
+            scores[:, :limit][is_out], rows[:, :limit][is_out] = -np.inf, -1
+            self.scores_QC[chosen, :limit], self.rows_QC[chosen, :limit] = scores[:, :limit], rows[:, :limit]
+            self.scores_QC[chosen, limit:], self.rows_QC[chosen, limit:] = -np.inf, -1
+            self._count_Q[chosen] = limit - is_out.sum(axis=1)
+
+
+def _places_in_groups(sizes: Ints) -> Ints:
+    """Count each member of consecutive groups from 0.
+
+    Examples
+    --------
+    >>> _places_in_groups(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - sizes, sizes)

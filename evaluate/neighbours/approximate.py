@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.labels import EvaluationError
-from evaluate.memory import SearchPlan
+from evaluate.memory import MIB, SearchPlan, in_words
 from evaluate.neighbours.exact import search_in_float64
 from evaluate.neighbours.rescore import lengths_of_rows, rescore
 from evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
@@ -31,7 +31,7 @@ SAMPLE = 1000
 """Queries that are also searched exactly."""
 
 TRAINING_ROWS = 262_144
-"""Rows of the database that an index is trained on, at most."""
+"""Rows of the database that an index is trained on, at most; fewer where they would take half of its memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +84,7 @@ def search_approximately(
     similarity: Similarity,
     index: str,
     plan: SearchPlan,
+    memory: int,
     seed: int = 0,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Neighbours, float]:
@@ -92,9 +93,11 @@ def search_approximately(
     Parameters
     ----------
     database, queries, k, similarity, plan, on_rows
-        As for `evaluate.neighbours.search.search`; the index itself is in memory besides.
+        As for `evaluate.neighbours.search.search`.
     index : str
         faiss's factory string, with parameters of search after a colon.
+    memory : int
+        Bytes that the index may take, besides the plan's.
     seed : int
         Of the sample of queries.
 
@@ -107,10 +110,10 @@ def search_approximately(
     Raises
     ------
     EvaluationError
-        If faiss makes no such index, or the database is too small to train it.
+        If faiss makes no such index, the database is too small to train it, or it would take too much memory.
     """
     made = IndexSpec.parse(index).make(database.layer.dim, similarity)
-    rows, zeros = _fill(made, database, similarity, plan, on_rows)
+    rows, zeros = _fill(made, index, database, similarity, plan, memory, on_rows)
     wanted = min(k, len(rows))
     lists = [
         _ask(made, rows, database, queries[at : at + plan.queries_at_once], wanted, similarity, plan)
@@ -136,10 +139,17 @@ def search_approximately(
 
 
 def _fill(
-    index: Any, database: Selection, kind: Similarity, plan: SearchPlan, on_rows: Callable[[int], None]
+    index: Any,
+    name: str,
+    database: Selection,
+    kind: Similarity,
+    plan: SearchPlan,
+    memory: int,
+    on_rows: Callable[[int], None],
 ) -> tuple[Ints, Ints]:
     """Train the index on some rows, add all; returns the rows by their number in it, and those of zeros."""
-    chosen = np.random.default_rng(0).permutation(len(database))[:TRAINING_ROWS]
+    num_training = max(1, min(TRAINING_ROWS, memory // 2 // (4 * database.layer.dim)))
+    chosen = np.random.default_rng(0).permutation(len(database))[:num_training]
     training = replace(database, rows=database.rows[np.sort(chosen)]).read()
     if kind == "cosine":
         scale_to_unit_length(training, lengths_of_rows(training))
@@ -151,13 +161,31 @@ def _fill(
             f"{database.layer.key}: {len(training):,} rows can't train this index: {reason}"
         ) from error
     del training
-    rows, zeros = [], []
+    rows: list[Ints] = []
+    zeros: list[Ints] = []
+    empty = _size(index)
     for part in database.parts(plan.rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
         index.add(part.features)
+        if not rows and len(part.rows):
+            needed = empty + (_size(index) - empty) * len(database) // len(part.rows)
+            if needed > memory:
+                raise EvaluationError(
+                    f"--index {name}: with {len(database):,} rows of {database.layer.key} it would take about "
+                    f"{in_words(needed)} of memory; {in_words(memory)} are left for it. Allow --memory "
+                    f"{-(-2 * needed // MIB)}MiB, take an index that compresses rows, such as IVF4096,PQ64, or leave "
+                    f"--index out: the exact search reads the rows from disk."
+                )
         rows.append(part.rows)
         zeros.append(part.zeros)
         on_rows(part.num_read)
     return np.concatenate(rows), np.concatenate(zeros)
+
+
+def _size(index: Any) -> int:
+    """Bytes of an index, as faiss would write it."""
+    sizes: list[int] = []
+    faiss.write_index(index, faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece))))  # type: ignore[attr-defined]
+    return sum(sizes)
 
 
 def _ask(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import faiss
 
@@ -20,7 +21,7 @@ from evaluate.neighbours.approximate import search_approximately
 from evaluate.neighbours.engines import TORCH_MEMORY, choose
 from evaluate.neighbours.kept import Found, KeptLists
 from evaluate.neighbours.search import Neighbours, search
-from evaluate.neighbours.shares import search_shares
+from evaluate.neighbours.shares import by_one_rank, search_shares
 from evaluate.neighbours.shortlist import room_for
 from evaluate.protocols import Similarity
 from evaluate.selection import Selection
@@ -106,7 +107,7 @@ def find_neighbours(
     leave_one_out = database.split == queries.split
     length = k + leave_one_out
 
-    def plan_for(part: Selection) -> SearchPlan:
+    def plan_for(part: Selection, resources: Resources = resources) -> SearchPlan:
         return plan_within(
             resources,
             num_rows=len(part),
@@ -138,13 +139,16 @@ def find_neighbours(
         lists.save(found)
         return found
 
-    if index is not None:
-        return finish(
-            *search_approximately(
-                whole, view.select(queries), k=length, similarity=similarity, index=index, plan=plan_for(whole),
-                on_rows=on_rows,
-            )
+    def search_index(index: str) -> Found:
+        half = resources.bytes // 2
+        found = search_approximately(
+            whole, view.select(queries), k=length, similarity=similarity, index=index,
+            plan=plan_for(whole, replace(resources, memory=half)), memory=half, on_rows=on_rows,
         )  # fmt: skip
+        return finish(*found)
+
+    if index is not None:
+        return by_one_rank(lists, k, partial(search_index, index))
     if resources.num_shares > 1:
         return search_shares(whole, search_among, finish, lists, k=k, length=length, num_shares=resources.num_shares)
     return finish(search_among(whole))

@@ -3,7 +3,8 @@
 Ranks need no connection, only the same store and the same command. Each claims shares that nobody has,
 searches them and leaves their lists; whoever finds all of them merges them. A rank that dies loses
 its claim, and another takes the share. Lists of shares are exact and ordered by (similarity, row), so
-the merged ones are those of one search, to the bit.
+the merged ones are those of one search, to the bit. An index that is made for an approximate search is
+made by one rank.
 """
 
 from __future__ import annotations
@@ -68,6 +69,15 @@ def search_shares(
                 for place in kept:
                     place.drop()
                 return done
+        time.sleep(_POLL_S)
+
+
+def by_one_rank(lists: KeptLists, k: int, search: Callable[[], Found]) -> Found:
+    """Have one rank search, while the others wait for its lists."""
+    while True:
+        with lists.claim() as is_mine:
+            if is_mine:
+                return lists.load(k) or search()
         time.sleep(_POLL_S)
 
 

@@ -30,8 +30,15 @@ def slow(*arguments, **settings):
     time.sleep(float(sys.argv[3]))
     return original(*arguments, **settings)
 neighbours.search = slow
+make = neighbours.search_approximately
+def slowly(*arguments, **settings):
+    print("indexing", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return make(*arguments, **settings)
+neighbours.search_approximately = slowly
 features = FeatureSet.open(Path(sys.argv[1]))
-print(evaluate_knn(features, ["x"], k=[9], resources=Resources(num_shares=int(sys.argv[2])))[0]["top1"])
+print(evaluate_knn(features, ["x"], k=[9], index=sys.argv[4] or None,
+                   resources=Resources(num_shares=int(sys.argv[2])))[0]["top1"])
 """
 
 
@@ -55,8 +62,8 @@ def kept(features):
     return load_cached(features, "neighbours", names[0])[0]
 
 
-def rank(features, shares, delay):
-    command = [sys.executable, "-c", RANK, str(features.path), str(shares), str(delay)]
+def rank(features, shares, delay, index=""):
+    command = [sys.executable, "-c", RANK, str(features.path), str(shares), str(delay), index]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -80,6 +87,15 @@ def test_three_ranks_find_the_same_lists_to_the_bit(two):
     assert len({output[-1] for output in outputs}) == 1, "all report the same accuracy"
     assert sum(output.count("searching") for output in outputs) == 3, "each share was searched once"
     assert_same(kept(alone), kept(together))
+
+
+def test_an_index_is_made_by_one_rank(two):
+    _, together = two
+    ranks = [rank(together, 3, 0.3, "IVF2,Flat") for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
+    assert len({output[-1] for output in outputs}) == 1
+    assert sum(output.count("indexing") for output in outputs) == 1
+    kept(together)
 
 
 def test_the_share_of_a_rank_that_died_is_taken_by_another(two):

@@ -63,6 +63,7 @@ def plan_search(
     room: int,
     num_blocks: int,
     num_threads: int,
+    libraries: int = 0,
 ) -> SearchPlan:
     """Cut a search so that it fits.
 
@@ -82,6 +83,8 @@ def plan_search(
         Copies of a block that are in memory at a time.
     num_threads : int
         That search.
+    libraries : int
+        Bytes that importing more libraries takes.
 
     Raises
     ------
@@ -99,7 +102,7 @@ def plan_search(
     results = num_queries * k * 16 + num_rows
     per_query = 4 * dim * 4 + room * _BYTES_PER_CANDIDATE
     chunk = rows_per_chunk * dim * 4
-    always = _FIXED + num_threads * _PER_THREAD + results
+    always = _FIXED + libraries + num_threads * _PER_THREAD + results
     least = always + num_blocks * chunk + min(num_queries, _QUERIES) * per_query
     least = max(least, num_queries * k * _BYTES_PER_VOTE)
     if memory < least:

@@ -176,9 +176,9 @@ def plan_within(
         multiplications=num_rows * num_queries * dim,
     )  # fmt: skip
 
-    def plan_with(precision: str, memory: int) -> SearchPlan:
+    def plan_with(precision: str, libraries: int = 0) -> SearchPlan:
         cut = plan_search(
-            memory,
+            resources.bytes,
             num_rows=num_rows,
             rows_per_chunk=rows_per_chunk,
             dim=dim,
@@ -187,17 +187,18 @@ def plan_within(
             room=room_for(k),
             num_blocks=choice.num_blocks,
             num_threads=faiss.omp_get_max_threads(),
+            libraries=libraries,
         )
         return replace(cut, device=resources.device, precision=precision)
 
     if choice.low != "bfloat16" or "torch" in sys.modules:
-        return plan_with(resources.precision, resources.bytes)
+        return plan_with(resources.precision)
     try:
-        return plan_with("low", resources.bytes - TORCH_MEMORY)
+        return plan_with("low", libraries=TORCH_MEMORY)
     except EvaluationError:
         if resources.precision == "low":
             raise
-        return plan_with("float32", resources.bytes)
+        return plan_with("float32")
 
 
 def without_themselves(neighbours: Neighbours) -> Neighbours:

@@ -11,6 +11,8 @@ import pytest
 
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan, free_memory, plan_search
+from evaluate.neighbours import engines
+from evaluate.neighbours.finding import Resources, plan_within
 from evaluate.neighbours.search import search
 from evaluate.neighbours.shortlist import room_for
 from evaluate.selection import Selection
@@ -153,3 +155,26 @@ def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, 
     result = bench("evaluate", "--features", "f", "--memory", "lots")
     assert result.returncode == 2
     assert "must be an amount of memory such as 8GiB" in result.stderr
+
+
+def test_torch_is_planned_for_and_done_without_where_there_is_no_room(monkeypatch):
+    """Its libraries take more than a small search is allowed in all."""
+    monkeypatch.setattr(engines, "multiplies_bfloat16", lambda: True)
+    sizes = {
+        "num_rows": 10**7, "rows_per_chunk": 64, "dim": 512, "num_queries": 10**4, "k": 20, "similarity": "cosine",
+    }  # fmt: skip
+
+    def planned(mib, precision):
+        return plan_within(Resources(memory=mib * MIB, device="cpu", precision=precision), **sizes)
+
+    monkeypatch.setitem(sys.modules, "torch", sys)  # as if it were imported
+    assert planned(300, "auto").precision == "auto"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert planned(300, "auto").precision == "float32"
+    assert planned(1000, "auto").precision == "low"
+    with pytest.raises(EvaluationError, match="does not fit into 300 MiB") as refusal:
+        planned(300, "low")
+    least = int(str(refusal.value).rpartition("--memory ")[2].partition("MiB")[0])
+    assert planned(least, "low").precision == "low"
+    with pytest.raises(EvaluationError):
+        planned(least - 1, "low")

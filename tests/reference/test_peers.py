@@ -12,7 +12,7 @@ from evaluate.protocols import PROTOCOLS
 from evaluate.selection import Selection
 from evaluate.views import stored_view
 from tests.conftest import make_features
-from tests.evaluate.test_search import SIMILARITIES, assert_equal, cut, with_threads
+from tests.evaluate.test_search import ENGINES, SIMILARITIES, assert_equal, cut, with_threads
 
 K = (1, 5, 10, 20, 100, 200)
 TEMPERATURES = (0.07, 0.1)
@@ -144,8 +144,8 @@ def clothing(shared, tmp_path_factory):
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("source", ["raw", "l2", "features_5", "features_12"])
-def test_lists_of_real_features_are_those_of_float64_to_the_bit(digits, clothing, source, similarity):
-    """At any block size, queries at once, threads and ranks."""
+def test_lists_of_real_features_are_those_of_float64_to_the_bit(two_gpus, digits, clothing, source, similarity):
+    """With any engine, block size, queries at once, threads and ranks."""
     made = clothing if source.startswith("features") else digits
     readers = {split: made.layer(split, source) for split in ("train", "val")}
     database, queries = (Selection(layer=reader, rows=np.arange(reader.num_rows)) for reader in readers.values())
@@ -153,9 +153,11 @@ def test_lists_of_real_features_are_those_of_float64_to_the_bit(digits, clothing
     truth = fixed_order(database.read(), queries.read(), similarity)
     rows = np.argsort(-truth, axis=1, kind="stable")[:, :200]
     expected = rows, np.take_along_axis(truth, rows, axis=1)
-    for plan, threads in ((cut(10**6), 2), (cut(300, 20), 1)):
-        with_threads(threads)
-        assert_equal(search(database, queries, k=200, similarity=similarity, plan=plan), *expected)
+    for device, precision in ENGINES:
+        for size, threads in (((10**6, 1000), 2), ((300, 20), 1)):
+            with_threads(threads)
+            plan = cut(*size, device=device, precision=precision)
+            assert_equal(search(database, queries, k=200, similarity=similarity, plan=plan), *expected)
     for ranks in (2, 3):
         found = [
             search(part, queries, k=200, similarity=similarity, plan=cut(500)) for part in shares_of(database, ranks)

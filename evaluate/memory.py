@@ -14,9 +14,8 @@ from evaluate.labels import EvaluationError
 
 MIB = 2**20
 
-BLOCK = 256 * MIB
-"""Size of a block of the database, where there is room: getting larger ones from the system takes longer than the
-lists take to grow anew in each block (docs/log.md)."""
+BLOCK = 128 * MIB
+"""Size of a block of the database, where there is room; larger ones are no faster (docs/log.md)."""
 
 HELD = 512 * MIB
 """Size of a block of k-means: a layer that is not larger is read once and held."""
@@ -97,7 +96,7 @@ def plan_search(
     ...     2**30, num_rows=10**6, rows_per_chunk=1024, dim=256, num_queries=2000, k=200, room=528, num_blocks=3,
     ...     num_threads=2,
     ... )
-    SearchPlan(rows_per_block=262144, queries_at_once=2000, device='auto', precision='auto')
+    SearchPlan(rows_per_block=131072, queries_at_once=2000, device='auto', precision='auto')
     """
     results = num_queries * k * 16 + num_rows
     per_query = 4 * dim * 4 + room * _BYTES_PER_CANDIDATE

@@ -8,6 +8,7 @@ Shape suffixes:  Q queries   K neighbours   D dimension
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,11 +68,10 @@ class IndexSpec:
             if self.parameters:
                 faiss.ParameterSpace().set_index_parameters(index, self.parameters)  # type: ignore[arg-type]
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
             raise EvaluationError(
                 f"--index {self.factory}{':' if self.parameters else ''}{self.parameters}: faiss makes no such index "
-                f"for {dim} numbers ({reason}). Try IVF4096,Flat:nprobe=16 or HNSW32, or leave --index out: the "
-                f"search is exact then."
+                f"for {dim} numbers ({_reason(error)}). Try IVF4096,Flat:nprobe=16 or HNSW32, or leave --index out: "
+                f"the search is exact then."
             ) from error
         return index
 
@@ -156,9 +156,9 @@ def _fill(
     try:
         index.train(training)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise EvaluationError(
-            f"{database.layer.key}: {len(training):,} rows can't train this index: {reason}"
+            f"{database.layer.key}: {len(training):,} rows can't train --index {name} ({_reason(error)}). Take one of "
+            f"fewer clusters, or leave --index out: the search is exact then."
         ) from error
     del training
     rows: list[Ints] = []
@@ -179,6 +179,12 @@ def _fill(
         zeros.append(part.zeros)
         on_rows(part.num_read)
     return np.concatenate(rows), np.concatenate(zeros)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without its functions, files and conditions."""
+    said = str(error).strip().splitlines()[-1]
+    return re.sub(r"^Error in .*? at \S+:\d+: (Error: '.*?' failed: )?", "", said)
 
 
 def _size(index: Any) -> int:

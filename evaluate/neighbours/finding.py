@@ -147,11 +147,11 @@ def find_neighbours(
         )  # fmt: skip
         return finish(*found)
 
+    if resources.num_shares == 1:
+        return finish(search_among(whole)) if index is None else search_index(index)
     if index is not None:
         return by_one_rank(lists, k, partial(search_index, index))
-    if resources.num_shares > 1:
-        return search_shares(whole, search_among, finish, lists, k=k, length=length, num_shares=resources.num_shares)
-    return finish(search_among(whole))
+    return search_shares(whole, search_among, finish, lists, k=k, length=length, num_shares=resources.num_shares)
 
 
 def plan_within(

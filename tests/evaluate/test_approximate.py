@@ -57,7 +57,11 @@ def test_rows_of_zeros_come_last_here_too():
 
 
 @pytest.mark.parametrize(
-    ("index", "message"), [("IVF4,Flt", "faiss makes no such index"), ("Flat:nprob=3", "faiss makes no such index")]
+    ("index", "message"),
+    [
+        ("IVF4,Flt", r"faiss makes no such index for 4 numbers \(could not parse"),
+        ("Flat:nprob=3", "faiss makes no such index for 4 numbers"),
+    ],
 )
 def test_an_index_that_faiss_does_not_know_is_refused(index, message):
     chosen = held(awkward("random", 100, 4, 1)), held(awkward("random", 3, 4, 2))
@@ -67,7 +71,7 @@ def test_an_index_that_faiss_does_not_know_is_refused(index, message):
 
 def test_a_database_that_cannot_train_the_index_is_refused():
     chosen = held(awkward("random", 10, 4, 1)), held(awkward("random", 3, 4, 2))
-    with pytest.raises(EvaluationError, match="10 rows can't train this index"):
+    with pytest.raises(EvaluationError, match=r"10 rows can't train --index IVF64,Flat \(Number of train"):
         search_approximately(*chosen, k=5, similarity="cosine", index="IVF64,Flat", plan=cut(), memory=2**20)
 
 

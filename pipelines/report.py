@@ -21,7 +21,7 @@ def accuracy_table(knn: Sequence[Record]) -> RenderableType:
     table = Table(
         title=f"{first['features']}: {what}, {rule}",
         caption=f"{first['num_train']:,} train, {first['num_val']:,} val, {first['num_classes']} classes; "
-        f"weights: {first['weights']}; % with 95% interval; {_exactness(first)}",
+        f"weights: {first['weights']}; % with 95% interval; {_exactness(knn)}",
         title_justify="left",
         caption_justify="left",
     )
@@ -216,10 +216,13 @@ def fault_lines(faults: Sequence[Fault]) -> str:
     return "\n".join(f"  {fault.where}: {fault.what}" for fault in faults)
 
 
-def _exactness(record: Record) -> str:
-    if record["certified"]:
-        return "neighbours certified exact"
-    return f"approximate neighbours, recall {100 * record['recall']:.1f} %"
+def _exactness(knn: Sequence[Record]) -> str:
+    """Say whether neighbours are exact, and of how many queries that took a second look."""
+    if not knn[0]["certified"]:
+        return f"approximate neighbours, recall {100 * knn[0]['recall']:.1f} %"
+    looks = {record["layer"]: record["num_second_look"] for record in knn if record["num_second_look"]}
+    looked = ", ".join(f"{layer} {count:,}" for layer, count in looks.items())
+    return "neighbours certified exact" + (f", by a second look for some queries: {looked}" if looked else "")
 
 
 def _percent(record: Record, name: str) -> str:

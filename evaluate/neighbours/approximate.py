@@ -130,6 +130,7 @@ def search_approximately(
         queries=queries.rows,
         second_look=queries.rows[:0],
         num_zeros=len(zeros),
+        engine=f"faiss {index}",
     )
     size = min(SAMPLE, len(queries), plan.queries_at_once)
     sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:size])

@@ -39,6 +39,7 @@ class Found:
             "recall": self.recall,
             "num_second_look": len(self.neighbours.second_look),
             "num_zero_rows": self.neighbours.num_zeros,
+            "engine": self.neighbours.engine,
             "seconds": self.seconds,
             "neighbours_reused": self.reused,
         }
@@ -94,6 +95,7 @@ class KeptLists:
             queries=arrays["queries"],
             second_look=arrays["second_look"],
             num_zeros=facts["num_zeros"],
+            engine=facts["engine"],
         )
         return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"], recall=facts["recall"])
 
@@ -104,7 +106,9 @@ class KeptLists:
             "rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries,
             "second_look": lists.second_look,
         }  # fmt: skip
-        facts = {"num_zeros": lists.num_zeros, "seconds": found.seconds, "recall": found.recall}
+        facts = {
+            "num_zeros": lists.num_zeros, "engine": lists.engine, "seconds": found.seconds, "recall": found.recall,
+        }  # fmt: skip
         save_cached(self.features, _KIND, self.key, arrays, self.origin | facts)
 
     def drop(self) -> None:

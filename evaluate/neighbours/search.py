@@ -25,7 +25,7 @@ import numpy.typing as npt
 from evaluate.labels import EvaluationError
 from evaluate.memory import SearchPlan
 from evaluate.neighbours.certificate import is_finite_in_float32, score_of, similarity_of
-from evaluate.neighbours.engines import MakeEngine, choose
+from evaluate.neighbours.engines import Choice, MakeEngine, choose
 from evaluate.neighbours.exact import search_in_float64
 from evaluate.neighbours.flat import MAX_GPU_K
 from evaluate.neighbours.proposing import Asked, Proposals
@@ -66,6 +66,9 @@ class Neighbours:
 
     num_zeros: int
     """Rows of zeros in the database, under the cosine; at the end of every list, if they are in it at all."""
+
+    engine: str
+    """What searched; it changes no list."""
 
 
 def search(
@@ -109,7 +112,6 @@ def search(
     if choice.too_long:
         text = "faiss on a GPU lists at most %d neighbours; %d are wanted, so the CPU searches"
         logger.warning(text, MAX_GPU_K, choice.too_long)
-    engines = list(choice.engines())
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.empty((len(queries), k), np.float64)
     second_look, num_zeros = [], 0
@@ -117,7 +119,7 @@ def search(
     for at in starts:
         group = slice(at, at + plan.queries_at_once)
         report = lambda rows: on_rows(rows // len(starts))  # noqa: E731
-        found = _search(database, queries[group], k, similarity, engines, plan.rows_per_block, report)
+        found = _search(database, queries[group], k, similarity, choice, plan.rows_per_block, report)
         rows_QK[group], similarities_QK[group] = found.rows_QK, found.similarities_QK
         second_look.append(found.second_look)
         num_zeros = found.num_zeros
@@ -127,6 +129,7 @@ def search(
         queries=queries.rows,
         second_look=np.concatenate(second_look),
         num_zeros=num_zeros,
+        engine=str(choice),
     )
 
 
@@ -141,6 +144,7 @@ def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
         queries=found[0].queries,
         second_look=reduce(np.union1d, [part.second_look for part in found]),
         num_zeros=sum(part.num_zeros for part in found),
+        engine="; ".join(dict.fromkeys(part.engine for part in found)),
     )
 
 
@@ -158,21 +162,22 @@ def _search(
     queries: Selection,
     k: int,
     kind: Similarity,
-    engines: Sequence[MakeEngine],
+    choice: Choice,
     rows_per_block: int,
     on_rows: Callable[[int], None],
 ) -> Neighbours:
     """Search for queries that fit in memory."""
+    engines = iter(choice.engines())
     queries_QD = queries.read()
     lengths_Q = lengths_of_rows(queries_QD)
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.full((len(queries), k), UNDEFINED)
-    looked = _look(engines[0], database, queries_QD, lengths_Q, k, kind, rows_per_block, on_rows)
+    looked = _look(next(engines), database, queries_QD, lengths_Q, k, kind, rows_per_block, on_rows)
     wanted, num_zeros = looked.rows_QK.shape[1], len(looked.zeros)
     rows_QK[:, :wanted], similarities_QK[:, :wanted] = looked.rows_QK, looked.similarities_QK
     rows_QK[:, wanted:] = looked.zeros[: k - wanted]
     second_look = undecided = np.flatnonzero(~looked.certain_Q)
-    for make_engine in engines[1:]:
+    for make_engine in engines:
         if len(undecided) * _FEW < len(queries):
             break
         some_QD, some_lengths_Q = queries_QD[undecided], lengths_Q[undecided]
@@ -192,6 +197,7 @@ def _search(
         queries=queries.rows,
         second_look=queries.rows[second_look],
         num_zeros=num_zeros,
+        engine=str(choice),
     )
 
 

@@ -233,3 +233,15 @@ def test_all_questions_can_be_asked_at_once(bench, records, two):
                   "--shots", "2", "--duplicates", "0.99").stdout  # fmt: skip
     for text in ("certified exact", "R-precision", "by class", "standard deviation of 5 tries", "without"):
         assert text in shown
+
+
+def test_second_looks_are_counted_and_said(bench, records, tmp_path):
+    """Of equal rows, more than a shortlist holds: only float64 can say that they are."""
+    features = {split: {"x": np.ones((n, 4), np.float32)} for split, n in (("train", 400), ("val", 30))}
+    make_features(
+        tmp_path / "features/f", features, {split: np.arange(len(v["x"])) % 2 for split, v in features.items()}
+    )
+    (record,) = records("--features", "f", "--k", "5")
+    assert (record["certified"], record["num_second_look"], record["engine"]) == (True, 30, "the CPU, float32")
+    shown = " ".join(bench("evaluate", "--features", "f", "--k", "5").stdout.split())
+    assert "certified exact, by a second look for some queries: x 30" in shown

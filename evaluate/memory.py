@@ -63,6 +63,7 @@ def plan_search(
     num_blocks: int,
     num_threads: int,
     libraries: int = 0,
+    parts: int = 1,
 ) -> SearchPlan:
     """Cut a search so that it fits.
 
@@ -84,6 +85,8 @@ def plan_search(
         That search.
     libraries : int
         Bytes that importing more libraries takes.
+    parts : int
+        Equal parts of the memory, of which the search gets one.
 
     Raises
     ------
@@ -98,6 +101,7 @@ def plan_search(
     ... )
     SearchPlan(rows_per_block=131072, queries_at_once=2000, device='auto', precision='auto')
     """
+    memory //= parts
     results = num_queries * k * 16 + num_rows
     per_query = 4 * dim * 4 + room * _BYTES_PER_CANDIDATE
     chunk = rows_per_chunk * dim * 4
@@ -105,10 +109,11 @@ def plan_search(
     least = always + num_blocks * chunk + min(num_queries, _QUERIES) * per_query
     least = max(least, num_queries * k * _BYTES_PER_VOTE)
     if memory < least:
+        share = f", 1 of {parts} equal parts of what is allowed" if parts > 1 else ""
         raise EvaluationError(
-            f"the search does not fit into {in_words(memory)} of memory: {num_queries:,} queries of dimension {dim:,}, "
-            f"lists of {k:,} and {num_blocks} chunks of the database need at least {in_words(least)}. "
-            f"Allow that with --memory {-(-least // MIB)}MiB, or ask for a smaller k."
+            f"the search does not fit into {in_words(memory)} of memory{share}: {num_queries:,} queries "
+            f"of dimension {dim:,}, lists of {k:,} and {num_blocks} chunks of the database need at least "
+            f"{in_words(least)}. Allow that with --memory {-(-parts * least // MIB)}MiB, or ask for a smaller k."
         )
     free = memory - always
     # Blocks first get half of what is free; queries what is left, and blocks what queries do not need.

@@ -107,7 +107,7 @@ def find_neighbours(
     leave_one_out = database.split == queries.split
     length = k + leave_one_out
 
-    def plan_for(part: Selection, resources: Resources = resources) -> SearchPlan:
+    def plan_for(part: Selection, parts: int = 1) -> SearchPlan:
         return plan_within(
             resources,
             num_rows=len(part),
@@ -116,6 +116,7 @@ def find_neighbours(
             num_queries=len(queries.rows),
             k=min(length, len(part)),
             similarity=similarity,
+            parts=parts,
         )
 
     def search_among(part: Selection) -> Neighbours:
@@ -140,10 +141,9 @@ def find_neighbours(
         return found
 
     def search_index(index: str) -> Found:
-        half = resources.bytes // 2
         found = search_approximately(
-            whole, view.select(queries), k=length, similarity=similarity, index=index,
-            plan=plan_for(whole, replace(resources, memory=half)), memory=half, on_rows=on_rows,
+            whole, view.select(queries), k=length, similarity=similarity, index=index, plan=plan_for(whole, parts=2),
+            memory=resources.bytes // 2, on_rows=on_rows,
         )  # fmt: skip
         return finish(*found)
 
@@ -163,6 +163,7 @@ def plan_within(
     num_queries: int,
     k: int,
     similarity: Similarity,
+    parts: int = 1,
 ) -> SearchPlan:
     """Cut a search so that it fits into the memory; see `evaluate.memory.plan_search`.
 
@@ -188,6 +189,7 @@ def plan_within(
             num_blocks=choice.num_blocks,
             num_threads=faiss.omp_get_max_threads(),
             libraries=libraries,
+            parts=parts,
         )
         return replace(cut, device=resources.device, precision=precision)
 

@@ -178,3 +178,16 @@ def test_torch_is_planned_for_and_done_without_where_there_is_no_room(monkeypatc
     assert planned(least, "low").precision == "low"
     with pytest.raises(EvaluationError):
         planned(least - 1, "low")
+
+
+def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need():
+    sizes = {"num_rows": 10**6, "rows_per_chunk": 1024, "dim": 512, "num_queries": 10**4, "k": 20}
+
+    def planned(mib, parts):
+        resources = Resources(memory=mib * MIB, device="cpu", precision="float32")
+        return plan_within(resources, similarity="cosine", **sizes, parts=parts)
+
+    with pytest.raises(EvaluationError, match="does not fit into 50 MiB of memory, 1 of 2") as refusal:
+        planned(100, 2)
+    least = int(str(refusal.value).rpartition("--memory ")[2].partition("MiB")[0])
+    assert planned(least, 2) == planned(least // 2, 1)

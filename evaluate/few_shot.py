@@ -59,11 +59,17 @@ def evaluate_few_shot(
     rules = protocols_by_name(protocol)
     train, val, names = matched_labels(features)
     labels_N = train.by_row(features.split("train").num_rows)
+    draws = {wanted: [draw(train, wanted, seed=seed + index) for index in range(tries)] for wanted in shots}
+    ks_of = {
+        wanted: {
+            name: usable_k(k, rule.k, len(drawn[0].rows), what=f"a try with {wanted} per class")
+            for name, rule in rules.items()
+        }
+        for wanted, drawn in draws.items()
+    }
     records = []
-    for wanted in shots:
-        drawn = [draw(train, wanted, seed=seed + index) for index in range(tries)]
-        size = len(drawn[0].rows)
-        ks = {name: usable_k(k, rule.k, size, what=f"a try with {wanted} per class") for name, rule in rules.items()}
+    for wanted, drawn in draws.items():
+        size, ks = len(drawn[0].rows), ks_of[wanted]
         for view in views_of(features, layers):
             for name, rule in rules.items():
                 accuracies: dict[tuple[int, float | None], list[Record]] = {}

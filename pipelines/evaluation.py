@@ -68,6 +68,9 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     views = views_of(features, names)
     if recipe := Recipe(**config.derive.model_dump()):
         views = derived_views(views, recipe, matched_labels(features)[0], memory=resources.bytes)
+    few_shot: list[Record] = []
+    if knn.shots:  # first, since it is short, and refuses a k that is too large
+        few_shot = evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
     with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
         records = evaluate_knn(
@@ -81,8 +84,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
             on_rows=lambda layer, rows: on_rows(rows),
             **settings,
         )
-    if knn.shots:
-        records += evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
+    records += few_shot
     if config.kmeans.clusters and rank.rank == 0:
         records += evaluate_kmeans(features, views, memory=resources.bytes, **config.kmeans.model_dump())
     records = uniform(records)

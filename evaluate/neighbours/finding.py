@@ -212,8 +212,7 @@ def without_themselves(neighbours: Neighbours) -> Neighbours:
     >>> lists = np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.5], [1.0, 0.9]])
     >>> both = Neighbours(
     ...     rows_QK=lists[0], similarities_QK=lists[1], queries=np.array([0, 1]),
-    ...     second_look=lists[0][0, :0], num_zeros=0,
-    ...     engine="",
+    ...     second_look=lists[0][0, :0], num_zeros=0, engine="",
     ... )
     >>> without_themselves(both).rows_QK.tolist()
     [[1], [0]]

@@ -235,13 +235,21 @@ def test_all_questions_can_be_asked_at_once(bench, records, two):
         assert text in shown
 
 
+def test_too_few_images_for_k_are_refused_before_anything_is_searched(bench, two, tmp_path):
+    before = sorted((tmp_path / "features/b").rglob("neighbours/*"))
+    result = bench("evaluate", "--features", "b", "--layers", "x", "--k", "7", "--shots", "5,2", "--leave-one-out")
+    assert result.returncode == 2
+    assert "k must be in [1, 6], the labelled rows of a try with 2 per class; got 7" in result.stderr
+    assert sorted((tmp_path / "features/b").rglob("neighbours/*")) == before
+
+
 def test_second_looks_are_counted_and_said(bench, records, tmp_path):
     """Of equal rows, more than a shortlist holds: only float64 can say that they are."""
     features = {split: {"x": np.ones((n, 4), np.float32)} for split, n in (("train", 400), ("val", 30))}
     make_features(
         tmp_path / "features/f", features, {split: np.arange(len(v["x"])) % 2 for split, v in features.items()}
     )
-    (record,) = records("--features", "f", "--k", "5")
+    (record,) = records("--features", "f", "--k", "5", "--search-device", "cpu")
     assert (record["certified"], record["num_second_look"], record["engine"]) == (True, 30, "the CPU, float32")
     shown = " ".join(bench("evaluate", "--features", "f", "--k", "5").stdout.split())
     assert "certified exact, by a second look for some queries: x 30" in shown

@@ -15,8 +15,8 @@ from evaluate.views import View
 from store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from store.manifest import digest_of
 
-ALGORITHM = 3
-"""Enters the keys; raised when a change gives other numbers, or keeps other arrays."""
+ALGORITHM = 4
+"""Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
 
 _KIND = "neighbours"
 

@@ -160,7 +160,7 @@ def test_queries_that_float32_cannot_answer_get_a_second_look(similarity):
     random = awkward("random", 3000, 8, 1)
     assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).second_look.tolist() == []
     equal = np.ones((3000, 8), np.float32)
-    found = search(held(equal), held(equal[:5]), k=9, similarity=similarity, plan=cut(100))
+    found = search(held(equal), held(equal[:5]), k=9, similarity=similarity, plan=cut(100, device="cpu"))
     assert found.second_look.tolist() == [0, 1, 2, 3, 4]
     assert found.engine == "the CPU, float32"
     assert (found.rows_QK == np.arange(9)).all()

@@ -35,6 +35,10 @@ TRAINING_ROWS = 262_144
 """Rows of the database that an index is trained on, at most; fewer where they would take half of its memory."""
 
 
+PARTS = 2
+"""Equal parts of the memory: one is the index's, one that of the search besides it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSpec:
     """A faiss index by its factory string, and its parameters of search."""
@@ -173,8 +177,8 @@ def _fill(
                 raise EvaluationError(
                     f"--index {name}: with {len(database):,} rows of {database.layer.key} it would take about "
                     f"{in_words(needed)} of memory; {in_words(memory)} are left for it. Allow --memory "
-                    f"{-(-2 * needed // MIB)}MiB, take an index that compresses rows, such as IVF4096,PQ64, or leave "
-                    f"--index out: the exact search reads the rows from disk."
+                    f"{-(-PARTS * needed // MIB)}MiB, take an index that compresses rows, such as IVF4096,PQ64, or "
+                    f"leave --index out: the exact search reads the rows from disk."
                 )
         rows.append(part.rows)
         zeros.append(part.zeros)

@@ -17,7 +17,7 @@ import faiss
 
 from evaluate.labels import EvaluationError, Labelled
 from evaluate.memory import SearchPlan, free_memory, plan_search
-from evaluate.neighbours.approximate import search_approximately
+from evaluate.neighbours.approximate import PARTS, search_approximately
 from evaluate.neighbours.engines import TORCH_MEMORY, choose
 from evaluate.neighbours.kept import Found, KeptLists
 from evaluate.neighbours.search import Neighbours, search
@@ -142,8 +142,8 @@ def find_neighbours(
 
     def search_index(index: str) -> Found:
         found = search_approximately(
-            whole, view.select(queries), k=length, similarity=similarity, index=index, plan=plan_for(whole, parts=2),
-            memory=resources.bytes // 2, on_rows=on_rows,
+            whole, view.select(queries), k=length, similarity=similarity, index=index,
+            plan=plan_for(whole, parts=PARTS), memory=resources.bytes // PARTS, on_rows=on_rows,
         )  # fmt: skip
         return finish(*found)
 

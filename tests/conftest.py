@@ -15,9 +15,12 @@ from PIL import Image
 
 from pipelines.__main__ import main
 from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, make_ready, open_or_create
+from tests.peak import STATUS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared"))
+
+needs_proc = pytest.mark.skipif(not STATUS.exists(), reason="reads the peak of memory from Linux's /proc")
 
 
 @pytest.fixture(scope="session")

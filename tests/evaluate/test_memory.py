@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from evaluate.neighbours.search import search
 from evaluate.neighbours.shortlist import room_for
 from evaluate.selection import Selection
 from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, load_cached, open_or_create
-from tests.conftest import make_features
+from tests.conftest import ROOT, make_features, needs_proc
 
 MIB = 2**20
 DIM = 256
@@ -28,19 +27,16 @@ from pathlib import Path
 from evaluate.evaluation import evaluate_knn
 from evaluate.neighbours.finding import Resources
 from store import FeatureSet
+from tests.peak import peak_kb
 resources = Resources(memory=int(sys.argv[2]) * 2**20)
 print(evaluate_knn(FeatureSet.open(Path(sys.argv[1])), ["x"], k=[200], resources=resources)[0]["top1"])
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+print(peak_kb())
 """
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc"
-)
 
 
 def peak_mib(path, memory_mib):
     command = [sys.executable, "-c", MEASURE, str(path), str(memory_mib)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(result.stdout.split()[-1]) / 1024
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 from benchmarks.synthetic import make_in1k, make_places205
 from extract.data.sources import open_sources
 from store import FeatureSet
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_proc
 
 MEASURED = """
 import atexit, runpy
-peak = lambda: next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-atexit.register(lambda: print(peak()))
+from tests.peak import peak_kb
+atexit.register(lambda: print(peak_kb()))
 runpy.run_module("pipelines", run_name="__main__", alter_sys=True)
 """
 """Runs a command, and prints the peak of its memory in kB: what `wait4` says counts that of the tests, too."""
@@ -77,6 +77,7 @@ def test_make_runs_the_benchmark_whole_and_then_only_prints_it(tmp_path, layout)
     assert again.stdout == first.stdout
 
 
+@needs_proc
 @pytest.mark.slow
 def test_a_million_files_are_planned_within_a_minute_and_a_bounded_memory(tmp_path):
     """1.3 million names (links to a file for each class), listed once, then taken from the kept listing."""

@@ -1,6 +1,7 @@
 """Results of stage two, kept beside the features they came from.
 
-Each lies in a Zarr group of its own, written aside and renamed into place, with the sha256 of every
+Each lies in a Zarr group of its own, written aside and renamed into place. A digest covers all that is
+believed when it is read back: where it belongs, its facts, and name, type, shape and bytes of every
 array. What can't be trusted is as if it were not there: it can always be computed again.
 """
 
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,13 +22,21 @@ import numpy.typing as npt
 import zarr
 
 from store import arrays
-from store.durable import PARTIAL, DurableStore, cannot_write, sync_folder
-from store.errors import StoreError
+from store.durable import DurableStore, cannot_write, partial_name, sync_folder
+from store.errors import DamagedError, StoreError
 from store.feature_set import FeatureSet
+from store.layers import checked_name
+from store.manifest import Json, digest_of
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_CHUNK = 16_384
+
+LONGEST_NAME = 180
+"""Bytes of a key that is a folder's name as it is; file systems allow 255, of which temporary names take 42."""
+
+_warned: set[tuple[Path, int]] = set()
+"""Damaged results that a warning has named, with their inodes."""
 
 
 def save_cached(
@@ -39,7 +48,7 @@ def save_cached(
     ----------
     features : FeatureSet
         Where to keep them.
-    kind : {"neighbours", "clusters"}
+    kind : {"neighbours", "clusters", "predictions"}
         Folder.
     key : str
         Says what they were computed from.
@@ -48,23 +57,27 @@ def save_cached(
     facts : mapping
         Whatever JSON can hold.
     """
-    final = features.path / kind / key
-    partial = final.with_name(f".{key}.{uuid.uuid4().hex}{PARTIAL}")
+    final = _folder(features, kind, key)
+    partial, replaced = partial_name(final), partial_name(final)
     try:
-        _write(partial, values, facts)
-        shutil.rmtree(final, ignore_errors=True)
+        _write(partial, (kind, key), values, facts)
+        with suppress(FileNotFoundError):
+            final.rename(replaced)
         partial.rename(final)
         sync_folder(final.parent)
     except (OSError, StoreError) as error:
         # The results are right without it; another process may also have kept the same at this moment.
         logger.warning("%s: not kept for later: %s", final, error)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write(folder: Path, values: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> None:
-    digests = {name: _digest(value) for name, value in values.items()}
-    zarr.create_group(DurableStore(folder), attributes={"facts": dict(facts), "sha256": digests})
+def _write(folder: Path, origin: tuple[str, str], values: Mapping[str, npt.NDArray[Any]], facts: Json) -> None:
+    facts = json.loads(json.dumps(dict(facts)))
+    described = {name: _described(value) for name, value in values.items()}
+    attributes = {"facts": facts, "arrays": described, "digest": _digest(origin, facts, described)}
+    zarr.create_group(DurableStore(folder), attributes=attributes)
     for name, value in values.items():
         rows_per_chunk = max(1, min(ROWS_PER_CHUNK, len(value)))
         array = arrays.create_array(
@@ -73,33 +86,72 @@ def _write(folder: Path, values: Mapping[str, npt.NDArray[Any]], facts: Mapping[
         arrays.write_rows(array, 0, value)
 
 
-def load_cached(features: FeatureSet, kind: str, key: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
-    """Return what was kept under `kind/key`, or None if there is nothing that can be trusted."""
-    path = features.path / kind / key
+def load_cached(
+    features: FeatureSet, kind: str, key: str, *, without_digest: bool = False
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+    """Return what was kept under `kind/key`, or None if there is nothing that can be trusted.
+
+    Parameters
+    ----------
+    features, kind, key
+        As for `save_cached`.
+    without_digest : bool
+        Also return what version 0.1.0 kept. Its arrays have a sha256 of their bytes, but nothing covers its
+        facts nor the arrays' types and shapes: the caller must check those that it uses.
+    """
+    path = _folder(features, kind, key)
     if not path.is_dir():
         return None
     try:
-        group = zarr.open_group(DurableStore(path, read_only=True), mode="r", use_consolidated=False)
-        digests: Any = group.attrs["sha256"]
-        facts: Any = group.attrs["facts"]
-        values = {name: np.asarray(arrays.open_array(path, name)[:]) for name in digests}
-        if {name: _digest(value) for name, value in values.items()} == digests:
-            return values, dict(facts)
-        reason = "its sha256 differs"
-    except Exception as error:  # Zarr raises builtin errors of many kinds for damage
-        reason = str(error)
-    logger.warning("%s is damaged (%s) and is computed anew", path, reason)
-    return None
+        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        if attributes.keys() == {"facts", "sha256"}:
+            return _load_older(path, attributes) if without_digest else None
+        if attributes["digest"] != _digest((kind, key), attributes["facts"], attributes["arrays"]):
+            raise DamagedError("its digest differs")
+        values = _read(path, {name: tuple(of["shape"]) for name, of in attributes["arrays"].items()})
+        if {name: _described(value) for name, value in values.items()} != attributes["arrays"]:
+            raise DamagedError("the digest of an array differs")
+    except Exception as error:  # damage makes json and Zarr raise builtin errors of many kinds
+        _warn_once(path, str(error) or type(error).__name__)
+        return None
+    return values, attributes["facts"]
+
+
+def _load_older(path: Path, attributes: Json) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    values = _read(path, dict.fromkeys(attributes["sha256"]))
+    if {name: _described(value)["sha256"] for name, value in values.items()} != attributes["sha256"]:
+        raise DamagedError("the digest of an array differs")
+    return values, dict(attributes["facts"])
+
+
+def _read(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, npt.NDArray[Any]]:
+    values = {}
+    for name, shape in shapes.items():
+        array = arrays.open_array(path, checked_name(name))
+        if shape is not None and array.shape != shape:  # before memory is taken for it
+            raise DamagedError(f"array {name} has shape {array.shape}, {shape} was written")
+        values[name] = np.asarray(array[:])
+    return values
+
+
+def _warn_once(path: Path, reason: str) -> None:
+    """Name a damaged result, at most once until it changes: it is looked for several times before it is replaced."""
+    with suppress(OSError):
+        seen = (path, path.stat().st_ino)
+        if seen in _warned:
+            return
+        _warned.add(seen)
+    logger.warning("%s is damaged (%s) and will be computed again", path, reason)
 
 
 def has_cached(features: FeatureSet, kind: str, key: str) -> bool:
     """Whether anything is kept under `kind/key`, damaged or not."""
-    return (features.path / kind / key).is_dir()
+    return _folder(features, kind, key).is_dir()
 
 
 def drop_cached(features: FeatureSet, kind: str, key: str) -> None:
     """Remove what was kept under `kind/key`, and its claim, where that can be done."""
-    shutil.rmtree(features.path / kind / key, ignore_errors=True)
+    shutil.rmtree(_folder(features, kind, key), ignore_errors=True)
     with suppress(OSError):
         _claim(features, kind, key).unlink(missing_ok=True)
 
@@ -130,9 +182,25 @@ def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
             yield True
 
 
+def _folder(features: FeatureSet, kind: str, key: str) -> Path:
+    """Where a result is; a key that is too long for a file's name is cut, and ends in its sha256 instead."""
+    if len(key.encode()) > LONGEST_NAME:
+        key = f"{key[:80]}~{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return features.path / kind / key
+
+
 def _claim(features: FeatureSet, kind: str, key: str) -> Path:
-    return features.path / kind / f".{key}.claim"
+    folder = _folder(features, kind, key)
+    return folder.with_name(f".{folder.name}.claim")
 
 
-def _digest(value: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(value).view(np.uint8).data).hexdigest()
+def _described(value: npt.NDArray[Any]) -> Json:
+    content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+    return {
+        "dtype": value.dtype.name, "shape": list(value.shape), "sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+
+
+def _digest(origin: tuple[str, str], facts: Json, described: Json) -> str:
+    kind, key = origin
+    return digest_of({"kind": kind, "key": key, "facts": facts, "arrays": described})

@@ -85,6 +85,11 @@ def sweep_partials(folder: Path, *, older_than: float | None = None) -> int:
     return count
 
 
+def partial_name(path: Path) -> Path:
+    """Return a name beside `path` for what is being written there; no layer or feature set can have it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
 class DurableStore(LocalStore):
     """Zarr's local store, with fsync before and after the rename."""
 

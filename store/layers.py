@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from store.errors import StoreError, nearest
+from store.errors import DamagedError, StoreError, nearest
 
 RESERVED = ("labels", "paths", "valid", "zarr.json")
 """What else lies in a split's group."""
@@ -151,6 +151,19 @@ def layers_of(specs: Sequence[object]) -> tuple[LayerSpec, ...]:
                 f"Name one of them otherwise, as in '{layer.name}_b={layer}'."
             )
     return tuple(layers.values())
+
+
+def checked_name(name: object) -> str:
+    """Return the name of an array of a group, or of a split; one that could lead out of the group is refused.
+
+    Raises
+    ------
+    DamagedError
+        If it is none.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "zarr.json":
+        raise DamagedError(f"{name!r} is no name that this program gives")
+    return name
 
 
 def _parse(text: str) -> LayerSpec:

@@ -85,8 +85,9 @@ class KeptLists:
 
     def load(self, k: int) -> Found | None:
         """Return the lists, if they are there, can be trusted, and are long enough."""
-        kept = load_cached(self.features, _KIND, self.key)
-        if not kept or kept[0]["rows"].shape[1] < k:
+        exact = self.origin["index"] is None
+        kept = load_cached(self.features, _KIND, self.key, without_digest=exact)
+        if not kept or not _has_their_form(*kept) or kept[0]["rows"].shape[1] < k:
             return None
         arrays, facts = kept
         neighbours = Neighbours(
@@ -97,7 +98,8 @@ class KeptLists:
             num_zeros=facts["num_zeros"],
             engine=facts["engine"],
         )
-        return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"], recall=facts["recall"])
+        recall = None if exact else facts["recall"]
+        return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"], recall=recall)
 
     def save(self, found: Found) -> None:
         """Keep lists; where that can't be, warn and go on."""
@@ -120,3 +122,19 @@ class KeptLists:
         """Claim the search; yields False if another process that is alive has it."""
         with claimed(self.features, _KIND, self.key) as is_mine:
             yield is_mine
+
+
+def _has_their_form(arrays: dict[str, Any], facts: dict[str, Any]) -> bool:
+    """Whether lists of an earlier version, in which nothing covers types, shapes and facts, are as they must be."""
+    names = ("rows", "similarities", "queries", "second_look")
+    if not (arrays.keys() >= set(names) and facts.keys() >= {"num_zeros", "engine", "seconds", "recall"}):
+        return False
+    rows, similarities, queries, second_look = (arrays[name] for name in names)
+    return (
+        [each.dtype.name for each in (rows, similarities, queries, second_look)]
+        == ["int64", "float64", "int64", "int64"]
+        and rows.shape == similarities.shape == (len(queries), *rows.shape[1:2])
+        and queries.ndim == second_look.ndim == 1
+        and isinstance(facts["num_zeros"], int)
+        and isinstance(facts["seconds"], int | float)
+    )

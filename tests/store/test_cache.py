@@ -1,0 +1,110 @@
+"""Kept results: what is believed when they are read back is under a digest; the rest is computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from store import load_cached, save_cached
+from tests.conftest import make_features
+
+KIND, KEY = "neighbours", "res5-cosine-0123456789abcdef"
+VALUES = {"rows": np.arange(12).reshape(4, 3), "similarities": np.linspace(1, 0, 12).reshape(4, 3)}
+FACTS = {"recall": 0.64, "engine": "faiss IVF4,Flat", "num_zeros": 12, "of": {"seconds": 1.5}}
+
+
+@pytest.fixture
+def made(tmp_path, arrays):
+    made = make_features(tmp_path / "f", *arrays)
+    save_cached(made, KIND, KEY, VALUES, FACTS)
+    return made
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_what_was_kept_comes_back(made):
+    values, facts = load_cached(made, KIND, KEY)
+    assert facts == FACTS
+    assert all(np.array_equal(values[name], VALUES[name]) for name in VALUES)
+    assert values["rows"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("zarr.json", "0.64", "0.94"),
+        ("zarr.json", '"num_zeros": 12', '"num_zeros": 13'),
+        ("zarr.json", '"num_zeros"', '"num_zeroes"'),
+        ("zarr.json", '"seconds": 1.5', '"seconds": 2.5'),
+        ("zarr.json", '"engine"', '"motor"'),
+        ("zarr.json", '"facts"', '"fakts"'),
+        ("zarr.json", '"digest"', '"sha256"'),
+        ("zarr.json", '"arrays"', '"sha256"'),
+        ("zarr.json", '"similarities"', '"../../val/res5"'),
+        ("zarr.json", '"shape": [\n', '"shape": "",\n"x": [\n'),
+        ("zarr.json", "attributes", "atributes"),
+        ("rows/zarr.json", "int64", "uint64"),
+        ("similarities/zarr.json", "float64", "int64"),
+    ],
+)
+def test_a_changed_fact_name_type_or_shape_is_damage_and_said_once(made, caplog, file, old, new):
+    edit(made.path / KIND / KEY / file, old, new)
+    with caplog.at_level(logging.WARNING):
+        assert load_cached(made, KIND, KEY, without_digest=True) is None
+        assert load_cached(made, KIND, KEY) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "damaged" in caplog.text
+    assert "will be computed again" in caplog.text
+    save_cached(made, KIND, KEY, VALUES, FACTS)
+    assert load_cached(made, KIND, KEY)[1] == FACTS
+
+
+def test_another_shape_of_the_same_bytes_is_damage(made):
+    for file in ("rows/zarr.json", "zarr.json"):
+        path = made.path / KIND / KEY / file
+        content = json.loads(path.read_bytes())
+        for part in (content, *content["attributes"].get("arrays", {}).values()):
+            if part.get("shape") == [4, 3]:
+                part["shape"] = [3, 4]
+        if file != "zarr.json":
+            content["chunk_grid"]["configuration"]["chunk_shape"] = [4, 3]
+        path.write_text(json.dumps(content))
+    assert load_cached(made, KIND, KEY) is None
+
+
+def test_a_result_under_another_key_is_not_believed(made):
+    """Someone renamed a folder, or copied it into another feature set's."""
+    shutil.copytree(made.path / KIND / KEY, made.path / KIND / "res4-cosine-0123456789abcdef")
+    assert load_cached(made, KIND, "res4-cosine-0123456789abcdef") is None
+    assert load_cached(made, KIND, KEY) is not None
+
+
+def test_the_form_of_version_0_1_0_is_believed_only_where_the_caller_checks_the_facts(made):
+    path = made.path / KIND / KEY / "zarr.json"
+    content = json.loads(path.read_bytes())
+    digests = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in VALUES.items()}
+    content["attributes"] = {"facts": FACTS, "sha256": digests}
+    path.write_text(json.dumps(content))
+    assert load_cached(made, KIND, KEY) is None
+    values, facts = load_cached(made, KIND, KEY, without_digest=True)
+    assert facts == FACTS
+    assert np.array_equal(values["rows"], VALUES["rows"])
+    edit(path, digests["rows"], digests["similarities"])
+    assert load_cached(made, KIND, KEY, without_digest=True) is None
+
+
+def test_a_key_of_any_length_can_be_kept(made):
+    long = "+".join(f"layer{number}.1.conv2.AvgPool2d_8_8_0" for number in range(20))
+    for key in (long, long + "x"):
+        save_cached(made, KIND, key, VALUES, FACTS | {"key": key})
+    assert load_cached(made, KIND, long)[1]["key"] == long
+    assert load_cached(made, KIND, long + "x")[1]["key"] == long + "x"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from store import BenchError, FeatureSet
+from store.names import clashing_names, likeness, normal_name
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Labelled:
 
 
 def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str, ...]]:
-    """Match the labels of train and val by the names of their classes.
+    """Match the labels of train and val by the names of their classes, in Unicode's normal form.
 
     Returns
     -------
@@ -53,9 +55,9 @@ def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str,
     Raises
     ------
     EvaluationError
-        If a split has no labelled row.
+        If a split has no labelled row, or two classes whose names differ in their Unicode spelling alone.
     """
-    train_names, val_names = (features.split(split).class_names for split in ("train", "val"))
+    train_names, val_names = (class_names_of(features, split) for split in ("train", "val"))
     names = tuple(dict.fromkeys([*train_names, *val_names]))
     position = {name: index for index, name in enumerate(names)}
     train = _labelled(features, "train", np.array([position[name] for name in train_names], np.int64))
@@ -64,13 +66,43 @@ def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str,
     if len(unknown):
         wrong = int(np.isin(val.labels, unknown).sum())
         named = ", ".join(names[index] for index in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        text = "%s: classes of val without an image in train (%s): their images count as wrong, %d of them"
-        logger.warning(text, features.name, named, wrong)
+        text = "%s: classes of val without an image in train (%s): their images count as wrong, %d of them%s"
+        alike = alike_names([names[index] for index in unknown], train_names)
+        logger.warning(text, features.name, named, wrong, f". {alike}" if alike else "")
     for split, part in (("train", train), ("val", val)):
         if part.left_out:
             text = "%s: rows of %s without a label or a readable image, left out: %d"
             logger.warning(text, features.name, split, part.left_out)
     return train, val, names
+
+
+def class_names_of(features: FeatureSet, split: str) -> tuple[str, ...]:
+    """Return the class names of a split in Unicode's normal form NFC.
+
+    Raises
+    ------
+    EvaluationError
+        If two of them are the same in it.
+    """
+    names = features.split(split).class_names
+    if clash := clashing_names(names):
+        raise EvaluationError(
+            f"{features.path}: two classes of {split} have the same name in two Unicode spellings, "
+            f"{clash[0]!a} and {clash[1]!a}. Give them one name and make the feature set again."
+        )
+    return tuple(map(normal_name, names))
+
+
+def alike_names(unmatched: Sequence[str], known: Sequence[str], *, show: int = 3) -> str:
+    """Say which names differ from a known one in case, spaces or look-alike characters alone; spelled out."""
+    by_likeness = {likeness(name): name for name in known}
+    pairs = [(name, by_likeness[likeness(name)]) for name in unmatched if likeness(name) in by_likeness]
+    pairs = [(name, other) for name, other in pairs if name != other]
+    if not pairs:
+        return ""
+    listed = ", ".join(f"{name!a} and {other!a}" for name, other in pairs[:show])
+    more = f", ... ({len(pairs)} in all)" if len(pairs) > show else ""
+    return f"Differing only in case, spaces or look-alike characters from a class of train: {listed}{more}"
 
 
 def _labelled(features: FeatureSet, split: str, class_of: Ints) -> Labelled:

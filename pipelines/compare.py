@@ -10,13 +10,14 @@ import numpy as np
 
 from evaluate.config import EvaluateConfig
 from evaluate.evaluation import temperatures_of, usable_k
-from evaluate.labels import EvaluationError, matched_labels
+from evaluate.labels import EvaluationError, class_names_of, matched_labels
 from evaluate.metrics import paired_difference
 from evaluate.predictions import Predictions, predict
 from evaluate.views import Record, stored_view
 from pipelines.evaluation import resources_of
 from pipelines.protocols import find_protocols
 from store import FeatureSet
+from store.names import normal_name
 
 
 def compare(
@@ -84,8 +85,7 @@ def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
     if first.path == second.path:
         return
     paths = first.paths("val"), second.paths("val")
-    names = [[each.split("val").class_names[label] if label >= 0 else "" for label in each.labels("val")]
-             for each in (first, second)]  # fmt: skip
+    names = [_class_of_each_row(features) for features in (first, second)]
     if len(paths[0]) != len(paths[1]):
         raise EvaluationError(
             f"{first.name} has {len(paths[0]):,} val images and {second.name} {len(paths[1]):,}: a comparison needs "
@@ -102,7 +102,12 @@ def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
 
 
 def _same(first_path: str, second_path: str, first_class: str, second_class: str) -> bool:
-    return first_path == second_path and first_class == second_class
+    return normal_name(first_path) == normal_name(second_path) and first_class == second_class
+
+
+def _class_of_each_row(features: FeatureSet) -> list[str]:
+    class_names = class_names_of(features, "val")
+    return [class_names[label] if label >= 0 else "" for label in features.labels("val")]
 
 
 def _pairs(first: FeatureSet, second: FeatureSet, layers: Sequence[str]) -> list[tuple[str, str]]:

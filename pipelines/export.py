@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.config import EvaluateConfig
-from evaluate.labels import matched_labels
+from evaluate.labels import class_names_of, matched_labels
 from evaluate.per_class import confusion_matrix
 from evaluate.predictions import Predictions, predict
 from evaluate.views import stored_view
@@ -123,7 +123,7 @@ def _contents(
 def _labels(features: FeatureSet, split: str) -> npt.NDArray[np.int64]:
     """Classes of a split's rows by the names that both splits share, -1 where there is none."""
     place = {name: index for index, name in enumerate(matched_labels(features)[2])}
-    places = np.array([*(place[name] for name in features.split(split).class_names), -1], np.int64)
+    places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
     return places[features.labels(split)]
 
 

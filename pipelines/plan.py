@@ -23,6 +23,7 @@ from pipelines.watch import duration
 from store import FeatureSet, SplitRows
 from store.layout import Grid
 from store.manifest import differences
+from store.names import normal_name
 
 GIB = 2**30
 
@@ -181,7 +182,7 @@ def _missing(
 
 
 def _class_names(rows: SplitRows) -> set[str]:
-    return {rows.class_names[label] for label in np.unique(rows.labels) if label >= 0}
+    return {normal_name(rows.class_names[label]) for label in np.unique(rows.labels) if label >= 0}
 
 
 def _searches(pipeline: Pipeline, images: dict[str, int], checked: Checked) -> tuple[str, list[str]]:

@@ -16,6 +16,9 @@ from store.errors import DamagedError, StoreError, nearest
 RESERVED = ("labels", "paths", "valid", "zarr.json")
 """What else lies in a split's group."""
 
+LONGEST_NAME = 200
+"""Characters; file systems hold 255, and stage two adds to them."""
+
 Pair = tuple[int, int]
 
 _ARGUMENTS = {
@@ -186,12 +189,24 @@ def _arguments(text: str, layer: str) -> list[object]:
 
 def _named(tap: str, pooling: Pooling | None, *, name: str | None = None) -> LayerSpec:
     name = (name or _usual_name(tap, pooling)).strip()
-    if not _NAME.fullmatch(name) or name in RESERVED:
-        raise StoreError(
-            f"{name!r} cannot be the name of a layer: use letters, digits, '_', '.' and '-', "
-            f"and none of {', '.join(RESERVED)}. Give another with NAME={tap}"
-        )
+    check_name(name, tap)
     return LayerSpec(name, tap, pooling)
+
+
+def check_name(name: str, tap: str | None = None) -> None:
+    """Refuse a name that can't be a layer's, which is the name of a folder within that of each split.
+
+    Raises
+    ------
+    StoreError
+        If it has other characters, is reserved, or too long.
+    """
+    if not _NAME.fullmatch(name) or name in RESERVED or len(name) > LONGEST_NAME:
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        raise StoreError(
+            f"{shown!r} cannot be the name of a layer: use letters, digits, '_', '.' and '-', at most {LONGEST_NAME}, "
+            f"and none of {', '.join(RESERVED)}. Give another with NAME={shown if tap is None else tap[:80]}"
+        )
 
 
 def _usual_name(tap: str, pooling: Pooling | None) -> str:

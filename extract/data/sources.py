@@ -31,6 +31,7 @@ from extract.data.listing import DataError, Listing, hashes_of
 from extract.data.shards import find_shards, list_shards
 from extract.data.subsets import chosen_rows
 from store import SplitRows, nearest, some
+from store.names import normal_name
 
 __all__ = ["DataError", "ImageSource", "open_sources"]
 
@@ -246,7 +247,7 @@ def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:
 
 def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> None:
     def used(rows: SplitRows) -> set[str]:
-        return {rows.class_names[label] for label in np.unique(rows.labels) if label >= 0}
+        return {normal_name(rows.class_names[label]) for label in np.unique(rows.labels) if label >= 0}
 
     only_val, only_train = sorted(used(val) - used(train)), sorted(used(train) - used(val))
     if only_train and used(val):

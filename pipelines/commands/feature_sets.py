@@ -16,54 +16,64 @@ if TYPE_CHECKING:
 
 def import_(
     name: Annotated[str, typer.Option("--name", help="Name of the feature set.")],
-    train: Annotated[Path | None, typer.Option("--train", help=".npz with features and labels, or .npy.")] = None,
-    val: Annotated[Path | None, typer.Option("--val", help="The same of the queries.")] = None,
-    train_labels: Annotated[Path | None, typer.Option("--train-labels", help="Labels that belong to a .npy.")] = None,
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Features and labels: .npz, .npy, .pt, .csv or .parquet.")
+    ] = None,
+    val: Annotated[
+        Path | None, typer.Option("--val", help="The same of the queries, unless --train holds x_train and x_test.")
+    ] = None,
+    train_labels: Annotated[
+        Path | None, typer.Option("--train-labels", help="Labels in a file of their own: one array, or a text file.")
+    ] = None,
     val_labels: Annotated[Path | None, typer.Option("--val-labels", help="The same of the queries.")] = None,
     vissl: Annotated[Path | None, typer.Option("--vissl", help="Folder of VISSL's rank*_chunk*_*.npy.")] = None,
     dino: Annotated[
         Path | None, typer.Option("--dino", help="Folder of DINO's trainfeat.pth, testfeat.pth, ...")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", help="What to call the layer; for VISSL, those to take.")
+        str | None, typer.Option("--layer", help="What to call the layer; for VISSL, those to take, NAME=LAYER.")
     ] = None,
     features_key: Annotated[
-        str, typer.Option("--features-key", help="Array of the .npz with the features.")
-    ] = "features",
-    labels_key: Annotated[str, typer.Option("--labels-key", help="Array of the .npz with the labels.")] = "labels",
+        str | None,
+        typer.Option("--features-key", help="Array with the features, or TRAIN,VAL; usual names by default."),
+    ] = None,
+    labels_key: Annotated[str | None, typer.Option("--labels-key", help="Array with the labels, likewise.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Import features without labels.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the stored features: float32 or float16.")] = "float32",
     store: Store = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a feature set of features that were computed elsewhere."""
-    from pipelines import importing
+    from pipelines.import_files import read_dino, read_files, read_labels
+    from pipelines.importing import ImportingError, import_features
+    from pipelines.vissl_shards import read_vissl
     from store.layers import layers_of, split_layers
 
-    layer_names = [spec.name for spec in layers_of(split_layers(layer or ""))]
-    usual = layer_names[0] if layer_names else "features"
-    if vissl is not None:
-        splits = importing.read_vissl(vissl, layer_names)
-    elif dino is not None:
-        splits = importing.read_dino(dino, layer=usual)
-    elif train is not None and val is not None and train_labels is not None and val_labels is not None:
-        splits = {
-            "train": importing.read_npy(train, train_labels, layer=usual),
-            "val": importing.read_npy(val, val_labels, layer=usual),
-        }
-    elif train is not None and val is not None:
-        splits = {
-            split: importing.read_npz(path, layer=usual, features_key=features_key, labels_key=labels_key)
-            for split, path in (("train", train), ("val", val))
-        }
-    else:
-        raise importing.ImportingError(
-            "say what to import: --train and --val (with --train-labels and --val-labels for .npy), --vissl or --dino"
-        )
     if dtype not in ("float32", "float16"):
-        raise importing.ImportingError(f"--dtype must be float32 or float16; got {dtype}")
-    made = importing.import_features(
-        splits, store=store or Path("features"), name=name, dtype=dtype, overwrite=overwrite
-    )
+        raise ImportingError(f"--dtype must be float32 or float16; got {dtype}")
+    sources = {"--train": train, "--vissl": vissl, "--dino": dino}
+    if sum(path is not None for path in sources.values()) != 1:
+        raise ImportingError(
+            "say what to import, by one of --train and --val (with --train-labels and --val-labels where labels are in "
+            "files of their own), --vissl and --dino"
+        )
+    specs = layers_of(split_layers(layer or ""))
+    if len(specs) > 1 and vissl is None:
+        raise ImportingError(f"--layer: several layers can be named with --vissl alone; got {layer}")
+    usual = specs[0].name if specs else "features"
+    label_files = {s: path for s, path in (("train", train_labels), ("val", val_labels)) if path is not None}
+    if vissl is not None:
+        labels = {split: read_labels(path) for split, path in label_files.items()}
+        wanted = {spec.name: spec.tap if spec.pooling is None else spec.name for spec in specs}
+        splits = read_vissl(vissl, wanted, label_files=labels, unlabelled=unlabelled)
+    elif dino is not None:
+        splits = read_dino(dino, layer=usual)
+    else:
+        assert train is not None
+        files = {"train": train} | ({} if val is None else {"val": val})
+        keys = {"features_key": features_key, "labels_key": labels_key}
+        splits = read_files(files, label_files, layer=usual, unlabelled=unlabelled, **keys)
+    made = import_features(splits, store=store or Path("features"), name=name, dtype=dtype, overwrite=overwrite)
     counts = " and ".join(f"{info.num_rows:,} {split}" for split, info in made.manifest.splits.items())
     typer.echo(f"Imported {', '.join(splits['train'].layers)}: {counts} rows, in {made.path}")
     typer.echo(f"Next: bench evaluate --features {name}" + (f" --store {store}" if store else ""))

@@ -1,0 +1,139 @@
+"""One split as arrays, and labels as people have them, brought to one form.
+
+That form is an integer or a name for each row, -1 or "" where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store import BenchError, SplitRows
+from store.names import clashing_names, normal_name
+
+Array = npt.NDArray[Any]
+
+EXACT = 2.0**53
+"""Up to here a float64 holds every integer."""
+
+
+class ImportingError(BenchError):
+    """Arrays that can't be imported as features and labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrays:
+    """One split from elsewhere."""
+
+    layers: Mapping[str, Array]
+    """Features by layer, each of shape (N, ...)."""
+
+    labels: Array
+    """Shape (N,) or (N, 1); integers or names of classes, -1 or "" for none."""
+
+    paths: tuple[str, ...] | None = None
+
+
+def plain_labels(labels: Array, *, where: str) -> Array:
+    """Check labels and bring them to shape (N,), as int64 or as text in Unicode's normal form NFC.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (N,) or (N, 1)
+        Integers, booleans, floats that are whole numbers (NaN: no label), text, or bytes in UTF-8.
+    where : str
+        For messages: split or file.
+
+    Raises
+    ------
+    ImportingError
+        If they are something else: several labels a row, one-hot rows, fractions, numbers below -1.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ImportingError(
+            f"{where}: labels must be one integer or name for each row, shape (N,) or (N, 1); got {labels.dtype} "
+            f"{labels.shape}{_several(labels)}"
+        )
+    if labels.dtype.kind == "b":
+        return labels.astype(np.int64)
+    if labels.dtype.kind == "f":
+        return _whole(labels, where)
+    if labels.dtype.kind == "u" and labels.max(initial=0) > np.iinfo(np.int64).max:
+        raise ImportingError(f"{where}: label {labels.max()} is larger than an int64 holds")
+    if labels.dtype.kind in "iu":
+        least = labels.min(initial=0)
+        if least < -1:
+            row = int(labels.argmin())
+            raise ImportingError(f"{where}: labels must be -1 (none) or a class from 0 on; got {least} in row {row}")
+        return labels.astype(np.int64)
+    if labels.dtype.kind in "US":
+        return _names(labels, where)
+    raise ImportingError(f"{where}: labels must be one integer or name for each row; got {labels.dtype} {labels.shape}")
+
+
+def split_rows(split: str, labels: Array, paths: tuple[str, ...] | None) -> SplitRows:
+    """Number the classes of plain labels, and name the rows."""
+    if paths is not None and len(paths) != len(labels):
+        raise ImportingError(f"{split}: {len(paths)} paths and {len(labels)} labels")
+    values, numbers = np.unique(labels, return_inverse=True)
+    if len(values) and values[0] in (-1, ""):  # the least value of each kind is the one that means none
+        values, numbers = values[1:], numbers - 1
+    return SplitRows(
+        labels=numbers.astype(np.int64),
+        paths=paths or tuple(f"{split}/{row:07d}" for row in range(len(labels))),
+        class_names=tuple(str(value) for value in values),
+    )
+
+
+def are_row_numbers(labels: Array, rows: Array | None = None) -> bool:
+    """Whether labels are nothing but the numbers of their rows."""
+    if labels.dtype.kind not in "iu" or len(labels) < 2:
+        return False
+    return bool(np.array_equal(labels, np.arange(len(labels)) if rows is None else rows))
+
+
+def _several(labels: Array) -> str:
+    """Say what labels of several columns look like, and what to do."""
+    if labels.ndim != 2:
+        return ""
+    if labels.dtype.kind in "biuf" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+        return ". They are one-hot: give labels.argmax(axis=1)"
+    return (
+        ". Several labels for each row are not supported, since each row counts as one class; give the column that is "
+        "meant, labels[:, column], by --train-labels and --val-labels"
+    )
+
+
+def _whole(labels: Array, where: str) -> Array:
+    labels = labels.astype(np.float64)
+    none = np.isnan(labels)
+    known = labels[~none]
+    wrong = ~(np.isfinite(known) & (np.abs(known) <= EXACT) & (known == np.trunc(known)))
+    if wrong.any():
+        row = int(np.flatnonzero(~none)[np.flatnonzero(wrong)[0]])
+        raise ImportingError(
+            f"{where}: labels must be whole numbers, or NaN for none; got {labels[row]} in row {row}. "
+            f"Are these values to regress on rather than classes?"
+        )
+    return plain_labels(np.where(none, -1, labels).astype(np.int64), where=where)
+
+
+def _names(labels: Array, where: str) -> Array:
+    values, numbers = np.unique(labels, return_inverse=True)
+    try:
+        names = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+        "".join(names).encode()
+    except UnicodeError as error:
+        raise ImportingError(f"{where}: labels are not text in UTF-8 ({error}); decode them first") from error
+    if clash := clashing_names(names):
+        raise ImportingError(
+            f"{where}: two classes have the same name in two Unicode spellings, {clash[0]!a} and "
+            f"{clash[1]!a}. Write them alike, as by unicodedata.normalize('NFC', name)."
+        )
+    return np.array([normal_name(name) for name in names], np.str_)[numbers]

@@ -1,0 +1,323 @@
+"""Files as people have them: names of arrays, kinds of labels, other containers, digits that float32 does not hold."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.arrays import Arrays, ImportingError, plain_labels
+from pipelines.containers import open_container
+from pipelines.importing import import_features
+from store import FeatureSet
+
+N_TRAIN, N_VAL, DIM = 40, 20, 8
+
+
+@pytest.fixture
+def data():
+    random = np.random.default_rng(3)
+    labels = np.arange(N_TRAIN + N_VAL) % 3
+    return random.standard_normal((len(labels), DIM)).astype(np.float32), labels
+
+
+@pytest.fixture
+def imported(bench, tmp_path, data):
+    """Import, and check that the set holds the first 40 rows as train and the last 20 as val."""
+
+    def run(*arguments, labelled=True):
+        result = bench("import", "--name", "N", *arguments)
+        assert result.returncode == 0, result.stderr
+        made = FeatureSet.open(tmp_path / "features/N")
+        features, labels = data
+        for split, part in (("train", slice(N_TRAIN)), ("val", slice(N_TRAIN, None))):
+            (layer,) = made.manifest.layers
+            assert np.array_equal(made.layer(split, layer).read(), features[part])
+            names = made.split(split).class_names
+            classes = [names[label] if label >= 0 else None for label in made.labels(split)]
+            assert classes == ([str(label) for label in labels[part]] if labelled else [None] * len(classes))
+        return result
+
+    return run
+
+
+@pytest.fixture
+def refused(bench, tmp_path):
+    def run(*arguments):
+        result = bench("import", "--name", "N", *arguments)
+        assert result.returncode == 2, result.stderr
+        assert "Traceback" not in result.stderr
+        assert len(result.stderr) < 2000
+        assert not (tmp_path / "features/N").exists()
+        return result.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("X_train", "Y_train", "X_val", "Y_val"),
+        ("train_features", "train_labels", "valid_features", "valid_labels"),
+        ("testfeat", "testlabels", "trainfeat", "trainlabels"),
+    ],
+)
+@pytest.mark.parametrize("given", [("--train", "one.npz"), ("--train", "one.npz", "--val", "one.npz")])
+def test_one_file_of_both_splits_gives_both(imported, tmp_path, data, names, given):
+    features, labels = data
+    parts = [features[:N_TRAIN], labels[:N_TRAIN], features[N_TRAIN:], labels[N_TRAIN:]]
+    arrays = dict(zip(names, parts if "test" not in names[0] else parts[2:] + parts[:2], strict=True))
+    np.savez(tmp_path / "one.npz", **arrays)
+    imported(*given)
+
+
+def test_both_arrays_of_one_file_can_be_named(imported, tmp_path, data):
+    features, labels = data
+    np.savez(tmp_path / "o.npz", a=features[:N_TRAIN], b=labels[:N_TRAIN], c=features[N_TRAIN:], d=labels[N_TRAIN:])
+    imported("--train", "o.npz", "--features-key", "a,c", "--labels-key", "b,d")
+
+
+def test_train_taken_for_val_from_a_file_of_both_splits_is_refused(refused, tmp_path, data):
+    features, labels = data
+    np.savez(tmp_path / "o.npz", x_train=features[:9], y_train=labels[:9], x_test=features[9:15], y_test=labels[9:15])
+    said = refused("--train", "o.npz", "--val", "o.npz", "--features-key", "x_train", "--labels-key", "y_train")
+    assert "train and val would both be 'x_train'" in said
+
+
+def test_the_same_features_as_train_and_val_are_warned_of(bench, tmp_path, data):
+    np.savez(tmp_path / "o.npz", features=data[0], labels=data[1])
+    result = bench("import", "--train", "o.npz", "--val", "o.npz", "--name", "N")
+    assert result.returncode == 0
+    assert "train and val hold the same features" in result.stderr
+
+
+def test_arrays_without_usual_names_are_found_where_only_one_fits(imported, tmp_path, data):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        np.savez(tmp_path / f"{name}.npz", data[0][part], data[1][part])
+    result = imported("--train", "t.npz", "--val", "v.npz")
+    assert "the features are those called arr_0" in result.stderr
+    assert "the labels are those called arr_1" in result.stderr
+
+
+def test_where_several_arrays_could_be_meant_one_asks(refused, tmp_path, data):
+    np.savez(tmp_path / "t.npz", a=data[0], b=data[0], labels=data[1])
+    assert "several of a, b, labels could be meant. Choose with --features-key" in refused(
+        "--train", "t.npz", "--val", "t.npz"
+    )
+
+
+def test_an_array_of_objects_spoils_no_others(imported, tmp_path, data):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        paths = np.array([f"{i}.jpg" for i in range(len(data[0][part]))], object)
+        np.savez(tmp_path / f"{name}.npz", features=data[0][part], labels=data[1][part], paths=paths, meta={"a": 1})
+    assert "'paths' holds Python objects" in imported("--train", "t.npz", "--val", "v.npz").stderr
+
+
+def test_labels_that_are_objects_are_refused_by_name(refused, tmp_path, data):
+    np.savez(tmp_path / "t.npz", features=data[0], labels=np.array(["a"] * len(data[0]), object))
+    assert "'labels' holds Python objects, which are not read; save" in refused("--train", "t.npz", "--val", "t.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.astype(np.float64),
+        lambda y: y.astype(np.float16),
+        lambda y: y[:, None],
+        lambda y: y[:, None].astype(np.float32),
+        lambda y: y.astype(">u2"),
+        lambda y: y.astype("U5"),
+        lambda y: y.astype("S5"),
+    ],
+)
+def test_labels_are_taken_in_every_form_that_means_classes(imported, tmp_path, data, change):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        np.savez(tmp_path / f"{name}.npz", features=data[0][part], labels=change(data[1][part]))
+    imported("--train", "t.npz", "--val", "v.npz")
+
+
+def test_truth_values_are_two_classes_and_nan_is_no_label():
+    assert plain_labels(np.array([True, False]), where="x").tolist() == [1, 0]
+    assert plain_labels(np.array([[2.0], [np.nan]]), where="x").tolist() == [2, -1]
+    with pytest.raises(ImportingError, match=r"got 0\.5 in row 2"):
+        plain_labels(np.array([1.0, np.nan, 0.5]), where="x")
+    with pytest.raises(ImportingError, match="larger than an int64"):
+        plain_labels(np.array([2**64 - 1], np.uint64), where="x")
+    with pytest.raises(ImportingError, match="not text in UTF-8"):
+        plain_labels(np.array([b"\xff"]), where="x")
+
+
+def save_as(kind, path, features, labels):
+    if kind == "pt":
+        torch.save({"features": torch.tensor(features).requires_grad_(), "labels": torch.tensor(labels)}, path)
+    elif kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pa.table({"features": list(features), "labels": labels, "note": ["x"] * len(labels)}), path
+        )
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if kind == "tsv" else ",")
+            writer.writerow([*(f"f{i}" for i in range(features.shape[1])), "label"])
+            writer.writerows([*map(repr, map(float, row)), label] for row, label in zip(features, labels, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["pt", "parquet", "csv", "tsv"])
+def test_other_containers_are_read(imported, tmp_path, data, kind):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        save_as(kind, tmp_path / f"{name}.{kind}", data[0][part], data[1][part])
+    imported("--train", f"t.{kind}", "--val", f"v.{kind}")
+
+
+def test_kinds_are_told_by_content_and_not_by_suffix(imported, tmp_path, data):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        with (tmp_path / f"{name}.dat").open("wb") as file:
+            np.savez(file, features=data[0][part], labels=data[1][part])
+    imported("--train", "t.dat", "--val", "v.dat")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+def test_labels_may_be_lines_of_text(imported, tmp_path, data, suffix):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        np.save(tmp_path / f"{name}.npy", np.asfortranarray(data[0][part].astype(">f4")))
+        (tmp_path / f"{name}l.{suffix}").write_text("label\n" + "".join(f"{label}\n" for label in data[1][part]))
+    imported(
+        "--train", "t.npy", "--val", "v.npy", "--train-labels", f"tl.{suffix}", "--val-labels", f"vl.{suffix}"
+    )  # fmt: skip
+
+
+def test_features_without_labels_are_imported_where_that_is_said(imported, refused, tmp_path, data):
+    for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
+        np.save(tmp_path / f"{name}.npy", data[0][part])
+    assert "a single array; give its labels too" in refused("--train", "t.npy", "--val", "v.npy")
+    imported("--train", "t.npy", "--val", "v.npy", "--unlabelled", labelled=False)
+
+
+def test_dumps_of_tensors_that_require_gradients_are_read(bench, tmp_path, data):
+    for part, rows in (("train", slice(N_TRAIN)), ("test", slice(N_TRAIN, None))):
+        torch.save(torch.tensor(data[0][rows]).requires_grad_(), tmp_path / f"{part}feat.pth")
+        torch.save(torch.tensor(data[1][rows])[:, None].float(), tmp_path / f"{part}labels.pth")
+    result = bench("import", "--dino", ".", "--name", "N")
+    assert result.returncode == 0, result.stderr
+    assert np.array_equal(FeatureSet.open(tmp_path / "features/N").layer("train", "features").read(), data[0][:N_TRAIN])
+
+
+def write_odd_file(path, kind):
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(([1], [2])))
+    elif kind == "dict":
+        np.save(path.open("wb"), {"a": 1}, allow_pickle=True)
+    elif kind == "hdf5":
+        path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "zarr":
+        path.mkdir()
+        (path / "zarr.json").write_text("{}")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "module":
+        torch.save(torch.nn.Linear(2, 2), path)
+    elif kind == "huge":
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 999), }"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("pickle", "x.pkl", "pickles are not read"),
+        ("dict", "x.npy", "holds Python objects"),
+        ("hdf5", "x.h5", "an HDF5 file: open it with h5py"),
+        ("fifo", "x.npz", "not a regular file"),
+        ("folder", "x.npz", "a folder; expected a file"),
+        ("zarr", "x.zarr", "a Zarr store: save its arrays"),
+        ("empty", "x.npz", "the file is empty"),
+        ("module", "x.pt", "needs more than tensors"),
+        ("huge", "x.npy", "not a plain .npy"),
+    ],
+)
+def test_a_kind_that_is_not_read_is_named_with_what_to_do(refused, tmp_path, kind, name, says):
+    write_odd_file(tmp_path / name, kind)
+    assert says in refused("--train", name, "--val", name)
+
+
+def test_a_path_with_a_nul_is_refused():
+    with pytest.raises(ImportingError, match="cannot be the path of a file"):
+        open_container(Path("x\0.npz"))
+
+
+def test_digits_that_float32_does_not_hold_are_counted(bench, tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = 1e9 + labels[:, None] * 3.0 + random.normal(size=(300, 4)) * 0.3
+    np.savez(tmp_path / "t.npz", features=features[:200], labels=labels[:200])
+    np.savez(tmp_path / "v.npz", features=features[200:], labels=labels[200:])
+    said = bench("import", "--train", "t.npz", "--val", "v.npz", "--name", "N").stderr
+    lost = 200 - len(np.unique(features[:200].astype(np.float32), axis=0))
+    assert (
+        f"train: layer features is float64 and is stored as float32: rows that become equal to another one: {lost}"
+        in said
+    )
+    assert "subtract the mean of train" in said
+    np.savez(tmp_path / "t.npz", features=features[:200] - 1e9, labels=labels[:200])
+    np.savez(tmp_path / "v.npz", features=features[200:] - 1e9, labels=labels[200:])
+    assert "float32" not in bench("import", "--train", "t.npz", "--val", "v.npz", "--name", "M").stderr
+
+
+def test_rounding_that_leaves_rows_distinct_is_reported_too(tmp_path, caplog):
+    features = 1e7 + np.random.default_rng(0).normal(size=(50, 32))
+    assert len(np.unique(features.astype(np.float32), axis=0)) == 50
+    error = np.square(features - features.astype(np.float32)).sum() / np.square(features - features.mean(0)).sum()
+    both = {s: Arrays(layers={"x": features + i}, labels=np.arange(50) % 3) for i, s in enumerate(("train", "val"))}
+    import_features(both, store=tmp_path, name="N")
+    assert f"the rounding error is {100 * np.sqrt(error):.3g}% of the standard deviation" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e39), ("float16", 7e4)])
+def test_values_beyond_the_stored_types_largest_are_refused_before_anything_is_written(tmp_path, dtype, largest):
+    features = np.ones((5, 3))
+    features[3, 1] = largest
+    splits = {split: Arrays(layers={"x": features}, labels=np.arange(5) % 2) for split in ("train", "val")}
+    with pytest.raises(ImportingError, match=rf"beyond {dtype}'s largest, .* in 1 rows: first in row 3"):
+        import_features(splits, store=tmp_path, name="N", dtype=dtype)
+    assert not (tmp_path / "N").exists()
+
+
+@pytest.mark.parametrize("name", ["labels", "paths", "valid", "..", "zarr.json", "a/b", "x" * 300, "a\0b"])
+def test_names_that_cannot_be_a_layers_are_refused(tmp_path, name):
+    splits = {s: Arrays(layers={name: np.ones((2, 2), np.float32)}, labels=np.arange(2)) for s in ("train", "val")}
+    with pytest.raises(Exception, match="cannot be the name of a layer"):
+        import_features(splits, store=tmp_path, name="N")
+    assert not (tmp_path / "N").exists()
+
+
+def test_two_class_names_that_are_one_in_unicode_are_refused():
+    with pytest.raises(ImportingError, match=r"'cafe\\u0301' and 'caf\\xe9'"):
+        plain_labels(np.array(["café", "cafe\u0301"]), where="train")
+
+
+def test_class_names_of_other_unicode_spelling_are_the_same_classes(bench, records, tmp_path, data):
+    names = {"train": np.array(["Café", "Übel", "z"]), "val": np.array(["Cafe\u0301", "U\u0308bel", "z"])}
+    for split, part in (("train", slice(N_TRAIN)), ("val", slice(N_TRAIN, None))):
+        np.savez(tmp_path / f"{split}.npz", features=data[0][part], labels=names[split][data[1][part]])
+    assert bench("import", "--train", "train.npz", "--val", "val.npz", "--name", "N").returncode == 0
+    (record,) = records("--features", "N", "--k", "5", "--store", "features")
+    assert record["num_classes"] == 3
+
+
+def test_names_that_are_not_the_same_but_look_alike_are_spelled_out(bench, tmp_path, data):
+    names = {"train": np.array(["tabby cat", "dog", "z"]), "val": np.array(["Tabby_Cat", "dog\u200b", "z"])}
+    for split, part in (("train", slice(N_TRAIN)), ("val", slice(N_TRAIN, None))):
+        np.savez(tmp_path / f"{split}.npz", features=data[0][part], labels=names[split][data[1][part]])
+    assert bench("import", "--train", "train.npz", "--val", "val.npz", "--name", "N").returncode == 0
+    said = bench("evaluate", "--features", "N", "--k", "5").stderr
+    assert "'Tabby_Cat' and 'tabby cat', 'dog\\u200b' and 'dog'" in said

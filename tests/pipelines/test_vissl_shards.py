@@ -1,0 +1,150 @@
+"""Shards of VISSL's: which rows may occur twice, whose run they are, and when targets are classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.arrays import ImportingError
+from pipelines.vissl_shards import read_vissl
+
+N = {"train": 60, "test": 20}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+@pytest.fixture
+def features():
+    random = np.random.default_rng(0)
+    return {split: random.normal(size=(n, 8)).astype(np.float32) for split, n in N.items()}
+
+
+def save(folder, features, *, targets=None, ranks=1, layer="res5", rows=None, only=None):
+    """One run's shards: rank r has rows r, r + ranks, ..., filled up as DistributedSampler does."""
+    for split, values in features.items():
+        order = np.arange(len(values)) if rows is None else rows
+        order = np.concatenate([order, order[: -len(order) % ranks]])
+        labels = np.arange(len(values)) % 3 if targets is None else targets[split]
+        for rank in range(ranks):
+            part = np.sort(order[rank::ranks])
+            stem = f"rank{rank}_chunk0_{split}_{layer}"
+            if only is None or rank in only:
+                np.save(folder / f"{stem}_features.npy", values[part])
+                np.save(folder / f"{stem}_targets.npy", labels[part])
+                np.save(folder / f"{stem}_inds.npy", part)
+
+
+@pytest.mark.parametrize("ranks", [1, 7])
+def test_exact_copies_that_fill_up_ranks_are_dropped(folder, features, ranks):
+    save(folder, features, ranks=ranks)
+    found = read_vissl(folder, {})
+    assert np.array_equal(found["train"].layers["res5"], features["train"])
+    assert np.array_equal(found["val"].labels, np.arange(20) % 3)
+
+
+def test_shards_left_by_another_run_are_refused_by_file(folder, features):
+    save(folder, {split: values + 1 for split, values in features.items()}, ranks=4)
+    save(folder, features, ranks=2)
+    with pytest.raises(
+        ImportingError, match=r"row 2 is in rank0_chunk0_train_res5_features\.npy and in rank2_chunk0"
+    ) as e:
+        read_vissl(folder, {})
+    assert "different runs" in str(e.value)
+
+
+def test_a_copy_that_differs_in_one_bit_is_no_copy(folder, features):
+    save(folder, features, ranks=7)
+    path = folder / "rank6_chunk0_train_res5_features.npy"
+    values = np.load(path)
+    values[0, 0] = np.nextafter(values[0, 0], np.float32(9))
+    np.save(path, values)
+    with pytest.raises(ImportingError, match="row 2 is in"):
+        read_vissl(folder, {})
+
+
+def test_copies_with_other_targets_are_refused(folder, features):
+    save(folder, features, ranks=4)
+    other = {split: (np.arange(n) + 1) % 3 for split, n in N.items()}
+    save(folder, features, ranks=3, targets=other, only=[0, 1])
+    with pytest.raises(ImportingError, match="different features or targets"):
+        read_vissl(folder, {})
+
+
+def test_shards_of_other_width_are_refused_by_file(folder, features):
+    save(folder, features, ranks=2)
+    save(folder, {split: values[:, :4] for split, values in features.items()}, ranks=2, only=[1])
+    with pytest.raises(ImportingError, match=r"rank0_chunk0_train.* and rank1_chunk0_train.*of different runs"):
+        read_vissl(folder, {})
+
+
+def test_ranks_with_different_numbers_of_rows_are_warned_of(folder, features, caplog):
+    save(folder, features)
+    save(folder, {"train": features["train"]}, ranks=4, only=[3])
+    read_vissl(folder, {})
+    assert "VISSL gives each rank the same number of rows, the shards hold rank 0: 60, rank 3: 15" in caplog.text
+
+
+def multilabel(n):
+    random = np.random.default_rng(1)
+    targets = (random.random((n, 20)) < 0.15).astype(np.int64)
+    targets[:, 0] = np.arange(n) % 2
+    return targets
+
+
+def test_several_labels_for_each_row_are_refused(folder, features):
+    save(folder, features, targets={split: multilabel(n) for split, n in N.items()})
+    with pytest.raises(ImportingError, match=r"Several labels for each row are not supported.*labels\[:, column\]"):
+        read_vissl(folder, {})
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_targets_that_are_row_numbers_are_no_classes(folder, features, ranks):
+    save(folder, features, targets={split: np.arange(n)[:, None] for split, n in N.items()}, ranks=ranks)
+    with pytest.raises(ImportingError, match="the targets are the numbers of the rows.*LABEL_SOURCES"):
+        read_vissl(folder, {})
+    assert set(read_vissl(folder, {}, unlabelled=True)["train"].labels) == {-1}
+    given = {"train": np.arange(60) % 5, "val": np.array(["a", "b"] * 10)}
+    found = read_vissl(folder, {}, label_files=given)
+    assert np.array_equal(found["train"].labels, given["train"])
+    assert np.array_equal(found["val"].labels, given["val"])
+
+
+def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder, features):
+    rows = np.arange(0, 20, 2)
+    save(folder, features, rows=rows)
+    labels = np.arange(60) % 7
+    found = read_vissl(folder, {}, label_files={"train": labels})
+    assert np.array_equal(found["train"].labels, labels[rows])
+    with pytest.raises(ImportingError, match="5 labels, but the shards have row 18"):
+        read_vissl(folder, {}, label_files={"train": labels[:5]})
+
+
+@pytest.mark.parametrize("layer", ["labels", "paths", "valid", "..", "a b"])
+def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(bench, folder, features, layer):
+    save(folder, features, layer=layer)
+    result = bench("import", "--vissl", ".", "--name", "N")
+    assert result.returncode == 2
+    assert f"{layer!r} cannot be the name of a layer" in result.stderr
+    assert not (folder / "features").exists()
+    assert bench("import", "--vissl", ".", "--name", "N", "--layer", f"mine={layer}").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "says"),
+    [
+        ("inds", np.arange(60) - 1, "expected row numbers from 0 on"),
+        ("inds", np.arange(60) * 1.0, "expected row numbers from 0 on"),
+        ("inds", np.arange(59), "not of the same rows"),
+        ("inds", np.array(3), "not of the same rows"),
+        ("features", np.array([None]), "holds Python objects"),
+        ("targets", np.array([None]), "holds Python objects"),
+    ],
+)
+def test_shards_that_do_not_fit_together_are_named(folder, features, kind, values, says):
+    save(folder, features)
+    np.save(folder / f"rank0_chunk0_train_res5_{kind}.npy", values)
+    with pytest.raises(ImportingError, match=says):
+        read_vissl(folder, {})

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from extract.config import DataConfig
 from extract.data.archives import ENDINGS
 from store import BenchError, nearest
+from store.documents import DocumentError, brief, brief_text, read_yaml
 
 FILE = "datasets.yaml"
 SHIPPED = Path(__file__).parent / FILE
+
+
+MOST_FAULTS = 30
+"""Faults that one message lists."""
 
 
 class CatalogueError(BenchError):
@@ -102,9 +106,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise CatalogueError(f"{path}: not YAML: {error}") from error
+        content = read_yaml(path) or {}
+    except DocumentError as error:
+        raise CatalogueError(str(error)) from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise CatalogueError(f"{path}: expected data sets and their settings, such as `in1k: {{root: /data/imagenet}}`")
     for name, settings in content.items():
@@ -112,7 +116,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             Entry.model_validate(settings)
         except ValidationError as error:
             faults = "\n  ".join(
-                f"{name}.{'.'.join(map(str, fault['loc']))}: {_text(fault)}" for fault in error.errors()
+                brief_text(f"{name}.{'.'.join(map(str, fault['loc']))}: {_text(fault)}", most=600)
+                for fault in error.errors()[:MOST_FAULTS]
             )
             raise CatalogueError(f"{path}: wrong settings:\n  {faults}") from error
     return {str(name): _placed(settings, path.parent) for name, settings in content.items()}
@@ -121,7 +126,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 def _text(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"no such setting. {nearest(str(fault['loc'][-1]), Entry.model_fields)}"
-    return f"{fault['msg'].removeprefix('Value error, ')}; got {fault['input']!r}"
+    return f"{fault['msg'].removeprefix('Value error, ')}; got {brief(fault['input'])}"
 
 
 def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ All faults of a file and its overrides are reported at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -19,12 +20,16 @@ from extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConf
 from pipelines.catalogue import CatalogueError, settings_of
 from store import BenchError, LayerSpec, StoreError, nearest
 from store.config import Config, StoreConfig
+from store.documents import DocumentError, brief, brief_text, parse_yaml, read_yaml
 from store.layers import layers_of
 
 SHIPPED = Path(__file__).parent
 _NO_PIPELINES = ("datasets",)
 LOCAL = Path("bench.yaml")
 DEFAULT = "digits"
+
+MOST_FAULTS = 30
+"""Faults that one message lists."""
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 """Names of feature sets, which are names of folders."""
@@ -154,11 +159,11 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise PipelineError(f"{text!r} is neither a pipeline nor an override of the form key=value")
+            raise PipelineError(f"{brief(text)} is neither a pipeline nor an override of the form key=value")
         try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise PipelineError(f"{text}: the value is not YAML: {error}") from error
+            overrides[key] = parse_yaml(value, where=brief_text(text))
+        except DocumentError as error:
+            raise PipelineError(str(error)) from error
     return overrides
 
 
@@ -169,7 +174,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         return settings
     named = settings.pop("base")
     if not isinstance(named, str):
-        raise PipelineError(f"{path}: base must be the name or path of one pipeline; got {named!r}")
+        raise PipelineError(f"{path}: base must be the name or path of one pipeline; got {brief(named)}")
     beside = path.parent / named
     base = beside if beside.is_file() else find_pipeline(named)
     if base.resolve() in (chain := (*extending, path.resolve())):
@@ -199,11 +204,14 @@ def _look_up(settings: dict[str, Any]) -> dict[str, str]:
 
 def _read_alone(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not YAML: {error}") from error
+        settings = read_yaml(path)
+    except DocumentError as error:
+        raise PipelineError(str(error)) from error
     if settings is not None and not isinstance(settings, dict):
-        raise PipelineError(f"{path}: expected keys and values, such as `name: my_features`; got {settings!r}")
+        raise PipelineError(f"{path}: expected keys and values, such as `name: my_features`; got {brief(settings)}")
+    wrong = [key for key in settings or () if not isinstance(key, str)]
+    if wrong:
+        raise PipelineError(f"{path}: a setting's name must be text; got {brief(wrong[0])}")
     return settings or {}
 
 
@@ -231,13 +239,15 @@ def _faults(error: ValidationError) -> dict[str, str]:
             if key in faults:  # another of the types that it could have
                 faults[key] = f"{message[0].lower()}{message[1:]}, or: {faults[key]}"
             else:
-                faults[key] = f"{message}; got {_brief(fault['input'])}"
+                faults[key] = f"{message}; got {brief(fault['input'])}"
     return faults
 
 
 def _listed(where: str, faults: Mapping[str, str]) -> str:
     count = "1 setting is" if len(faults) == 1 else f"{len(faults)} settings are"
-    return f"{where}: {count} wrong:\n  " + "\n  ".join(f"{key}: {text}" for key, text in faults.items())
+    shown = [f"{brief_text(key)}: {brief_text(text, most=600)}" for key, text in islice(faults.items(), MOST_FAULTS)]
+    more = [f"... ({len(faults)} in all)"] if len(faults) > MOST_FAULTS else []
+    return f"{where}: {count} wrong:\n  " + "\n  ".join([*shown, *more])
 
 
 def _place(loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
@@ -251,8 +261,3 @@ def _place(loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
             return ".".join(map(str, loc[:depth])), section
         section = models[0]
     return ".".join(map(str, loc)), section
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from evaluate.labels import EvaluationError
 from evaluate.protocols import Protocol, find_protocol, make_protocol
+from store.documents import DocumentError, read_yaml
 
 
 def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:
@@ -31,9 +30,9 @@ def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:
 def read_protocols(path: Path) -> dict[str, Protocol]:
     """Read the protocols of a YAML file."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EvaluationError(f"{path}: cannot be read as YAML ({error})") from error
+        content = read_yaml(path)
+    except DocumentError as error:
+        raise EvaluationError(str(error)) from error
     if not isinstance(content, dict) or not content or not all(isinstance(each, dict) for each in content.values()):
         raise EvaluationError(f"{path}: must hold names with settings, such as 'mine: {{like: dino, k: [5, 20]}}'")
     try:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipelines.pipeline import PipelineError, parse_overrides
+from pipelines.pipeline import MOST_FAULTS, PipelineError, parse_overrides
 from pipelines.vissl_keys import Keys, is_ignored
 from pipelines.vissl_model import translate_model
+from store.documents import DocumentError, brief, brief_text, read_yaml
 from store.layers import LayerSpec
 
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -61,21 +62,22 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
     name = re.sub(r"[^A-Za-z0-9_.\-]", "_", stems).lstrip(".") or "vissl"
     settings: dict[str, Any] = {
         "name": name,
-        "data": _data(keys),
-        "transform": _transform(keys),
-        "model": translate_model(keys),
-        "weights": _weights(keys),
-        "layers": _layers(keys),
-        "extract": _extract(keys),
-        "evaluate": _evaluate(keys),
     }
+    for name, translator in _TRANSLATORS.items():
+        try:
+            settings[name] = translator(keys)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+            # Each value would need a check of its type otherwise; VISSL's own are always of the right one.
+            settings[name] = {}
+            keys.fault(f"{_SECTIONS[name]}: a value is not of the kind that VISSL takes there: {brief_text(error)}")
     if settings["layers"] != ["heads"]:
         settings["model"].pop("heads", None)
     ignored = [key for key in keys.left if is_ignored(key)]
     keys.faults += [f"{key}: not supported here" for key in keys.left if key not in ignored]
     if keys.faults:
         raise PipelineError(
-            f"{where}: {len(keys.faults)} of VISSL's keys can't be taken:\n  " + "\n  ".join(keys.faults)
+            f"{where}: {len(keys.faults)} of VISSL's keys can't be taken:\n  "
+            + "\n  ".join(brief_text(fault, most=400) for fault in keys.faults[:MOST_FAULTS])
         )
     return Translation(settings={key: value for key, value in settings.items() if value}, ignored=tuple(ignored))
 
@@ -91,17 +93,22 @@ def read_vissl(files: Sequence[Path], overrides: Sequence[str] = ()) -> Translat
     config: dict[str, Any] = {}
     for file in files:
         try:
-            content = yaml.safe_load(file.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise PipelineError(f"{file}: cannot be read as VISSL's YAML: {error}") from error
+            content = read_yaml(file)
+        except DocumentError as error:
+            raise PipelineError(str(error)) from error
         if not isinstance(content, dict):
             raise PipelineError(f"{file}: expected VISSL's keys, such as MODEL and DATA; got {type(content).__name__}")
-        _merge(config, _current(content.get("config", content)))
+        inner = content.get("config", content)
+        if not isinstance(inner, dict):
+            raise PipelineError(f"{file}: config: expected VISSL's keys, such as MODEL and DATA; got {brief(inner)}")
+        _merge(config, _current(inner))
     for key, value in parse_overrides([word.removeprefix("+") for word in overrides]).items():
         *parents, last = key.removeprefix("config.").replace(".TRUNK_PARAMS.", ".").split(".")
         section = config
         for parent in parents:
-            section = section.setdefault(parent, {})
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
         section[last] = value
     return translate(config, where=" + ".join(map(str, files)))
 
@@ -265,6 +272,27 @@ def _evaluate(keys: Keys) -> dict[str, Any]:
         "temperature": [sigma],
     }
     return {"knn": knn} | ({} if cuda else {"device": "cpu"})
+
+
+_TRANSLATORS: Mapping[str, Callable[[Keys], Any]] = {
+    "data": _data,
+    "transform": _transform,
+    "model": translate_model,
+    "weights": _weights,
+    "layers": _layers,
+    "extract": _extract,
+    "evaluate": _evaluate,
+}
+_SECTIONS = {
+    "data": "DATA",
+    "transform": "DATA.*.TRANSFORMS",
+    "model": "MODEL.TRUNK or MODEL.HEAD",
+    "weights": "MODEL.WEIGHTS_INIT",
+    "layers": "MODEL.FEATURE_EVAL_SETTINGS",
+    "extract": "DATA.*.BATCHSIZE_PER_REPLICA",
+    "evaluate": "NEAREST_NEIGHBOR",
+}
+"""Where in VISSL's configuration each section of a pipeline comes from."""
 
 
 def _first(value: Any) -> Any:

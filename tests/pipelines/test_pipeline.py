@@ -149,3 +149,37 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path, text, message):
 def test_an_empty_file_has_all_defaults(tmp_path):
     (tmp_path / "p.yaml").write_text("")
     assert load_pipeline(str(tmp_path / "p.yaml")).layers == ("flatten",)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "[" * 5000, "name: a\nname: b", "name: 2001-99-99", "1: 2", "- a", "\x00"])
+@pytest.mark.parametrize("kind", ["pipeline", "vissl", "protocol", "catalogue", "override"])
+def test_yaml_of_every_kind_that_is_too_much_is_one_short_message(bench, tmp_path, text, kind):
+    (tmp_path / "x.yaml").write_text(text)
+    command = {
+        "pipeline": ("extract", "x.yaml", "--dry-run"),
+        "vissl": ("import-vissl", "x.yaml"),
+        "protocol": ("protocols", "x.yaml"),
+        "catalogue": ("datasets",),
+        "override": ("extract", "digits", f"model.options={text}", "--dry-run"),
+    }[kind]
+    if kind == "catalogue":
+        (tmp_path / "datasets.yaml").write_text(text)
+    if kind == "override" and text in ("1: 2", "- a"):
+        pytest.skip("a value may be this")
+    result = bench(*command)
+    assert result.returncode == 2, result.stdout
+    assert "Traceback" not in result.stderr
+    assert 0 < len(result.stderr) < 4000
+
+
+def test_settings_of_ten_thousand_faults_are_listed_in_part(bench, tmp_path):
+    (tmp_path / "x.yaml").write_text("".join(f"nosuch{i}: 1\n" for i in range(10_000)))
+    result = bench("extract", "x.yaml", "--dry-run")
+    assert result.returncode == 2
+    assert "(10000 in all)" in result.stderr
+    assert len(result.stderr) < 10_000

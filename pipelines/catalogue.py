@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from extract.config import DataConfig
 from extract.data.archives import ENDINGS
+from pipelines.documents import read_yaml
 from store import BenchError, nearest
-from store.documents import DocumentError, brief, brief_text, read_yaml
+from store.documents import DocumentError, brief, brief_text
 
 FILE = "datasets.yaml"
 SHIPPED = Path(__file__).parent / FILE

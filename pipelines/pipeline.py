@@ -18,9 +18,10 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from evaluate.config import EvaluateConfig
 from extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
 from pipelines.catalogue import CatalogueError, settings_of
+from pipelines.documents import parse_yaml, read_yaml
 from store import BenchError, LayerSpec, StoreError, nearest
 from store.config import Config, StoreConfig
-from store.documents import DocumentError, brief, brief_text, parse_yaml, read_yaml
+from store.documents import DocumentError, brief, brief_text
 from store.layers import layers_of
 
 SHIPPED = Path(__file__).parent

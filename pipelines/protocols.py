@@ -10,7 +10,8 @@ from pathlib import Path
 
 from evaluate.labels import EvaluationError
 from evaluate.protocols import Protocol, find_protocol, make_protocol
-from store.documents import DocumentError, read_yaml
+from pipelines.documents import read_yaml
+from store.documents import DocumentError
 
 
 def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:

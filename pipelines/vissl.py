@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from pipelines.documents import read_yaml
 from pipelines.pipeline import MOST_FAULTS, PipelineError, parse_overrides
 from pipelines.vissl_keys import Keys, is_ignored
 from pipelines.vissl_model import translate_model
-from store.documents import DocumentError, brief, brief_text, read_yaml
+from store.documents import DocumentError, brief, brief_text
 from store.layers import LayerSpec
 
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import pipelines
-from store.documents import DocumentError, brief, parse_json, parse_yaml, read_yaml
+from pipelines.documents import parse_yaml, read_yaml
+from store.documents import DocumentError, brief, parse_json
 
 SHIPPED = sorted(Path(pipelines.__file__).parent.glob("*.yaml"))
 

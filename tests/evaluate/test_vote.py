@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from evaluate.vote import Ballot, vote_weights
 
@@ -83,6 +86,44 @@ def test_classes_without_a_vote_have_their_place_behind_the_others():
     ballot = Ballot.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
     assert [int(ballot.places_among_unvoted(np.array([c]), k=3)[0]) for c in range(7)] == [0, 1, -1, 2, -1, 3, 4]
     assert ballot.places_among_unvoted(np.array([2]), k=1)[0] == 2
+
+
+def scikit_learns_votes(k):
+    """Ballot, weights, and the probabilities of scikit-learn's classifier with the same weights."""
+    random = np.random.default_rng(5)
+    rows, queries, labels = random.standard_normal((60, 3)), random.standard_normal((25, 3)), np.arange(60) % 7
+    peer = KNeighborsClassifier(k, weights=lambda distances: 1 / (distances + 1e-5)).fit(rows, labels)
+    distances, neighbours = peer.kneighbors(queries, n_neighbors=12)  # more than vote
+    ballot = Ballot.of(labels[neighbours], num_classes=7)
+    return ballot, vote_weights(-distances, vote="inverse_distance"), peer.predict_proba(queries)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+def test_probabilities_and_shares_are_scikit_learns(k):
+    ballot, weights, expected = scikit_learns_votes(k)
+    assert ballot.probabilities(weights, k=k) == pytest.approx(expected, rel=1e-12)
+    ranked, shares = ballot.ranking_with_shares(weights, k=k, top=3)
+    assert np.array_equal(ranked, ballot.ranking(weights, k=k, top=3))
+    assert shares == pytest.approx(-np.sort(-expected, axis=1)[:, :3], rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+def test_a_complete_ranking_puts_classes_without_a_vote_last_by_number(k):
+    ballot, weights, expected = scikit_learns_votes(k)
+    by_number = np.argsort(-expected, axis=1, kind="stable")  # two classes with a vote never tie here
+    assert np.array_equal(ballot.complete_ranking(weights, k=k), by_number)
+
+
+@pytest.mark.parametrize(("num_queries", "num_classes"), [(400, 100_000), (4, 6_000_000)])
+def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, num_classes):
+    """400 queries of 100,000 classes have 320 MB of scores in float64; of 6 million, one query has 48 MB."""
+    labels = np.random.default_rng(0).integers(0, num_classes, (num_queries, 3))
+    tracemalloc.start()
+    try:
+        Ballot.of(labels, num_classes=num_classes).ranking(np.ones((num_queries, 3)), k=3)
+        assert tracemalloc.get_traced_memory()[1] < 120e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("k", [0, 31])

@@ -7,11 +7,13 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
+import evaluate.kmeans
 from evaluate.kmeans import assign, kmeans
 from evaluate.labels import EvaluationError
 from evaluate.metrics import cluster_metrics
 from evaluate.selection import Selection
 from tests.conftest import make_features
+from tests.evaluate.test_search import Held, held
 
 
 @pytest.fixture
@@ -67,3 +69,74 @@ def test_as_many_clusters_as_rows_and_no_more(tmp_path):
     assert kmeans(data, 6, rows_per_block=4, normalize=False).objective == pytest.approx(0, abs=1e-3)
     with pytest.raises(EvaluationError, match=r"clusters must be in \[1, 6\]"):
         kmeans(data, 7, rows_per_block=4)
+    with pytest.raises(EvaluationError, match=r"clusters must be in \[1, 6\].*got 0"):
+        kmeans(data, 0, rows_per_block=4)
+
+
+def test_one_cluster_is_the_mean(blobs):
+    values, data = blobs
+    ours = kmeans(data, 1, rows_per_block=100, normalize=False)
+    assert ours.centroids_KD == pytest.approx(values.mean(axis=0, dtype=np.float64)[None], rel=1e-5)
+    assert ours.objective == pytest.approx(600 * values.var(axis=0, dtype=np.float64).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [2, 3, 4])
+def test_iterations_are_scikit_learns_from_the_same_start(iterations):
+    """The centroids that count are those of which the objective is, one step after each pass but the last."""
+    values = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
+    start, ours = (
+        kmeans(held(values), 8, rows_per_block=1000, normalize=False, iterations=passes, tolerance=0)
+        for passes in (1, iterations)
+    )
+    assert (start.iterations, ours.iterations) == (1, iterations)
+    inertia = ((values[:, None] - start.centroids_KD[None].astype(np.float64)) ** 2).sum(2).min(1).sum()
+    assert start.objective == pytest.approx(inertia, rel=1e-6)
+    peer = KMeans(8, init=start.centroids_KD, n_init=1, max_iter=iterations - 1, tol=0).fit(values.astype(np.float64))
+    assert ours.centroids_KD == pytest.approx(peer.cluster_centers_, abs=1e-5)
+    assert ours.objective == pytest.approx(peer.inertia_, rel=1e-6)
+    assert ours.objective < start.objective
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e-6, 0.5])
+def test_a_pass_that_finds_nothing_to_improve_is_the_last(tolerance):
+    values = np.array([[0, 0], [0, 2], [10, 0], [10, 2]], np.float32)
+    ours = kmeans(held(values), 2, rows_per_block=4, normalize=False, tolerance=tolerance)
+    assert (ours.objective, ours.iterations) == (4, 2)
+
+
+def test_an_improvement_below_the_tolerance_ends_it():
+    """No pass after the first halves the objective."""
+    values = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
+    assert kmeans(held(values), 8, rows_per_block=1000, normalize=False, tolerance=0.5).iterations == 2
+    assert kmeans(held(values), 8, rows_per_block=1000, normalize=False, tolerance=0).iterations > 4
+
+
+def test_a_cluster_of_one_row_moves_onto_it_and_one_of_none_stays(monkeypatch):
+    values = np.array([[0, 1], [1, 0], [8, 8]], np.float32)
+    start = np.array([[0, 0], [9, 9], [50, 50]], np.float32)
+    monkeypatch.setattr(evaluate.kmeans, "_initial_centroids", lambda *args, **settings: start)
+    ours = kmeans(held(values), 3, rows_per_block=2, normalize=False)
+    assert ours.centroids_KD.tolist() == [[0.5, 0.5], [8, 8], [50, 50]]
+    assert ours.objective == 1
+
+
+@pytest.mark.parametrize(("rows_per_block", "reads"), [(4, 1), (5, 1), (3, 3)])
+def test_rows_that_fit_into_one_block_are_read_once(rows_per_block, reads):
+    """Else they are read for the sample, and again in every pass."""
+
+    class Counted(Held):
+        num_reads = 0
+
+        def map_blocks(self, *arguments):
+            self.num_reads += 1
+            return super().map_blocks(*arguments)
+
+    layer = Counted(np.array([[0, 0], [0, 2], [10, 0], [10, 2]], np.float32), rows_per_chunk=1)
+    data = Selection(layer=layer, rows=np.arange(4))
+    assert kmeans(data, 2, rows_per_block=rows_per_block, normalize=False).iterations == 2
+    assert layer.num_reads == reads
+
+
+def test_few_rows_for_each_cluster_are_no_reason_for_a_warning(capfd):
+    kmeans(held(np.eye(8, dtype=np.float32)), 8, rows_per_block=4)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,98 @@
+"""Similarities of given pairs are those of float64 one by one, in pieces that stay small."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from evaluate.neighbours.rescore import lengths_of_rows, rescore, similarities
+from tests.evaluate.test_search import Held
+
+KINDS = ["cosine", "inner_product", "euclidean"]
+
+
+def one_by_one(database, queries, rows_QK, kind):
+    """Every pair alone, in float64; -inf where there is no row."""
+    found = np.full(rows_QK.shape, -np.inf)
+    for (query, place), row in np.ndenumerate(rows_QK):
+        if row >= 0:
+            x, y = database[row].astype(np.float64), queries[query].astype(np.float64)
+            value = -np.sqrt(np.square(x - y).sum()) if kind == "euclidean" else (x * y).sum()
+            if kind == "cosine":
+                value /= max(np.sqrt(np.square(x).sum()), 1e-12) * max(np.sqrt(np.square(y).sum()), 1e-12)
+            found[query, place] = value
+    return found
+
+
+def peak_of(call):
+    """Bytes that numpy and Python hold at once during a call, besides what they hold already."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def rows_of(num_rows, dim, seed=0):
+    return np.random.default_rng(seed).standard_normal((num_rows, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 255, 256, 257, 700])
+def test_lengths_are_those_of_float64_however_many_rows(num_rows):
+    values = rows_of(num_rows, 1024)  # 256 rows of float64 are 2 MiB
+    expected = [np.sqrt(np.square(row.astype(np.float64)).sum()) for row in values]
+    assert lengths_of_rows(values).tolist() == expected
+
+
+def test_lengths_need_little_memory():
+    values = rows_of(4096, 1024)  # 32 MiB in float64
+    assert peak_of(lambda: lengths_of_rows(values)) < 6 * 2**20
+
+
+def test_similarities_are_those_of_their_definitions():
+    database, queries = np.array([[3, 4], [0, 0]], np.float32), np.array([[4, 3], [1, 0]], np.float32)
+    lengths, query_lengths = np.array([5.0, 0.0]), np.array([5.0, 1.0])
+    assert similarities(database, queries, lengths, query_lengths, "cosine").tolist() == [24 / 25, 0]
+    assert similarities(database, queries, lengths, query_lengths, "inner_product").tolist() == [24, 0]
+    assert similarities(database, queries, lengths, query_lengths, "euclidean").tolist() == [-np.sqrt(2), -1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [3, 1024])
+@pytest.mark.parametrize("rows_per_chunk", [1, 7, 400])
+def test_lists_are_scored_as_one_by_one(kind, dim, rows_per_chunk):
+    random = np.random.default_rng(1)
+    database, queries = rows_of(400, dim), rows_of(6, dim, seed=2)
+    database[3] = 0
+    rows_QK = random.integers(-1, 400, (6, 90))
+    rows_QK[0, :4] = 0, 3, 399, -1
+    layer = Held(database, rows_per_chunk=rows_per_chunk)
+    found = rescore(layer, queries, lengths_of_rows(queries), rows_QK, kind)
+    assert np.array_equal(found, one_by_one(database, queries, rows_QK, kind))
+
+
+def test_lists_without_any_row_have_no_similarity():
+    queries = rows_of(2, 3)
+    found = rescore(Held(rows_of(5, 3)), queries, lengths_of_rows(queries), np.full((2, 4), -1), "cosine")
+    assert (found == -np.inf).all()
+
+
+def test_chunks_are_told_apart_whatever_their_number():
+    """16 bits count to 2^15 - 1."""
+    last = 2**15
+    database, queries = rows_of(last + 1, 2), rows_of(3, 2, seed=2)
+    rows_QK = np.array([[last, 0], [1, last], [last - 1, last // 2]])
+    found = rescore(Held(database, rows_per_chunk=1), queries, lengths_of_rows(queries), rows_QK, "inner_product")
+    assert np.array_equal(found, one_by_one(database, queries, rows_QK, "inner_product"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scoring_lists_needs_little_memory(kind):
+    """4,096 pairs of one chunk are 32 MiB in float64, and a copy of both sides another 32."""
+    database, queries = rows_of(1024, 1024), rows_of(4, 1024, seed=2)
+    layer, lengths = Held(database, rows_per_chunk=1024), lengths_of_rows(queries)
+    rows_QK = np.tile(np.arange(1024), (4, 1))
+    assert peak_of(lambda: rescore(layer, queries, lengths, rows_QK, kind)) < 10 * 2**20

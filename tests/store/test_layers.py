@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from store import LayerSpec, StoreError
@@ -58,6 +60,36 @@ def test_commas_in_brackets_do_not_separate_layers():
 def test_what_is_no_layer_is_refused_with_the_reason(spec, message):
     with pytest.raises(StoreError, match=message):
         LayerSpec.of(spec)
+
+
+@pytest.mark.parametrize(
+    ("args", "pairs"),
+    [
+        ([4], [(4, 4), (4, 4), (0, 0)]),
+        ([[4, 6]], [(4, 6), (4, 6), (0, 0)]),
+        ([[4, 6], 1], [(4, 6), (1, 1), (0, 0)]),
+        ([[4, 6], [1, 2], [2, 3]], [(4, 6), (1, 2), (2, 3)]),
+    ],
+)
+def test_windows_lie_side_by_side_without_padding_unless_told(args, pairs):
+    """As in torch: the stride is the kernel, the padding 0 and at most half the kernel in each direction."""
+    for op in ("AvgPool2d", "MaxPool2d"):
+        assert list(LayerSpec.of(["res4", [op, args]]).pooling.args) == pairs
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [((4, 6), (3, 3)), ((4, 6), (2, 4)), ((1, 1), (1, 0)), ((3, 3), (2, 2))]
+)
+@pytest.mark.parametrize("op", ["AvgPool2d", "MaxPool2d"])
+def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(op, kernel, padding):
+    """Torch would say so only after the model has run."""
+    torch = pytest.importorskip("torch")
+    layer = getattr(torch.nn, op)(kernel, 1, padding)
+    with pytest.raises(RuntimeError, match="pad should be at most half"):
+        layer(torch.zeros(1, 1, 8, 8))
+    message = f"pooling {op}: padding may be at most half the kernel; got {padding} for {kernel}"
+    with pytest.raises(StoreError, match=re.escape(message)):
+        LayerSpec.of(["res4", [op, [list(kernel), 1, list(padding)]]])
 
 
 def test_two_layers_of_one_name_are_refused():

@@ -40,6 +40,28 @@ def test_a_chunk_is_whole_batches_and_not_too_large(batch_size):
         assert rows == batch_size or rows * bytes_per_row <= BYTES_PER_CHUNK
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "bytes_per_row", "rows"),
+    [
+        (10**6, 64, 8192, 1024),
+        (10**6, 64, 2**20, 256),  # 256 MiB
+        (10**6, 64, 2**20 + 1, 192),  # three batches, since four would be larger
+        (10**6, 2000, 64, 2000),  # a batch larger than the usual chunk
+        (10**6, 64, 2**30, 64),  # a batch larger than 256 MiB
+        (10**6, 100, 64, 1000),
+        (1000, 100, 64, 1000),
+        (130, 64, 64, 130),
+    ],
+)
+def test_a_chunk_is_about_1024_rows_or_256_mebibytes(num_rows, batch_size, bytes_per_row, rows):
+    assert rows_per_chunk_for(num_rows=num_rows, batch_size=batch_size, bytes_per_row=bytes_per_row) == rows
+
+
+def test_a_range_is_as_long_as_it_has_rows():
+    assert len(RowRange(start=3, stop=8)) == 5
+    assert [len(batch) for batch in RowRange(start=3, stop=8).batches(2)] == [2, 2, 1]
+
+
 def test_batches_never_straddle_a_chunk():
     batches = list(RowRange(start=8, stop=13).batches(2))
     assert [(batch.start, batch.stop) for batch in batches] == [(8, 10), (10, 12), (12, 13)]

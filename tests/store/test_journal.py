@@ -1,0 +1,134 @@
+"""Journals: lines that carry their checksum, durable when they are appended, numbered when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from store import DamagedError
+from store.journal import Journal, JournalReader, Record, damaged_lines, rewrite_journals
+
+RECORDS = [Record(key=f"train/x/c/{i}/0", size=100 + i, crc32c=2**32 - 1 - i) for i in range(6)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "rank-00003.jsonl"
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Inodes of the files and folders that reach the disk, in order."""
+    inodes, fsync = [], os.fsync
+
+    def noted(descriptor):
+        inodes.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return inodes
+
+
+def flip(path, line):
+    """Change one bit of one line, of which the first is 1."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line - 1] = lines[line - 1][:20] + bytes([lines[line - 1][20] ^ 1]) + lines[line - 1][21:]
+    path.write_bytes(b"".join(lines))
+
+
+def crc32c(content):
+    """Castagnoli's polynomial, bit by bit."""
+    register = 2**32 - 1
+    for byte in content:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 2**32 - 1
+
+
+def test_a_line_is_the_checksum_of_its_text_and_the_text(path):
+    assert crc32c(b"123456789") == 0xE3069283, "the check value of CRC-32C"
+    Journal(path).append(RECORDS[:2])
+    for line, record in zip(path.read_bytes().splitlines(), RECORDS, strict=False):
+        assert line[:9] == b"%08x " % crc32c(line[9:])
+        text = json.loads(line[9:])
+        assert (text["key"], text["size"], text["crc32c"]) == (record.key, record.size, record.crc32c)
+
+
+def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced):
+    journal = Journal(path)
+    journal.append(RECORDS[:1])
+    assert synced == [path.stat().st_ino, path.parent.stat().st_ino]
+    journal.append(RECORDS[1:2])
+    assert synced[2:] == [path.stat().st_ino], "the name is there already"
+
+
+def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced):
+    Journal(path).append(RECORDS)
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    synced.clear()
+    Journal(path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+    assert not synced
+
+
+@pytest.mark.parametrize("torn", [1, 2, 30])
+def test_what_follows_the_last_line_feed_is_cut_off(path, torn):
+    Journal(path).append(RECORDS[:2])
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:torn])
+    Journal(path)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:torn])
+    Journal(path).append(RECORDS[:2])
+    assert path.read_bytes() == whole
+
+
+def test_a_record_counts_once_its_line_is_whole(path):
+    Journal(path).append(RECORDS[:3])
+    whole = path.read_bytes()
+    first, second, _ = whole.splitlines(keepends=True)
+    reader = JournalReader(path.parent)
+    for content, number in (
+        (b"", 0),
+        (first[:-1], 0),
+        (first, 1),
+        (first + second[:1], 1),
+        (whole[:-1], 2),
+        (whole, 3),
+    ):
+        path.write_bytes(content)
+        assert list(reader.update().values()) == RECORDS[:number]
+
+
+@pytest.mark.parametrize("line", [1, 2, 5])
+def test_a_damaged_line_is_refused_by_its_number(path, line):
+    Journal(path).append(RECORDS[:5])
+    flip(path, line)
+    with pytest.raises(DamagedError, match=rf"rank-00003\.jsonl: line {line} is not what was written"):
+        JournalReader(path.parent).update()
+    assert damaged_lines(path.parent) == [f"rank-00003.jsonl line {line}"]
+
+
+@pytest.mark.parametrize("line", [4, 6])
+def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(path, line):
+    Journal(path).append(RECORDS[:3])
+    reader = JournalReader(path.parent)
+    reader.update()
+    Journal(path).append(RECORDS[3:4])
+    if line > 4:
+        reader.update()
+    Journal(path).append(RECORDS[4:])
+    flip(path, line)
+    with pytest.raises(DamagedError, match=f"line {line} is not what was written"):
+        reader.update()
+
+
+def test_rewriting_drops_damaged_lines_and_what_is_not_to_be_kept(path):
+    Journal(path).append(RECORDS[:4])
+    flip(path, 2)
+    dropped = rewrite_journals(path.parent, lambda record: record.key != RECORDS[3].key)
+    assert dropped == ["rank-00003.jsonl line 2", RECORDS[3].key]
+    assert list(JournalReader(path.parent).update().values()) == [RECORDS[0], RECORDS[2]]

@@ -1,0 +1,91 @@
+"""Layers are read back whatever the system returns at once, in little memory, and never beyond damage."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from store import DamagedError
+from tests.conftest import make_features
+
+KINDS = [("float32", "none"), ("float16", "none"), ("float32", "zstd")]
+
+
+def made_of(path, values, *, rows_per_chunk, **settings):
+    features = {split: {"x": values} for split in ("train", "val")}
+    labels = {split: np.zeros(len(values), int) for split in features}
+    return make_features(path, features, labels, rows_per_chunk=rows_per_chunk, **settings)
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(0).standard_normal((29, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("dtype", "compression"), KINDS)
+def test_a_chunk_is_looked_at_as_it_was_written(tmp_path, values, dtype, compression):
+    layer = made_of(tmp_path / "f", values, rows_per_chunk=8, dtype=dtype, compression=compression).layer("val", "x")
+    expected = values.astype(dtype).astype(np.float32)
+    for chunk in range(4):
+        looked = layer.peek(chunk)
+        assert looked.dtype == np.float32
+        assert np.array_equal(looked, expected[chunk * 8 : chunk * 8 + 8])
+
+
+@pytest.mark.parametrize(("dtype", "compression"), KINDS)
+@pytest.mark.parametrize("change", [b"\0", None])
+def test_a_chunk_of_another_size_is_not_looked_at(tmp_path, values, dtype, compression, change):
+    made = made_of(tmp_path / "f", values, rows_per_chunk=8, dtype=dtype, compression=compression)
+    layer, path = made.layer("val", "x"), made.path / "val/x/c/1/0"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] if change is None else content + change)
+    with pytest.raises(DamagedError, match=r"val/x, chunk 1: .*were written"):
+        layer.peek(1)
+
+
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_reads_that_return_less_than_asked_are_continued(tmp_path, values, monkeypatch, most):
+    layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
+    preadv = os.preadv
+    # The last four bytes come at once: a file system does not tear so few apart.
+    monkeypatch.setattr(
+        os, "preadv", lambda file, into, at: preadv(file, into if len(into[0]) == 4 else [into[0][:most]], at)
+    )
+    assert np.array_equal(layer.read(), values)
+
+
+def test_a_file_that_ends_while_it_is_read_is_refused(tmp_path, values, monkeypatch):
+    layer, calls = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x"), []
+
+    def ended(file, into, at):
+        calls.append(at)
+        assert len(calls) < 100, "asks for ever"
+        return 0
+
+    monkeypatch.setattr(os, "preadv", ended)
+    with pytest.raises(DamagedError, match=r"val/x, chunk \d: .*cannot be read \(the file ends early\)"):
+        layer.read()
+
+
+def test_no_more_than_two_blocks_are_in_memory(tmp_path):
+    values = np.ones((4096, 256), np.float32)
+    layer = made_of(tmp_path / "f", values, rows_per_chunk=512).layer("val", "x")
+    block = 512 * 256 * 4
+    tracemalloc.start()
+    try:
+        for _ in layer.blocks(512):
+            assert tracemalloc.get_traced_memory()[0] < 2.5 * block
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rows_per_block", [1, 8, 20, 29, 100])
+def test_some_chunks_can_be_read_alone(tmp_path, values, rows_per_block):
+    layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
+    for chunks in (range(0, 1), range(1, 3), range(2, 4), range(3, 4)):
+        blocks = list(layer.map_blocks(lambda block: (block.start, block.features.copy()), rows_per_block, chunks))
+        assert blocks[0][0] == chunks.start * 8
+        assert np.array_equal(np.concatenate([each for _, each in blocks]), values[chunks.start * 8 : chunks.stop * 8])

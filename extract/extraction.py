@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,12 +17,18 @@ import torch
 from extract.data.images import ImageError
 from extract.data.sources import DataError, ImageSource
 from extract.loading import Batch, batches
+from extract.memory import out_of_memory_is
 from extract.model.taps import TappedTrunk
 from extract.transform import Transform
 from store import ChunkWriter, FeatureSet, Work
 from store.layout import RowRange
 
 logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "Set --batch-size lower (it belongs to the fingerprint: another --name, or --overwrite), use a device with more "
+    "memory, or fewer ranks on it. What was committed is safe."
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -96,6 +102,10 @@ def extract_chunks(
     ------
     ImageError
         If an image can't be read and `on_error` is "stop".
+    OutOfMemoryError
+        If the host or the device has no memory left.
+    DecoderError
+        If a decoding process dies.
     StoreError
         If a value can't be stored, or the disk refuses.
     """
@@ -112,7 +122,7 @@ def extract_chunks(
         return written
 
     writing: Future[int] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background, closing(loaded):
         for first in loaded:
             item, pieces = ahead.popleft()
             shapes = {name: features.layer_info(name).shape for name in item.layers}
@@ -125,6 +135,8 @@ def extract_chunks(
                 valid.append(np.array([index not in batch.unreadable for index in range(len(rows))]))
                 done.rows += len(rows)
                 on_rows(len(rows))
+                if writing is not None and writing.done():
+                    writing.result()  # raises at once what the disk refused
             if writing is not None:
                 done.bytes += writing.result()
             chunk = {name: np.concatenate([part[name] for part in parts]) for name in item.layers}
@@ -165,9 +177,10 @@ def forward(
     trunk: TappedTrunk, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers in float32, in memory."""
-    with _autocast(device, precision):
-        layers = trunk(transform.scale(pixels, device))
-    return {name: values.float().cpu().numpy() for name, values in layers.items()}
+    with out_of_memory_is(f"in the forward pass of {len(pixels)} images on {device}", OUT_OF_MEMORY):
+        with _autocast(device, precision):
+            layers = trunk(transform.scale(pixels, device))
+        return {name: values.float().cpu().numpy() for name, values in layers.items()}
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

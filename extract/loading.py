@@ -7,19 +7,25 @@ depends on how the work was split or resumed.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, islice
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from extract.data.images import ImageError
 from extract.data.sources import DataError, ImageSource
+from extract.decoders import Decoders, Loaded, Piece
 from extract.transform import Transform
 from store.layout import RowRange
+
+AHEAD = 3
+"""Batches that are asked for before they are needed, of each process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,32 +38,23 @@ class Batch:
     unreadable: Mapping[int, str]
 
 
-class _Images(Dataset[Any]):
-    """Pixels of (split, row), or the reason why there are none: text for one image, an error for all."""
+class _Images:
+    """Loads the images of a piece; what a decoding process does."""
 
     def __init__(self, sources: Mapping[str, ImageSource], transform: Transform) -> None:
         self._sources = sources
         self._transform = transform
 
-    def __getitem__(self, where: tuple[str, int]) -> Tensor | str | DataError:
-        split, row = where
+    def __call__(self, piece: Piece) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+        split, rows = piece
+        return _collate([self._pixels(split, row) for row in range(rows.start, rows.stop)])
+
+    def _pixels(self, split: str, row: int) -> Tensor | str:
+        """Pixels of an image, or why there are none."""
         try:
             return self._transform.pixels(self._sources[split].open(row))
         except ImageError as error:
             return str(error)
-        except DataError as error:  # returned, since raising it here would bury its text in torch's
-            return error
-
-
-class _Pieces:
-    """The rows of each batch, spelled out only when the loader asks: millions of them would take gigabytes."""
-
-    def __init__(self, pieces: Iterable[tuple[str, RowRange]]) -> None:
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[list[tuple[str, int]]]:
-        for split, rows in self._pieces:
-            yield [(split, row) for row in range(rows.start, rows.stop)]
 
 
 def batches(
@@ -67,8 +64,8 @@ def batches(
     transform: Transform,
     workers: int,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """Load one batch for each piece, in order.
+) -> Generator[Batch, None, None]:
+    """Load one batch for each piece, in order; closing the generator ends the processes.
 
     Parameters
     ----------
@@ -87,20 +84,34 @@ def batches(
     ------
     DataError
         If images have different sizes after the transform.
+    DecoderError
+        If a decoding process can't be started, or dies.
+    OutOfMemoryError
+        If one has no memory left.
     """
-    loader = DataLoader(
-        _Images(sources, transform),
-        batch_sampler=_Pieces(pieces),
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_parent,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-    )
-    for pixels, unreadable in loader:
-        if pixels is None:
-            raise DataError(unreadable)
-        yield Batch(pixels=pixels, unreadable=unreadable)
+    images = _Images(sources, transform)
+    if not workers:
+        for piece in pieces:
+            pixels, note = images(piece)
+            yield Batch(pixels=torch.from_numpy(pixels), unreadable=note)
+        return
+    coming = iter(pieces)
+    first = list(islice(coming, workers))
+    if not first:
+        return
+    with Decoders(images, workers=len(first), pin_memory=pin_memory) as decoders:
+        ahead: deque[Future[Loaded]] = deque()
+        for piece in chain(first, coming):
+            ahead.append(decoders.submit(piece))
+            if len(ahead) > AHEAD * workers:
+                yield _batch(ahead.popleft())
+        while ahead:
+            yield _batch(ahead.popleft())
+
+
+def _batch(coming: Future[Loaded]) -> Batch:
+    pixels, note = coming.result()
+    return Batch(pixels=pixels, unreadable=note)
 
 
 def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> int:
@@ -111,29 +122,20 @@ def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> i
     return min(max(1, cores // num_ranks), 16)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group, but the parent still wants the batches of the chunk in hand."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _collate(images: list[Tensor | str | DataError]) -> tuple[Tensor | None, Any]:
-    faults = [image for image in images if isinstance(image, DataError)]
-    if faults:
-        return None, str(faults[0])
+def _collate(images: Sequence[Tensor | str]) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
     shapes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(shapes) > 1:
         sizes = " and ".join(f"{height} x {width}" for _, height, width in sorted(shapes)[:2])
-        return None, (
+        raise DataError(
             f"images of different sizes after the transform ({sizes}) can't share a batch: set transform.crop, "
             f"or both sides of transform.resize"
         )
     shape = shapes.pop() if shapes else (3, 1, 1)
-    pixels = torch.zeros((len(images), *shape), dtype=torch.uint8)
+    pixels = np.zeros((len(images), *shape), dtype=np.uint8)
     unreadable = {}
     for index, image in enumerate(images):
         if isinstance(image, Tensor):
-            pixels[index] = image
+            pixels[index] = image.numpy()
         else:
             unreadable[index] = image
     return pixels, unreadable

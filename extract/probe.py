@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 
 import torch
 
@@ -39,17 +40,17 @@ def images_per_second(
     """
     num_rows = len(sources["train"].rows.labels)
     pieces = [("train", rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]
-    loaded = batches(
-        sources, pieces[:1] + pieces, transform=transform, workers=workers, pin_memory=device.type == "cuda"
-    )
     start, done = 0.0, 0
-    for batch in loaded:
-        forward(trunk, transform, batch.pixels, device, precision)
-        now = time.perf_counter()
-        if start:
-            done += len(batch.pixels)
-            if now - start >= seconds:
-                break
-        else:
-            start = now
-    return done / (time.perf_counter() - start)
+    with closing(
+        batches(sources, pieces[:1] + pieces, transform=transform, workers=workers, pin_memory=device.type == "cuda")
+    ) as loaded:
+        for batch in loaded:
+            forward(trunk, transform, batch.pixels, device, precision)
+            now = time.perf_counter()
+            if start:
+                done += len(batch.pixels)
+                if now - start >= seconds:
+                    break
+            else:
+                start = now
+        return done / (time.perf_counter() - start)

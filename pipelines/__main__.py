@@ -15,7 +15,7 @@ def main() -> None:
         print(clash, file=sys.stderr)
         sys.exit(2)
     from pipelines.cli import app
-    from store.errors import BenchError
+    from store.errors import BenchError, first_line
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it loads
@@ -23,6 +23,15 @@ def main() -> None:
         app()
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        print(
+            f"error: out of memory ({first_line(error)}). Extraction needs less with a smaller --batch-size and fewer "
+            f"--workers or --ranks, evaluation with --memory. What was committed is safe.",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

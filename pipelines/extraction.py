@@ -27,6 +27,7 @@ from store import (
     Work,
     WorkQueue,
 )
+from store.errors import first_line
 from store.status import Reporter
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,8 @@ def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[
         with watching(features, layers, rank.run, quiet=quiet) if rank.rank == 0 else nullcontext():
             try:
                 _extract(prepared, missing, rank, queue, ChunkWriter(features, rank=number), reporter, stopping)
-            except Exception as error:
-                reporter.change("failed", error=str(error).splitlines()[0])
+            except BaseException as error:
+                reporter.change("failed", error=first_line(error))
                 raise
             reporter.change("stopped" if stopping() else "done")
     if stopping() and features.pending(layers):

@@ -59,3 +59,14 @@ def some(names: Sequence[str], *, show: int = 3) -> str:
     'a, b, c, ... (4 in all)'
     """
     return ", ".join(names[:show]) + (f", ... ({len(names)} in all)" if len(names) > show else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind if it has none.
+
+    Examples
+    --------
+    >>> first_line(ValueError("too small\\nby 2")), first_line(MemoryError())
+    ('too small', 'MemoryError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

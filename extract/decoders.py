@@ -1,0 +1,275 @@
+"""Processes that decode batches, none of which can be lost.
+
+Each has a socket pair to this process, and a thread here that sends it a piece and reads the answer
+straight into the batch. A process that ends for whatever reason closes its socket, so the thread
+sees at once that no answer will come. torch's DataLoader hands batches over in shared memory, from a
+thread of the worker: where /dev/shm is small or missing, or file descriptors run out, that thread
+drops the batch, and the parent waits for it without end (pytorch#1355, pytorch#5040). Here nothing
+lies in /dev/shm, not even a semaphore.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from extract.lifetime import end_with_parent
+from extract.memory import OutOfMemoryError, is_out_of_memory
+from store import BenchError
+from store.layout import RowRange
+
+Piece = tuple[str, RowRange]
+"""A split and some of its rows."""
+
+Load = Callable[[Piece], tuple[npt.NDArray[np.uint8], Any]]
+"""Returns the pixels of a piece, shape (B, 3, H, W), and whatever else is to be known of them."""
+
+Loaded = tuple[Tensor, Any]
+"""The pixels, uint8 of shape (B, 3, H, W), and the rest."""
+
+_Asked = tuple[Future[Loaded], Piece]
+
+JOIN_S = 10.0
+"""How long the end of a process that was killed is waited for."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_ADVICE = {
+    errno.EMFILE: "Allow more open files (`ulimit -n`)",
+    errno.ENFILE: "Allow more open files (sysctl fs.file-max)",
+    errno.EAGAIN: "Allow more processes (`ulimit -u`, or the container's pids limit)",
+    errno.ENOMEM: "Free some memory",
+}
+
+
+class DecoderError(BenchError):
+    """A decoding process could not be started, or has died."""
+
+
+class RemoteError(RuntimeError):
+    """An error in a decoding process that nobody expected; its text is the traceback there."""
+
+
+class Decoders:
+    """Processes that run `load` on pieces; a context manager, whose end ends them.
+
+    Parameters
+    ----------
+    load : callable
+        What each process does.
+    workers : int
+        How many processes.
+    pin_memory : bool
+        Whether the pixels are bound for a GPU.
+
+    Raises
+    ------
+    DecoderError
+        If not all can be started.
+    """
+
+    def __init__(self, load: Load, *, workers: int, pin_memory: bool = False) -> None:
+        self._pin_memory = pin_memory
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._threads: list[threading.Thread] = []
+        atexit.register(self.close)  # before multiprocessing, which would wait for them at exit
+        try:
+            for _ in range(workers):
+                self._workers.append(_Worker(load))
+        except OSError as error:
+            self.close()
+            advice = _ADVICE.get(error.errno or 0, "See to that")
+            raise DecoderError(
+                f"only {len(self._workers)} of {workers} decoding processes could be started: {error.strerror}. "
+                f"{advice}, or set --workers lower (0 decodes in the process that runs the model)."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        self._threads = [  # daemons, since an executor's threads would be waited for at exit
+            threading.Thread(target=self._attend, args=(worker,), name="decoder", daemon=True)
+            for worker in self._workers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, piece: Piece) -> Future[Loaded]:
+        """Have a piece loaded by the next process that is free.
+
+        The future raises what `load` raised if that is a `BenchError`; DecoderError if the process died;
+        OutOfMemoryError; and RemoteError for any other error.
+        """
+        future: Future[Loaded] = Future()
+        self._asked.put((future, piece))
+        return future
+
+    def close(self) -> None:
+        """End all processes at once; they hold nothing that could be lost."""
+        atexit.unregister(self.close)
+        for worker in self._workers:
+            worker.kill()
+        with suppress(Empty):
+            while asked := self._asked.get_nowait():
+                asked[0].cancel()
+        for _ in self._threads:
+            self._asked.put(None)
+        for thread in self._threads:
+            thread.join()
+        for worker in self._workers:
+            worker.close()
+
+    def _attend(self, worker: _Worker) -> None:
+        """Hand one process what is asked for, a piece at a time; in a thread."""
+        while asked := self._asked.get():
+            future, piece = asked
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(worker.load(piece, pin_memory=self._pin_memory))
+                except BaseException as error:  # whoever waits for the future is told
+                    future.set_exception(error)
+
+
+class _Worker:
+    """One process, as its parent sees it."""
+
+    def __init__(self, load: Load) -> None:
+        # A forked process shares the listing of the images, which may be gigabytes.
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+        self._connection: Connection
+        self._connection, theirs = context.Pipe()
+        try:
+            self._process = context.Process(target=_serve, args=(load, theirs), name="decoder", daemon=True)
+            with _signals_held_back():
+                self._process.start()
+        except BaseException:
+            self._connection.close()
+            raise
+        finally:
+            theirs.close()  # or its end would not be seen here
+
+    def load(self, piece: Piece, *, pin_memory: bool) -> Loaded:
+        """Have a piece loaded, and wait for it."""
+        try:
+            self._connection.send(piece)
+            fault, shape, note = pickle.loads(self._connection.recv_bytes())
+            if fault is not None:
+                raise fault
+            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+            _receive(self._connection.fileno(), pixels.numpy().data.cast("B"))
+        except (EOFError, OSError) as error:
+            raise DecoderError(self._death(piece)) from error
+        return pixels, note
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._process.join(JOIN_S)
+        self._connection.close()
+
+    def _death(self, piece: Piece) -> str:
+        self._process.join(JOIN_S)
+        split, rows = piece
+        where = f"while it read rows {rows.start} to {rows.stop - 1} of {split}"
+        safe = "What was committed is safe; the same command goes on from there."
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return (
+                f"a decoding process was killed (SIGKILL) {where}: most likely memory was short (`dmesg` says so). "
+                f"Set --workers lower, or give it more memory. {safe}"
+            )
+        how = f"ended with exit code {code}" if code is None or code >= 0 else f"died of {signal.Signals(-code).name}"
+        return (
+            f"a decoding process {how} {where}. If it happens again there, one of these images crashes the decoder: "
+            f"find it with --workers 0 and remove it. {safe}"
+        )
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Block the signals that a new process is going to ignore, until it does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _receive(descriptor: int, into: memoryview) -> None:
+    while into:
+        count = os.readv(descriptor, [into])
+        if not count:
+            raise EOFError
+        into = into[count:]
+
+
+def _serve(load: Load, connection: Connection) -> None:
+    """Run in the process until the parent ends, or ends it."""
+    end_with_parent()
+    # Ctrl-C reaches the whole process group, but the parent still wants the batches of its chunk.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    while True:
+        try:
+            piece = connection.recv()
+            head, pixels = _answer(load, piece)
+            connection.send_bytes(head)
+            while pixels:
+                pixels = pixels[os.write(connection.fileno(), pixels) :]
+        except (EOFError, OSError):  # the parent has no more use for it
+            return
+
+
+def _answer(load: Load, piece: Piece) -> tuple[bytes, memoryview]:
+    """Return what is sent for a piece: (fault, shape, note), and the pixels."""
+    try:
+        pixels, note = load(piece)
+        return pickle.dumps((None, pixels.shape, note)), np.ascontiguousarray(pixels).data.cast("B")
+    except Exception as error:
+        return pickle.dumps((_portable(error), None, None)), memoryview(b"")
+
+
+def _portable(error: Exception) -> Exception:
+    """Make of an error one that can be sent."""
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            "a decoding process ran out of memory. Set --workers lower, or give it more memory. "
+            "What was committed is safe; the same command goes on from there."
+        )
+    if isinstance(error, BenchError):
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return BenchError(str(error))
+        return error
+    return RemoteError(f"in a decoding process:\n{traceback.format_exc()}")

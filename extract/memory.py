@@ -1,0 +1,33 @@
+"""Memory that runs out, on the host or the accelerator: a fault that the user can remove, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from store import BenchError
+from store.errors import first_line
+
+
+class OutOfMemoryError(BenchError):
+    """The host or the accelerator has no memory left."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, torch's, or that of torch's allocator on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def out_of_memory_is(what: str, advice: str) -> Iterator[None]:
+    """Turn errors that say that memory ran out into an OutOfMemoryError that says where, and what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory {what} ({first_line(error)}). {advice}") from error

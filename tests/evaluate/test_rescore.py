@@ -50,6 +50,8 @@ def test_lengths_are_those_of_float64_however_many_rows(num_rows):
 def test_lengths_need_little_memory():
     values = rows_of(4096, 1024)  # 32 MiB in float64
     assert peak_of(lambda: lengths_of_rows(values)) < 6 * 2**20
+    long = np.ones((4, 2**19), np.float32)  # a row has 4 MiB in float64, and the one before is still there
+    assert peak_of(lambda: lengths_of_rows(long)) < 12 * 2**20
 
 
 def test_similarities_are_those_of_their_definitions():
@@ -96,3 +98,11 @@ def test_scoring_lists_needs_little_memory(kind):
     layer, lengths = Held(database, rows_per_chunk=1024), lengths_of_rows(queries)
     rows_QK = np.tile(np.arange(1024), (4, 1))
     assert peak_of(lambda: rescore(layer, queries, lengths, rows_QK, kind)) < 10 * 2**20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_two_megabytes_are_scored_pair_by_pair(kind):
+    """A pair is copied, 2 MiB each, and multiplied in float64, 4 MiB."""
+    layer, queries = Held(np.ones((4, 2**19), np.float32)), np.ones((2, 2**19), np.float32)
+    lengths, rows_QK = lengths_of_rows(queries), np.array([[0, 1], [2, 3]])
+    assert peak_of(lambda: rescore(layer, queries, lengths, rows_QK, kind)) < 11 * 2**20

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from store import LayerSpec, StoreError
-from store.layers import layers_of, split_layers
+from store import DamagedError, LayerSpec, StoreError
+from store.layers import LONGEST_NAME, checked_name, layers_of, split_layers
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,16 @@ def test_commas_in_brackets_do_not_separate_layers():
         ("a:b:c", "cannot read"),
         (7, "a layer is written as"),
         (["res4", 7], "a layer is written as"),
+        (["res4", ["AvgPool2d", [8], 3]], "a layer is written as"),
+        (["res4", []], "a layer is written as"),
+        (["res4", ["AvgPool2d", [["a", "b"]]]], r"AvgPool2d's kernel must be a number or a pair of numbers; got \['a'"),
+        (["res4", ["AvgPool2d", [8, [1, 2, 3]]]], "AvgPool2d's stride must be a number or a pair of numbers"),
+        (["res4", ["AvgPool2d", ["8"]]], "must be a number or a pair of numbers; got '8'"),
+        (["res4", ["AvgPool2d", [True]]], "must be a number or a pair of numbers; got True"),
+        (["res4", ["AvgPool2d", [2.5]]], "must be a number or a pair of numbers; got 2.5"),
+        ("n" * (LONGEST_NAME + 1), f"at most {LONGEST_NAME},"),
+        ("n" * 80 + "/", r"'n{77}\.\.\.' cannot be the name"),
+        ("n" * 79 + "/", "'n{79}/' cannot be the name"),
     ],
 )
 def test_what_is_no_layer_is_refused_with_the_reason(spec, message):
@@ -90,6 +100,25 @@ def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(op, kernel, pad
     message = f"pooling {op}: padding may be at most half the kernel; got {padding} for {kernel}"
     with pytest.raises(StoreError, match=re.escape(message)):
         LayerSpec.of(["res4", [op, [list(kernel), 1, list(padding)]]])
+
+
+def test_the_longest_name_is_taken():
+    assert LayerSpec.of("n" * LONGEST_NAME).name == "n" * LONGEST_NAME
+
+
+def test_an_operation_without_arguments_needs_no_list_of_them():
+    assert LayerSpec.of(["res4", ["Identity"]]) == LayerSpec.of(["res4", "Identity"]) == LayerSpec.of("res4:Identity")
+
+
+@pytest.mark.parametrize("name", ["res5", "labels", "res4.AvgPool2d_8_3_0", "_x-1"])
+def test_a_name_that_a_feature_set_can_hold_passes(name):
+    assert checked_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/a", "a\0", "zarr.json", ".hidden", None, 7, ["a"]])
+def test_a_name_that_could_lead_elsewhere_is_damage(name):
+    with pytest.raises(DamagedError, match="no name that this program gives"):
+        checked_name(name)
 
 
 def test_two_layers_of_one_name_are_refused():

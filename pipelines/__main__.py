@@ -7,13 +7,24 @@ import logging
 import sys
 from pathlib import Path
 
+MOST_CHARACTERS = 20_000
+"""Of an error's message; a table of weights that do not fit has a few thousand."""
+
 
 def main() -> None:
-    """Run the command line; a fault that the user can mend is one message and exit code 2."""
+    """Run the command line; a fault that the user can cure is one message and exit code 2."""
     clash = name_clash()
     if clash:
         print(clash, file=sys.stderr)
         sys.exit(2)
+    from pipelines.terminal import guarded
+
+    with guarded():
+        run()
+
+
+def run() -> None:
+    """Run the command line, with output that is guarded already."""
     from pipelines.cli import app
     from store.errors import BenchError, first_line
 
@@ -22,7 +33,9 @@ def main() -> None:
     try:
         app()
     except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        cut = f"\n... ({len(text):,} characters in all)" if len(text) > MOST_CHARACTERS else ""
+        print(f"error: {text[:MOST_CHARACTERS]}{cut}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's

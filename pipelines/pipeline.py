@@ -23,6 +23,7 @@ from store import BenchError, LayerSpec, StoreError, nearest
 from store.config import Config, StoreConfig
 from store.documents import DocumentError, brief, brief_text
 from store.layers import layers_of
+from store.names import visible
 
 SHIPPED = Path(__file__).parent
 _NO_PIPELINES = ("datasets",)
@@ -119,7 +120,10 @@ def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None 
 
 def as_yaml(pipeline: Pipeline) -> str:
     """Write a pipeline with all its settings, so that it can be read again."""
-    return yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = pipeline.model_dump(mode="json")
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    # YAML has escapes of its own for what a terminal would act upon; they read back as the same text.
+    return text if visible(text) == text else yaml.safe_dump(settings, sort_keys=False)
 
 
 def json_schema() -> dict[str, Any]:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from pipelines.terminal import console
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +31,14 @@ class Progress:
             yield lambda rows: None
         elif sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            with Bar(*columns, console=Console(stderr=True)) as bar:
+            with Bar(*columns, console=console(stderr=True)) as bar:
                 shown = bar.add_task(what, total=total, rate="")
                 meter = _Meter()
 

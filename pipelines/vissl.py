@@ -22,6 +22,7 @@ from pipelines.vissl_keys import Keys, is_ignored
 from pipelines.vissl_model import translate_model
 from store.documents import DocumentError, brief, brief_text
 from store.layers import LayerSpec
+from store.names import visible
 
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""
@@ -36,8 +37,8 @@ class Translation:
 
     def to_yaml(self, where: str) -> str:
         """Return the text of a pipeline file."""
-        head = f"# Translated from VISSL's {where} by `bench import-vissl`.\n"
-        tail = "".join(f"#   {key}\n" for key in self.ignored)
+        head = f"# Translated from VISSL's {visible(where, keep='')} by `bench import-vissl`.\n"
+        tail = "".join(f"#   {visible(key, keep='')}\n" for key in self.ignored)
         body = yaml.safe_dump(self.settings, sort_keys=False, default_flow_style=None, width=100)
         return head + body + (f"# Without a meaning here:\n{tail}" if tail else "")
 

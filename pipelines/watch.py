@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.terminal import console
 from store import FeatureSet, RankStatus
 from store.status import read_statuses
 
@@ -137,7 +138,7 @@ def _show_lines(watch: Watch, over: threading.Event) -> None:
 
 
 def _show_live(watch: Watch, over: threading.Event) -> None:
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
+    with Live(console=console(stderr=True), auto_refresh=False, transient=False) as live:
         while True:
             is_over = over.wait(SECONDS_PER_LOOK)
             live.update(render(watch.look()), refresh=True)

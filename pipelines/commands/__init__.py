@@ -12,9 +12,9 @@ from typing import Any
 
 def show(renderable: Any) -> None:
     """Print a table on stdout; in a file, as wide as is usual."""
-    from rich.console import Console
+    from pipelines.terminal import console
 
-    Console(width=None if sys.stdout.isatty() else 120).print(renderable)
+    console(width=None if sys.stdout.isatty() else 120).print(renderable)
 
 
 def set_level(quiet: bool) -> None:

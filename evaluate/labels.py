@@ -43,8 +43,14 @@ class Labelled:
         return labels
 
 
-def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+def matched_labels(features: FeatureSet, *, need_queries: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
     """Match the labels of train and val by the names of their classes, in Unicode's normal form.
+
+    Parameters
+    ----------
+    features : FeatureSet
+    need_queries : bool
+        Refuse a val without labels; or else its rows are the readable ones, with the label -1.
 
     Returns
     -------
@@ -58,9 +64,11 @@ def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str,
         If a split has no labelled row, or two classes whose names differ in their Unicode spelling alone.
     """
     train_names, val_names = (class_names_of(features, split) for split in ("train", "val"))
-    names = tuple(dict.fromkeys([*train_names, *val_names]))
+    names = shared_names(features)
     position = {name: index for index, name in enumerate(names)}
     train = _labelled(features, "train", np.array([position[name] for name in train_names], np.int64))
+    if not need_queries and not has_labels(features, "val"):
+        return train, readable_rows(features, "val"), names
     val = _labelled(features, "val", np.array([position[name] for name in val_names], np.int64))
     unknown = np.setdiff1d(val.labels, train.labels)
     if len(unknown):
@@ -74,6 +82,31 @@ def matched_labels(features: FeatureSet) -> tuple[Labelled, Labelled, tuple[str,
             text = "%s: rows of %s without a label or a readable image, left out: %d"
             logger.warning(text, features.name, split, part.left_out)
     return train, val, names
+
+
+def shared_names(features: FeatureSet) -> tuple[str, ...]:
+    """Return the class names of both splits, those of train first; needs no labelled row."""
+    return tuple(dict.fromkeys([*class_names_of(features, "train"), *class_names_of(features, "val")]))
+
+
+def has_labels(features: FeatureSet, split: str) -> bool:
+    """Whether a readable row of the split has a label."""
+    return bool((features.valid(split) & (features.labels(split) >= 0)).any())
+
+
+def readable_rows(features: FeatureSet, split: str) -> Labelled:
+    """Take all readable rows of a split, as rows without labels.
+
+    Raises
+    ------
+    EvaluationError
+        If there is none.
+    """
+    valid = features.valid(split)
+    rows = np.flatnonzero(valid).astype(np.int64)
+    if not len(rows):
+        raise EvaluationError(f"{features.path}: no row of {split} has a readable image")
+    return Labelled(split=split, rows=rows, labels=np.full(len(rows), -1, np.int64), left_out=int((~valid).sum()))
 
 
 def class_names_of(features: FeatureSet, split: str) -> tuple[str, ...]:

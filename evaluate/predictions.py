@@ -39,7 +39,7 @@ class Predictions:
     """Lists of k."""
 
     labels_Q: Ints
-    """Class of each query, an index into `class_names`."""
+    """Class of each query, an index into `class_names`; -1 throughout if val has no labels."""
 
     ranked_QT: Ints
     """The five best classes, best first; -1 where fewer have a vote."""
@@ -87,7 +87,7 @@ def predict(
     EvaluationError
         As `evaluate_knn`.
     """
-    train, val, names = matched_labels(features)
+    train, val, names = matched_labels(features, need_queries=False)
     queries = train if leave_one_out else val
     k = usable_k(None if k is None else [k], rule.k, len(train.rows) - leave_one_out)[0]
     if rule.vote == "exponential" and temperature is None:

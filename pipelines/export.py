@@ -10,11 +10,14 @@
 | `<layer>_probabilities` | (Q, C) float64 | part of the votes of each class |
 | `<layer>_confusion` | (C, C) int64 | queries by class (rows) and prediction (columns) |
 
-Names of classes are in `classes.txt`, one a line: the numbers above count its lines.
+Names of classes are in `classes.txt`, one a line, control characters spelled out: the numbers above count its lines.
+Without labels in train there are features and neighbours, of all readable rows; without labels in val, predictions too.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,14 +27,21 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.config import EvaluateConfig
-from evaluate.labels import class_names_of, matched_labels
+from evaluate.evaluation import usable_k
+from evaluate.labels import class_names_of, has_labels, readable_rows, shared_names
+from evaluate.neighbours.finding import find_neighbours
+from evaluate.neighbours.search import Neighbours
 from evaluate.per_class import confusion_matrix
 from evaluate.predictions import Predictions, predict
 from evaluate.views import stored_view
 from pipelines.evaluation import resources_of
 from pipelines.protocols import find_protocols
-from store import BenchError, FeatureSet, save_cached
+from store import BenchError, FeatureSet, has_cached, save_cached
 from store.durable import PARTIAL, cannot_write
+from store.manifest import digest_of
+from store.names import visible
+
+logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -72,7 +82,8 @@ def export(
     Raises
     ------
     ExportError
-        If the format or the contents are unknown, Parquet's library is not installed, or a file exists.
+        If the format or the contents are unknown, Parquet's library is not installed, a file exists, predictions are
+        asked for where train has no labels, or a place can't be written.
     """
     if file_format not in FORMATS:
         raise ExportError(f"--format must be one of {', '.join(FORMATS)}; got {file_format}")
@@ -81,7 +92,7 @@ def export(
         raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
     names = features.find_layers(layers)
     if file_format == "zarr":
-        return [_keep(features, _predict(features, name, config)) for name in names]
+        return [_keep(features, name, config, what) for name in names]
     write = {"npy": _write_npy, "npz": _write_npz, "parquet": _write_parquet, "vissl": _write_npy}[file_format]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +101,8 @@ def export(
             written += write(out, name, arrays)
         if file_format != "vissl":
             classes = out / "classes.txt"
-            classes.write_text("\n".join(matched_labels(features)[2]) + "\n")
+            names_of_classes = [visible(each, keep="") for each in shared_names(features)]
+            classes.write_text("".join(f"{each}\n" for each in names_of_classes), encoding="utf-8")
             written.append(classes)
     except OSError as error:
         raise ExportError(cannot_write(out, error)) from error
@@ -107,22 +119,60 @@ def _contents(
             for layer in layers:
                 yield f"{split}_{layer}", {"": features.layer(split, layer).read()}
             yield split, rows
-    if "neighbours" in what or "predictions" in what or is_vissl:
+    if is_vissl:
+        _refuse_without_labels(features)
         for layer in layers:
-            found = _predict(features, layer, config)
-            if is_vissl:
-                yield f"kNN_{layer}_output", _as_vissl(found)
-                continue
-            arrays = _arrays(found)
-            chosen = {"neighbours": ("neighbours", "similarities", "queries"),
-                      "predictions": ("queries", "labels", "predictions", "probabilities", "confusion")}  # fmt: skip
-            keep = {name for each in what if each in chosen for name in chosen[each]}
-            yield layer, {name: array for name, array in arrays.items() if name in keep}
+            yield f"kNN_{layer}_output", _as_vissl(_predict(features, layer, config))
+    elif "neighbours" in what or "predictions" in what:
+        for layer in layers:
+            yield layer, _answers(features, layer, config, what)[0]
+
+
+def _answers(
+    features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str]
+) -> tuple[Arrays, dict[str, Any], str]:
+    """What is asked for of neighbours and predictions; the setting, and a digest of all that it comes from."""
+    if has_labels(features, "train"):
+        found = _predict(features, layer, config)
+        arrays = _neighbours(found.neighbours) | _predictions(found)
+        keep = {name for each in what if each in _ARRAYS for name in _ARRAYS[each]}
+        facts = {**found.setting, "class_names": list(found.class_names)}
+        return {name: array for name, array in arrays.items() if name in keep}, facts, found.digest
+    if "neighbours" not in what:
+        _refuse_without_labels(features)
+    if "predictions" in what:
+        logger.warning("%s: no row of train has a label, so there are neighbours but no predictions", features.name)
+    return _without_labels(features, layer, config)
+
+
+def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) -> tuple[Arrays, dict[str, Any], str]:
+    """Neighbours among all readable rows."""
+    name, rule = next(iter(find_protocols(config.knn.protocol).items()))
+    database = readable_rows(features, "train")
+    queries = database if config.knn.leave_one_out else readable_rows(features, "val")
+    largest = len(database.rows) - config.knn.leave_one_out
+    k = usable_k([max(config.knn.k)] if config.knn.k else None, rule.k[:1], largest)[0]
+    view = stored_view(features, layer)
+    found = find_neighbours(
+        features, view, database=database, queries=queries, k=k, similarity=rule.similarity,
+        resources=resources_of(config),
+    ).neighbours  # fmt: skip
+    cut = dataclasses.replace(found, rows_QK=found.rows_QK[:, :k], similarities_QK=found.similarities_QK[:, :k])
+    facts = {"layer": layer, "protocol": name, "k": k, "temperature": None, "class_names": []}
+    return _neighbours(cut), facts, digest_of([rule.similarity, k, config.knn.leave_one_out, dict(view.made_from)])
+
+
+def _refuse_without_labels(features: FeatureSet) -> None:
+    if not has_labels(features, "train"):
+        raise ExportError(
+            f"{features.path}: no row of train has a label, so there is nothing to predict by; export "
+            f"--what features,neighbours"
+        )
 
 
 def _labels(features: FeatureSet, split: str) -> npt.NDArray[np.int64]:
     """Classes of a split's rows by the names that both splits share, -1 where there is none."""
-    place = {name: index for index, name in enumerate(matched_labels(features)[2])}
+    place = {name: index for index, name in enumerate(shared_names(features))}
     places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
     return places[features.labels(split)]
 
@@ -141,16 +191,24 @@ def _predict(features: FeatureSet, layer: str, config: EvaluateConfig) -> Predic
     )
 
 
-def _arrays(found: Predictions) -> Arrays:
+_ARRAYS = {
+    "neighbours": ("neighbours", "similarities", "queries"),
+    "predictions": ("queries", "labels", "predictions", "probabilities", "confusion"),
+}
+
+
+def _neighbours(found: Neighbours) -> dict[str, npt.NDArray[Any]]:
+    return {"neighbours": found.rows_QK, "similarities": found.similarities_QK, "queries": found.queries}
+
+
+def _predictions(found: Predictions) -> dict[str, npt.NDArray[Any]]:
     num_classes = len(found.class_names)
+    known = found.labels_Q >= 0
     return {
-        "neighbours": found.neighbours.rows_QK,
-        "similarities": found.neighbours.similarities_QK,
-        "queries": found.neighbours.queries,
         "labels": found.labels_Q,
         "predictions": found.ranked_QT,
         "probabilities": found.ballot.probabilities(found.weights_QK, k=found.setting["k"]),
-        "confusion": confusion_matrix(found.ranked_QT[:, 0], found.labels_Q, num_classes=num_classes),
+        "confusion": confusion_matrix(found.ranked_QT[known, 0], found.labels_Q[known], num_classes=num_classes),
     }
 
 
@@ -163,12 +221,19 @@ def _as_vissl(found: Predictions) -> Arrays:
     }
 
 
-def _keep(features: FeatureSet, found: Predictions) -> Path:
-    """Keep predictions in the feature set, as Zarr."""
-    setting = found.setting
-    key = f"{setting['layer']}-{setting['protocol']}-{found.digest[:16]}"
-    arrays = {name: array for name, array in _arrays(found).items() if name != "confusion"}
-    save_cached(features, "predictions", key, arrays, {**setting, "class_names": list(found.class_names)})
+def _keep(features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str]) -> Path:
+    """Keep neighbours and predictions in the feature set, as Zarr."""
+    wanted = [each for each in what if each in _ARRAYS]
+    if not wanted:
+        raise ExportError("--format zarr keeps neighbours and predictions in the feature set, which is Zarr itself")
+    arrays, facts, digest = _answers(features, layer, config, wanted)
+    all_of_it = set(wanted) == set(_ARRAYS) or "predictions" not in arrays
+    key = f"{layer}-{facts['protocol']}-{digest[:16]}" + ("" if all_of_it else f"-{wanted[0]}")
+    save_cached(features, "predictions", key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)
+    if not has_cached(features, "predictions", key):
+        raise ExportError(
+            f"{features.path}: cannot be written, so nothing was kept in it; export in another format, with --out"
+        )
     return features.path / "predictions" / key
 
 

@@ -210,7 +210,7 @@ def test_protocols_of_ones_own_come_from_yaml(bench, records, two, tmp_path):
         ("mine: {like: dino, similarity: manhattan}", "similarity must be one of cosine, inner_product, euclidean"),
         ("mine: {like: dino, k: [0]}", "k must be a list of positive whole numbers; got [0]"),
         ("- dino", "must hold names with settings"),
-        ("a: [", "cannot be read as YAML"),
+        ("a: [", "mine.yaml: not YAML"),
     ],
 )
 def test_faults_of_own_protocols_are_named(bench, tmp_path, content, message):

@@ -1,0 +1,129 @@
+"""Export without labels: features and neighbours of all rows, predictions where train has labels."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from pipelines.importing import Arrays, import_features
+from store import FeatureSet, load_cached
+
+TRAIN, VAL, DIM, K = 50, 20, 8, 3
+
+
+@pytest.fixture
+def features():
+    random = np.random.default_rng(0)
+    return {s: random.normal(size=(n, DIM)).astype(np.float32) for s, n in (("train", TRAIN), ("val", VAL))}
+
+
+@pytest.fixture
+def make(tmp_path, features):
+    def run(**labels):
+        splits = {split: Arrays(layers={"x": values}, labels=labels[split]) for split, values in features.items()}
+        return import_features(splits, store=tmp_path / "features", name="N")
+
+    return run
+
+
+NONE = {"train": np.full(TRAIN, -1), "val": np.full(VAL, -1)}
+CLASSES = np.arange(TRAIN) % 5
+
+
+def read(out, file_format, made, result):
+    if file_format == "npy":
+        return {path.stem.removeprefix("x_"): np.load(path) for path in out.glob("x_*.npy")}
+    if file_format == "npz":
+        return dict(np.load(out / "x.npz"))
+    if file_format == "parquet":
+        table = pytest.importorskip("pyarrow.parquet").read_table(out / "x.parquet")
+        return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    return load_cached(FeatureSet.open(made.path), "predictions", result.stdout.split("/")[-1].strip())[0]
+
+
+@pytest.mark.parametrize("file_format", ["npy", "npz", "parquet", "zarr"])
+def test_without_any_label_neighbours_of_all_rows_are_written(bench, make, features, tmp_path, file_format):
+    made = make(**NONE)
+    result = bench("export", "N", "--k", K, "--format", file_format, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert "neighbours but no predictions" in result.stderr
+    found = read(tmp_path / "out", file_format, made, result)
+    expected = NearestNeighbors(n_neighbors=K, metric="cosine").fit(features["train"]).kneighbors(features["val"])
+    assert set(found) == {"neighbours", "similarities", "queries"}
+    assert np.array_equal(found["neighbours"], expected[1])
+    assert np.allclose(found["similarities"], 1 - expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("file_format", ["npy", "npz", "parquet"])
+def test_features_need_no_labels(bench, make, features, tmp_path, file_format):
+    make(**NONE)
+    result = bench("export", "N", "--what", "features", "--format", file_format, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out/classes.txt").read_text() == ""
+    if file_format == "npy":
+        assert np.array_equal(np.load(tmp_path / "out/val_x.npy"), features["val"])
+        assert set(np.load(tmp_path / "out/val_labels.npy")) == {-1}
+
+
+@pytest.mark.parametrize("file_format", ["npy", "npz", "parquet", "zarr"])
+def test_queries_without_labels_are_classified(bench, make, features, tmp_path, file_format):
+    made = make(train=CLASSES, val=NONE["val"])
+    result = bench("export", "N", "--k", 1, "--format", file_format, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    found = read(tmp_path / "out", file_format, made, result)
+    right = KNeighborsClassifier(1, metric="cosine").fit(features["train"], CLASSES).predict(features["val"])
+    assert np.array_equal(found["predictions"][:, 0], right)
+    assert set(found["labels"]) == {-1}
+
+
+def test_vissls_files_of_queries_without_labels_say_so(bench, make, tmp_path):
+    make(train=CLASSES, val=NONE["val"])
+    assert bench("export", "N", "--k", K, "--format", "vissl", "--out", "out").returncode == 0
+    assert set(np.load(tmp_path / "out/kNN_x_output_targets.npy").ravel()) == {-1}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--format", "vissl"), ("--what", "predictions"), ("--format", "zarr", "--what", "predictions")]
+)
+def test_predictions_need_labels_of_train(bench, make, tmp_path, arguments):
+    make(train=NONE["train"], val=np.arange(VAL) % 3)
+    result = bench("export", "N", *arguments)
+    assert result.returncode == 2
+    assert "nothing to predict by; export --what features,neighbours" in result.stderr
+
+
+def test_neighbours_of_train_itself_leave_each_row_out(bench, make, features, tmp_path):
+    make(**NONE)
+    assert bench("export", "N", "--k", K, "--leave-one-out", "--what", "neighbours", "--out", "out").returncode == 0
+    expected = NearestNeighbors(n_neighbors=K + 1, metric="cosine").fit(features["train"]).kneighbors()[1][:, :K]
+    assert np.array_equal(np.load(tmp_path / "out/x_neighbours.npy"), expected)
+
+
+@pytest.mark.parametrize("labels", [NONE, {"train": CLASSES, "val": np.arange(VAL) % 5}])
+def test_a_store_that_cannot_be_written_is_an_error_and_no_path(bench, make, labels):
+    made = make(**labels)
+    (made.path / "predictions").write_text("in the way, as a read-only file system is")
+    result = bench("export", "N", "--k", K, "--format", "zarr")
+    assert result.returncode == 2
+    assert "export in another format, with --out" in result.stderr
+    assert "predictions/" not in result.stdout
+
+
+def test_a_store_that_cannot_be_written_gives_every_other_format(bench, make, tmp_path):
+    made = make(train=CLASSES, val=np.arange(VAL) % 5)
+    shutil.rmtree(made.path / "neighbours", ignore_errors=True)
+    (made.path / "neighbours").write_text("in the way")
+    for file_format in ("npy", "npz", "parquet", "vissl"):
+        result = bench("export", "N", "--k", K, "--format", file_format, "--out", file_format)
+        assert result.returncode == 0, result.stderr
+        assert all((tmp_path / line).is_file() for line in result.stdout.split())
+
+
+def test_each_class_has_one_line_whatever_its_name(bench, make, tmp_path):
+    names = np.array(["a\nb", "c\rd", "é\u2028f", "g"])
+    make(train=names[np.arange(TRAIN) % 4], val=names[np.arange(VAL) % 4])
+    assert bench("export", "N", "--what", "features", "--out", "out").returncode == 0
+    assert (tmp_path / "out/classes.txt").read_text().splitlines() == ["a\\nb", "c\\rd", "g", "é\\u2028f"]

@@ -112,7 +112,7 @@ def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[
         if lock.is_first:
             prepared.make_ready()
             lock.share()
-        features = prepared.features = FeatureSet.open(features.path)  # with the layers that the first has added
+        features.reload()  # with the layers that the first has added
         missing = prepared.missing()
         if not missing:
             return ()

@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 
 from store.durable import DurableStore
+from store.folder import Folder
 
 COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
     "none": (),
@@ -32,7 +33,7 @@ WRITE_ALL = {"write_empty_chunks": True}
 
 
 def create_array(
-    root: Path,
+    root: Path | Folder,
     key: str,
     *,
     shape: tuple[int, ...],
@@ -45,8 +46,8 @@ def create_array(
 
     Parameters
     ----------
-    root : Path
-        The feature set's folder.
+    root : Path or Folder
+        The feature set's folder; where it is held, nothing is written elsewhere.
     key : str
         Path of the array below it, such as `train/res5`.
     shape : tuple of int
@@ -63,7 +64,7 @@ def create_array(
     text = dtype == "str"
     fill: Any = {"int64": -1, "bool": False, "str": ""}.get(dtype, float("nan"))
     return zarr.create_array(
-        DurableStore(root),
+        _store(root),
         name=key,
         shape=shape,
         chunks=(rows_per_chunk, *shape[1:]),
@@ -78,10 +79,16 @@ def create_array(
     )
 
 
-def open_array(root: Path, key: str, *, writable: bool = False) -> zarr.Array[Any]:
+def open_array(root: Path | Folder, key: str, *, writable: bool = False) -> zarr.Array[Any]:
     """Open an array that exists."""
-    store = DurableStore(root, read_only=not writable)
+    store = _store(root, read_only=not writable)
     return zarr.open_array(store, path=key, mode="r+" if writable else "r").with_config(cast(Any, WRITE_ALL))
+
+
+def _store(root: Path | Folder, *, read_only: bool = False) -> DurableStore:
+    if isinstance(root, Folder):
+        return DurableStore(root.path, read_only=read_only, within=root)
+    return DurableStore(root, read_only=read_only)
 
 
 def chunk_key(key: str, chunk: int, ndim: int) -> str:

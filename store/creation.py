@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from store import arrays, journal
-from store.durable import PARTIAL, DurableStore, cannot_write, sync_folder
+from store.durable import PARTIAL, cannot_write, is_leftover_of, make_folder, partial_name, sync_folder
 from store.errors import MismatchError, StoreError
-from store.feature_set import FeatureSet, record_of
+from store.feature_set import FeatureSet, looks_like_feature_set, record_of
+from store.journal import JOURNALS
+from store.lock import join_run
 from store.manifest import LayerInfo, Manifest, SplitInfo, differences
-from store.metadata import save_copy
+from store.metadata import renew_copy, save
+from store.skeleton import write_groups, write_layer, write_rows_arrays
 
 MAX_CHUNK_BYTES = 2**30
 """A chunk is held in memory whole, more than once."""
@@ -84,7 +86,7 @@ def open_or_create(
         If the folder is something else, or the file system refuses.
     """
     if overwrite and path.exists():
-        remove(FeatureSet(path, manifest))  # not opened: it may be damaged
+        remove(path)
     if not path.exists():
         try:
             return create(path, manifest, splits)
@@ -107,9 +109,10 @@ def make_ready(features: FeatureSet, splits: Mapping[str, SplitRows], layers: Ma
 
     Call it under the lock, alone. Errors are those of `add_layers`.
     """
+    features.reload()
     features.sweep()
-    for begun in features.path.parent.glob(f".{features.name}.*{PARTIAL}"):
-        shutil.rmtree(begun, ignore_errors=True)
+    _sweep_beside(features.path)
+    renew_copy(features.folder)
     for split, rows in splits.items():
         keys = [key for name in ("labels", "paths") for key in features.chunk_keys(split, name)]
         if not all(key in features.records for key in keys):
@@ -125,44 +128,62 @@ def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> F
     StoreError
         If it exists, or the file system refuses.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    real = _real(path)
+    partial = partial_name(real)
     try:
-        partial.mkdir(parents=True)
+        make_folder(partial)
         made = FeatureSet(partial, manifest)
-        metadata = _write_groups(made, splits)
+        metadata = write_groups(made.folder, manifest) | write_rows_arrays(made.folder, manifest)
         for split, rows in splits.items():
-            for name, dtype in (("labels", "int64"), ("paths", "str"), ("valid", "bool")):
-                grid = made.grid(split, name)
-                key = f"{split}/{name}"
-                arrays.create_array(
-                    partial, key, shape=(grid.num_rows,), rows_per_chunk=grid.rows_per_chunk, dtype=dtype
-                )
-                metadata[key] = _metadata_digest(partial, key)
             _write_listing(made, split, rows)
-        _save(made, dataclasses.replace(manifest, metadata=metadata))
-        partial.rename(path)
-        sync_folder(path.parent)
+        save(made.folder, dataclasses.replace(manifest, metadata=metadata))
+        partial.rename(real)
+        sync_folder(real.parent)
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return FeatureSet(path, made.manifest)
+    return FeatureSet(path, dataclasses.replace(manifest, metadata=metadata))
 
 
-def remove(features: FeatureSet) -> None:
-    """Delete a feature set, name first, so that no half of it is ever found under its name.
+def remove(path: Path) -> None:
+    """Delete a feature set, however damaged, name first, so that no half of it is ever found under its name.
+
+    Of a symbolic link, what it leads to is deleted; the link stays, for what will be made in its place.
 
     Raises
     ------
     StoreError
         If the folder does not look like a feature set, or someone is extracting into it.
     """
-    if not features.journals.is_dir():
-        raise StoreError(f"{features.path}: not a feature set (it has no journals), so it is not replaced")
-    doomed = features.path.with_name(f".{features.name}.{uuid.uuid4().hex}{PARTIAL}")
-    with features.lock():
-        features.path.rename(doomed)
+    if not looks_like_feature_set(path):
+        raise StoreError(
+            f"{path}: not a feature set (it has neither journals nor a manifest), so it is not replaced. "
+            f"Remove it yourself, or choose another --name."
+        )
+    real = _real(path)
+    doomed = partial_name(real)
+    try:
+        make_folder(real / JOURNALS)  # the lock is in it
+        with join_run(real / JOURNALS / "lock", uuid.uuid4().hex):
+            real.rename(doomed)
+            sync_folder(real.parent)  # before anything in it goes
+    except OSError as error:
+        raise StoreError(cannot_write(path, error)) from error
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _real(path: Path) -> Path:
+    """Follow a link to the feature set itself: it, not the link, is replaced, and what is begun lies beside it."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _sweep_beside(path: Path) -> None:
+    """Remove what killed runs began beside a feature set, or had not yet removed."""
+    real = _real(path)
+    for begun in real.parent.glob(f".*{PARTIAL}"):
+        if is_leftover_of(real.name, begun.name):
+            shutil.rmtree(begun, ignore_errors=True)
 
 
 def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> FeatureSet:
@@ -175,8 +196,8 @@ def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> Feature
     StoreError
         If a chunk would be too large.
     """
-    manifest = FeatureSet.open(features.path).manifest  # another process may have added layers before we had the lock
-    features.manifest = manifest
+    features.reload()  # another process may have added layers before we had the lock
+    manifest = features.manifest
     new = {name: info for name, info in layers.items() if name not in manifest.layers}
     for name, info in layers.items():
         if name not in new and manifest.layers[name] != info:
@@ -197,42 +218,25 @@ def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> Feature
     _forget(features, tuple(f"{split}/{name}/" for split in manifest.splits for name in new))
     metadata = dict(manifest.metadata)
     for name, info in new.items():
-        for split, rows in manifest.splits.items():
-            key = f"{split}/{name}"
-            arrays.create_array(
-                features.path,
-                key,
-                shape=(rows.num_rows, *info.shape),
-                rows_per_chunk=manifest.rows_per_chunk,
-                dtype=manifest.dtype,
-                compression=manifest.compression,
-                attributes={"tap": info.tap, "pooling": info.pooling},
-            )
-            metadata[key] = _metadata_digest(features.path, key)
-    _save(features, dataclasses.replace(manifest, layers={**manifest.layers, **new}, metadata=metadata))
+        metadata |= write_layer(features.folder, manifest, name, info)
+    features.manifest = dataclasses.replace(manifest, layers={**manifest.layers, **new}, metadata=metadata)
+    features.check()
+    save(features.folder, features.manifest)
     return features
 
 
 def _forget(features: FeatureSet, prefixes: tuple[str, ...]) -> None:
-    """Drop the records of arrays that are about to be made anew."""
+    """Drop the records of arrays that are about to be made again."""
     features.reread()
     if any(key.startswith(prefixes) for key in features.records):
-        journal.rewrite_journals(features.journals, keep=lambda record: not record.key.startswith(prefixes))
+        journal.rewrite_journals(features.folder, keep=lambda record: not record.key.startswith(prefixes))
         features.reread()
 
 
-def _write_groups(made: FeatureSet, splits: Mapping[str, SplitRows]) -> dict[str, str]:
-    """Write the groups, each a folder; returns the digests of their metadata."""
-    groups: dict[str, dict[str, object]] = {"": {}, "journals": {}, "neighbours": {}, "clusters": {}, "results": {}}
-    for split, rows in splits.items():
-        groups[split] = {"num_rows": len(rows.labels), "listing": made.manifest.splits[split].listing}
-    for key, attributes in groups.items():
-        zarr.create_group(DurableStore(made.path), path=key, attributes=attributes, overwrite=True)
-    return {key: _metadata_digest(made.path, key) for key in groups if key}
-
-
 def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
-    stored = {name: arrays.open_array(features.path, f"{split}/{name}", writable=True) for name in ("labels", "paths")}
+    stored = {
+        name: arrays.open_array(features.folder, f"{split}/{name}", writable=True) for name in ("labels", "paths")
+    }
     for start in range(0, len(rows.labels), arrays.ROWS_PER_LABEL_CHUNK):  # never a million texts at once
         part = slice(start, start + arrays.ROWS_PER_LABEL_CHUNK)
         texts = [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths[part]]
@@ -240,7 +244,7 @@ def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
         arrays.write_rows(stored["paths"], start, np.array(texts, object))
     for name in stored:
         keys = features.chunk_keys(split, name)
-        features.journal(0).append([record_of(features.path, key) for key in keys])
+        features.journal(0).append([record_of(features.folder, key) for key in keys])
     features.refresh()
 
 
@@ -248,17 +252,6 @@ def _plain(values: npt.NDArray[np.int64] | Sequence[int]) -> Iterator[int]:
     """Python's numbers, of which there are never a million at once."""
     for start in range(0, len(values), arrays.ROWS_PER_LABEL_CHUNK):
         yield from np.asarray(values[start : start + arrays.ROWS_PER_LABEL_CHUNK]).tolist()
-
-
-def _save(features: FeatureSet, manifest: Manifest) -> None:
-    group = zarr.open_group(DurableStore(features.path), mode="r+", use_consolidated=False)
-    group.attrs.put(manifest.to_attributes())
-    save_copy(features.path, manifest.metadata)
-    features.manifest = manifest
-
-
-def _metadata_digest(root: Path, key: str) -> str:
-    return hashlib.sha256((root / key / "zarr.json").read_bytes()).hexdigest()
 
 
 def _describe(info: LayerInfo) -> str:

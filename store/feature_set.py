@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ import numpy.typing as npt
 import zarr
 
 from store import arrays
-from store.durable import DurableStore, sweep_partials, write_durably
-from store.errors import DamagedError, IncompleteError, StoreError, nearest
-from store.journal import Journal, JournalReader, Record
+from store.durable import sweep_partials, write_durably
+from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, nearest
+from store.folder import Folder
+from store.journal import JOURNALS, Journal, JournalReader, Record
 from store.layers import LayerSpec
 from store.layout import Grid
 from store.lock import RunLock, join_run
-from store.manifest import REWRITE, LayerInfo, Manifest, SplitInfo, digest_of
+from store.manifest import ATTRIBUTE, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from store.metadata import COPY
 from store.reader import LayerReader, checked_rows
 from store.work import Work
 
@@ -41,6 +43,8 @@ class FeatureSet:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._held: Folder | None = None
+        self._lock: RunLock | None = None
 
     @classmethod
     def open(cls, path: Path) -> FeatureSet:
@@ -57,17 +61,91 @@ class FeatureSet:
             others = [found.path.name for found in feature_sets(path.parent)]
             hint = nearest(path.name, others) if others else "There is none; make one with `bench extract`."
             raise StoreError(f"{path}: no such feature set. {hint}")
-        if not (path / "zarr.json").is_file():
-            raise StoreError(f"{path}: not a feature set: it has no zarr.json")
         try:
-            group = zarr.open_group(DurableStore(path, read_only=True), mode="r", use_consolidated=False)
-        except Exception as error:  # zarr raises builtin errors of many kinds for damaged metadata
-            raise DamagedError(f"{path}/zarr.json: cannot be read ({error}). {REWRITE}") from error
-        return cls(path, Manifest.from_attributes(dict(group.attrs), where=str(path)))
+            content = (path / "zarr.json").read_bytes()
+        except FileNotFoundError:
+            if (path / COPY).exists():
+                raise DamagedError(f"{path}/zarr.json: missing. {REWRITE}") from None
+            raise StoreError(f"{path}: not a feature set: it has no zarr.json") from None
+        except OSError as error:
+            raise DamagedError(f"{path}/zarr.json: cannot be read ({error.strerror}). {REWRITE}") from error
+        return cls(path, Manifest.read(content, where=str(path)))
 
-    def lock(self, run: str | None = None) -> AbstractContextManager[RunLock]:
-        """Be one of the processes of a run, or by default the only process that writes; see `store.lock`."""
-        return join_run(self.journals / "lock", run or uuid.uuid4().hex)
+    @contextmanager
+    def lock(self, run: str | None = None) -> Iterator[RunLock]:
+        """Be one of the processes of a run, or by default the only process that writes; see `store.lock`.
+
+        Raises
+        ------
+        MismatchError
+            If another run has replaced the feature set since it was opened.
+        StoreError
+            If another run writes to it, or the feature set is not there any more.
+        """
+        self._held = None
+        self.folder  # noqa: B018 (held from here on)
+        if not self.journals.is_dir():
+            raise DamagedError(
+                f"{self.path}: it has no folder {JOURNALS!r}, so nothing says which chunks count. Make one with "
+                f"`bench verify {self.path} --repair`; then all chunks are extracted again. Or replace it: --overwrite."
+            )
+        with join_run(self.journals / "lock", run or uuid.uuid4().hex) as lock:
+            self._lock = lock
+            try:
+                self.reload()
+                yield lock
+            finally:
+                self._lock = None
+
+    @property
+    def folder(self) -> Folder:
+        """The folder itself, held open: what is written into it goes nowhere else, whatever its path names later."""
+        if self._held is None:
+            self._held = Folder(self.path)
+        return self._held
+
+    def reload(self) -> None:
+        """Read manifest and journals again, from the folder that is held; for writing.
+
+        Raises
+        ------
+        MismatchError
+            If it is another feature set than was opened.
+        """
+        content = self.folder.read("zarr.json")
+        if content is None:
+            raise DamagedError(f"{self.path}/zarr.json: missing. {REWRITE}")
+        found = Manifest.read(content, where=str(self.path))
+        if found.fingerprint != self.manifest.fingerprint:
+            raise MismatchError(
+                f"{self.path} was replaced by another run while this one was starting:\n  "
+                + "\n  ".join(differences(found, self.manifest))
+                + "\nNothing was written to it. Choose another --name, or run the same command again."
+            )
+        self.manifest = found
+        self.reread()
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that what is written to is still what its path names.
+
+        Raises
+        ------
+        StoreError
+            If someone has renamed, removed or replaced the folder, or the lock in it.
+        """
+        if self._held is None:
+            return
+        if not self._held.is_here() or not (self._lock is None or self._lock.is_current()):
+            raise StoreError(
+                f"{self.path}: this folder, or the lock in it, was renamed, removed or replaced while this run was "
+                f"writing to it, so the run stops. Nothing was written into what is there now. If the folder was "
+                f"renamed, what was committed is in it, and safe: run the same command with its new --name to go on."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the folder for itself."""
+        return {"path": self.path, "manifest": self.manifest, "_held": None, "_lock": None}
 
     def sweep(self) -> int:
         """Remove what killed runs left half-written, and return how much; call it under the lock.
@@ -88,11 +166,11 @@ class FeatureSet:
 
     @property
     def journals(self) -> Path:
-        return self.path / "journals"
+        return self.path / JOURNALS
 
     def journal(self, rank: int) -> Journal:
         """Open one rank's journal for appending."""
-        return Journal(self.journals / f"rank-{rank:05d}.jsonl")
+        return Journal(self.folder, f"{JOURNALS}/rank-{rank:05d}.jsonl")
 
     def grid(self, split: str, array: str = "") -> Grid:
         """How the rows of a split fall into chunks: those of a layer, or of `labels` and `paths`."""
@@ -274,6 +352,14 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
                     logger.warning("%s", error)
 
 
+def looks_like_feature_set(path: Path) -> bool:
+    """Whether a folder is, or was, a feature set: it has journals, or a manifest, however damaged."""
+    try:
+        return (path / JOURNALS).is_dir() or f'"{ATTRIBUTE}"'.encode() in (path / "zarr.json").read_bytes()
+    except OSError:
+        return False
+
+
 def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:
     """Open an array whose metadata is what was written."""
     path = features.path / key / "zarr.json"
@@ -286,9 +372,7 @@ def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:
     return arrays.open_array(features.path, key)
 
 
-def record_of(root: Path, key: str) -> Record:
+def record_of(folder: Folder, key: str) -> Record:
     """Describe an object that was just written, from its size and the checksum that ends it."""
-    with (root / key).open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(size - 4)
-        return Record(key=key, size=size, crc32c=int.from_bytes(file.read(4), "little"))
+    size, tail = folder.tail(key, 4)
+    return Record(key=key, size=size, crc32c=int.from_bytes(tail, "little"))

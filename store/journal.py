@@ -9,7 +9,7 @@ that does not match its checksum is damage and is refused.
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,8 +17,13 @@ from pathlib import Path
 
 import google_crc32c
 
-from store.durable import cannot_write, sync_folder, write_durably
-from store.errors import DamagedError, StoreError
+from store.errors import DamagedError
+from store.folder import Folder, checked_key
+
+JOURNALS = "journals"
+"""Folder of a feature set."""
+
+_NAME = re.compile(r"rank-[0-9]{5,}\.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +41,13 @@ class Record:
 class Journal:
     """One rank's journal, open for appending; `append` returns once the records are on disk."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._mend_torn_tail()
+    def __init__(self, folder: Folder, key: str) -> None:
+        self._folder = folder
+        self._key = key
+        content = folder.read(key) or b""
+        whole = b"".join(_whole_lines(content))
+        if len(whole) < len(content):  # torn by a crash
+            folder.write(key, whole)
 
     def append(self, records: list[Record]) -> None:
         """Add records that belong together.
@@ -48,24 +57,7 @@ class Journal:
         StoreError
             If the file system refuses.
         """
-        lines = "".join(_line(record) for record in records)
-        try:
-            is_new = not self._path.exists()
-            with self._path.open("ab") as file:
-                file.write(lines.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            if is_new:
-                sync_folder(self._path.parent)
-        except OSError as error:
-            raise StoreError(cannot_write(self._path, error)) from error
-
-    def _mend_torn_tail(self) -> None:
-        if self._path.exists():
-            content = self._path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                write_durably(self._path, whole)
+        self._folder.append(self._key, "".join(map(_line, records)).encode())
 
 
 class JournalReader:
@@ -86,9 +78,7 @@ class JournalReader:
             If a line is not what was written.
         """
         for path in journals(self._folder):
-            with path.open("rb") as file:
-                file.seek(self._bytes_read[path])
-                lines = _whole_lines(file.read())
+            lines = _whole_lines(_content(path, self._bytes_read[path]))
             for record in _records(lines, path, on_damage=_refuse, lines_before=self._lines_read[path]):
                 self.records[record.key] = record
             self._bytes_read[path] += sum(map(len, lines))
@@ -96,23 +86,28 @@ class JournalReader:
         return self.records
 
 
-def rewrite_journals(folder: Path, keep: Callable[[Record], bool]) -> list[str]:
-    """Drop damaged lines and the records that are not to be kept; return what was dropped."""
+def rewrite_journals(folder: Folder, keep: Callable[[Record], bool]) -> list[str]:
+    """Drop damaged lines and the records that are not to be kept; return what was dropped.
+
+    `folder` is the feature set's, held. A journal of which nothing is dropped stays as it is.
+    """
     dropped: list[str] = []
-    for path in journals(folder):
+    for path in journals(folder.path / JOURNALS):
+        before = len(dropped)
         kept = []
         for record in _read(path, on_damage=lambda path, number: dropped.append(f"{path.name} line {number}")):
             if keep(record):
                 kept.append(record)
             else:
                 dropped.append(record.key)
-        write_durably(path, "".join(map(_line, kept)).encode())
+        if len(dropped) > before:
+            folder.write(f"{JOURNALS}/{path.name}", "".join(map(_line, kept)).encode())
     return dropped
 
 
 def journals(folder: Path) -> list[Path]:
     """Return the journals in a folder, in order of rank."""
-    return sorted(folder.glob("*.jsonl"))
+    return sorted(path for path in folder.glob("rank-*.jsonl") if _NAME.fullmatch(path.name))
 
 
 def damaged_lines(folder: Path) -> list[str]:
@@ -124,8 +119,23 @@ def damaged_lines(folder: Path) -> list[str]:
     return found
 
 
+def journalled(folder: Path) -> set[str]:
+    """Names of the arrays of which a chunk is in a journal; damaged lines don't count."""
+    records = (record for path in journals(folder) for record in _read(path, on_damage=lambda path, number: None))
+    return {record.key.split("/")[1] for record in records if "/" in record.key}
+
+
 def _read(path: Path, *, on_damage: Callable[[Path, int], object]) -> Iterator[Record]:
-    return _records(_whole_lines(path.read_bytes()), path, on_damage=on_damage)
+    return _records(_whole_lines(_content(path)), path, on_damage=on_damage)
+
+
+def _content(path: Path, start: int = 0) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
@@ -138,10 +148,22 @@ def _records(
 ) -> Iterator[Record]:
     for number, line in enumerate(lines, start=lines_before + 1):
         check, _, text = line.removesuffix(b"\n").partition(b" ")
-        if check != _check(text):
+        record = _record(text) if check == _check(text) else None
+        if record is None:
             on_damage(path, number)
         else:
-            yield Record(**json.loads(text))
+            yield record
+
+
+def _record(text: bytes) -> Record | None:
+    """Read the object of a line; None if it is none that this program writes."""
+    try:
+        content = json.loads(text)
+        record = Record(key=content["key"], size=content["size"], crc32c=content["crc32c"])
+        checked_key(record.key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DamagedError):
+        return None
+    return record if type(record.size) is int and type(record.crc32c) is int else None
 
 
 def _refuse(path: Path, number: int) -> None:

@@ -62,6 +62,10 @@ class RunLock:
         self.is_first = is_first
         """Whether this process is alone, so that it may prepare the feature set; `share` lets the others in."""
 
+    def is_current(self) -> bool:
+        """Whether the file that is locked is still the one that others would lock."""
+        return _is_current(self._path, self._descriptor)
+
     def share(self) -> None:
         """Let the other processes of the run in; chunks may be written from here on."""
         _lock(self._descriptor, fcntl.F_RDLCK, 0)
@@ -111,12 +115,12 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
             if is_in and _is_current(path, descriptor):
                 if is_first:
                     _name_holder(descriptor, run)
-                holder = _holder(path)
+                holder = _holder(descriptor)
                 if holder is not None and holder.run == run:
                     yield RunLock(path, descriptor, is_first=is_first)
                     return
                 raise StoreError(_taken(path, holder))
-            holder = _holder(path)
+            holder = _holder(descriptor)
             if not is_in and (holder is None or holder.run != run) and time.monotonic() > deadline:
                 raise StoreError(_taken(path, holder))
         finally:
@@ -126,8 +130,15 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
 
 
 def _open(path: Path) -> int:
+    if not hasattr(fcntl, "F_OFD_SETLK"):
+        raise StoreError(
+            f"{path.parent.parent}: this system has no locks of open files (F_OFD_SETLK; Linux has them), without "
+            f"which two runs could write to one feature set at a time. Write to it on Linux; reading works anywhere."
+        )
+    if path.is_symlink() or path.parent.is_symlink():
+        raise StoreError(f"{path}: a symbolic link is in its place; nothing is written through it. Remove the link")
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
     _descriptors.add(descriptor)
@@ -137,12 +148,10 @@ def _open(path: Path) -> int:
 def _lock(descriptor: int, kind: int, place: int) -> bool:
     """Set or clear the lock on one byte; False if another process has it."""
     try:
-        if hasattr(fcntl, "F_OFD_SETLK"):  # Linux: a lock of the open file, which no other close can end
-            request = struct.pack("hhqqi4x", kind, os.SEEK_SET, place, 1, 0)
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
-        else:
-            modes = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
-            fcntl.lockf(descriptor, modes[kind] | (0 if kind == fcntl.F_UNLCK else fcntl.LOCK_NB), 1, place)
+        # A lock of the open file. POSIX's older ones end when any part of the process closes the file, and two
+        # parts of one process never keep each other out: with those, two runs could hold the lock.
+        request = struct.pack("hhqqi4x", kind, os.SEEK_SET, place, 1, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -158,7 +167,7 @@ def _is_current(path: Path, descriptor: int) -> bool:
     """Whether the file that was locked is still the one at this path: the feature set may have been replaced."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
@@ -168,11 +177,13 @@ def _name_holder(descriptor: int, run: str) -> None:
     os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
 
 
-def _holder(path: Path) -> Holder | None:
+def _holder(descriptor: int) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        holder = Holder(run=content["run"], host=content["host"], pid=content["pid"], since=float(content["since"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return holder if isinstance(holder.run, str) and isinstance(holder.pid, int) else None
 
 
 def _taken(path: Path, holder: Holder | None) -> str:

@@ -11,10 +11,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from store.errors import DamagedError, StoreError
+from store.layers import RESERVED, checked_name
 
 FORMAT = 1
 """Version of the format; a reader refuses a higher one."""
@@ -128,19 +129,71 @@ class Manifest:
             )
         if digest_of(content) != attributes.get(DIGEST):
             raise DamagedError(f"{where}: the manifest is not what was written (its sha256 differs). {REWRITE}")
-        return cls(
-            **{
-                **content,
-                "splits": {
-                    name: SplitInfo(**{**info, "class_names": tuple(info["class_names"])})
-                    for name, info in content["splits"].items()
-                },
-                "layers": {
-                    name: LayerInfo(**{**info, "shape": tuple(info["shape"])})
-                    for name, info in content["layers"].items()
-                },
-            }
-        )
+        try:
+            return parsed(content)
+        except (ValueError, KeyError, TypeError, AttributeError, DamagedError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DamagedError(f"{where}: the manifest holds what no feature set has ({reason}). {REWRITE}") from error
+
+    @classmethod
+    def read(cls, content: bytes, *, where: str) -> Manifest:
+        """Read the root's `zarr.json`; errors are those of `from_attributes`."""
+        try:
+            document = json.loads(content)
+            attributes = document.get("attributes", {})
+            if document["zarr_format"] != 3 or document["node_type"] not in ("group", "array"):
+                raise ValueError("not metadata of Zarr v3")
+            if not isinstance(attributes, dict):
+                raise TypeError("its attributes are no object")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedError(f"{where}/zarr.json: cannot be read ({error}). {REWRITE}") from error
+        return cls.from_attributes(attributes, where=where)
+
+
+def parsed(content: Mapping[str, Json]) -> Manifest:
+    """Make a manifest of its JSON, whose digest is right; keys of later versions are left out.
+
+    A feature set may come from anyone, so names, which become paths, and numbers are checked.
+
+    Raises
+    ------
+    DamagedError, ValueError, KeyError, TypeError, AttributeError
+        If a value is not of its kind.
+    """
+    known = {each.name: content[each.name] for each in fields(Manifest) if each.name in content}
+    splits = {checked_name(name): _split(info) for name, info in content["splits"].items()}
+    layers = {checked_name(name): _layer(info) for name, info in content["layers"].items()}
+    for key in content["metadata"]:
+        for part in key.split("/"):
+            checked_name(part)
+    if not splits or layers.keys() & set(RESERVED) or content["dtype"] not in ("float32", "float16"):
+        raise ValueError("splits, names of layers or dtype")
+    if content["compression"] not in ("none", "zstd", "lz4"):
+        raise ValueError("compression")
+    _whole(content["rows_per_chunk"], least=1)
+    if not all(isinstance(known.get(name, {}), dict) for name in ("made_from", "metadata", "software", "notes")):
+        raise TypeError("made_from, metadata, software or notes")
+    return Manifest(**{**known, "splits": splits, "layers": layers})
+
+
+def _split(info: Mapping[str, Json]) -> SplitInfo:
+    names = tuple(info["class_names"])
+    if not all(isinstance(name, str) for name in (*names, info["listing"])):
+        raise TypeError("a name of a class or a listing")
+    return SplitInfo(num_rows=_whole(info["num_rows"], least=1), class_names=names, listing=info["listing"])
+
+
+def _layer(info: Mapping[str, Json]) -> LayerInfo:
+    if not isinstance(info["tap"], str) or not isinstance(info["pooling"], str | None):
+        raise TypeError("tap or pooling of a layer")
+    shape = tuple(_whole(side, least=0) for side in info["shape"])
+    return LayerInfo(tap=info["tap"], pooling=info["pooling"], shape=shape)
+
+
+def _whole(value: Json, *, least: int) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} where a whole number from {least} on must be")
+    return value
 
 
 REWRITE = "Put it back with `bench verify ... --repair`, or extract again with --overwrite."

@@ -1,27 +1,69 @@
 """A second copy of every `zarr.json` of a feature set, so that a damaged one can be put back.
 
 Chunks can be extracted again, but without the manifest nobody knows of what. The copy is one file
-beside the journals, with a digest of itself; whichever of the two is intact restores the other.
+beside the journals, with a digest of itself; whichever of the two is intact restores the other. It is
+written before the manifest, so that it never lacks a layer of which a chunk is journalled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from store.durable import write_durably
-from store.manifest import ATTRIBUTE, DIGEST, digest_of
+from store.errors import BenchError
+from store.folder import Folder
+from store.journal import JOURNALS, journalled
+from store.manifest import Manifest, digest_of
 
-COPY = "journals/metadata.json"
+COPY = f"{JOURNALS}/metadata.json"
+ROOT = "zarr.json"
+
+DIFFERS = "not what was written (its sha256 differs)"
+MISSING_LAYER = "not what was written, and its copy is from before these layers were added: "
 
 
-def save_copy(root: Path, keys: Iterable[str]) -> None:
-    """Copy the `zarr.json` of the root and of the groups and arrays at `keys`."""
-    files = {key: (root / key).read_text() for key in ("zarr.json", *(f"{key}/zarr.json" for key in keys))}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What is wrong with the metadata, and what is known to be right."""
+
+    faults: Mapping[str, str]
+    """By path."""
+
+    right: Mapping[str, str]
+    """Texts by path, as far as they are known."""
+
+    manifest: Manifest | None
+
+
+def save(folder: Folder, manifest: Manifest) -> None:
+    """Write the manifest into the root's `zarr.json`, after the copy of it and of all others. Under the lock.
+
+    What `zarr.consolidate_metadata` added is dropped: it would hide new layers from other programs.
+    """
+    document = json.loads(folder.read(ROOT) or b"{}") | {"attributes": manifest.to_attributes()}
+    document.pop("consolidated_metadata", None)
+    root = as_zarr_writes(document)
+    save_copy(folder, root.decode(), manifest)
+    folder.write(ROOT, root)
+    for key in manifest.metadata:
+        content = folder.read(f"{key}/{ROOT}")
+        if content is not None and plain(content) != content:
+            folder.write(f"{key}/{ROOT}", plain(content))
+
+
+def save_copy(folder: Folder, root: str, manifest: Manifest) -> None:
+    """Copy a text of the root's `zarr.json`, and those of groups and arrays that are right on disk or in the copy."""
+    before, files = read_copy(folder.path) or {}, {ROOT: root}
+    for key, digest in manifest.metadata.items():
+        path = f"{key}/{ROOT}"
+        for content in (plain(folder.read(path) or b""), before.get(path, "").encode()):
+            if _digest(content) == digest:
+                files[path] = content.decode()
     text = json.dumps({"files": files, "sha256": digest_of(files)}, indent=1, ensure_ascii=False)
-    write_durably(root / COPY, text.encode())
+    folder.write(COPY, text.encode())
 
 
 def read_copy(root: Path) -> Mapping[str, str] | None:
@@ -29,78 +71,140 @@ def read_copy(root: Path) -> Mapping[str, str] | None:
     try:
         content = json.loads((root / COPY).read_bytes())
         files = dict(content["files"])
-        return files if digest_of(files) == content["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        is_right = digest_of(files) == content["sha256"] and all(isinstance(text, str) for text in files.values())
+        return files if is_right and ROOT in files else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def metadata_faults(root: Path) -> dict[str, str]:
+def metadata_faults(root: Path) -> Mapping[str, str]:
     """Say what is wrong, by path, with the `zarr.json` files and their copy."""
-    faults, _ = _compare(root)
-    return faults
+    return compare(root).faults
 
 
-def restore(root: Path) -> list[str]:
+def renew_copy(folder: Folder) -> None:
+    """Write the copy again if it alone is not as it must be: a run was killed before it had written it."""
+    if compare(folder.path).faults.keys() == {COPY}:
+        restore(folder)
+
+
+def restore(folder: Folder, made: Mapping[str, str] | None = None) -> list[str]:
     """Put back what differs from the copy, or renew the copy; return the paths that were written. Under the lock.
 
     Where both the copy and the root's `zarr.json` are damaged, nothing can be put back.
+
+    Parameters
+    ----------
+    folder : Folder
+        The feature set's.
+    made : mapping of str to str, optional
+        Texts by path, made from the manifest, for those that no intact copy has.
     """
-    faults, wanted = _compare(root)
+    found = compare(folder.path)
     written = []
-    for key in [key for key in faults if key in wanted]:
-        write_durably(root / key, wanted[key].encode())
-        written.append(key)
-    manifest = _manifest_on_disk(root)
-    if COPY in faults and manifest is not None and not faults.keys() - {COPY, *written}:
-        save_copy(root, manifest["metadata"])
+    for path in found.faults:
+        text = found.right.get(path) or _made(path, made or {}, found.manifest)
+        if text is not None:
+            folder.write(path, text.encode())
+            written.append(path)
+    root = folder.read(ROOT)
+    if (
+        COPY in found.faults
+        and found.manifest is not None
+        and root is not None
+        and not set(found.faults) - {COPY, *written}
+    ):
+        save_copy(folder, plain(root).decode(), found.manifest)
         written.append(COPY)
     return written
 
 
-def _compare(root: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Faults by path, and the texts that are known to be right."""
-    copy, manifest = read_copy(root) or {}, _manifest_on_disk(root)
-    if copy and (manifest is None or manifest == _manifest(copy["zarr.json"])):
-        return _differing(root, {key: _digest(text.encode()) for key, text in copy.items()}), dict(copy)
-    # Without a copy, or with one from before the last layers were added, the manifest on disk is what counts.
-    faults = {COPY: "missing, not what was written, or older than the manifest"}
-    if manifest is None:
-        return {"zarr.json": DIFFERS} | faults, {}
-    digests = {f"{key}/zarr.json": digest for key, digest in manifest["metadata"].items()}
-    right = {key: text for key, text in copy.items() if digests.get(key) == _digest(text.encode())}
-    return _differing(root, digests) | faults, right
+def _made(path: str, made: Mapping[str, str], manifest: Manifest | None) -> str | None:
+    digest = manifest.metadata.get(path.removesuffix(f"/{ROOT}")) if manifest is not None else None
+    text = made.get(path)
+    return text if text is not None and _digest(text.encode()) == digest else None
+
+
+def compare(root: Path) -> Comparison:
+    """Compare all metadata with the copy, and both with the digests in the manifest."""
+    copy = read_copy(root) or {}
+    on_disk, copied = _manifest(_content(root / ROOT)), _manifest(copy.get(ROOT, "").encode())
+    if on_disk is None:
+        return _without_manifest(root, copy, copied)
+    right = {path: text for path, text in copy.items() if _digests(on_disk).get(path) == _digest(text.encode())}
+    faults = _differing(root, _digests(on_disk))
+    if copied != on_disk or not right.keys() >= _digests(on_disk).keys():
+        return Comparison(
+            faults=faults | {COPY: "missing, damaged, or of another manifest"}, right=right, manifest=on_disk
+        )
+    if not _is_same_group(_content(root / ROOT), copy[ROOT].encode()):
+        faults, right = {ROOT: DIFFERS, **faults}, {ROOT: copy[ROOT], **right}
+    return Comparison(faults=faults, right=right, manifest=on_disk)
+
+
+def _without_manifest(root: Path, copy: Mapping[str, str], copied: Manifest | None) -> Comparison:
+    """The root's `zarr.json` is damaged, so what the copy says counts, unless it would lose a layer."""
+    what = DIFFERS if (root / ROOT).exists() else "missing"
+    if copied is None:
+        faults = {ROOT: what, COPY: "missing or not what was written"}
+        return Comparison(faults=faults, right={}, manifest=None)
+    lost = sorted(journalled(root / JOURNALS) - {key.split("/")[-1] for key in copied.metadata})
+    if lost:
+        return Comparison(faults={ROOT: MISSING_LAYER + ", ".join(lost)}, right={}, manifest=None)
+    faults = {ROOT: what, **_differing(root, _digests(copied))}
+    return Comparison(faults=faults, right=copy, manifest=copied)
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    return {f"{key}/{ROOT}": digest for key, digest in manifest.metadata.items()}
 
 
 def _differing(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
     found = {}
-    for key, digest in digests.items():
+    for path, digest in digests.items():
         try:
-            if _digest((root / key).read_bytes()) != digest:
-                found[key] = DIFFERS
+            if _digest(plain((root / path).read_bytes())) != digest:
+                found[path] = DIFFERS
         except OSError as error:
-            found[key] = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            found[path] = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
     return found
 
 
-def _manifest_on_disk(root: Path) -> Mapping[str, Mapping[str, str]] | None:
+def plain(content: bytes) -> bytes:
+    """Return a group's `zarr.json` without what `zarr.consolidate_metadata` adds to it, which nobody here reads."""
+    if b'"consolidated_metadata"' not in content:
+        return content
     try:
-        return _manifest((root / "zarr.json").read_bytes())
+        document = json.loads(content)
+        del document["consolidated_metadata"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return content
+    return as_zarr_writes(document)
+
+
+def as_zarr_writes(document: object) -> bytes:
+    """Serialise metadata to the bytes that Zarr gives it."""
+    return json.dumps(document, indent=2).encode()
+
+
+def _is_same_group(content: bytes, copy: bytes) -> bool:
+    return content == copy or (plain(content) != content and json.loads(plain(content)) == json.loads(copy))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError:
-        return None
+        return b""
 
 
-def _manifest(text: str | bytes) -> Mapping[str, Mapping[str, str]] | None:
-    """The manifest in the root's `zarr.json`, if it matches its digest."""
+def _manifest(content: bytes) -> Manifest | None:
+    """The manifest in a text of the root's `zarr.json`, if it matches its digest."""
     try:
-        attributes = json.loads(text)["attributes"]
-        manifest: Mapping[str, Mapping[str, str]] = attributes[ATTRIBUTE]
-        return manifest if digest_of(manifest) == attributes[DIGEST] else None
-    except (ValueError, KeyError, TypeError):
+        return Manifest.read(content, where="")
+    except BenchError:
         return None
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-DIFFERS = "not what was written (its sha256 differs)"

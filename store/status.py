@@ -7,13 +7,13 @@ so it is neither synced nor checked. What is done for good, the journals say.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from store.durable import PARTIAL
+from store.durable import partial_name
 
 SUFFIX = ".status.json"
 
@@ -40,15 +40,20 @@ class RankStatus:
     """Seconds since the epoch."""
 
 
+_TYPES = {each.name: {"int": (int,), "float": (float, int)}.get(str(each.type), (str,)) for each in fields(RankStatus)}
+
+
 def post(folder: Path, status: RankStatus) -> None:
     """Replace the rank's file; a disk that refuses is found by what matters, so it is no fault here."""
     path = folder / f"rank-{status.rank:05d}{SUFFIX}"
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = partial_name(path)
     try:
-        partial.write_text(json.dumps(asdict(status) | {"time": time.time()}))
+        with partial.open("x") as file:
+            file.write(json.dumps(asdict(status) | {"time": time.time()}))
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_statuses(folder: Path, run: str) -> list[RankStatus]:
@@ -56,9 +61,11 @@ def read_statuses(folder: Path, run: str) -> list[RankStatus]:
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            found.append(RankStatus(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError):  # being replaced
+            status = RankStatus(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):  # being replaced
             continue
+        if all(type(value) in _TYPES[name] for name, value in asdict(status).items()):
+            found.append(status)
     return [status for status in found if status.run == run]
 
 

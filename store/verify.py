@@ -11,15 +11,18 @@ import numpy as np
 
 from store import journal
 from store.errors import StoreError
-from store.feature_set import FeatureSet, open_checked
+from store.feature_set import FeatureSet, looks_like_feature_set, open_checked
+from store.folder import Folder
+from store.journal import JOURNALS
 from store.lock import join_run
 from store.metadata import metadata_faults, restore
 from store.reader import checked_rows
+from store.skeleton import expected_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong: where, what, and the key of the chunk if extraction can write it anew."""
+    """One thing that is wrong: where, what, and the key of the chunk if extraction can write it again."""
 
     where: str
     what: str
@@ -36,7 +39,7 @@ def verify(path: Path) -> Iterator[Fault]:
     StoreError
         If there is no feature set at `path`.
     """
-    metadata = metadata_faults(path) if (path / "journals").is_dir() else {}
+    metadata = metadata_faults(path) if looks_like_feature_set(path) else {}
     for where, what in metadata.items():
         yield Fault(where=where, what=what)
     if "zarr.json" in metadata:
@@ -62,14 +65,25 @@ def repair(path: Path) -> list[str]:
     StoreError
         If someone is writing to it, or the file system refuses.
     """
-    with join_run(path / "journals/lock", uuid.uuid4().hex):
-        done = restore(path)
-        if "zarr.json" not in metadata_faults(path):
-            features = FeatureSet.open(path)
-            features.sweep()
-            done += journal.rewrite_journals(features.journals, keep=lambda record: True)
-            damaged = {fault.key for fault in verify(path) if fault.key}
-            done += journal.rewrite_journals(features.journals, keep=lambda record: record.key not in damaged)
+    if not looks_like_feature_set(path):
+        FeatureSet.open(path)
+    folder = Folder(path)
+    folder.make(JOURNALS)
+    with join_run(path / JOURNALS / "lock", uuid.uuid4().hex) as lock:
+        done = restore(folder)
+        if "zarr.json" in metadata_faults(path):
+            return done
+        features = FeatureSet.open(path)
+        if metadata_faults(path):
+            done += restore(folder, expected_metadata(features.manifest))
+        features.sweep()
+        done += journal.rewrite_journals(folder, keep=lambda record: True)
+        damaged = {fault.key for fault in verify(path) if fault.key}
+        done += journal.rewrite_journals(folder, keep=lambda record: record.key not in damaged)
+        if not (folder.is_here() and lock.is_current()):
+            raise StoreError(
+                f"{path}: the folder was renamed, removed or replaced meanwhile. Repair it where it is now."
+            )
     return done
 
 

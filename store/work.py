@@ -51,6 +51,7 @@ class WorkQueue:
         found = True
         while found:  # once more, for what a rank claimed that died since
             found = False
+            self._features.check()
             for item in self._own_first(self._features.pending(self._layers)):
                 if self._lock.claim(self._number(item)):
                     still = self._features.pending_in(item.split, item.chunk, self._layers)

@@ -22,6 +22,7 @@ class ChunkWriter:
     """Writes this rank's chunks; each `write` returns once the chunk counts."""
 
     def __init__(self, features: FeatureSet, *, rank: int = 0) -> None:
+        features.reload()
         self._features = features
         self._journal = features.journal(rank)
         self._arrays: dict[str, Any] = {}
@@ -46,7 +47,7 @@ class ChunkWriter:
         Raises
         ------
         StoreError
-            If a value can't be stored, or the file system refuses.
+            If a value can't be stored, the file system refuses, or the feature set was renamed, removed or replaced.
         """
         if not work.valid:
             self._compare_valid(work, valid)
@@ -56,9 +57,11 @@ class ChunkWriter:
         start = self._features.grid(work.split).rows(work.chunk).start
         records = []
         for name, rows in values.items():
+            self._features.check()
             arrays.write_rows(self._open(f"{work.split}/{name}"), start, rows)
             key = arrays.chunk_key(f"{work.split}/{name}", work.chunk, rows.ndim)
-            records.append(record_of(self._features.path, key))
+            records.append(record_of(self._features.folder, key))
+        self._features.check()
         self._journal.append(records)
         return sum(record.size for record in records)
 
@@ -108,7 +111,7 @@ class ChunkWriter:
     def _open(self, key: str) -> Any:
         if key not in self._arrays:
             open_checked(self._features, key)
-            self._arrays[key] = arrays.open_array(self._features.path, key, writable=True)
+            self._arrays[key] = arrays.open_array(self._features.folder, key, writable=True)
         return self._arrays[key]
 
 

@@ -213,7 +213,7 @@ def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_pa
 
 def test_leftovers_of_killed_runs_are_swept(tmp_path, arrays):
     made = make_features(tmp_path / "f", *arrays)
-    leftover = tmp_path / "f/train/res5/c/0/0.abc.partial"
+    leftover = tmp_path / f"f/train/res5/c/0/.0.{'a' * 32}.partial"
     leftover.write_bytes(b"half")
     assert made.sweep() == 1
     assert not leftover.exists()

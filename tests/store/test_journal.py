@@ -8,6 +8,7 @@ import os
 import pytest
 
 from store import DamagedError
+from store.folder import Folder
 from store.journal import Journal, JournalReader, Record, damaged_lines, rewrite_journals
 
 RECORDS = [Record(key=f"train/x/c/{i}/0", size=100 + i, crc32c=2**32 - 1 - i) for i in range(6)]
@@ -15,7 +16,13 @@ RECORDS = [Record(key=f"train/x/c/{i}/0", size=100 + i, crc32c=2**32 - 1 - i) fo
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "rank-00003.jsonl"
+    (tmp_path / "journals").mkdir()
+    return tmp_path / "journals/rank-00003.jsonl"
+
+
+def opened(path):
+    """Open the journal of a feature set."""
+    return Journal(Folder(path.parent.parent), f"journals/{path.name}")
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def crc32c(content):
 
 def test_a_line_is_the_checksum_of_its_text_and_the_text(path):
     assert crc32c(b"123456789") == 0xE3069283, "the check value of CRC-32C"
-    Journal(path).append(RECORDS[:2])
+    opened(path).append(RECORDS[:2])
     for line, record in zip(path.read_bytes().splitlines(), RECORDS, strict=False):
         assert line[:9] == b"%08x " % crc32c(line[9:])
         text = json.loads(line[9:])
@@ -58,36 +65,36 @@ def test_a_line_is_the_checksum_of_its_text_and_the_text(path):
 
 
 def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced):
-    journal = Journal(path)
+    journal = opened(path)
     journal.append(RECORDS[:1])
-    assert synced == [path.stat().st_ino, path.parent.stat().st_ino]
+    assert synced == [each.stat().st_ino for each in (path.parent.parent, path, path.parent)]
     journal.append(RECORDS[1:2])
-    assert synced[2:] == [path.stat().st_ino], "the name is there already"
+    assert synced[3:] == [path.stat().st_ino], "the name is there already"
 
 
 def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced):
-    Journal(path).append(RECORDS)
+    opened(path).append(RECORDS)
     before = path.stat().st_ino, path.stat().st_mtime_ns
     synced.clear()
-    Journal(path)
+    opened(path)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
     assert not synced
 
 
 @pytest.mark.parametrize("torn", [1, 2, 30])
 def test_what_follows_the_last_line_feed_is_cut_off(path, torn):
-    Journal(path).append(RECORDS[:2])
+    opened(path).append(RECORDS[:2])
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:torn])
-    Journal(path)
+    opened(path)
     assert path.read_bytes() == whole
     path.write_bytes(whole[:torn])
-    Journal(path).append(RECORDS[:2])
+    opened(path).append(RECORDS[:2])
     assert path.read_bytes() == whole
 
 
 def test_a_record_counts_once_its_line_is_whole(path):
-    Journal(path).append(RECORDS[:3])
+    opened(path).append(RECORDS[:3])
     whole = path.read_bytes()
     first, second, _ = whole.splitlines(keepends=True)
     reader = JournalReader(path.parent)
@@ -105,7 +112,7 @@ def test_a_record_counts_once_its_line_is_whole(path):
 
 @pytest.mark.parametrize("line", [1, 2, 5])
 def test_a_damaged_line_is_refused_by_its_number(path, line):
-    Journal(path).append(RECORDS[:5])
+    opened(path).append(RECORDS[:5])
     flip(path, line)
     with pytest.raises(DamagedError, match=rf"rank-00003\.jsonl: line {line} is not what was written"):
         JournalReader(path.parent).update()
@@ -114,21 +121,21 @@ def test_a_damaged_line_is_refused_by_its_number(path, line):
 
 @pytest.mark.parametrize("line", [4, 6])
 def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(path, line):
-    Journal(path).append(RECORDS[:3])
+    opened(path).append(RECORDS[:3])
     reader = JournalReader(path.parent)
     reader.update()
-    Journal(path).append(RECORDS[3:4])
+    opened(path).append(RECORDS[3:4])
     if line > 4:
         reader.update()
-    Journal(path).append(RECORDS[4:])
+    opened(path).append(RECORDS[4:])
     flip(path, line)
     with pytest.raises(DamagedError, match=f"line {line} is not what was written"):
         reader.update()
 
 
 def test_rewriting_drops_damaged_lines_and_what_is_not_to_be_kept(path):
-    Journal(path).append(RECORDS[:4])
+    opened(path).append(RECORDS[:4])
     flip(path, 2)
-    dropped = rewrite_journals(path.parent, lambda record: record.key != RECORDS[3].key)
+    dropped = rewrite_journals(Folder(path.parent.parent), lambda record: record.key != RECORDS[3].key)
     assert dropped == ["rank-00003.jsonl line 2", RECORDS[3].key]
     assert list(JournalReader(path.parent).update().values()) == [RECORDS[0], RECORDS[2]]

@@ -160,6 +160,11 @@ class DurableStore(LocalStore):
         """Write one object; see `write_durably`."""
         await asyncio.to_thread(self.set_sync, key, value)
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write one object that is not there: the groups above a new array."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write one object; see `write_durably`."""
         self._check_writable()

@@ -9,7 +9,7 @@ import pytest
 
 from store import DamagedError
 from store.folder import Folder
-from store.journal import Journal, JournalReader, Record, damaged_lines, rewrite_journals
+from store.journal import Journal, JournalReader, Record, damaged_lines, journalled, rewrite_journals
 
 RECORDS = [Record(key=f"train/x/c/{i}/0", size=100 + i, crc32c=2**32 - 1 - i) for i in range(6)]
 
@@ -139,3 +139,24 @@ def test_rewriting_drops_damaged_lines_and_what_is_not_to_be_kept(path):
     dropped = rewrite_journals(Folder(path.parent.parent), lambda record: record.key != RECORDS[3].key)
     assert dropped == ["rank-00003.jsonl line 2", RECORDS[3].key]
     assert list(JournalReader(path.parent).update().values()) == [RECORDS[0], RECORDS[2]]
+
+
+def test_rewriting_leaves_alone_a_journal_of_which_nothing_is_dropped(path):
+    opened(path).append(RECORDS)
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    assert rewrite_journals(Folder(path.parent.parent), lambda record: True) == []
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("name", ["size", "crc32c"])
+@pytest.mark.parametrize("value", ["100", 1.0, True, None])
+def test_a_record_of_other_types_is_damage_though_its_checksum_is_right(path, name, value):
+    text = json.dumps({"key": "train/x/c/0/0", "size": 100, "crc32c": 7, name: value}).encode()
+    path.write_bytes(b"%08x %b\n" % (crc32c(text), text))
+    assert damaged_lines(path.parent) == ["rank-00003.jsonl line 1"]
+
+
+def test_arrays_are_journalled_by_the_second_part_of_their_keys(path):
+    keys = ["train/x/c/0/0", "val/y/c/3", "val/x/c/1/0", "zarr.json"]
+    opened(path).append([Record(key=key, size=1, crc32c=1) for key in keys])
+    assert journalled(path.parent) == {"x", "y"}

@@ -21,12 +21,9 @@ from store.errors import MismatchError, StoreError
 from store.feature_set import FeatureSet, looks_like_feature_set, record_of
 from store.journal import JOURNALS
 from store.lock import join_run
-from store.manifest import LayerInfo, Manifest, SplitInfo, differences
+from store.manifest import MAX_CHUNK_BYTES, LayerInfo, Manifest, SplitInfo, differences
 from store.metadata import renew_copy, save
 from store.skeleton import write_groups, write_layer, write_rows_arrays
-
-MAX_CHUNK_BYTES = 2**30
-"""A chunk is held in memory whole, more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

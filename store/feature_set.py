@@ -206,7 +206,13 @@ class FeatureSet:
 
     def labels(self, split: str) -> npt.NDArray[np.int64]:
         """Labels of a split, shape (N,), -1 where there is none."""
-        return self._small_array(split, "labels").astype(np.int64)
+        labels = self._small_array(split, "labels").astype(np.int64)
+        num_classes = len(self.split(split).class_names)
+        if len(labels) and not (labels.min() >= -1 and labels.max() < num_classes):
+            raise DamagedError(
+                f"{self.path}: {split}/labels holds labels that are not in [-1, {num_classes}). {REWRITE}"
+            )
+        return labels
 
     def paths(self, split: str) -> list[str]:
         """What the user calls each image of a split."""
@@ -314,6 +320,12 @@ class FeatureSet:
         ndim = 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
         return arrays.chunk_key(f"{split}/{array}", chunk, ndim)
 
+    def form_of(self, split: str, array: str) -> tuple[str, tuple[int, ...], int]:
+        """Type, shape and rows per chunk that an array of a split must have."""
+        grid, info = self.grid(split, array), self.manifest.layers.get(array)
+        kind = {"labels": "int64", "paths": "text", "valid": "bool"}.get(array, self.manifest.dtype)
+        return kind, (grid.num_rows, *(info.shape if info else ())), grid.rows_per_chunk
+
     def _complete(self, split: str, array: str) -> dict[str, Record]:
         keys = self.chunk_keys(split, array)
         missing = [chunk for chunk, key in enumerate(keys) if key not in self.records]
@@ -369,7 +381,17 @@ def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:
         raise DamagedError(f"{path}: cannot be read ({error.strerror}). {REWRITE}") from error
     if not intact:
         raise DamagedError(f"{path}: not what was written (its sha256 differs). {REWRITE}")
-    return arrays.open_array(features.path, key)
+    try:
+        array = arrays.open_array(features.path, key)
+    except Exception as error:  # Zarr raises builtin errors of many kinds
+        raise DamagedError(f"{path}: cannot be read ({error}). {REWRITE}") from error
+    kind = "text" if array.dtype.kind in "OTU" else str(array.dtype)
+    form = kind, array.shape, array.chunks[0]
+    split, name = key.split("/")
+    expected = features.form_of(split, name)
+    if form != expected:
+        raise DamagedError(f"{path}: an array of type, shape and rows per chunk {form}; the manifest says {expected}")
+    return array
 
 
 def record_of(folder: Folder, key: str) -> Record:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from store.errors import DamagedError, StoreError
 from store.layers import RESERVED, checked_name
 
@@ -22,6 +24,12 @@ FORMAT = 1
 
 ATTRIBUTE = "featbench"
 DIGEST = "featbench_sha256"
+
+MAX_CHUNK_BYTES = 2**30
+"""A chunk is held in memory whole, more than once."""
+
+MAX_CHUNKS = 2**24
+"""Of a layer in a split; their keys are held in memory."""
 
 Json = Any
 """What JSON can hold."""
@@ -170,7 +178,12 @@ def parsed(content: Mapping[str, Json]) -> Manifest:
         raise ValueError("splits, names of layers or dtype")
     if content["compression"] not in ("none", "zstd", "lz4"):
         raise ValueError("compression")
-    _whole(content["rows_per_chunk"], least=1)
+    rows = _whole(content["rows_per_chunk"], least=1)
+    if any(info.num_rows > rows * MAX_CHUNKS for info in splits.values()):
+        raise ValueError(f"more than {MAX_CHUNKS:,} chunks of a layer")
+    size = np.dtype(content["dtype"]).itemsize
+    if rows * size > MAX_CHUNK_BYTES or any(rows * info.dim * size > MAX_CHUNK_BYTES for info in layers.values()):
+        raise ValueError(f"a chunk of more than {MAX_CHUNK_BYTES:,} bytes")
     if not all(isinstance(known.get(name, {}), dict) for name in ("made_from", "metadata", "software", "notes")):
         raise TypeError("made_from, metadata, software or notes")
     return Manifest(**{**known, "splits": splits, "layers": layers})

@@ -96,7 +96,7 @@ class DataConfig(Config):
     per_class: int | None = Field(default=None, gt=0)
     """At most so many images of each class of train; val stays whole."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the drawing."""
 
     on_error: Literal["stop", "skip"] = "stop"

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 MOST_CHARACTERS = 20_000
 """Of an error's message; a table of weights that do not fit has a few thousand."""
@@ -33,19 +34,23 @@ def run() -> None:
     try:
         app()
     except BenchError as error:
-        text = str(error)
-        cut = f"\n... ({len(text):,} characters in all)" if len(text) > MOST_CHARACTERS else ""
-        print(f"error: {text[:MOST_CHARACTERS]}{cut}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
+    except OSError as error:  # a path that is too long, or a loop of links, is found wherever it is first looked at
+        fail(f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}")
     except Exception as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
-        print(
-            f"error: out of memory ({first_line(error)}). Extraction needs less with a smaller --batch-size and fewer "
-            f"--workers or --ranks, evaluation with --memory. What was committed is safe.",
-            file=sys.stderr,
+        fail(
+            f"out of memory ({first_line(error)}). Extraction needs less with a smaller --batch-size and fewer "
+            f"--workers or --ranks, evaluation with --memory. What was committed is safe."
         )
-        sys.exit(2)
+
+
+def fail(text: str) -> NoReturn:
+    """Print one message, and end with 2."""
+    cut = f"\n... ({len(text):,} characters in all)" if len(text) > MOST_CHARACTERS else ""
+    print(f"error: {text[:MOST_CHARACTERS]}{cut}", file=sys.stderr)
+    sys.exit(2)
 
 
 def name_clash() -> str:

@@ -201,7 +201,11 @@ def _look_up(settings: dict[str, Any]) -> dict[str, str]:
     data = settings.get("data")
     if isinstance(data, dict) and isinstance(name := data.get("name"), str):
         try:
-            settings["data"] = settings_of(name) | {key: value for key, value in data.items() if value is not None}
+            known = settings_of(name)
+            if data.get("source", known.get("source")) != known.get("source"):
+                # Another source lays its files out otherwise: what the catalogue says of the layout is of no use.
+                known = {key: value for key, value in known.items() if key == "root"}
+            settings["data"] = known | {key: value for key, value in data.items() if value is not None}
         except CatalogueError as error:
             return {"data.name": str(error)}
     return {}

@@ -20,6 +20,7 @@ from pipelines.documents import read_yaml
 from pipelines.pipeline import MOST_FAULTS, PipelineError, parse_overrides
 from pipelines.vissl_keys import Keys, is_ignored
 from pipelines.vissl_model import translate_model
+from store import StoreError
 from store.documents import DocumentError, brief, brief_text
 from store.layers import LayerSpec
 from store.names import visible
@@ -68,7 +69,10 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
     for name, translator in _TRANSLATORS.items():
         try:
             settings[name] = translator(keys)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        except StoreError as error:
+            settings[name] = {}
+            keys.fault(f"{_SECTIONS[name]}: {error}")
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             # Each value would need a check of its type otherwise; VISSL's own are always of the right one.
             settings[name] = {}
             keys.fault(f"{_SECTIONS[name]}: a value is not of the kind that VISSL takes there: {brief_text(error)}")

@@ -134,9 +134,15 @@ def torchvision_data(name: str, root: Path, split: str, options: Mapping[str, An
         raise DataError(f"torchvision's {name} does not take {chosen} (data.options): {error}") from error
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"{root}: the files of torchvision's {name} are not there ({error}). Put them there, for instance with "
+            f"{root}: expected the files of torchvision's {name}; {_what_is_in(root)} ({error}). If it is a folder of "
+            f"images, add data.source=folder. Otherwise put the data set there, for instance with "
             f"`python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\"`."
         ) from error
+
+
+def _what_is_in(root: Path, *, show: int = 4) -> str:
+    found = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir()) if root.is_dir() else []
+    return f"it holds {some(found, show=show)}" if found else "it is empty"
 
 
 def torchvision_listing(data: Any, root: Path) -> Listing | None:

@@ -111,7 +111,7 @@ def test_torchvisions_data_sets_are_read_where_their_files_are(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "CIFAR10"}, "files of torchvision's CIFAR10 are not there.*download=True"),
+        ({"dataset": "CIFAR10"}, "expected the files of torchvision's CIFAR10; it is empty.*download=True"),
         ({"dataset": "CIFAR11"}, "Did you mean CIFAR10"),
         ({"dataset": None}, r"data\.dataset=CIFAR10"),
         ({"dataset": "CIFAR10", "train_split": "trian"}, "splits train and test; got 'trian'"),

@@ -75,3 +75,14 @@ def test_the_command_lists_the_catalogue(bench, photographs, tmp_path):
     assert "missing: test" in result.stdout
     assert "no place yet" in result.stdout
     assert "datasets.yaml" in result.stderr
+
+
+def test_what_the_catalogue_says_of_a_layout_is_left_out_with_another_source():
+    pipeline = load_pipeline("cifar10", {"data.root": "/photos", "data.source": "folder"})
+    assert (pipeline.data.dataset, pipeline.data.val_split) == (None, "val")
+
+
+def test_images_given_to_a_data_set_of_files_are_said_to_be_no_such_files(bench, photographs):
+    said = bench("extract", "cifar10", "--data", photographs, "--random-weights", "0").stderr
+    assert "expected the files of torchvision's CIFAR10; it holds train/, val/" in said
+    assert "data.source=folder" in said

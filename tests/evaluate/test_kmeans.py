@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -78,6 +79,16 @@ def test_one_cluster_is_the_mean(blobs):
     ours = kmeans(data, 1, rows_per_block=100, normalize=False)
     assert ours.centroids_KD == pytest.approx(values.mean(axis=0, dtype=np.float64)[None], rel=1e-5)
     assert ours.objective == pytest.approx(600 * values.var(axis=0, dtype=np.float64).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_start_is_faiss_k_means_of_the_sample(seed):
+    """Results of one seed stay the same: faiss gets the next number."""
+    values = np.random.default_rng(0).standard_normal((900, 4)).astype(np.float32)
+    peer = faiss.Kmeans(4, 8, niter=25, nredo=10, seed=seed + 1, min_points_per_centroid=1)
+    peer.train(values)
+    start = kmeans(held(values), 8, rows_per_block=250, normalize=False, iterations=1, seed=seed)
+    assert np.array_equal(start.centroids_KD, peer.centroids)
 
 
 @pytest.mark.parametrize("iterations", [2, 3, 4])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+import store.reader
 from store import DamagedError
 from tests.conftest import make_features
 
@@ -83,9 +85,25 @@ def test_no_more_than_two_blocks_are_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize("rows_per_block", [1, 8, 20, 29, 100])
-def test_some_chunks_can_be_read_alone(tmp_path, values, rows_per_block):
+def test_chunks_are_read_in_order_all_or_some(tmp_path, values, rows_per_block):
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
-    for chunks in (range(0, 1), range(1, 3), range(2, 4), range(3, 4)):
+    for chunks in (range(0, 4), range(0, 1), range(1, 3), range(2, 4), range(3, 4)):
         blocks = list(layer.map_blocks(lambda block: (block.start, block.features.copy()), rows_per_block, chunks))
         assert blocks[0][0] == chunks.start * 8
         assert np.array_equal(np.concatenate([each for _, each in blocks]), values[chunks.start * 8 : chunks.stop * 8])
+
+
+def test_no_read_fails_unseen(tmp_path, values, monkeypatch):
+    """Blocks are read ahead; one beyond the last would fail in a thread that nobody asks."""
+    futures = []
+
+    class Noted(ThreadPoolExecutor):
+        def submit(self, *arguments, **settings):
+            futures.append(super().submit(*arguments, **settings))
+            return futures[-1]
+
+    monkeypatch.setattr(store.reader, "ThreadPoolExecutor", Noted)
+    layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
+    assert len([block.start for block in layer.blocks(8)]) == 4
+    assert futures
+    assert not [future.exception() for future in futures if future.exception()]

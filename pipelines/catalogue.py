@@ -79,6 +79,11 @@ def read_catalogue() -> dict[str, dict[str, Any]]:
     return entries
 
 
+def is_local(name: str) -> bool:
+    """Whether the working folder's own file says something of a data set."""
+    return name in _read(Path(FILE))
+
+
 def settings_of(name: str) -> dict[str, Any]:
     """Settings of `data` that the catalogue has for a data set.
 

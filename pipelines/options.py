@@ -38,6 +38,9 @@ Layers = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with all its settings, and stop.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run code that a bench.yaml which was not named refers to.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a feature set of that name.")]
 
 
@@ -202,26 +205,38 @@ def listed(text: str) -> list[Any]:
 
 
 def read_pipeline(
-    words: list[str] | None, settings: Mapping[str, Any], *, needed: bool = True, only: tuple[str, ...] = ()
+    words: list[str] | None,
+    settings: Mapping[str, Any],
+    *,
+    needed: bool = True,
+    only: tuple[str, ...] = (),
+    quiet: bool = False,
+    may_run_code: bool = True,
 ) -> Pipeline:
     """Load the pipeline that the words name, with their overrides and the options on top.
 
-    One that is not needed is looked for in `bench.yaml` alone, and is all defaults without it. `only`
-    names the sections that may be overridden.
+    Parameters
+    ----------
+    words : list of str, optional
+        Of the command line.
+    settings : mapping
+        What the options say, by dotted key.
+    needed : bool
+        Whether there must be a pipeline; if not, it is `bench.yaml` of the working folder, or all defaults.
+    only : tuple of str
+        Sections that may be overridden; empty for all.
+    quiet : bool
+        Not to say which file of the working folder was taken.
+    may_run_code : bool
+        Whether a file of the working folder that was not named may refer to code that the command would run.
     """
-    from pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
-
     words = list(words or [])
     settings = dict(settings)
     files = settings.pop("vissl_config", None)
     if files:
-        from pipelines.vissl import is_override, read_vissl
+        return _from_vissl(files, words, settings)
+    from pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
 
-        translation = read_vissl([Path(file) for file in files], [word for word in words if is_override(word)])
-        if translation.ignored:
-            logger.info("keys of VISSL's without a meaning here: %s", ", ".join(translation.ignored))
-        overrides = {**parse_overrides([word for word in words if not is_override(word)]), **settings}
-        return make_pipeline(translation.settings, overrides, where=" + ".join(files))
     is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
     name = words.pop(0) if is_named else None
     overrides = {**parse_overrides(words), **settings}
@@ -231,6 +246,34 @@ def read_pipeline(
             f"{', '.join(stage_one)}: not a setting of stage two, which takes the features as they are. "
             f"Extract with it, under another --name, and evaluate that; or choose layers with --layers."
         )
-    if needed or name or LOCAL.is_file():
-        return load_pipeline(name, overrides)
-    return make_pipeline({}, overrides, where="command line")
+    if not (needed or name or LOCAL.is_file()):
+        return make_pipeline({}, overrides, where="command line")
+    pipeline = load_pipeline(name, overrides)
+    unnamed = _unnamed_files(name, pipeline)
+    if unnamed and not quiet:
+        typer.echo(f"Settings from {' and '.join(unnamed)} of this folder.", err=True)
+    if unnamed and not may_run_code:
+        from pipelines.trust import refuse_unnamed_code
+
+        refuse_unnamed_code(pipeline, files=unnamed, named=overrides)
+    return pipeline
+
+
+def _from_vissl(files: list[str], words: list[str], settings: Mapping[str, Any]) -> Pipeline:
+    from pipelines.pipeline import make_pipeline, parse_overrides
+    from pipelines.vissl import is_override, read_vissl
+
+    translation = read_vissl([Path(file) for file in files], [word for word in words if is_override(word)])
+    if translation.ignored:
+        logger.info("keys of VISSL's without a meaning here: %s", ", ".join(translation.ignored))
+    overrides = {**parse_overrides([word for word in words if not is_override(word)]), **settings}
+    return make_pipeline(translation.settings, overrides, where=" + ".join(files))
+
+
+def _unnamed_files(name: str | None, pipeline: Pipeline) -> list[str]:
+    """Files of the working folder that a pipeline was taken from though nobody named them."""
+    from pipelines.catalogue import is_local
+    from pipelines.pipeline import LOCAL
+
+    found = [str(LOCAL)] if name is None and LOCAL.is_file() else []
+    return found + (["datasets.yaml"] if pipeline.data.name and is_local(pipeline.data.name) else [])

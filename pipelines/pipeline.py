@@ -181,6 +181,10 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(named, str):
         raise PipelineError(f"{path}: base must be the name or path of one pipeline; got {brief(named)}")
     beside = path.parent / named
+    if not beside.is_file() and named not in pipeline_names():
+        raise PipelineError(
+            f"{path}: base: no pipeline {named!r}. {nearest(named, pipeline_names())} Or a path relative to this file."
+        )
     base = beside if beside.is_file() else find_pipeline(named)
     if base.resolve() in (chain := (*extending, path.resolve())):
         raise PipelineError(f"{path}: base {named} extends it in turn: {' -> '.join(p.name for p in (*chain, base))}")

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands import set_level, show
-from pipelines.options import EVALUATION, EXTRACTION, STORE, Words, read_pipeline, takes
+from pipelines.options import EVALUATION, EXTRACTION, STORE, TrustCode, Words, read_pipeline, takes
 
 
 @takes(EXTRACTION, STORE, EVALUATION)
 def plan(
     settings: dict[str, Any],
     words: Words = None,
+    trust_code: TrustCode = False,
     probe: Annotated[
         float, typer.Option("--probe", metavar="SECONDS", help="How long the model is measured; 0: not at all.")
     ] = 10.0,
@@ -27,7 +28,7 @@ def plan(
     from store import BenchError
 
     set_level(quiet=True)
-    made = make_plan(read_pipeline(words, settings), probe_seconds=probe)
+    made = make_plan(read_pipeline(words, settings, may_run_code=trust_code), probe_seconds=probe)
     table = Table(
         title=f"{made.name}: what it takes", box=None, title_justify="left", show_header=False, pad_edge=False
     )

@@ -18,6 +18,7 @@ from pipelines.options import (
     Overwrite,
     Quiet,
     Store,
+    TrustCode,
     Words,
     read_pipeline,
     takes,
@@ -35,11 +36,12 @@ def extract(
     settings: dict[str, Any],
     words: Words = None,
     overwrite: Overwrite = False,
+    trust_code: TrustCode = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Stage one: run the model over both splits and store the layers' features."""
-    pipeline = read_pipeline(words, settings)
+    pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
     if dry_run:
         _print_settings(pipeline)
     else:
@@ -60,7 +62,7 @@ def evaluate(
 ) -> None:
     """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
     where = {key: value for key, value in (("store", store), ("name", features)) if value is not None}
-    pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO)
+    pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO, quiet=quiet)
     _evaluate(pipeline, layers, as_json=as_json, quiet=quiet)
 
 
@@ -69,12 +71,13 @@ def run(
     settings: dict[str, Any],
     words: Words = None,
     overwrite: Overwrite = False,
+    trust_code: TrustCode = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Both stages, doing only what is missing."""
-    pipeline = read_pipeline(words, settings)
+    pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
     if dry_run:
         return _print_settings(pipeline)
     _extract(pipeline, overwrite=overwrite, quiet=quiet)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
+import io
+import locale
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +18,7 @@ MOST_CHARACTERS = 20_000
 
 def main() -> None:
     """Run the command line; a fault that the user can cure is one message and exit code 2."""
+    speak_utf8()
     clash = name_clash()
     if clash:
         print(clash, file=sys.stderr)
@@ -51,6 +56,26 @@ def fail(text: str) -> NoReturn:
     cut = f"\n... ({len(text):,} characters in all)" if len(text) > MOST_CHARACTERS else ""
     print(f"error: {text[:MOST_CHARACTERS]}{cut}", file=sys.stderr)
     sys.exit(2)
+
+
+def speak_utf8() -> None:
+    """Have file names and texts in UTF-8 whatever the locale is, and print what a terminal can't show as escapes.
+
+    Names of files and classes are stored as UTF-8. Under a locale of another encoding Python would
+    read them as something else, so it is started over in its UTF-8 mode, which can't be entered later.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=_encoding_of(stream), errors="backslashreplace")
+
+
+def _encoding_of(stream: io.TextIOWrapper) -> str:
+    """The terminal's own encoding, if it has one beyond ASCII (which is what says nothing, see PEP 540); else UTF-8."""
+    named = codecs.lookup(locale.getencoding()).name
+    return named if stream.isatty() and named != "ascii" else "utf-8"
 
 
 def name_clash() -> str:

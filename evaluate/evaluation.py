@@ -122,7 +122,7 @@ def evaluate_knn(
                     accuracies = judge.accuracies(rule, ks[name], each_temperature)
                     for each_k, accuracy in zip(ks[name], accuracies, strict=True):
                         setting = {"task": "knn", "k": each_k, "temperature": each_temperature}
-                        records.append(origin_of_rule | setting | accuracy | found.facts)
+                        records.append(origin_of_rule | setting | accuracy | found.facts(each_k))
                 if per_class:
                     first_k, first = ks[name][0], temperatures_of(name, rule, temperature)[0]
                     setting = {"task": "class", "k": first_k, "temperature": first}
@@ -130,7 +130,7 @@ def evaluate_knn(
                     records += [origin_of_rule | setting | each for each in classes]
             if retrieval:
                 scores = _retrieval(labels_QK, train, queries, ks[next(iter(same))])
-                records.append(origin | {"task": "retrieval", "protocol": similarity} | scores | found.facts)
+                records.append(origin | {"task": "retrieval", "protocol": similarity} | scores | found.facts())
     return records
 
 

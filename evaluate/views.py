@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from evaluate.selection import Layer, Selection
 from store import FeatureSet
 
 Record = dict[str, Any]
+
+_LONGEST = 100
+"""Letters of a layer's name in the name of a folder; a file system takes 255 bytes, with digests and endings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,3 +70,18 @@ def stored_view(features: FeatureSet, layer: str) -> View:
 def views_of(features: FeatureSet, layers: Sequence[str | View]) -> list[View]:
     """View layers by name; those that are views already stay."""
     return [layer if isinstance(layer, View) else stored_view(features, layer) for layer in layers]
+
+
+def short(name: str) -> str:
+    """Return a name that a folder can have: the name itself, or its beginning and a digest of all of it.
+
+    Examples
+    --------
+    >>> short("res4+res5")
+    'res4+res5'
+    >>> len(short("+".join(["blocks.11.norm1"] * 12)))
+    100
+    """
+    if len(name.encode()) <= _LONGEST:
+        return name
+    return f"{name.encode()[: _LONGEST - 17].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -219,7 +219,12 @@ def fault_lines(faults: Sequence[Fault]) -> str:
 def _exactness(knn: Sequence[Record]) -> str:
     """Say whether neighbours are exact, and of how many queries that took a second look."""
     if not knn[0]["certified"]:
-        return f"approximate neighbours, recall {100 * knn[0]['recall']:.1f} %"
+        of_k: dict[int, list[float]] = {}
+        for record in knn:
+            of_k.setdefault(record["k"], []).append(record["recall"])
+        ranges = {k: dict.fromkeys(f"{100 * each:.1f}" for each in (min(all_), max(all_))) for k, all_ in of_k.items()}
+        shown = ", ".join(f"{' to '.join(each)} %" + f" at k = {k}" * (len(of_k) > 1) for k, each in ranges.items())
+        return f"approximate neighbours, recall {shown}"
     looks = {record["layer"]: record["num_second_look"] for record in knn if record["num_second_look"]}
     looked = ", ".join(f"{layer} {count:,}" for layer, count in looks.items())
     return "neighbours certified exact" + (f", by a second look for some queries: {looked}" if looked else "")

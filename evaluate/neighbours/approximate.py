@@ -1,16 +1,20 @@
 """Approximate search for very large databases: any index that faiss's factory can make, and how good it is.
 
-The lists hold rows that the index found, with their similarities computed anew from the stored features.
+The lists hold rows that the index found, with their similarities computed again from the stored features.
 They are not certified: rows may be missing. How many is measured on a sample of the queries, by exact search.
 
-Shape suffixes:  Q queries   K neighbours   D dimension
+An index is trained on the same rows, and filled and asked in the same batches, whatever memory there is and
+whatever was asked before: so the same request gives the same lists. A request is the index string and the length
+of the lists, since an index that is asked for longer lists finds more of the nearest as well.
+
+Shape suffixes:  Q queries   K neighbours   D dimension   S sampled queries
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import faiss
@@ -20,64 +24,41 @@ import numpy.typing as npt
 from evaluate.labels import EvaluationError
 from evaluate.memory import MIB, SearchPlan, in_words
 from evaluate.neighbours.exact import search_in_float64
+from evaluate.neighbours.index_spec import IndexSpec
 from evaluate.neighbours.rescore import lengths_of_rows, rescore
 from evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
 from evaluate.protocols import Similarity
 from evaluate.selection import Selection, scale_to_unit_length
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+ALGORITHM = 2
+"""Enters the keys of kept lists, besides that of exact ones."""
 
 SAMPLE = 1000
 """Queries that are also searched exactly."""
 
 TRAINING_ROWS = 262_144
-"""Rows of the database that an index is trained on, at most; fewer where they would take half of its memory."""
+"""Rows of the database that an index is trained on, at most."""
 
+TRAINING_BYTES = 512 * MIB
+"""What these rows take, at most: fewer of many numbers."""
 
 PARTS = 2
 """Equal parts of the memory: one is the index's, one that of the search besides it."""
 
+_QUERIES = 256
+"""Queries that an index is asked at a time: libraries round otherwise for other numbers of them."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexSpec:
-    """A faiss index by its factory string, and its parameters of search."""
+_LARGEST = 1e18
+"""Length of a row up to which float32 holds squared distances; beyond it, faiss ends the process."""
 
-    factory: str
-    parameters: str
 
-    @classmethod
-    def parse(cls, text: str) -> IndexSpec:
-        """Read `IVF4096,Flat` or `IVF4096,Flat:nprobe=16`.
-
-        Examples
-        --------
-        >>> IndexSpec.parse("IVF64,Flat:nprobe=8")
-        IndexSpec(factory='IVF64,Flat', parameters='nprobe=8')
-        """
-        factory, _, parameters = text.partition(":")
-        return cls(factory=factory, parameters=parameters)
-
-    def make(self, dim: int, kind: Similarity) -> Any:
-        """Make the index, empty.
-
-        Raises
-        ------
-        EvaluationError
-            If faiss knows no such index or parameter.
-        """
-        metric = faiss.METRIC_L2 if kind == "euclidean" else faiss.METRIC_INNER_PRODUCT
-        try:
-            index = faiss.index_factory(dim, self.factory, metric)
-            if self.parameters:
-                faiss.ParameterSpace().set_index_parameters(index, self.parameters)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            raise EvaluationError(
-                f"--index {self.factory}{':' if self.parameters else ''}{self.parameters}: faiss makes no such index "
-                f"for {dim} numbers ({_reason(error)}). Try IVF4096,Flat:nprobe=16 or HNSW32, or leave --index out: "
-                f"the search is exact then."
-            ) from error
-        return index
+def num_training_rows(num_rows: int, dim: int) -> int:
+    """Rows of a database that an index is trained on."""
+    return min(num_rows, TRAINING_ROWS, max(1, TRAINING_BYTES // (4 * dim)))
 
 
 def search_approximately(
@@ -91,7 +72,7 @@ def search_approximately(
     memory: int,
     seed: int = 0,
     on_rows: Callable[[int], None] = lambda rows: None,
-) -> tuple[Neighbours, float]:
+) -> tuple[Neighbours, Neighbours]:
     """Find most of the k most similar rows of each query.
 
     Parameters
@@ -107,27 +88,30 @@ def search_approximately(
 
     Returns
     -------
-    neighbours : Neighbours
-    recall : float
-        Part of the true k nearest neighbours that the lists hold, over the sample.
+    neighbours, truth : Neighbours
+        What the index found, and the exact lists of a sample of the queries; see `recalls`.
 
     Raises
     ------
     EvaluationError
         If faiss makes no such index, the database is too small to train it, or it would take too much memory.
     """
-    made = IndexSpec.parse(index).make(database.layer.dim, similarity)
-    rows, zeros = _fill(made, index, database, similarity, plan, memory, on_rows)
+    spec, layer = IndexSpec.parse(index), database.layer
+    num_training = num_training_rows(len(database), layer.dim)
+    spec.refuse_absurd(num_rows=len(database), num_training=num_training, dim=layer.dim, k=k, memory=memory)
+    made = spec.make(layer.dim, similarity)
+    _train(made, spec, database, similarity, num_training, memory)
+    rows, zeros = _fill(made, spec, database, similarity, plan, memory, on_rows)
     wanted = min(k, len(rows))
-    lists = [
-        _ask(made, rows, database, queries[at : at + plan.queries_at_once], wanted, similarity, plan)
-        for at in range(0, len(queries), plan.queries_at_once)
-    ]
+    step = max(_QUERIES, plan.queries_at_once // _QUERIES * _QUERIES)
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.full((len(queries), k), UNDEFINED)
     rows_QK[:, wanted:] = zeros[: k - wanted]
-    rows_QK[:, :wanted] = np.concatenate([each[0] for each in lists])
-    similarities_QK[:, :wanted] = np.concatenate([each[1] for each in lists])
+    for at in range(0, len(queries) if wanted else 0, step):
+        group = slice(at, at + step)
+        rows_QK[group, :wanted], similarities_QK[group, :wanted] = _ask(
+            made, spec, rows, database, queries[group], wanted, similarity, plan
+        )
     found = Neighbours(
         rows_QK=rows_QK,
         similarities_QK=similarities_QK,
@@ -136,46 +120,94 @@ def search_approximately(
         num_zeros=len(zeros),
         engine=f"faiss {index}",
     )
-    size = min(SAMPLE, len(queries), plan.queries_at_once)
-    sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:size])
+    sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:SAMPLE])
     truth = search(database, replace(queries, rows=queries.rows[sample]), k=k, similarity=similarity, plan=plan)
-    hits = [len(np.intersect1d(*both)) for both in zip(truth.rows_QK, rows_QK[sample], strict=True)]
-    return found, float(np.mean(hits) / k)
+    return found, truth
+
+
+def recalls(found: Neighbours, truth: Neighbours) -> Doubles:
+    """Part of the true k nearest neighbours that the first k of the lists hold, for every k from 1, shape (K,).
+
+    Parameters
+    ----------
+    found : Neighbours
+        Of all queries.
+    truth : Neighbours
+        Of some of them, just as long.
+
+    Examples
+    --------
+    >>> def lists(*rows):
+    ...     nothing = np.empty(0, np.int64)
+    ...     return Neighbours(
+    ...         rows_QK=np.array(rows), similarities_QK=np.zeros((len(rows), len(rows[0]))),
+    ...         queries=np.arange(len(rows)), second_look=nothing, num_zeros=0, engine="",
+    ...     )
+    >>> recalls(lists([3, 5, 8], [1, 2, 3]), lists([3, 4, 5])).tolist()
+    [1.0, 0.5, 0.6666666666666666]
+    """
+    sample = np.searchsorted(found.queries, truth.queries)
+    length = truth.rows_QK.shape[1]
+    first = np.zeros(length, np.int64)  # hits by the k from which on they count
+    for true, mine in zip(truth.rows_QK, found.rows_QK[sample], strict=True):
+        _, places, others = np.intersect1d(true, mine, return_indices=True)
+        first += np.bincount(np.maximum(places, others), minlength=length)
+    return np.asarray(first.cumsum() / (np.arange(1, length + 1) * len(sample)))
+
+
+def _train(index: Any, spec: IndexSpec, database: Selection, kind: Similarity, num_rows: int, memory: int) -> None:
+    """Train the index on some rows, drawn from all."""
+    needed = 4 * database.layer.dim * num_rows
+    if needed > memory:
+        raise EvaluationError(
+            f"--index {spec}: the {num_rows:,} rows of {database.layer.key} that train it take {in_words(needed)} of "
+            f"memory; {in_words(memory)} are left for it. Allow --memory {-(-PARTS * needed // MIB)}MiB, or leave "
+            f"--index out: the exact search reads the rows from disk."
+        )
+    chosen = np.random.default_rng(0).permutation(len(database))[:num_rows]
+    training = replace(database, rows=database.rows[np.sort(chosen)]).read()
+    _prepare(training, spec, kind, database.layer.key)
+    with (
+        _threads(1 if "_HNSW" in spec.factory else 0),
+        spec.refusing(
+            f"{len(training):,} rows of {database.layer.key} can't train it",
+            "Take one of fewer clusters, or leave --index out: the search is exact then.",
+        ),
+    ):
+        index.train(training)
 
 
 def _fill(
     index: Any,
-    name: str,
+    spec: IndexSpec,
     database: Selection,
     kind: Similarity,
     plan: SearchPlan,
     memory: int,
     on_rows: Callable[[int], None],
 ) -> tuple[Ints, Ints]:
-    """Train the index on some rows, add all; returns the rows by their number in it, and those of zeros."""
-    num_training = max(1, min(TRAINING_ROWS, memory // 2 // (4 * database.layer.dim)))
-    chosen = np.random.default_rng(0).permutation(len(database))[:num_training]
-    training = replace(database, rows=database.rows[np.sort(chosen)]).read()
-    if kind == "cosine":
-        scale_to_unit_length(training, lengths_of_rows(training))
-    try:
-        index.train(training)
-    except RuntimeError as error:
-        raise EvaluationError(
-            f"{database.layer.key}: {len(training):,} rows can't train --index {name} ({_reason(error)}). Take one of "
-            f"fewer clusters, or leave --index out: the search is exact then."
-        ) from error
-    del training
+    """Add all rows; returns them by their number in the index, and those of zeros."""
     rows: list[Ints] = []
     zeros: list[Ints] = []
-    empty = _size(index)
+    pieces: list[Floats] = []
+    empty, is_measured = _size(index, spec), False
     for part in database.parts(plan.rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
-        index.add(part.features)
-        if not rows and len(part.rows):
-            needed = empty + (_size(index) - empty) * len(database) // len(part.rows)
+        _refuse_too_large(part.longest, spec, kind, database.layer.key)
+        # Chunk by chunk: which rows come together can matter, and must not depend on the size of a block.
+        cuts = np.flatnonzero(np.diff(part.rows // database.layer.rows_per_chunk)) + 1
+        for start, stop in zip([0, *cuts], [*cuts, len(part.rows)], strict=True):
+            pieces.append(part.features[start:stop])
+            if not spec.in_one_piece:
+                _add(index, spec, pieces.pop())
+        if spec.in_one_piece:
+            pieces = [np.array(piece) for piece in pieces]  # the block's memory is used again
+        if not is_measured and len(part.rows):
+            held = sum(piece.nbytes for piece in pieces)
+            needed = empty + (_size(index, spec) - empty + held) * len(database) // len(part.rows)
+            is_measured = True
             if needed > memory:
                 raise EvaluationError(
-                    f"--index {name}: with {len(database):,} rows of {database.layer.key} it would take about "
+                    f"--index {spec}: with {len(database):,} rows of {database.layer.key} it would take about "
                     f"{in_words(needed)} of memory; {in_words(memory)} are left for it. Allow --memory "
                     f"{-(-PARTS * needed // MIB)}MiB, take an index that compresses rows, such as IVF4096,PQ64, or "
                     f"leave --index out: the exact search reads the rows from disk."
@@ -183,32 +215,75 @@ def _fill(
         rows.append(part.rows)
         zeros.append(part.zeros)
         on_rows(part.num_read)
+    if pieces:
+        _add(index, spec, np.concatenate(pieces))
     return np.concatenate(rows), np.concatenate(zeros)
 
 
-def _reason(error: RuntimeError) -> str:
-    """What faiss says, without its functions, files and conditions."""
-    said = str(error).strip().splitlines()[-1]
-    return re.sub(r"^Error in .*? at \S+:\d+: (Error: '.*?' failed: )?", "", said)
+def _add(index: Any, spec: IndexSpec, features: Floats) -> None:
+    with (
+        _threads(1 if spec.is_graph else 0),
+        spec.refusing("faiss can't fill it", "Take another index, or leave --index out: the search is exact then."),
+    ):
+        index.add(features)
 
 
-def _size(index: Any) -> int:
+def _prepare(features: Floats, spec: IndexSpec, kind: Similarity, key: str) -> None:
+    """Scale rows to length 1 under the cosine; refuse what faiss's float32 can't hold."""
+    lengths = lengths_of_rows(features)
+    _refuse_too_large(lengths.max(initial=0), spec, kind, key)
+    if kind == "cosine":
+        scale_to_unit_length(features, lengths)
+
+
+def _refuse_too_large(longest: float, spec: IndexSpec, kind: Similarity, key: str) -> None:
+    if kind != "cosine" and longest > _LARGEST:
+        raise EvaluationError(
+            f"--index {spec}: a row of {key} has the length {longest:.3g}, whose square faiss's float32 can't hold. "
+            f"Take a protocol that uses the cosine, or leave --index out: the search is exact then."
+        )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Give faiss so many threads; 0 changes nothing."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _size(index: Any, spec: IndexSpec) -> int:
     """Bytes of an index, as faiss would write it."""
     sizes: list[int] = []
-    faiss.write_index(index, faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece))))  # type: ignore[attr-defined]
+    with spec.refusing("faiss can't write it, so its size is not known", "Take another index, or leave --index out."):
+        writer = faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece)))  # type: ignore[attr-defined]
+        faiss.write_index(index, writer)
     return sum(sizes)
 
 
 def _ask(
-    index: Any, rows: Ints, database: Selection, queries: Selection, k: int, kind: Similarity, plan: SearchPlan
-) -> tuple[Ints, npt.NDArray[np.float64]]:
+    index: Any,
+    spec: IndexSpec,
+    rows: Ints,
+    database: Selection,
+    queries: Selection,
+    k: int,
+    kind: Similarity,
+    plan: SearchPlan,
+) -> tuple[Ints, Doubles]:
     """Lists of k rows in order; searched exactly where the index finds fewer."""
     queries_QD = queries.read()
     lengths_Q = lengths_of_rows(queries_QD)
     asking_QD = queries_QD.copy()
-    if kind == "cosine":
-        scale_to_unit_length(asking_QD, lengths_Q)
-    places_QK = index.search(asking_QD, k)[1]
+    _prepare(asking_QD, spec, kind, queries.layer.key)
+    places_QK = np.empty((len(queries), k), np.int64)
+    with spec.refusing("faiss can't search it", "Take other parameters, or leave --index out."):
+        for at in range(0, len(queries), _QUERIES):
+            some = slice(at, at + _QUERIES)
+            places_QK[some] = index.search(asking_QD[some], k)[1]
     rows_QK = rows[places_QK]
     similarities_QK = rescore(database.layer, queries_QD, lengths_Q, rows_QK, kind)
     put_in_order(rows_QK, similarities_QK)

@@ -1,7 +1,8 @@
 """Neighbours of a feature set's rows: searched for once, kept beside the features, found again.
 
-Kept lists serve every k up to their own; a larger k searches again. They are found by what they were
-computed from, down to the checksum of every chunk, so those of other features never match.
+Kept lists serve every k up to their own; a larger k searches again. Those of an approximate search serve only
+the length that was searched for. They are found by what they were computed from, down to the checksum of every
+chunk, so those of other features never match.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import faiss
 
 from evaluate.labels import EvaluationError, Labelled
 from evaluate.memory import SearchPlan, free_memory, plan_search
-from evaluate.neighbours.approximate import PARTS, search_approximately
+from evaluate.neighbours.approximate import PARTS, recalls, search_approximately
 from evaluate.neighbours.engines import TORCH_MEMORY, choose
 from evaluate.neighbours.kept import Found, KeptLists
 from evaluate.neighbours.search import Neighbours, search
@@ -92,7 +93,7 @@ def find_neighbours(
     Returns
     -------
     Found
-        With lists of at least k, longer if such are kept.
+        With lists of at least k, longer if such are kept; of just k, if the search is approximate.
 
     Raises
     ------
@@ -100,12 +101,12 @@ def find_neighbours(
         If k is out of range, a row is not finite, or the search does not fit into the memory.
     """
     start = time.perf_counter()
-    lists = KeptLists.of(features, view, database, queries, similarity, index)
+    leave_one_out = database.split == queries.split
+    length = k + leave_one_out
+    lists = KeptLists.of(features, view, database, queries, similarity, index, length)
     kept = lists.load(k)
     if kept:
         return kept
-    leave_one_out = database.split == queries.split
-    length = k + leave_one_out
 
     def plan_for(part: Selection, parts: int = 1) -> SearchPlan:
         return plan_within(
@@ -129,14 +130,16 @@ def find_neighbours(
     if not 1 <= length <= len(whole):
         raise EvaluationError(f"k must be in [1, {len(whole) - leave_one_out}], the rows of the database; got {k}")
 
-    def finish(neighbours: Neighbours, recall: float | None = None) -> Found:
+    def finish(neighbours: Neighbours, truth: Neighbours | None = None) -> Found:
         if neighbours.num_zeros:
             text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
             logger.warning(text, view.name, database.split, neighbours.num_zeros)
         if leave_one_out:
             neighbours = without_themselves(neighbours)
+            truth = truth and without_themselves(truth)
         seconds = round(time.perf_counter() - start, 3)
-        found = Found(neighbours=neighbours, reused=False, seconds=seconds, recall=recall)
+        recall_of_k = None if truth is None else recalls(neighbours, truth)
+        found = Found(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
         lists.save(found)
         return found
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from evaluate.labels import Labelled
+from evaluate.neighbours import approximate
 from evaluate.neighbours.search import Neighbours
 from evaluate.protocols import Similarity
-from evaluate.views import View
+from evaluate.views import View, short
 from store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from store.manifest import digest_of
+
+logger = logging.getLogger(__name__)
 
 ALGORITHM = 4
 """Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
@@ -28,15 +35,15 @@ class Found:
     neighbours: Neighbours
     reused: bool
     seconds: float
-    recall: float | None = None
-    """Part of the true neighbours in the lists of an approximate search; None if the search was exact."""
+    recalls: npt.NDArray[np.float64] | None = None
+    """Part of the true k nearest in the first k of each list, for every k from 1; None if the search was exact."""
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What records say of the search."""
+    def facts(self, k: int | None = None) -> dict[str, Any]:
+        """What records say of the search, with the recall among the k nearest; by default, in all of the lists."""
+        k = k or self.neighbours.rows_QK.shape[1]
         return {
-            "certified": self.recall is None,
-            "recall": self.recall,
+            "certified": self.recalls is None,
+            "recall": None if self.recalls is None else float(self.recalls[k - 1]),
             "num_second_look": len(self.neighbours.second_look),
             "num_zero_rows": self.neighbours.num_zeros,
             "engine": self.neighbours.engine,
@@ -63,15 +70,21 @@ class KeptLists:
         queries: Labelled,
         similarity: Similarity,
         index: str | None = None,
+        length: int | None = None,
     ) -> KeptLists:
-        """Say where the lists of a search are, before it is done."""
+        """Say where the lists of a search are, before it is done.
+
+        Exact lists serve every shorter k. What an index finds depends on the length that it is asked for, so
+        its lists are those of one `length`.
+        """
         made_from = [
             [part.split, view.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
             for part in (database, queries)
         ]
+        request = None if index is None else [index, length, approximate.ALGORITHM]
         return cls(
             features=features,
-            key=f"{view.name}-{similarity}-{digest_of([ALGORITHM, similarity, index, *made_from])[:16]}",
+            key=f"{short(view.name)}-{similarity}-{digest_of([ALGORITHM, similarity, request, *made_from])[:16]}",
             origin={"layer": view.name, "similarity": similarity, "index": index, "made_from": made_from},
         )
 
@@ -85,32 +98,27 @@ class KeptLists:
 
     def load(self, k: int) -> Found | None:
         """Return the lists, if they are there, can be trusted, and are long enough."""
-        exact = self.origin["index"] is None
-        kept = load_cached(self.features, _KIND, self.key, without_digest=exact)
-        if not kept or not _has_their_form(*kept) or kept[0]["rows"].shape[1] < k:
+        is_exact = self.origin["index"] is None
+        # Version 0.1.0 kept facts without a digest: those of exact lists are no more than remarks.
+        kept = load_cached(self.features, _KIND, self.key, without_digest=is_exact)
+        if not kept:
             return None
-        arrays, facts = kept
-        neighbours = Neighbours(
-            rows_QK=arrays["rows"],
-            similarities_QK=arrays["similarities"],
-            queries=arrays["queries"],
-            second_look=arrays["second_look"],
-            num_zeros=facts["num_zeros"],
-            engine=facts["engine"],
-        )
-        recall = None if exact else facts["recall"]
-        return Found(neighbours=neighbours, reused=True, seconds=facts["seconds"], recall=recall)
+        found = _checked(*kept, is_approximate=not is_exact)
+        if found is None:
+            logger.warning("%s: kept lists in another form than they are written in; searched again", self.key)
+            return None
+        return found if found.neighbours.rows_QK.shape[1] >= k else None
 
     def save(self, found: Found) -> None:
         """Keep lists; where that can't be, warn and go on."""
         lists = found.neighbours
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries,
             "second_look": lists.second_look,
         }  # fmt: skip
-        facts = {
-            "num_zeros": lists.num_zeros, "engine": lists.engine, "seconds": found.seconds, "recall": found.recall,
-        }  # fmt: skip
+        if found.recalls is not None:
+            arrays["recalls"] = found.recalls
+        facts = {"num_zeros": lists.num_zeros, "engine": lists.engine, "seconds": found.seconds}
         save_cached(self.features, _KIND, self.key, arrays, self.origin | facts)
 
     def drop(self) -> None:
@@ -124,17 +132,27 @@ class KeptLists:
             yield is_mine
 
 
-def _has_their_form(arrays: dict[str, Any], facts: dict[str, Any]) -> bool:
-    """Whether lists of an earlier version, in which nothing covers types, shapes and facts, are as they must be."""
+def _checked(arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_approximate: bool) -> Found | None:
+    """Make of what was read what was kept; None if it is not of that form."""
     names = ("rows", "similarities", "queries", "second_look")
-    if not (arrays.keys() >= set(names) and facts.keys() >= {"num_zeros", "engine", "seconds", "recall"}):
-        return False
-    rows, similarities, queries, second_look = (arrays[name] for name in names)
-    return (
-        [each.dtype.name for each in (rows, similarities, queries, second_look)]
+    if not all(name in arrays for name in names):
+        return None
+    rows_QK, similarities_QK, queries, second_look = (arrays[name] for name in names)
+    num_zeros, engine, seconds = (facts.get(name) for name in ("num_zeros", "engine", "seconds"))
+    recalls = arrays.get("recalls")
+    is_of_form = (
+        [each.dtype.name for each in (rows_QK, similarities_QK, queries, second_look)]
         == ["int64", "float64", "int64", "int64"]
-        and rows.shape == similarities.shape == (len(queries), *rows.shape[1:2])
+        and rows_QK.shape == similarities_QK.shape == (len(queries), *rows_QK.shape[1:2])
         and queries.ndim == second_look.ndim == 1
-        and isinstance(facts["num_zeros"], int)
-        and isinstance(facts["seconds"], int | float)
+        and rows_QK.ndim == 2
+        and (recalls.shape == rows_QK.shape[1:] if recalls is not None else not is_approximate)
     )
+    are_known = isinstance(num_zeros, int) and isinstance(engine, str) and isinstance(seconds, int | float)
+    if not (is_of_form and are_known):
+        return None
+    neighbours = Neighbours(
+        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries, second_look=second_look,
+        num_zeros=int(num_zeros), engine=str(engine),
+    )  # fmt: skip
+    return Found(neighbours=neighbours, reused=True, seconds=float(seconds), recalls=recalls)

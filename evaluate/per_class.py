@@ -1,5 +1,7 @@
 """Accuracy of each class, and what it is taken for.
 
+Memory grows with queries and classes, not with pairs of classes, but for `confusion_matrix`.
+
 Shape suffixes:  Q queries   C classes   K neighbours
 """
 
@@ -36,23 +38,22 @@ def class_records(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) -> 
     list of dict
         `class`, `num_val`, `top1` with `_low` and `_high`, `taken_for` (None if it never is) and `taken_for_rate`.
     """
-    counts_CC = confusion_matrix(predictions_Q, labels_Q, num_classes=len(names))
+    order = np.argsort(labels_Q, kind="stable")
+    labels, starts = np.unique(labels_Q[order], return_index=True)
     records = []
-    for label in np.unique(labels_Q):
-        hits = predictions_Q[labels_Q == label] == label
-        estimate = proportion(hits)
-        others = counts_CC[label].copy()
-        others[label] = 0
-        worst = int(others.argmax())
+    for label, predicted in zip(labels, np.split(predictions_Q[order], starts[1:]), strict=True):
+        estimate = proportion(predicted == label)
+        others, counts = np.unique(predicted[predicted != label], return_counts=True)
+        worst = int(counts.argmax()) if len(counts) else None  # of equals the first, by number
         records.append(
             {
                 "class": names[label],
-                "num_val": len(hits),
+                "num_val": len(predicted),
                 "top1": estimate.value,
                 "top1_low": estimate.low,
                 "top1_high": estimate.high,
-                "taken_for": names[worst] if others[worst] else None,
-                "taken_for_rate": float(others[worst] / len(hits)),
+                "taken_for": None if worst is None else names[others[worst]],
+                "taken_for_rate": 0.0 if worst is None else float(counts[worst] / len(predicted)),
             }
         )
     return records

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as peer
 
+from evaluate.contingency import expected_mutual_information
 from evaluate.metrics import cluster_metrics, mean_per_class, paired_difference, proportion
+from tests.conftest import ROOT, needs_proc
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (1, 3), (400, 597)])
@@ -104,7 +108,7 @@ def test_cluster_metrics_are_those_of_their_definitions(num_clusters):
     clusters = np.where(random.random(200) < 0.6, labels % num_clusters, random.integers(0, num_clusters, 200))
     got = cluster_metrics(clusters, labels)
     assert got["nmi"] == peer.normalized_mutual_info_score(labels, clusters)
-    assert got["ami"] == peer.adjusted_mutual_info_score(labels, clusters)
+    assert got["ami"] == pytest.approx(peer.adjusted_mutual_info_score(labels, clusters), abs=1e-12)
     assert got["ari"] == peer.adjusted_rand_score(labels, clusters)
     size = max(4, num_clusters)
     best = max(
@@ -121,3 +125,62 @@ def test_cluster_metrics_do_not_depend_on_the_names_of_clusters():
     labels, clusters = random.integers(0, 5, 100), random.integers(0, 5, 100)
     renamed = random.permutation(5)[clusters]
     assert cluster_metrics(clusters, labels) == pytest.approx(cluster_metrics(renamed, labels))
+
+
+def test_the_adjusted_mutual_information_is_scikit_learns():
+    random = np.random.default_rng(5)
+    for trial in range(60):
+        count = int(random.integers(1, 150))
+        labels = random.integers(0, random.integers(1, count + 1), count)
+        clusters = random.integers(0, random.integers(1, count + 1), count)
+        clusters = np.where(random.random(count) < 0.7, labels, clusters) if trial % 3 else clusters
+        expected = peer.adjusted_mutual_info_score(labels, clusters)
+        assert cluster_metrics(clusters, labels)["ami"] == pytest.approx(expected, abs=1e-9)
+    alone = np.arange(7)
+    assert cluster_metrics(alone, alone)["ami"] == peer.adjusted_mutual_info_score(alone, alone) == 1
+
+
+def test_the_mutual_information_of_chance_is_the_mean_over_hypergeometric_tables():
+    from scipy.stats import hypergeom
+
+    classes, clusters = np.array([60_000, 30_000, 9_000, 900, 99, 1]), np.array([50_000, 49_000, 700, 300])
+    total = 0.0
+    for size in classes:
+        for other in clusters:
+            shared = np.arange(1, min(size, other) + 1)
+            chances = hypergeom.pmf(shared, 100_000, size, other)
+            total += (chances * shared / 1e5 * np.log(1e5 * shared / (float(size) * other))).sum()
+    assert expected_mutual_information(classes, clusters) == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.parametrize(("num_classes", "num_clusters"), [(1200, 1500), (1500, 1100)])
+def test_the_best_match_of_many_classes_is_that_of_the_whole_table(num_classes, num_clusters):
+    from scipy.optimize import linear_sum_assignment
+
+    random = np.random.default_rng(1)
+    labels = random.integers(0, num_classes, 6000)
+    clusters = np.where(random.random(6000) < 0.4, labels % num_clusters, random.integers(0, num_clusters, 6000))
+    table = peer.cluster.contingency_matrix(labels, clusters)
+    expected = table[linear_sum_assignment(table, maximize=True)].sum() / 6000
+    assert cluster_metrics(clusters, labels)["hungarian"] == pytest.approx(expected)
+
+
+@needs_proc
+def test_as_many_classes_and_clusters_as_rows_need_no_table_of_all_pairs():
+    """A table of 8 bytes for each pair would take 7.2 GB."""
+    code = """
+import numpy as np
+from sklearn import metrics
+from evaluate.metrics import cluster_metrics
+from evaluate.per_class import class_records
+from tests.peak import peak_kb
+before, labels = peak_kb(), np.arange(30_000)
+clusters = np.random.default_rng(0).permutation(30_000)
+assert cluster_metrics(clusters, labels)["hungarian"] == 1
+records = class_records(np.where(labels % 2, labels, (labels + 1) % 30_000), labels, [str(i) for i in labels])
+assert [record["taken_for"] for record in records[:4]] == ["1", None, "3", None]
+print(peak_kb() - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 300 * 1024

@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evaluate import metrics
 from evaluate.kmeans import Clustering, assign, kmeans
-from evaluate.labels import Labelled, matched_labels
+from evaluate.labels import EvaluationError, Labelled, matched_labels, refuse_if_gone
 from evaluate.memory import free_memory, rows_per_block
-from evaluate.neighbours.kept import ALGORITHM
-from evaluate.views import Record, View, views_of
+from evaluate.views import Record, View, short, views_of
 from store import FeatureSet, load_cached, save_cached
 from store.manifest import digest_of
+
+ALGORITHM = 5
+"""Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
+
+METRICS = ("nmi", "ami", "ari", "hungarian", "purity")
 
 
 def evaluate_kmeans(
@@ -47,19 +52,20 @@ def evaluate_kmeans(
     Returns
     -------
     list of dict
-        One for each layer, number of clusters and split, with the metrics of `evaluate.metrics.cluster_metrics`.
+        One for each layer, number of clusters and split, with the metrics of `evaluate.metrics.cluster_metrics`,
+        None for a split without labels; the `objective`, and the passes over train that were made (`iterations`).
 
     Raises
     ------
     EvaluationError
-        If there are more clusters than rows.
+        If there are more clusters than rows, or as many as classes are wanted where train has no labels.
     """
-    train, val, _ = matched_labels(features)
+    train, val, _ = matched_labels(features, needed=False)
+    counts = numbers_of_clusters(clusters, train)
     settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
     records = []
     for view in views_of(features, layers):
-        for wanted in clusters:
-            count = len(np.unique(train.labels)) if wanted == "classes" else int(wanted)
+        for count in counts:
             start = time.perf_counter()
             rows = rows_per_block(memory or free_memory() // 2, dim=view.dim)
             clusters_of, facts = _find_clusters(features, view, count, train, val, settings, rows)
@@ -69,20 +75,46 @@ def evaluate_kmeans(
                     view.facts
                     | counts_of(train, val)
                     | {"task": "kmeans", "protocol": "kmeans", "split": part.split, "clusters": count}
-                    | metrics.cluster_metrics(clusters_of[part.split], part.labels)
+                    | _against_classes(clusters_of[part.split], part)
                     | {"objective": facts["objective"], "iterations": facts["iterations"], "seconds": seconds}
                 )
     return records
 
 
+def numbers_of_clusters(wanted: Sequence[int | str], train: Labelled) -> list[int]:
+    """Say how many clusters are wanted, and refuse those that can't be: before anything takes long.
+
+    Raises
+    ------
+    EvaluationError
+        As `evaluate_kmeans`.
+    """
+    if "classes" in wanted and not train.has_labels:
+        raise EvaluationError(
+            "as many clusters as classes are wanted, but no row of train has a label: give a number, such as 100"
+        )
+    counts = [len(np.unique(train.labels)) if each == "classes" else int(each) for each in wanted]
+    refused = [count for count in counts if not 1 <= count <= len(train.rows)]
+    if refused:
+        raise EvaluationError(
+            f"clusters must be in [1, {len(train.rows)}], the rows to cluster; got {', '.join(map(str, refused))}"
+        )
+    return counts
+
+
 def counts_of(train: Labelled, val: Labelled) -> Record:
     """What every record says of the rows that took part."""
+    labels = np.union1d(train.labels, val.labels)
     return {
         "num_train": len(train.rows),
         "num_val": len(val.rows),
         "num_left_out": train.left_out + val.left_out,
-        "num_classes": len(np.union1d(train.labels, val.labels)),
+        "num_classes": int((labels >= 0).sum()),
     }
+
+
+def _against_classes(clusters: npt.NDArray[np.int64], part: Labelled) -> Record:
+    return dict(metrics.cluster_metrics(clusters, part.labels)) if part.has_labels else dict.fromkeys(METRICS)
 
 
 def _find_clusters(
@@ -95,9 +127,9 @@ def _find_clusters(
     rows: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     made_from = [view.made_from[split] for split in ("train", "val")]
-    key = f"{view.name}-{count}-{digest_of([ALGORITHM, count, settings, *made_from])[:16]}"
+    key = f"{short(view.name)}-{count}-{digest_of([ALGORITHM, count, settings, *made_from])[:16]}"
     kept = load_cached(features, "clusters", key)
-    if kept:
+    if kept and _has_its_form(*kept, count=count, parts=(train, val)):
         return kept
     data = {part.split: view.select(part) for part in (train, val)}
     found: Clustering = kmeans(data["train"], count, rows_per_block=rows, **settings)
@@ -109,6 +141,23 @@ def _find_clusters(
         "iterations": found.iterations,
         "layer": view.name,
         "made_from": made_from,
-    } | settings
+        "settings": settings,
+    }
+    refuse_if_gone(features)
     save_cached(features, "clusters", key, clusters_of | {"centroids": found.centroids_KD}, facts)
     return dict(clusters_of), facts
+
+
+def _has_its_form(arrays: dict[str, Any], facts: dict[str, Any], *, count: int, parts: Sequence[Labelled]) -> bool:
+    """Whether what was read is a clustering of these rows."""
+    return (
+        isinstance(facts.get("objective"), float)
+        and isinstance(facts.get("iterations"), int)
+        and all(
+            part.split in arrays
+            and arrays[part.split].shape == part.rows.shape
+            and arrays[part.split].dtype == np.int64
+            and 0 <= arrays[part.split].min() <= arrays[part.split].max() < count
+            for part in parts
+        )
+    )

@@ -12,6 +12,9 @@ from evaluate.shots import parse_shots
 from store import nearest
 from store.config import Config
 
+MAX_SEED = 2**31 - 2
+"""faiss counts them from 1, in 32 bits."""
+
 
 def _listed(value: Any) -> Any:
     """Let one number stand for a list of one; YAML's `true` is not the number 1."""
@@ -53,10 +56,10 @@ class KnnConfig(Config):
     shots: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
     """Also with so many images of each class (5), or such a part of them (10%); none by default."""
 
-    tries: int = Field(default=5, gt=0)
+    tries: int = Field(default=5, gt=0, le=1000)
     """Draws of the few images; mean and standard deviation are reported."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of these draws."""
 
     @field_validator("protocol")
@@ -91,13 +94,13 @@ class KmeansConfig(Config):
     normalize: bool = True
     """Scale each row to length 1 first, as VISSL's ClusterFit does."""
 
-    iterations: int = Field(default=100, gt=0)
+    iterations: int = Field(default=100, gt=0, le=100_000)
     """At most; stops when the objective no longer falls."""
 
-    restarts: int = Field(default=10, gt=0)
+    restarts: int = Field(default=10, gt=0, le=1000)
     """Initialisations; the best one on a sample is kept."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of sampling and initialisation."""
 
     @field_validator("clusters")

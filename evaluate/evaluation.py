@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Protocols = str | Sequence[str] | Mapping[str, Protocol]
 
+SORTED_BY_NUMBER = 16
+"""Classes up to which torch's sort, by which peers rank, leaves equal scores in order of their numbers (on a CPU)."""
+
 FIRST = ("task", "features", "layer", "protocol", "k", "temperature", "top1", "top5", "clusters", "split")
 """Keys that every record has, in front."""
 
@@ -70,8 +73,8 @@ def evaluate_knn(
         Also measure how well rows of the same class come first; searches for as many neighbours as
         the largest class has rows.
     duplicates : float, optional
-        Queries whose nearest neighbour has at least this cosine count as near-duplicates of a database
-        row; accuracies without them are added.
+        Queries whose nearest neighbour has at least this cosine, but for rounding, count as near-duplicates of a
+        database row; accuracies without them are added. 1 means equal rows, and multiples of them.
     per_class : bool
         Also a record of each class, for each protocol's first k and temperature.
     index : str, optional
@@ -85,37 +88,54 @@ def evaluate_knn(
     -------
     list of dict
         `top1`, `top5` (only classes with a vote count), `top5_filled` (classes without a vote appended by
-        number), `top5_protocol` (as the protocol's project counts) and `mean_per_class`, fractions of 1,
+        number), `top5_protocol` (as the protocol's project counts, where that is one number: see
+        docs/architecture.md) and `mean_per_class`, fractions of 1,
         each with `_low` and `_high`, the ends of its 95% interval; and what they were computed from.
 
     Raises
     ------
     EvaluationError
-        If k is larger than the number of database rows, or nothing has a label.
+        If k is larger than the number of database rows.
+
+    Notes
+    -----
+    Where a split has no label, its neighbours are found and kept, and a record says no more of each search than that.
     """
     rules = protocols_by_name(protocol)
     if duplicates is not None and any(rule.similarity != "cosine" for rule in rules.values()):
         raise EvaluationError("near-duplicates are found by the cosine: choose protocols that use it, such as dino")
-    train, val, names = matched_labels(features)
+    train, val, names = matched_labels(features, needed=False)
     queries = train if leave_one_out else val
     largest = len(train.rows) - leave_one_out
     ks = {name: usable_k(k, rule.k, largest) for name, rule in rules.items()}
     _warn_of_preprocessing(features, rules)
+    unlabelled = list(dict.fromkeys(part.split for part in (train, queries) if not part.has_labels))
+    if unlabelled:
+        _warn_of_missing_labels(features, unlabelled, retrieval=retrieval, per_class=per_class)
     labels_N = train.by_row(features.split("train").num_rows)
     records = []
     for view in views_of(features, layers):
         for similarity in dict.fromkeys(rule.similarity for rule in rules.values()):
             same = {name: rule for name, rule in rules.items() if rule.similarity == similarity}
             voting = max(max(ks[name]) for name in same)
+            longest = max(voting, _most_relevant(train, queries)) if retrieval and not unlabelled else voting
             found = find_neighbours(
                 features, view, database=train, queries=queries, similarity=similarity, index=index,
-                resources=resources,
-                k=max(voting, _most_relevant(train, queries) if retrieval else 0), on_rows=partial(on_rows, view.name),
+                resources=resources, k=longest, on_rows=partial(on_rows, view.name),
             )  # fmt: skip
             origin = view.facts | counts_of(train, val) | {"similarity": similarity, "leave_one_out": leave_one_out}
-            neighbours = found.neighbours
+            neighbours, rounding = found.neighbours, rounding_of_cosines(view.dim)
+            if unlabelled:
+                record = origin | {"task": "neighbours", "protocol": similarity, "k": voting} | found.facts(voting)
+                if duplicates is not None:
+                    are_twins = neighbours.similarities_QK[:, 0] >= duplicates - rounding
+                    record["num_duplicates"] = int(are_twins.sum())
+                records.append(record)
+                continue
             labels_QK = labels_N[neighbours.rows_QK]
-            judge = Judge.of(labels_QK[:, :voting], neighbours.similarities_QK, queries, len(names), duplicates)
+            judge = Judge.of(
+                labels_QK[:, :voting], neighbours.similarities_QK, queries, len(names), duplicates, rounding
+            )
             for name, rule in same.items():
                 origin_of_rule = origin | {"protocol": name, "vote": rule.vote}
                 for each_temperature in temperatures_of(name, rule, temperature):
@@ -130,6 +150,9 @@ def evaluate_knn(
                     records += [origin_of_rule | setting | each for each in classes]
             if retrieval:
                 scores = _retrieval(labels_QK, train, queries, ks[next(iter(same))])
+                if not scores["num_answerable"]:
+                    text = "%s: no query has a row of its own class in the database, so retrieval can't be measured"
+                    logger.warning(text, view.name)
                 records.append(origin | {"task": "retrieval", "protocol": similarity} | scores | found.facts())
     return records
 
@@ -145,10 +168,16 @@ class Judge:
 
     @classmethod
     def of(
-        cls, labels_QK: Ints, similarities_QK: Any, queries: Labelled, num_classes: int, duplicates: float | None
+        cls,
+        labels_QK: Ints,
+        similarities_QK: Any,
+        queries: Labelled,
+        num_classes: int,
+        duplicates: float | None = None,
+        rounding: float = 0.0,
     ) -> Judge:
-        """Prepare lists of K neighbours; `similarities_QK` may be longer."""
-        twins = None if duplicates is None else similarities_QK[:, 0] >= duplicates
+        """Prepare lists of K neighbours; `similarities_QK` may be longer, and off by `rounding`."""
+        twins = None if duplicates is None else similarities_QK[:, 0] >= duplicates - rounding
         ballot = Ballot.of(labels_QK, num_classes=num_classes)
         return cls(ballot, similarities_QK[:, : labels_QK.shape[1]], queries.labels, twins)
 
@@ -162,6 +191,11 @@ class Judge:
         weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
         return [self._accuracy(rule, weights_QK, k) for k in ks]
 
+    def _order_is_known(self, rule: Protocol) -> bool:
+        """Whether it is known in which order the protocol's project lists classes without a vote."""
+        num_classes = self.ballot.num_classes
+        return num_classes <= 5 or (num_classes <= SORTED_BY_NUMBER and rule.top5 != "unordered")
+
     def _accuracy(self, rule: Protocol, weights_QK: Any, k: int) -> Record:
         ballot = self.ballot
         ranked = ballot.ranking(weights_QK, k=k)
@@ -171,14 +205,16 @@ class Judge:
         voted = ballot.num_voted(k=k)
         filled = top5 | ((behind >= 0) & (behind + voted < 5))
         capped = hits[:, :k].any(axis=1) | ((behind >= 0) & (behind + voted < min(5, k)))
+        places = min(5, k) if rule.top5 == "capped" else 5
+        is_settled = not ((behind >= 0) & (voted < places)).any() or self._order_is_known(rule)
         estimates = {
             "top1": metrics.proportion(top1),
             "top5": metrics.proportion(top5),
             "top5_filled": metrics.proportion(filled),
             "mean_per_class": metrics.mean_per_class(top1, self.labels_Q),
         }
-        own = {"voted": top5, "filled": filled, "capped": capped}.get(rule.top5)
-        if own is not None:
+        own = {"voted": top5, "filled": filled, "capped": capped, "unordered": filled}.get(rule.top5)
+        if own is not None and (is_settled or rule.top5 == "voted"):
             estimates["top5_protocol"] = metrics.proportion(own)
         record: Record = {}
         if self.is_duplicate_Q is not None:
@@ -190,6 +226,20 @@ class Judge:
             values = asdict(estimate)
             record |= {name: values["value"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
         return record
+
+
+def rounding_of_cosines(dim: int) -> float:
+    """How far a cosine of float64 can be off, for rows of `dim` numbers.
+
+    Of a sum of D products, and of the two lengths: (D + 4) * 2**-52 in all (Higham, "Accuracy and Stability of
+    Numerical Algorithms", 2002, sec. 3.1). Without it equal rows, whose cosine is 1, would not all reach 1.
+
+    Examples
+    --------
+    >>> rounding_of_cosines(2044) == 2**-41
+    True
+    """
+    return float((dim + 4) * 2.0**-52)
 
 
 def uniform(records: Sequence[Record]) -> list[Record]:
@@ -237,6 +287,13 @@ def _warn_of_preprocessing(features: FeatureSet, rules: Mapping[str, Protocol]) 
         differs = preprocessing_differs(rule, transform)
         if differs:
             logger.warning("%s: preprocessed otherwise than protocol %s does: %s", features.name, name, differs)
+
+
+def _warn_of_missing_labels(features: FeatureSet, splits: Sequence[str], *, retrieval: bool, per_class: bool) -> None:
+    asked = [name for name, wanted in (("--retrieval", retrieval), ("--per-class", per_class)) if wanted]
+    also = f", nor what {' and '.join(asked)} would say" if asked else ""
+    text = "%s: no row of %s has a label: neighbours are found and kept, but no accuracy can be given%s"
+    logger.warning(text, features.name, " and ".join(splits), also)
 
 
 def _most_relevant(train: Labelled, queries: Labelled) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from store import BenchError, FeatureSet
+from store import BenchError, FeatureSet, StoreError
 from store.names import clashing_names, likeness, normal_name
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,10 @@ class EvaluationError(BenchError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """Rows of one split that have a label and a readable image, in order."""
+    """Rows of one split that take part, in order: those with a label and a readable image.
+
+    Where no row of the split has a label, all with a readable image take part, and their class is -1.
+    """
 
     split: str
 
@@ -34,7 +37,12 @@ class Labelled:
     """Class of each, shape (n,); an index into the names that both splits share."""
 
     left_out: int = 0
-    """Rows without a label or a readable image."""
+    """Rows that do not take part."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the rows have classes: all of them do, or none."""
+        return bool((self.labels >= 0).all())
 
     def by_row(self, num_rows: int) -> Ints:
         """Class of each row of the split, -1 where one does not take part."""
@@ -43,14 +51,14 @@ class Labelled:
         return labels
 
 
-def matched_labels(features: FeatureSet, *, need_queries: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+def matched_labels(features: FeatureSet, *, needed: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
     """Match the labels of train and val by the names of their classes, in Unicode's normal form.
 
     Parameters
     ----------
     features : FeatureSet
-    need_queries : bool
-        Refuse a val without labels; or else its rows are the readable ones, with the label -1.
+    needed : bool
+        Whether a split without any label is refused; otherwise all of its rows take part.
 
     Returns
     -------
@@ -61,17 +69,16 @@ def matched_labels(features: FeatureSet, *, need_queries: bool = True) -> tuple[
     Raises
     ------
     EvaluationError
-        If a split has no labelled row, or two classes whose names differ in their Unicode spelling alone.
+        If a split has no labelled row although labels are needed, or no row at all, or two classes whose names
+        differ in their Unicode spelling alone.
     """
     train_names, val_names = (class_names_of(features, split) for split in ("train", "val"))
     names = shared_names(features)
     position = {name: index for index, name in enumerate(names)}
-    train = _labelled(features, "train", np.array([position[name] for name in train_names], np.int64))
-    if not need_queries and not has_labels(features, "val"):
-        return train, readable_rows(features, "val"), names
-    val = _labelled(features, "val", np.array([position[name] for name in val_names], np.int64))
+    train = _labelled(features, "train", np.array([position[name] for name in train_names], np.int64), needed)
+    val = _labelled(features, "val", np.array([position[name] for name in val_names], np.int64), needed)
     unknown = np.setdiff1d(val.labels, train.labels)
-    if len(unknown):
+    if len(unknown) and train.has_labels and val.has_labels:
         wrong = int(np.isin(val.labels, unknown).sum())
         named = ", ".join(names[index] for index in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         text = "%s: classes of val without an image in train (%s): their images count as wrong, %d of them%s"
@@ -138,17 +145,38 @@ def alike_names(unmatched: Sequence[str], known: Sequence[str], *, show: int = 3
     return f"Differing only in case, spaces or look-alike characters from a class of train: {listed}{more}"
 
 
-def _labelled(features: FeatureSet, split: str, class_of: Ints) -> Labelled:
+def _labelled(features: FeatureSet, split: str, class_of: Ints, needed: bool) -> Labelled:
     labels = features.labels(split)
     if labels.max(initial=-1) >= len(class_of) or labels.min(initial=0) < -1:
         raise EvaluationError(
             f"{features.path}: labels of {split} reach {labels.max()}, but it has {len(class_of)} class names"
         )
-    usable = features.valid(split) & (labels >= 0)
-    rows = np.flatnonzero(usable).astype(np.int64)
+    rows = np.flatnonzero(features.valid(split) & (labels >= 0)).astype(np.int64)
+    if not len(rows) and not needed:
+        return readable_rows(features, split)
     if not len(rows):
         raise EvaluationError(
-            f"{features.path}: no row of {split} has a label, so there is nothing to evaluate. Put the images into one "
+            f"{features.path}: no row of {split} has a label, and this needs labels. Put the images into one "
             f"folder for each class and extract again, or import labels with the features."
         )
     return Labelled(split=split, rows=rows, labels=class_of[labels[rows]], left_out=len(labels) - len(rows))
+
+
+def refuse_if_gone(features: FeatureSet) -> None:
+    """Refuse to keep results where the feature set is no longer the one that was opened: they would start a new folder.
+
+    Raises
+    ------
+    EvaluationError
+        If it was renamed, removed or replaced.
+    """
+    try:
+        found = FeatureSet.open(features.path).manifest
+        is_same = (found.fingerprint, found.created) == (features.manifest.fingerprint, features.manifest.created)
+    except StoreError:
+        is_same = False
+    if not is_same:
+        raise EvaluationError(
+            f"{features.path} was renamed, removed or replaced while it was evaluated. Run the same command again, "
+            f"with its new name."
+        )

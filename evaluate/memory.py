@@ -150,7 +150,7 @@ def parse_memory(text: str) -> int:
     True
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if not match or not float(match[1]):
+    if not match or not 0 < float(match[1]) < 1e12:
         raise ValueError(f"must be an amount of memory such as 8GiB or 512MiB; got {text!r}")
     return int(float(match[1]) * _UNITS[match[2]])
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.evaluation import usable_k
-from evaluate.labels import matched_labels
+from evaluate.labels import EvaluationError, matched_labels
 from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
 from evaluate.neighbours.kept import ALGORITHM
 from evaluate.neighbours.search import Neighbours
@@ -85,9 +85,11 @@ def predict(
     Raises
     ------
     EvaluationError
-        As `evaluate_knn`.
+        As `evaluate_knn`, and if no row of train has a label.
     """
-    train, val, names = matched_labels(features, need_queries=False)
+    train, val, names = matched_labels(features, needed=False)
+    if not train.has_labels:
+        raise EvaluationError(f"{features.path}: no row of train has a label, so there are no classes to predict")
     queries = train if leave_one_out else val
     k = usable_k(None if k is None else [k], rule.k, len(train.rows) - leave_one_out)[0]
     if rule.vote == "exponential" and temperature is None:

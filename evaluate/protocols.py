@@ -16,7 +16,7 @@ from store import nearest
 
 Similarity = Literal["cosine", "inner_product", "euclidean"]
 Vote = Literal["exponential", "inverse_distance", "uniform"]
-Top5 = Literal["voted", "filled", "capped", "none"]
+Top5 = Literal["voted", "filled", "capped", "unordered", "none"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -34,7 +34,7 @@ class Protocol:
     temperature: tuple[float, ...] = ()
     top5: Top5 = "filled"
     """What may count besides classes with a vote: nothing; any others, by number, up to five classes; the
-    same, but no more classes than neighbours; or top-5 is not reported."""
+    same, but no more classes than neighbours; others in no order that is known; or top-5 is not reported."""
 
     interpolation: Interpolation | None = None
     """Of the resize to a shorter side of 256 before the central crop of 224; None if the project fixes none."""
@@ -64,7 +64,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
         source="facebookresearch/dino, eval_knn.py",
     ),
     "dinov2": Protocol(
-        k=(10, 20, 100, 200), temperature=(0.07,), interpolation="bicubic",
+        # torchmetrics takes the five by torch.topk, which lists equal scores (here 0) as its kernel comes to them.
+        k=(10, 20, 100, 200), temperature=(0.07,), top5="unordered", interpolation="bicubic",
         source="facebookresearch/dinov2, eval/knn.py; its softmax(s / T) is the same ranking",
     ),
     "wu2018": Protocol(

@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 def retrieval_metrics(
     labels_QK: Ints, query_labels_Q: Ints, num_relevant_Q: Ints, *, k: Sequence[int]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measure the order of neighbours.
 
     Parameters
@@ -32,14 +32,15 @@ def retrieval_metrics(
     Returns
     -------
     dict
-        `precision_at_1`; `r_precision`, the fraction of the R nearest that are of the class; `map_at_r`,
-        the mean over those places of the precision up to each that is a hit; `recall_at_<k>`, the
-        fraction of queries with at least one hit among the k nearest. All are fractions of 1.
+        `num_answerable`, the queries that count; `precision_at_1`; `r_precision`, the fraction of the R nearest
+        that are of the class; `map_at_r`, the mean over those places of the precision up to each that is a hit;
+        `recall_at_<k>`, the fraction of queries with at least one hit among the k nearest. All are fractions
+        of 1, and None if no query counts.
 
     Raises
     ------
     ValueError
-        If the lists are too short, or no query has a row of its class.
+        If the lists are too short.
 
     References
     ----------
@@ -53,7 +54,8 @@ def retrieval_metrics(
     """
     answerable = num_relevant_Q > 0
     if not answerable.any():
-        raise ValueError("no query has a database row of its class")
+        names = ("precision_at_1", "r_precision", "map_at_r", *(f"recall_at_{each}" for each in k))
+        return {"num_answerable": 0} | dict.fromkeys(names)
     num_neighbours = labels_QK.shape[1]
     needed = max(int(num_relevant_Q.max()), *k)
     if num_neighbours < needed:
@@ -63,9 +65,11 @@ def retrieval_metrics(
     places = np.arange(1, num_neighbours + 1)
     counted_QK = hits_QK & (places <= relevant[:, None])
     precision_QK = counted_QK.cumsum(axis=1) / places
-    scores = {
+    scores: dict[str, float | None] = {
+        "num_answerable": int(answerable.sum()),
         "precision_at_1": float(hits_QK[:, 0].mean()),
         "r_precision": float((counted_QK.sum(axis=1) / relevant).mean()),
         "map_at_r": float(((precision_QK * counted_QK).sum(axis=1) / relevant).mean()),
     }
-    return scores | {f"recall_at_{each}": float(hits_QK[:, :each].any(axis=1).mean()) for each in k}
+    recalls = {f"recall_at_{each}": float(hits_QK[:, :each].any(axis=1).mean()) for each in k}
+    return scores | recalls

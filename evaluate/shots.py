@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluate.labels import Labelled
+from evaluate.labels import EvaluationError, Labelled
 
 
 def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:
@@ -20,6 +20,8 @@ def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:
     ([0, 0, 1], [0, 0, 0, 1, 1])
     """
     number, fraction = parse_shots(shots)
+    if seed < 0:
+        raise EvaluationError(f"seed must not be negative; got {seed}")
     random = np.random.default_rng(seed)
     chosen = []
     for label in np.unique(train.labels):

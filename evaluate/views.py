@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluate.labels import Labelled
+from evaluate.labels import EvaluationError, Labelled
 from evaluate.selection import Layer, Selection
 from store import FeatureSet
 
@@ -48,8 +48,15 @@ def stored_view(features: FeatureSet, layer: str) -> View:
     ------
     StoreError
         If there is no such layer, or it is incomplete or damaged.
+    EvaluationError
+        If its rows hold no number.
     """
     info = features.layer_info(layer)
+    if not info.dim:
+        raise EvaluationError(
+            f"{features.path}: a row of {layer} has the shape {' x '.join(map(str, info.shape))}, so it holds no "
+            f"number to evaluate. Extract or import the layer again."
+        )
     splits = ("train", "val")
     return View(
         name=layer,

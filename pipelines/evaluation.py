@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluate.clustering import evaluate_kmeans
+from evaluate.clustering import evaluate_kmeans, numbers_of_clusters
 from evaluate.config import EvaluateConfig
 from evaluate.derived import Recipe, derived_views
 from evaluate.evaluation import evaluate_knn, uniform
 from evaluate.few_shot import evaluate_few_shot
-from evaluate.labels import matched_labels
+from evaluate.labels import EvaluationError, matched_labels, refuse_if_gone
 from evaluate.memory import free_memory, parse_memory
 from evaluate.neighbours.finding import Resources
 from evaluate.views import Record, views_of
@@ -48,10 +48,21 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     Raises
     ------
     BenchError
-        If the feature set, a layer or a setting does not allow it.
+        If the feature set, a layer or a setting does not allow it, or the feature set is renamed, removed or replaced
+        meanwhile.
     """
-    start = time.perf_counter()
     features = FeatureSet.open(path)
+    try:
+        return _evaluate(features, config, layers=layers, progress=progress)
+    except OSError as error:
+        refuse_if_gone(features)
+        raise EvaluationError(f"{path}: can't be read ({error})") from error
+
+
+def _evaluate(
+    features: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str], progress: Progress
+) -> EvaluationReport:
+    start = time.perf_counter()
     names = features.find_layers(layers)
     for name in names:
         for split in ("train", "val"):
@@ -66,10 +77,14 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         "resources": resources,
     }
     views = views_of(features, names)
+    train, val, _ = matched_labels(features, needed=False)
+    numbers_of_clusters(config.kmeans.clusters, train)  # what can't be clustered is refused before the search
     if recipe := Recipe(**config.derive.model_dump()):
-        views = derived_views(views, recipe, matched_labels(features)[0], memory=resources.bytes)
+        views = derived_views(views, recipe, train, memory=resources.bytes)
     few_shot: list[Record] = []
-    if knn.shots:  # first, since it is short, and refuses a k that is too large
+    if knn.shots and not (train.has_labels and val.has_labels):
+        logger.warning("%s: few-shot accuracies need labels in train and val, so there are none", features.name)
+    elif knn.shots:  # first, since it is short, and refuses a k that is too large
         few_shot = evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
     with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
@@ -101,6 +116,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     }
     if rank.rank:
         return EvaluationReport(features=features, records=records, path=None, is_first=False)
+    refuse_if_gone(features)
     try:
         saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
     except StoreError as error:  # a store that may only be read still gives its numbers

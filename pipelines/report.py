@@ -80,8 +80,21 @@ def retrieval_table(records: Sequence[Record]) -> RenderableType:
     for name in recalls:
         table.add_column(name.replace("recall_at_", "recall@"), justify="right")
     for record in records:
-        values = [f"{100 * record[name]:.2f}" for name in ("precision_at_1", "r_precision", "map_at_r", *recalls)]
+        shown = [record[name] for name in ("precision_at_1", "r_precision", "map_at_r", *recalls)]
+        values = ["none" if value is None else f"{100 * value:.2f}" for value in shown]
         table.add_row(record["layer"], record["similarity"], *values)
+    return table
+
+
+def neighbours_table(records: Sequence[Record]) -> RenderableType:
+    """What was found of unlabelled images."""
+    table = Table(title=f"{records[0]['features']}: neighbours, without labels", title_justify="left")
+    for column in ("layer", "similarity", "k", "train", "queries", "engine"):
+        table.add_column(column, justify="left" if column in ("layer", "similarity", "engine") else "right")
+    for record in records:
+        queries = record["num_train" if record["leave_one_out"] else "num_val"]
+        counts = [str(record["k"]), f"{record['num_train']:,}", f"{queries:,}"]
+        table.add_row(record["layer"], record["similarity"], *counts, record["engine"])
     return table
 
 
@@ -148,7 +161,8 @@ def cluster_table(clusterings: Sequence[Record]) -> RenderableType:
     for column in ("clusters", "split", "NMI", "AMI", "ARI", "Hungarian acc.", "purity"):
         table.add_column(column, justify="right" if column != "split" else "left")
     for record in clusterings:
-        values = [f"{100 * record[name]:.1f}" for name in ("nmi", "ami", "ari", "hungarian", "purity")]
+        shown = [record[name] for name in ("nmi", "ami", "ari", "hungarian", "purity")]
+        values = ["" if value is None else f"{100 * value:.1f}" for value in shown]
         table.add_row(record["layer"], str(record["clusters"]), record["split"], *values)
     return table
 
@@ -158,6 +172,7 @@ def evaluation_tables(records: Sequence[Record]) -> RenderableType:
     tables: list[RenderableType] = []
     for task, columns, table in (
         ("knn", ("protocol",), accuracy_table),
+        ("neighbours", (), neighbours_table),
         ("few_shot", (), few_shot_table),
         ("retrieval", (), retrieval_table),
         ("class", ("layer", "protocol"), class_table),

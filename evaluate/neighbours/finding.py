@@ -16,7 +16,7 @@ from functools import partial
 
 import faiss
 
-from evaluate.labels import EvaluationError, Labelled
+from evaluate.labels import EvaluationError, Labelled, refuse_if_gone
 from evaluate.memory import SearchPlan, free_memory, plan_search
 from evaluate.neighbours.approximate import PARTS, recalls, search_approximately
 from evaluate.neighbours.engines import TORCH_MEMORY, choose
@@ -140,6 +140,7 @@ def find_neighbours(
         seconds = round(time.perf_counter() - start, 3)
         recall_of_k = None if truth is None else recalls(neighbours, truth)
         found = Found(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
+        refuse_if_gone(features)
         lists.save(found)
         return found
 

@@ -148,11 +148,12 @@ def _checked(arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_a
         and rows_QK.ndim == 2
         and (recalls.shape == rows_QK.shape[1:] if recalls is not None else not is_approximate)
     )
-    are_known = isinstance(num_zeros, int) and isinstance(engine, str) and isinstance(seconds, int | float)
-    if not (is_of_form and are_known):
+    if not is_of_form:
+        return None
+    if not (isinstance(num_zeros, int) and isinstance(engine, str) and isinstance(seconds, int | float)):
         return None
     neighbours = Neighbours(
         rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries, second_look=second_look,
-        num_zeros=int(num_zeros), engine=str(engine),
+        num_zeros=num_zeros, engine=engine,
     )  # fmt: skip
-    return Found(neighbours=neighbours, reused=True, seconds=float(seconds), recalls=recalls)
+    return Found(neighbours=neighbours, reused=True, seconds=seconds, recalls=recalls)

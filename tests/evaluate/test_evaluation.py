@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from evaluate import clustering
 from evaluate.clustering import evaluate_kmeans
 from evaluate.evaluation import evaluate_knn, uniform
-from evaluate.labels import EvaluationError
+from evaluate.labels import EvaluationError, matched_labels
 from evaluate.neighbours import finding as neighbours
+from evaluate.predictions import predict
+from evaluate.protocols import PROTOCOLS
+from evaluate.views import stored_view
 from tests.conftest import make_features
 
 
@@ -124,12 +128,101 @@ def test_rows_without_label_or_image_are_left_out_and_counted(tmp_path):
     }
 
 
-def test_no_label_at_all_is_refused(tmp_path):
-    features = {split: {"x": np.ones((4, 2), np.float32)} for split in ("train", "val")}
-    labels = {"train": np.zeros(4, int), "val": np.full(4, -1)}
-    made = make_features(tmp_path / "f", features, labels, class_names={"train": ("a",), "val": ()})
-    with pytest.raises(EvaluationError, match="no row of val has a label"):
+@pytest.mark.parametrize("lacking", [("val",), ("train",), ("train", "val")])
+def test_without_labels_neighbours_are_found_and_rows_are_clustered(tmp_path, caplog, lacking):
+    values = {split: clustered(count, seed)[0] for split, count, seed in (("train", 60, 1), ("val", 20, 2))}
+    labels = {split: np.where(split in lacking, -1, np.arange(len(each)) % 3) for split, each in values.items()}
+    names = {split: () if split in lacking else ("a", "b", "c") for split in labels}
+    features = {split: {"x": each} for split, each in values.items()}
+    made = make_features(tmp_path / "f", features, labels, class_names=names)
+    with caplog.at_level(logging.WARNING):
+        (record,) = evaluate_knn(made, ["x"], k=[1, 5], retrieval=True, per_class=True, duplicates=0.5)
+    assert f"no row of {' and '.join(lacking)} has a label" in caplog.text
+    assert "nor what --retrieval and --per-class would say" in caplog.text
+    assert (record["task"], record["k"], record["num_train"], record["num_val"]) == ("neighbours", 5, 60, 20)
+    assert not any(key.startswith("top") for key in record)
+    unit = {split: each / np.linalg.norm(each.astype(float), axis=1)[:, None] for split, each in values.items()}
+    similarities = unit["val"] @ unit["train"].T
+    assert record["num_duplicates"] == (similarities.max(axis=1) >= 0.5).sum()
+    train, val, _ = matched_labels(made, needed=False)
+    found = neighbours.find_neighbours(
+        made, stored_view(made, "x"), database=train, queries=val, k=5, similarity="cosine"
+    )
+    assert found.reused
+    assert np.array_equal(found.neighbours.rows_QK, np.argsort(-similarities, axis=1, kind="stable")[:, :5])
+    for part in evaluate_kmeans(made, ["x"], clusters=[3]):
+        assert part["objective"] > 0
+        assert (part["ami"] is None) == (part["split"] in lacking)
+    with pytest.raises(EvaluationError, match=f"no row of {lacking[0]} has a label, and this needs labels"):
+        matched_labels(made)
+    if "train" in lacking:
+        with pytest.raises(EvaluationError, match="as many clusters as classes are wanted, but no row of train"):
+            evaluate_kmeans(made, ["x"], clusters=[3, "classes"])
+
+
+def test_predictions_need_no_labels_of_the_queries(tmp_path):
+    values = {"train": np.eye(3, dtype=np.float32), "val": np.eye(3, dtype=np.float32)[[2, 0]]}
+    labels = {"train": np.arange(3), "val": np.full(2, -1)}
+    features = {split: {"x": each} for split, each in values.items()}
+    made = make_features(tmp_path / "f", features, labels, class_names={"train": ("a", "b", "c"), "val": ()})
+    found = predict(made, stored_view(made, "x"), name="dino", rule=PROTOCOLS["dino"], k=1)
+    assert found.ranked_QT[:, 0].tolist() == [2, 0]
+    assert found.labels_Q.tolist() == [-1, -1]
+
+
+def test_too_many_clusters_are_refused_before_the_search(made, bench):
+    result = bench("evaluate", "--features", "f", "--store", made.path.parent, "--k", "1", "--clusters", "5,121")
+    assert result.returncode == 2
+    assert "clusters must be in [1, 120], the rows to cluster; got 121" in result.stderr
+    assert not list((made.path / "neighbours").glob("x-*"))
+
+
+def test_many_layers_side_by_side_are_kept_under_a_name_that_a_folder_can_have(tmp_path, records):
+    values, labels = clustered(30, 1)
+    names = [f"transformer.encoder.blocks.{index}.norm1.output" for index in range(12)]
+    features = {split: dict.fromkeys(names, values) for split in ("train", "val")}
+    made = make_features(tmp_path / "features/f", features, {"train": labels, "val": labels}, rows_per_chunk=30)
+    asked = ("--features", "f", "--k", "3", "--concat", "--clusters", "2")
+    first, again = records(*asked), records(*asked)
+    assert first[0]["layer"] == "+".join(names)
+    assert [each["neighbours_reused"] for each in (first[0], again[0])] == [False, True]
+    assert all(len(path.name.encode()) < 160 for path in made.path.glob("*/*"))
+
+
+def test_a_layer_without_numbers_is_refused_by_its_shape(made, monkeypatch):
+    from store import LayerInfo
+
+    monkeypatch.setattr(type(made), "layer_info", lambda *_: LayerInfo(tap="x", pooling=None, shape=(0,)))
+    with pytest.raises(EvaluationError, match="a row of x has the shape 0, so it holds no number"):
         evaluate_knn(made, ["x"], k=[1])
+
+
+@pytest.mark.parametrize("what", ["renamed", "removed", "replaced"])
+def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(tmp_path, bench, monkeypatch, what):
+    """And nothing is left under its old name."""
+    values, labels = clustered(60, 1)
+    features = {split: {"x": values} for split in ("train", "val")}
+    made = make_features(tmp_path / "features/f", features, {"train": labels, "val": labels})
+    other = make_features(
+        tmp_path / "other", features, {"train": labels, "val": labels}, made_from={"model": {"trunk": "another"}}
+    )
+    original = neighbours.search
+
+    def search_and_lose(*arguments, **settings):
+        found = original(*arguments, **settings)
+        made.path.rename(tmp_path / "features/g")
+        if what == "removed":
+            shutil.rmtree(tmp_path / "features/g")
+        if what == "replaced":
+            other.path.rename(made.path)
+        return found
+
+    monkeypatch.setattr(neighbours, "search", search_and_lose)
+    result = bench("evaluate", "--features", "f", "--k", "1")
+    assert result.returncode == 2
+    assert "was renamed, removed or replaced while it was evaluated" in result.stderr
+    assert made.path.exists() == (what == "replaced")
+    assert not any((made.path / "neighbours").glob("x-*"))
 
 
 def test_k_beyond_the_database_is_refused_before_the_search(made, monkeypatch):

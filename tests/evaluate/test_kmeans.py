@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
 
 import evaluate.kmeans
+from evaluate.clustering import evaluate_kmeans
 from evaluate.kmeans import assign, kmeans
 from evaluate.labels import EvaluationError
 from evaluate.metrics import cluster_metrics
@@ -151,3 +153,55 @@ def test_rows_that_fit_into_one_block_are_read_once(rows_per_block, reads):
 def test_few_rows_for_each_cluster_are_no_reason_for_a_warning(capfd):
     kmeans(held(np.eye(8, dtype=np.float32)), 8, rows_per_block=4)
     assert capfd.readouterr() == ("", "")
+
+
+def four_groups(seed=0):
+    """Four groups of rows, far apart."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(400) % 4
+    return labels, random.standard_normal((4, 16))[labels] * 3 + random.standard_normal((400, 16)) * 0.3
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("offset", [0, 1000, 100_000])
+def test_an_offset_of_all_rows_changes_no_clustering(offset, normalize):
+    """Squares of 100,000 hide differences of 1 in float32; scikit-learn answers in float64."""
+    _, values = four_groups()
+    stored = (values + offset).astype(np.float32)
+    rows = stored.astype(np.float64)
+    rows = rows / np.linalg.norm(rows, axis=1)[:, None] if normalize else rows
+    theirs = KMeans(4, n_init=5, random_state=0).fit(rows)
+    for rows_per_block in (100, 400):
+        ours = kmeans(held(stored), 4, rows_per_block=rows_per_block, normalize=normalize)
+        assert ours.objective == pytest.approx(theirs.inertia_, rel=0.02 if normalize and offset > 1000 else 1e-4)
+        clusters = assign(held(stored), ours, rows_per_block=rows_per_block, normalize=normalize)
+        if not (normalize and offset > 1000):
+            assert adjusted_rand_score(theirs.labels_, clusters) == 1
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-18, 1e-9, 1, 1e9, 1e20, 1e37])
+def test_numbers_whose_squares_float32_cannot_hold_are_clustered_like_any_others(factor):
+    labels, values = four_groups()
+    stored = (values * factor).astype(np.float32)
+    ours = kmeans(held(stored), 4, rows_per_block=150, normalize=False)
+    assert adjusted_rand_score(labels, assign(held(stored), ours, rows_per_block=150, normalize=False)) == 1
+    theirs = KMeans(4, n_init=5, random_state=0).fit(values)
+    assert ours.objective / factor / factor == pytest.approx(theirs.inertia_, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31 - 1, 10**30])
+def test_seeds_that_faiss_cannot_count_are_refused(seed):
+    with pytest.raises(EvaluationError, match="seed must be in"):
+        kmeans(held(np.eye(3, dtype=np.float32)), 2, rows_per_block=3, seed=seed)
+
+
+def test_records_say_how_many_passes_were_made(tmp_path):
+    labels, values = four_groups()
+    features = {split: {"x": values.astype(np.float32)} for split in ("train", "val")}
+    made = make_features(tmp_path / "f", features, {"train": labels, "val": labels}, rows_per_chunk=400)
+    data = Selection(layer=made.layer("train", "x"), rows=np.arange(400))
+    passes = kmeans(data, 4, rows_per_block=400, iterations=50).iterations
+    for _ in range(2):  # the second time from what was kept
+        records = evaluate_kmeans(made, ["x"], clusters=[4], iterations=50)
+        assert [record["iterations"] for record in records] == [passes] * 2
+    assert passes < 10

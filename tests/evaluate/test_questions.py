@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
 import pytest
+import torch
 
 from evaluate.evaluation import evaluate_knn
 from evaluate.few_shot import evaluate_few_shot
@@ -113,8 +115,25 @@ def test_top5_of_a_protocol_is_counted_as_its_project_does(made):
     by_name = {r["protocol"]: r for r in evaluate_knn(made, ["x"], protocol=list(PROTOCOLS), k=[3])}
     assert by_name["dino"]["top5_protocol"] <= by_name["dinov2"]["top5_protocol"]
     assert by_name["dinov2"]["top5_protocol"] == by_name["dinov2"]["top5_filled"] == 1, "four classes"
+    assert by_name["vissl"]["top5_protocol"] == by_name["vissl"]["top5_filled"]
     assert by_name["majority"]["top5_protocol"] == by_name["majority"]["top5"]
     assert "top5_protocol" not in by_name["scan"]
+
+
+@pytest.mark.parametrize(("num_classes", "known"), [(6, {"dino", "vissl"}), (16, {"dino", "vissl"}), (17, set())])
+def test_top5_of_a_protocol_is_only_claimed_where_its_project_has_one(tmp_path, num_classes, known):
+    """Where classes without a vote can take a place, torch's own order of equal scores decides."""
+    scores = torch.zeros(1, num_classes)
+    assert (scores.sort(1, True)[1].tolist() == [list(range(num_classes))]) == bool(known)
+    values, labels = around_centres(60, 1, classes=num_classes)
+    features, each = {split: {"x": values} for split in ("train", "val")}, {"train": labels, "val": labels[::-1].copy()}
+    names = dict.fromkeys(each, tuple(map(str, range(num_classes))))
+    made = make_features(tmp_path / "f", features, each, class_names=names, rows_per_chunk=60)
+    records = evaluate_knn(made, ["x"], protocol=["dino", "vissl", "dinov2", "majority"], k=[4])
+    assert {record["protocol"] for record in records if "top5_protocol" in record} == known | {"majority"}
+    sure = evaluate_knn(made, ["x"], protocol=["dino", "dinov2"], k=[60 if num_classes < 17 else 1])
+    places = {record["protocol"]: record.get("top5_protocol") for record in sure}
+    assert places["dino"] is not None, "every place has a vote"
 
 
 def test_a_protocol_of_ones_own_is_taken_like_any_other(made, data):
@@ -159,6 +178,48 @@ def test_retrieval_metrics_are_those_of_their_definitions(made, data):
     assert record["recall_at_5"] == pytest.approx(np.mean(recalls))
     assert record["precision_at_1"] == pytest.approx(evaluate_knn(made, ["x"], k=[1])[0]["top1"])
     assert knn["top1"] == evaluate_knn(made, ["x"], k=[5])[0]["top1"], "longer lists change no vote"
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 0.1])
+@pytest.mark.parametrize("dim", [1, 3, 64, 2048])
+def test_every_copy_has_a_cosine_of_one(tmp_path, dim, factor):
+    """Also of rows that were scaled: by 3, float32 rounds each number."""
+    random = np.random.default_rng(dim)
+    values = random.standard_normal((100, dim)).astype(np.float32)
+    queries = np.concatenate([values * np.float32(factor), -random.standard_normal((20, dim)).astype(np.float32)])
+    queries[100:] = -np.abs(queries[100:])
+    values = np.abs(values)
+    queries[:100] = np.abs(queries[:100])
+    labels = {"train": np.zeros(100, int), "val": np.zeros(120, int)}
+    made = make_features(tmp_path / "f", {"train": {"x": values}, "val": {"x": queries}}, labels, rows_per_chunk=120)
+    assert evaluate_knn(made, ["x"], k=[1], duplicates=1)[0]["num_duplicates"] == 100
+
+
+def test_a_row_that_differs_is_no_copy(tmp_path):
+    """By one part in ten thousand, in one of 64 numbers."""
+    values = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    queries = values.copy()
+    queries[10:, 3] += 1e-4 * np.linalg.norm(values[10:], axis=1)
+    labels = {"train": np.zeros(50, int), "val": np.zeros(50, int)}
+    made = make_features(tmp_path / "f", {"train": {"x": values}, "val": {"x": queries}}, labels, rows_per_chunk=50)
+    assert evaluate_knn(made, ["x"], k=[1], duplicates=1)[0]["num_duplicates"] == 10
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_retrieval_without_a_relevant_row_says_so_and_leaves_the_rest(tmp_path, bench, leave_one_out):
+    values, _ = around_centres(30, 1)
+    labels = {"train": np.arange(30) if leave_one_out else np.arange(30) % 3, "val": np.arange(30) % 3}
+    names = {"train": tuple(map(str, range(30))), "val": ("x", "y", "z")}
+    features = {split: {"x": values} for split in labels}
+    make_features(tmp_path / "features/f", features, labels, class_names=names)
+    asked = ["evaluate", "--features", "f", "--k", "5", "--retrieval", *(["--leave-one-out"] * leave_one_out)]
+    result = bench(*asked, "--json", "-q")
+    assert result.returncode == 0
+    assert "no query has a row of its own class" in result.stderr
+    knn, retrieval = json.loads(result.stdout)
+    assert (knn["task"], knn["top1"]) == ("knn", 0)
+    assert (retrieval["num_answerable"], retrieval["map_at_r"], retrieval["recall_at_5"]) == (0, None, None)
+    assert "none" in bench(*asked).stdout
 
 
 def test_retrieval_refuses_lists_that_are_too_short():

@@ -32,7 +32,7 @@ def largest_matching(counts_RK: coo_matrix) -> int:
     Each class may also stay alone: a cluster of its own with a weight of one stands for that, and every true
     pair weighs one more than its rows, so a matching of all classes exists and its weight is the rows plus R.
     """
-    num_classes, num_clusters = counts_RK.shape
+    num_classes, num_clusters = (int(size) for size in counts_RK.shape)
     if num_classes * num_clusters <= _DENSE:
         table: Any = counts_RK.toarray()
         return int(table[linear_sum_assignment(table, maximize=True)].sum())

@@ -30,6 +30,7 @@ from evaluate.memory import BLOCK, SearchPlan
 from evaluate.neighbours.engines import choose
 from evaluate.neighbours.search import search as streamed_search
 from evaluate.selection import Selection
+from extract.data.pictures import Picture
 from extract.data.sources import ImageSource, open_sources
 from extract.extraction import extract_chunks
 from extract.loading import batches
@@ -225,8 +226,8 @@ class Noise(ImageSource):
             labels=np.zeros(num_rows, np.int64), paths=[str(i) for i in range(num_rows)], class_names=("noise",)
         )
 
-    def open(self, row):
-        return self._images[row % 64]
+    def read(self, row):
+        return Picture(image=self._images[row % 64], digest=1 + row % 64, name=str(row))
 
 
 def extraction(folder):

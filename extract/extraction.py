@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 
 from extract.data.images import ImageError
-from extract.data.sources import DataError, ImageSource
+from extract.data.listing import DataError
+from extract.data.pictures import ImageSource
 from extract.loading import Batch, batches
 from extract.memory import out_of_memory_is
 from extract.model.taps import TappedTrunk
@@ -116,8 +117,13 @@ def extract_chunks(
         pin_memory=device.type == "cuda",
     )  # fmt: skip
 
-    def write(item: Work, chunk: dict[str, npt.NDArray[np.float32]], valid: npt.NDArray[np.bool_]) -> int:
-        written = writer.write(item, chunk, valid)
+    def write(
+        item: Work,
+        chunk: dict[str, npt.NDArray[np.float32]],
+        valid: npt.NDArray[np.bool_],
+        digests: npt.NDArray[np.uint64],
+    ) -> int:
+        written = writer.write(item, chunk, valid, digests)
         on_chunk(item)
         return written
 
@@ -128,11 +134,13 @@ def extract_chunks(
             shapes = {name: features.layer_info(name).shape for name in item.layers}
             parts: list[dict[str, npt.NDArray[np.float32]]] = []
             valid: list[npt.NDArray[np.bool_]] = []
+            digests: list[npt.NDArray[np.uint64]] = []
             for rows, batch in zip(pieces, chain([first], loaded), strict=False):
                 _note_unreadable(batch, done, on_error)
                 _check_size(batch, rows, image_size)
                 parts.append(_forward(trunk, transform, batch, device, precision, shapes))
                 valid.append(np.array([index not in batch.unreadable for index in range(len(rows))]))
+                digests.append(batch.digests)
                 done.rows += len(rows)
                 on_rows(len(rows))
                 if writing is not None and writing.done():
@@ -140,7 +148,7 @@ def extract_chunks(
             if writing is not None:
                 done.bytes += writing.result()
             chunk = {name: np.concatenate([part[name] for part in parts]) for name in item.layers}
-            writing = background.submit(write, item, chunk, np.concatenate(valid))
+            writing = background.submit(write, item, chunk, np.concatenate(valid), np.concatenate(digests))
             if is_stopping():
                 break
         if writing is not None:

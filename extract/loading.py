@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from extract.data.images import ImageError
-from extract.data.sources import DataError, ImageSource
+from extract.data.listing import DataError
+from extract.data.pictures import ImageSource
 from extract.decoders import Decoders, Loaded, Piece
 from extract.transform import Transform
 from store.layout import RowRange
@@ -35,7 +36,14 @@ class Batch:
     pixels: Tensor
     """uint8, shape (B, 3, H, W)."""
 
+    digests: npt.NDArray[np.uint64]
+    """Shape (B,): of each image's bytes, see `extract.data.pictures`; 0 where it is missing."""
+
     unreadable: Mapping[int, str]
+
+
+Note = tuple[list[int], dict[int, str]]
+"""Digests of the images of a piece, and why which of them are missing."""
 
 
 class _Images:
@@ -45,14 +53,15 @@ class _Images:
         self._sources = sources
         self._transform = transform
 
-    def __call__(self, piece: Piece) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+    def __call__(self, piece: Piece) -> tuple[npt.NDArray[np.uint8], Note]:
         split, rows = piece
         return _collate([self._pixels(split, row) for row in range(rows.start, rows.stop)])
 
-    def _pixels(self, split: str, row: int) -> Tensor | str:
-        """Pixels of an image, or why there are none."""
+    def _pixels(self, split: str, row: int) -> tuple[Tensor, int] | str:
+        """Pixels and digest of an image, or why there are none."""
         try:
-            return self._transform.pixels(self._sources[split].open(row))
+            picture = self._sources[split].read(row)
+            return self._transform.pixels(picture.image, name=picture.name), picture.digest
         except ImageError as error:
             return str(error)
 
@@ -93,7 +102,7 @@ def batches(
     if not workers:
         for piece in pieces:
             pixels, note = images(piece)
-            yield Batch(pixels=torch.from_numpy(pixels), unreadable=note)
+            yield _made(torch.from_numpy(pixels), note)
         return
     coming = iter(pieces)
     first = list(islice(coming, workers))
@@ -111,7 +120,12 @@ def batches(
 
 def _batch(coming: Future[Loaded]) -> Batch:
     pixels, note = coming.result()
-    return Batch(pixels=pixels, unreadable=note)
+    return _made(pixels, note)
+
+
+def _made(pixels: Tensor, note: Note) -> Batch:
+    digests, unreadable = note
+    return Batch(pixels=pixels, digests=np.array(digests, np.uint64), unreadable=unreadable)
 
 
 def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> int:
@@ -122,8 +136,8 @@ def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> i
     return min(max(1, cores // num_ranks), 16)
 
 
-def _collate(images: Sequence[Tensor | str]) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-    shapes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
+def _collate(images: Sequence[tuple[Tensor, int] | str]) -> tuple[npt.NDArray[np.uint8], Note]:
+    shapes = {tuple(image[0].shape) for image in images if isinstance(image, tuple)}
     if len(shapes) > 1:
         sizes = " and ".join(f"{height} x {width}" for _, height, width in sorted(shapes)[:2])
         raise DataError(
@@ -132,10 +146,10 @@ def _collate(images: Sequence[Tensor | str]) -> tuple[npt.NDArray[np.uint8], dic
         )
     shape = shapes.pop() if shapes else (3, 1, 1)
     pixels = np.zeros((len(images), *shape), dtype=np.uint8)
-    unreadable = {}
+    digests, unreadable = [0] * len(images), {}
     for index, image in enumerate(images):
-        if isinstance(image, Tensor):
-            pixels[index] = image.numpy()
+        if isinstance(image, tuple):
+            pixels[index], digests[index] = image[0].numpy(), image[1]
         else:
             unreadable[index] = image
-    return pixels, unreadable
+    return pixels, (digests, unreadable)

@@ -15,6 +15,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from extract.data.images import ImageError
+
+MAX_PIXELS = 178_956_970
+"""Of an image after it was resized: Pillow's own limit of what it decodes."""
+
+NO_MEMORY = "it can't be resized in the memory that there is"
+
 Size = int | tuple[int, int] | None
 
 
@@ -47,8 +54,32 @@ class Transform:
         """Return what enters the fingerprint."""
         return asdict(self)
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and crop one RGB image; returns uint8 of shape (3, H, W)."""
+    def pixels(self, image: Image.Image, *, name: str = "image") -> Tensor:
+        """Resize and crop one RGB image; returns uint8 of shape (3, H, W).
+
+        Raises
+        ------
+        ImageError
+            If it would be larger than `MAX_PIXELS` between the resize and the crop, as a strip of few
+            pixels by many would; the message names it.
+        """
+        self._check_size(image, name)
+        try:
+            return self._pixels(image)
+        except MemoryError as error:
+            raise ImageError(f"{name}: {image.width:,} x {image.height:,} pixels: {NO_MEMORY}") from error
+
+    def _check_size(self, image: Image.Image, name: str) -> None:
+        if isinstance(self.resize, int):
+            shorter, longer = sorted(image.size)
+            size = self.resize * (self.resize * longer // max(1, shorter))
+            if size > MAX_PIXELS:
+                raise ImageError(
+                    f"{name}: {image.width:,} x {image.height:,} pixels: with transform.resize={self.resize} as its "
+                    f"shorter side it would have {size:,} pixels, more than {MAX_PIXELS:,}"
+                )
+
+    def _pixels(self, image: Image.Image) -> Tensor:
         if self.resize is not None:
             image = F.resize(image, self._resized(image), interpolation=InterpolationMode(self.interpolation))
         if self.crop is not None:

@@ -16,7 +16,9 @@ from torch import nn
 
 from extract.config import TransformConfig
 from extract.data.images import ImageError
-from extract.data.sources import ImageSource, open_sources
+from extract.data.pictures import ImageSource
+from extract.data.same_images import note_missing_digests, refuse_other_images
+from extract.data.sources import open_sources
 from extract.model.tap_names import ModelError
 from extract.model.taps import TappedTrunk
 from extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, code_of
@@ -84,6 +86,9 @@ class Prepared(Checked):
     def make_ready(self) -> None:
         """Make the feature set ready for writing; under the lock, alone."""
         make_ready(self.features, self.rows, self.layers)
+        refuse_other_images(self.features, self.sources)
+        if self.missing():
+            note_missing_digests(self.features)
         forget_statuses(self.features.journals)
 
     def missing(self) -> tuple[str, ...]:
@@ -95,7 +100,9 @@ class Prepared(Checked):
 def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
     """Check all that can be checked before any chunk is computed, and create the feature set."""
     checked = check(pipeline, overwrite=overwrite)
-    features = open_or_create(pipeline.store / pipeline.name, checked.manifest, checked.rows, overwrite=overwrite)
+    features = open_or_create(
+        pipeline.store / pipeline.name, checked.manifest, checked.rows, overwrite=overwrite, digests=True
+    )
     return Prepared(**{each.name: getattr(checked, each.name) for each in fields(checked)}, features=features)
 
 

@@ -54,15 +54,15 @@ def create_array(
         Rows first.
     rows_per_chunk : int
         Chunks span whole rows.
-    dtype : {"float16", "float32", "float64", "int64", "bool", "str"}
-        Type of the values. Rows that were never written read as NaN, -1, False or "".
+    dtype : {"float16", "float32", "float64", "int64", "uint64", "bool", "str"}
+        Type of the values. Rows that were never written read as NaN, -1, 0, False or "".
     compression : str
         A key of `COMPRESSIONS`.
     attributes : mapping, optional
         Attributes of the array.
     """
     text = dtype == "str"
-    fill: Any = {"int64": -1, "bool": False, "str": ""}.get(dtype, float("nan"))
+    fill: Any = {"int64": -1, "uint64": 0, "bool": False, "str": ""}.get(dtype, float("nan"))
     return zarr.create_array(
         _store(root),
         name=key,

@@ -60,7 +60,12 @@ class SplitRows:
 
 
 def open_or_create(
-    path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, overwrite: bool = False
+    path: Path,
+    manifest: Manifest,
+    splits: Mapping[str, SplitRows],
+    *,
+    overwrite: bool = False,
+    digests: bool = False,
 ) -> FeatureSet:
     """Open the feature set that was made with the same settings, or create it.
 
@@ -74,6 +79,8 @@ def open_or_create(
         `train` and `val`.
     overwrite : bool
         Replace what is there, whatever it was made from.
+    digests : bool
+        Whether one that is created keeps a digest of each image; see `create`.
 
     Raises
     ------
@@ -86,7 +93,7 @@ def open_or_create(
         remove(path)
     if not path.exists():
         try:
-            return create(path, manifest, splits)
+            return create(path, manifest, splits, digests=digests)
         except Exception:
             if not path.exists():  # otherwise another process was faster, and may have swept what this one had begun
                 raise
@@ -117,8 +124,15 @@ def make_ready(features: FeatureSet, splits: Mapping[str, SplitRows], layers: Ma
     add_layers(features, layers)
 
 
-def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> FeatureSet:
+def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, digests: bool = False) -> FeatureSet:
     """Create a feature set without layers, with labels, paths and class names, absent or complete.
+
+    Parameters
+    ----------
+    path, manifest, splits
+        As for `open_or_create`.
+    digests : bool
+        Whether it has an array for a digest of each image, which every chunk is then written with.
 
     Raises
     ------
@@ -130,7 +144,7 @@ def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows]) -> F
     try:
         make_folder(partial)
         made = FeatureSet(partial, manifest)
-        metadata = write_groups(made.folder, manifest) | write_rows_arrays(made.folder, manifest)
+        metadata = write_groups(made.folder, manifest) | write_rows_arrays(made.folder, manifest, digests=digests)
         for split, rows in splits.items():
             _write_listing(made, split, rows)
         save(made.folder, dataclasses.replace(manifest, metadata=metadata))

@@ -29,7 +29,7 @@ from store.journal import JOURNALS, Journal, JournalReader, Record
 from store.layers import LayerSpec
 from store.layout import Grid
 from store.lock import RunLock, join_run
-from store.manifest import ATTRIBUTE, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from store.manifest import ATTRIBUTE, DIGESTS, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
 from store.metadata import COPY
 from store.reader import LayerReader, checked_rows
 from store.work import Work
@@ -224,10 +224,28 @@ class FeatureSet:
 
     def valid_chunk(self, split: str, chunk: int) -> npt.NDArray[np.bool_]:
         """The part of `valid` that belongs to one chunk, which must have been written."""
-        record = self.records[self._chunk_key(split, "valid", chunk)]
-        rows = self.grid(split).rows(chunk)
-        array = open_checked(self, f"{split}/valid")
-        return checked_rows(self.path, array, record, rows, chunk=chunk, cure=self._cure()).astype(np.bool_)
+        return self._chunk(split, "valid", chunk).astype(np.bool_)
+
+    def has_digests(self, split: str) -> bool:
+        """Whether a digest of each image is kept; feature sets of older versions and imported ones have none."""
+        return self.manifest.has_digests(split)
+
+    def digests_chunk(self, split: str, chunk: int) -> npt.NDArray[np.uint64]:
+        """Digests of the images of one chunk, which must have been written; 0 where an image could not be read."""
+        return self._chunk(split, DIGESTS, chunk).astype(np.uint64)
+
+    def written_digests(self, split: str) -> npt.NDArray[np.uint64]:
+        """Digests of the images of a split, shape (N,); 0 where none has been written, or where none is kept."""
+        digests = np.zeros(self.split(split).num_rows, np.uint64)
+        for chunk, key in enumerate(self.chunk_keys(split, DIGESTS) if self.has_digests(split) else ()):
+            if key in self.records:
+                rows = self.grid(split).rows(chunk)
+                digests[rows.start : rows.stop] = self.digests_chunk(split, chunk)
+        return digests
+
+    def row_arrays(self, split: str) -> tuple[str, ...]:
+        """Names of the arrays of a split that are no layers."""
+        return ("labels", "paths", "valid", *([DIGESTS] if self.has_digests(split) else []))
 
     def layer(self, split: str, name: str) -> LayerReader:
         """Open a layer for reading; refuses one that is incomplete.
@@ -299,7 +317,8 @@ class FeatureSet:
         return self._missing(split, chunk, layers)
 
     def _missing(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
-        valid = self._chunk_key(split, "valid", chunk) not in self.records
+        flags = ("valid", DIGESTS) if self.has_digests(split) else ("valid",)
+        valid = any(self._chunk_key(split, name, chunk) not in self.records for name in flags)
         # Without its flags a chunk is not known to be right, so all of it is written again.
         missing = tuple(name for name in layers if valid or self._chunk_key(split, name, chunk) not in self.records)
         return Work(split=split, chunk=chunk, layers=missing, valid=valid) if missing else None
@@ -324,6 +343,7 @@ class FeatureSet:
         """Type, shape and rows per chunk that an array of a split must have."""
         grid, info = self.grid(split, array), self.manifest.layers.get(array)
         kind = {"labels": "int64", "paths": "text", "valid": "bool"}.get(array, self.manifest.dtype)
+        kind = "uint64" if array == DIGESTS and not info else kind
         return kind, (grid.num_rows, *(info.shape if info else ())), grid.rows_per_chunk
 
     def _complete(self, split: str, array: str) -> dict[str, Record]:
@@ -336,6 +356,11 @@ class FeatureSet:
                 f"written, missing {shown}. {self._cure()}"
             )
         return {key: self.records[key] for key in keys}
+
+    def _chunk(self, split: str, name: str, chunk: int) -> npt.NDArray[Any]:
+        record = self.records[self._chunk_key(split, name, chunk)]
+        array = open_checked(self, f"{split}/{name}")
+        return checked_rows(self.path, array, record, self.grid(split).rows(chunk), chunk=chunk, cure=self._cure())
 
     def _small_array(self, split: str, name: str) -> npt.NDArray[np.generic]:
         records = self._complete(split, name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from store.errors import DamagedError, StoreError, nearest
 
-RESERVED = ("labels", "paths", "valid", "zarr.json")
+RESERVED = ("labels", "paths", "valid", "digests", "zarr.json")
 """What else lies in a split's group."""
 
 LONGEST_NAME = 200

@@ -31,6 +31,9 @@ MAX_CHUNK_BYTES = 2**30
 MAX_CHUNKS = 2**24
 """Of a layer in a split; their keys are held in memory."""
 
+DIGESTS = "digests"
+"""Name of the array of the images' digests, which feature sets may lack."""
+
 Json = Any
 """What JSON can hold."""
 
@@ -100,6 +103,10 @@ class Manifest:
     def fingerprint(self) -> str:
         """Digest of all that could change a feature, without the layers."""
         return digest_of(dict(self.settings()))
+
+    def has_digests(self, split: str) -> bool:
+        """Whether a digest of each image of a split is kept; earlier versions let a layer have that name."""
+        return f"{split}/{DIGESTS}" in self.metadata and DIGESTS not in self.layers
 
     def settings(self) -> Iterator[tuple[str, Json]]:
         """Each setting that could change a feature, under its dotted name."""
@@ -174,7 +181,7 @@ def parsed(content: Mapping[str, Json]) -> Manifest:
     for key in content["metadata"]:
         for part in key.split("/"):
             checked_name(part)
-    if not splits or layers.keys() & set(RESERVED) or content["dtype"] not in ("float32", "float16"):
+    if not splits or layers.keys() & (set(RESERVED) - {DIGESTS}) or content["dtype"] not in ("float32", "float16"):
         raise ValueError("splits, names of layers or dtype")
     if content["compression"] not in ("none", "zstd", "lz4"):
         raise ValueError("compression")

@@ -11,7 +11,7 @@ import zarr
 from store import arrays
 from store.durable import DurableStore
 from store.folder import Folder
-from store.manifest import LayerInfo, Manifest
+from store.manifest import DIGESTS, LayerInfo, Manifest
 
 GROUPS = ("journals", "neighbours", "clusters", "results")
 """Besides the splits."""
@@ -29,16 +29,21 @@ def write_groups(folder: Folder, manifest: Manifest) -> dict[str, str]:
     return {key: metadata_digest(folder.path, key) for key in groups if key}
 
 
-def write_rows_arrays(folder: Folder, manifest: Manifest) -> dict[str, str]:
-    """Write the arrays that every split has, without their chunks; return the digests of their metadata."""
-    digests = {}
+def write_rows_arrays(folder: Folder, manifest: Manifest, *, digests: bool) -> dict[str, str]:
+    """Write the arrays that every split has, without their chunks; return the digests of their metadata.
+
+    `digests` is whether digests of the images are kept, see `store/FORMAT.md`.
+    """
+    wanted = {"labels": "int64", "paths": "str", "valid": "bool", **({DIGESTS: "uint64"} if digests else {})}
+    metadata = {}
     for split, info in manifest.splits.items():
-        for name, dtype in (("labels", "int64"), ("paths", "str"), ("valid", "bool")):
-            rows = manifest.rows_per_chunk if name == "valid" else min(arrays.ROWS_PER_LABEL_CHUNK, info.num_rows)
+        for name, dtype in wanted.items():
+            by_chunk = name in ("valid", DIGESTS)
+            rows = manifest.rows_per_chunk if by_chunk else min(arrays.ROWS_PER_LABEL_CHUNK, info.num_rows)
             key = f"{split}/{name}"
             arrays.create_array(folder, key, shape=(info.num_rows,), rows_per_chunk=rows, dtype=dtype)
-            digests[key] = metadata_digest(folder.path, key)
-    return digests
+            metadata[key] = metadata_digest(folder.path, key)
+    return metadata
 
 
 def write_layer(folder: Folder, manifest: Manifest, name: str, info: LayerInfo) -> dict[str, str]:
@@ -64,7 +69,8 @@ def expected_metadata(manifest: Manifest) -> dict[str, str]:
     """Texts of all `zarr.json` below the root, by path, as this version writes them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Folder(Path(scratch))
-        keys = [*write_groups(folder, manifest), *write_rows_arrays(folder, manifest)]
+        digests = any(map(manifest.has_digests, manifest.splits))
+        keys = [*write_groups(folder, manifest), *write_rows_arrays(folder, manifest, digests=digests)]
         for name, info in manifest.layers.items():
             keys += write_layer(folder, manifest, name, info)
         return {f"{key}/zarr.json": (folder.path / key / "zarr.json").read_text() for key in keys}

@@ -15,6 +15,7 @@ from store.feature_set import FeatureSet, looks_like_feature_set, open_checked
 from store.folder import Folder
 from store.journal import JOURNALS
 from store.lock import join_run
+from store.manifest import DIGESTS
 from store.metadata import metadata_faults, restore
 from store.reader import checked_rows
 from store.skeleton import expected_metadata
@@ -51,7 +52,7 @@ def verify(path: Path) -> Iterator[Fault]:
     if damaged:
         return  # which chunks count is not known until `repair` has dropped these lines
     for split in features.manifest.splits:
-        for name in ("labels", "paths", "valid", *features.manifest.layers):
+        for name in (*features.row_arrays(split), *features.manifest.layers):
             yield from _array_faults(features, split, name)
 
 
@@ -78,13 +79,25 @@ def repair(path: Path) -> list[str]:
             done += restore(folder, expected_metadata(features.manifest))
         features.sweep()
         done += journal.rewrite_journals(folder, keep=lambda record: True)
-        damaged = {fault.key for fault in verify(path) if fault.key}
+        damaged = _with_what_rests_on_them(features, {fault.key for fault in verify(path) if fault.key})
         done += journal.rewrite_journals(folder, keep=lambda record: record.key not in damaged)
         if not (folder.is_here() and lock.is_current()):
             raise StoreError(
                 f"{path}: the folder was renamed, removed or replaced meanwhile. Repair it where it is now."
             )
     return done
+
+
+def _with_what_rests_on_them(features: FeatureSet, damaged: set[str]) -> set[str]:
+    """Add the layers of chunks whose flags or digests are lost: from which images they came is no longer known."""
+    found = set(damaged)
+    for split in features.manifest.splits:
+        flags = [features.chunk_keys(split, name) for name in features.row_arrays(split) if name in ("valid", DIGESTS)]
+        layers = [features.chunk_keys(split, name) for name in features.manifest.layers]
+        for chunk, keys in enumerate(zip(*flags, strict=True)):
+            if not damaged.isdisjoint(keys):
+                found |= {key for each in (*flags, *layers) for key in [each[chunk]]}
+    return found
 
 
 def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault]:

@@ -28,7 +28,7 @@ class Work:
     """Never empty; in the order asked for."""
 
     valid: bool
-    """Whether the flags of which rows could be read are wanted too."""
+    """Whether the flags of which rows could be read, and the images' digests, are wanted too."""
 
 
 class WorkQueue:

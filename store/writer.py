@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from store import arrays
-from store.errors import StoreError
+from store.errors import StoreError, some
 from store.feature_set import FeatureSet, open_checked, record_of
+from store.manifest import DIGESTS
 from store.work import Work
 
 
@@ -27,7 +28,13 @@ class ChunkWriter:
         self._journal = features.journal(rank)
         self._arrays: dict[str, Any] = {}
 
-    def write(self, work: Work, features: Mapping[str, npt.NDArray[Any]], valid: npt.NDArray[np.bool_]) -> int:
+    def write(
+        self,
+        work: Work,
+        features: Mapping[str, npt.NDArray[Any]],
+        valid: npt.NDArray[np.bool_],
+        digests: npt.NDArray[np.uint64] | None = None,
+    ) -> int:
         """Write one chunk of each of the work's layers.
 
         Parameters
@@ -38,6 +45,9 @@ class ChunkWriter:
             At least the work's layers.
         valid : ndarray of shape (rows,), dtype=bool
             False where the image could not be read; such rows are stored as NaN.
+        digests : ndarray of shape (rows,), dtype=uint64, optional
+            A digest of each image that was read, 0 where there is none; kept if the feature set keeps
+            them, and compared where the chunk's other layers were written before.
 
         Returns
         -------
@@ -47,13 +57,22 @@ class ChunkWriter:
         Raises
         ------
         StoreError
-            If a value can't be stored, the file system refuses, or the feature set was renamed, removed or replaced.
+            If a value can't be stored, the images are not those of the other layers, the file system refuses, or the
+            feature set was renamed, removed or replaced.
         """
+        if digests is None:
+            digests = np.zeros(len(valid), np.uint64)
         if not work.valid:
             self._compare_valid(work, valid)
-        values = {name: self._as_stored(work, name, features[name], valid) for name in work.layers}
+            self._compare_digests(work, digests)
+        layers = {name: self._as_stored(work, name, features[name], valid) for name in work.layers}
+        # In this order: where a torn journal has a layer of a chunk, it has the chunk's flags and digests as well.
+        values: dict[str, npt.NDArray[Any]] = {}
+        if work.valid and self._features.has_digests(work.split):
+            values[DIGESTS] = digests
         if work.valid:
             values["valid"] = valid
+        values |= layers
         start = self._features.grid(work.split).rows(work.chunk).start
         records = []
         for name, rows in values.items():
@@ -108,11 +127,31 @@ class ChunkWriter:
                 f"they were, or extract into another --name."
             )
 
+    def _compare_digests(self, work: Work, digests: npt.NDArray[np.uint64]) -> None:
+        if not self._features.has_digests(work.split):
+            return
+        start = self._features.grid(work.split).rows(work.chunk).start
+        before = self._features.digests_chunk(work.split, work.chunk)
+        changed = start + np.flatnonzero((before != digests) & (before != 0) & (digests != 0))
+        if len(changed):
+            raise other_images(self._features, work.split, changed)
+
     def _open(self, key: str) -> Any:
         if key not in self._arrays:
             open_checked(self._features, key)
             self._arrays[key] = arrays.open_array(self._features.folder, key, writable=True)
         return self._arrays[key]
+
+
+def other_images(features: FeatureSet, split: str, rows: npt.NDArray[np.int64]) -> StoreError:
+    """Make the error for images that are not those of the features that are there."""
+    paths = features.paths(split)
+    named = some([paths[row] for row in rows.tolist()])
+    return StoreError(
+        f"{features.path}: images of {split} are not those that its features were made from: {named}. Their names "
+        f"and sizes are the same, their contents differ. Put the old images back, extract into another --name, or "
+        f"replace all features with --overwrite."
+    )
 
 
 TOO_LARGE = "Use `--dtype float32`; if it is float32 already, scale the features."

@@ -7,7 +7,6 @@ its cache, unless HF_HUB_OFFLINE=1 forbids it.
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.data.images import ImageError, read_rgb, to_rgb
+from extract.data.images import ImageError, content_of, read_picture, to_rgb
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Ints, Listing
+from extract.data.pictures import ImageSource, Picture, digest_of_bytes, digest_of_pixels
 from store import SplitRows, nearest, some
 
 
-class TorchvisionSource:
+class TorchvisionSource(ImageSource):
     """One of torchvision's data sets whose files are on disk already; nothing is downloaded."""
 
     def __init__(self, data: Any, name: str, split: str) -> None:
@@ -31,15 +31,17 @@ class TorchvisionSource:
         paths = [f"{name}/{split}/{row:07d}" for row in range(len(data))]
         self.rows = SplitRows(labels=labels, paths=paths, class_names=_class_names(data, labels))
 
-    def open(self, row: int) -> Image.Image:
-        """Return the image of a row."""
+    def read(self, row: int) -> Picture:
+        """Return the picture of a row; its digest is that of its pixels."""
+        name = self.rows.paths[row]
         try:
-            return to_rgb(self._data[row][0])
+            image = to_rgb(self._data[row][0])
         except Exception as error:  # decoders raise builtin errors of many kinds
-            raise ImageError(f"{self.rows.paths[row]}: cannot be read as an image: {error}") from error
+            raise ImageError(f"{name}: cannot be read as an image: {error}") from error
+        return Picture(image=image, digest=digest_of_pixels(image), name=name)
 
 
-class DigitsSource:
+class DigitsSource(ImageSource):
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,200 to train, 597 to validate.
 
     They come with scikit-learn (the test part of UCI's Optical Recognition of Handwritten Digits).
@@ -63,12 +65,13 @@ class DigitsSource:
             class_names=tuple(str(name) for name in digits.target_names),
         )
 
-    def open(self, row: int) -> Image.Image:
-        """Return the image of a row."""
-        return Image.fromarray(self._images[row]).convert("RGB")
+    def read(self, row: int) -> Picture:
+        """Return the picture of a row; its digest is that of its pixels."""
+        image = Image.fromarray(self._images[row]).convert("RGB")
+        return Picture(image=image, digest=digest_of_pixels(image), name=self.rows.paths[row])
 
 
-class HuggingFaceSource:
+class HuggingFaceSource(ImageSource):
     """One split of a data set that Hugging Face's `datasets` reads: from the hub, a folder, or `save_to_disk`."""
 
     in_memory = False
@@ -88,13 +91,24 @@ class HuggingFaceSource:
         self.rows = SplitRows(labels=numbers, paths=paths, class_names=names, sizes=_lengths(self._data, self._column))
         self._name = f"{name or root}"
 
-    def open(self, row: int) -> Image.Image:
-        """Decode the image of a row."""
+    def read(self, row: int) -> Picture:
+        """Decode the picture of a row."""
+        return read_picture(self._content(row), name=self._name_of(row))
+
+    def digest(self, row: int) -> int:
+        """Digest the stored bytes of a row."""
+        return digest_of_bytes(self._content(row))
+
+    def _content(self, row: int) -> bytes:
         stored = self._data[row][self._column]
-        name = f"{self._name}: {self.rows.paths[row]}"
+        if stored is None:
+            raise ImageError(f"{self._name_of(row)}: cannot be read as an image: there is none in this row")
         if stored["bytes"] is None:
-            return read_rgb(Path(stored["path"]), name=name)
-        return read_rgb(io.BytesIO(stored["bytes"]), name=name)
+            return content_of(Path(stored["path"]), name=self._name_of(row))
+        return bytes(stored["bytes"])
+
+    def _name_of(self, row: int) -> str:
+        return f"{self._name}: {self.rows.paths[row]}"
 
 
 def torchvision_data(name: str, root: Path, split: str, options: Mapping[str, Any]) -> Any:

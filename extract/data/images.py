@@ -6,13 +6,17 @@ Pillow decodes. Other decoders are faster but crash the process on damaged files
 
 from __future__ import annotations
 
+import functools
+import io
+import os
+import stat
 import warnings
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from extract.data.pictures import Picture, digest_of_bytes
 from store import BenchError
 
 EXTENSIONS = (
@@ -21,30 +25,83 @@ EXTENSIONS = (
 """What counts as an image in a folder; anything else is ignored, and the number of ignored files is said."""
 
 
+MAX_FILE_BYTES = 2**30
+"""A larger file is refused before it is read: an image of Pillow's limit of pixels takes half of it uncompressed."""
+
+_RUNS_PROGRAMS = ("EPS",)
+"""Formats that Pillow hands to another program (Ghostscript), whatever the file is called."""
+
+
 class ImageError(BenchError):
     """An image can't be read."""
 
 
-def read_rgb(file: Path | IO[bytes], *, name: str) -> Image.Image:
-    """Decode one image to mode RGB.
+def read_picture(file: Path | bytes, *, name: str) -> Picture:
+    """Decode one image to mode RGB, with a digest of its bytes.
 
     Orientation tags of cameras are not applied, and transparency is dropped, as all peers do.
     16-bit greys are scaled to 8 bits (Pillow itself would cut them off at 255).
 
+    Parameters
+    ----------
+    file : Path or bytes
+        Where it is, or what it holds.
+    name : str
+        What to call it in messages.
+
     Raises
     ------
     ImageError
-        If it is empty, truncated, damaged, no image, or larger than Pillow's limit of about 179
-        million pixels; the message names it.
+        If it is empty, truncated, damaged, no regular file, no image, larger than `MAX_FILE_BYTES`, or
+        than Pillow's limit of about 179 million pixels; the message names it.
     """
+    content = content_of(file, name=name) if isinstance(file, Path) else file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large and of slightly damaged images, and goes on
-            with Image.open(file) as image:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 image.load()
-                return to_rgb(image)
+                rgb = to_rgb(image)
     except Exception as error:  # decoders raise builtin errors of many kinds for damaged files
-        raise ImageError(f"{name}: cannot be read as an image: {_reason(file, error)}") from error
+        raise ImageError(f"{name}: cannot be read as an image: {_reason(content, error)}") from error
+    return Picture(image=rgb, digest=digest_of_bytes(content), name=name)
+
+
+def content_of(path: Path, *, name: str) -> bytes:
+    """Read a file's bytes, if it is a regular file of a size that an image can have.
+
+    A FIFO would wait for a writer for ever, a device may have no end.
+
+    Raises
+    ------
+    ImageError
+        If it can't be read; the message names it.
+    """
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ImageError(f"{name}: cannot be read as an image: {kind_of(facts.st_mode)}, not a regular file")
+        if facts.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"{name}: cannot be read as an image: too large: {facts.st_size / 2**30:.1f} GiB")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 (of a descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since
+                raise ImageError(f"{name}: cannot be read as an image: not a regular file")
+            return file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: cannot be read as an image: it does not exist (any more)") from error
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path
+        what = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error) or "no memory"
+        raise ImageError(f"{name}: cannot be read as an image: {what}") from error
+
+
+def kind_of(mode: int) -> str:
+    """Say what a file is that is no regular one, from its `st_mode`."""
+    kinds = {
+        stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a special file")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -53,22 +110,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     32-bit integers are taken as 16-bit greys, which is how Pillow opens some of them; floats as 0 to 255.
     """
     if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65_535)
+        grey = np.clip(np.asarray(image), 0, 65_535)
         return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("La", "RGBa"):
         return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode]).convert("RGB")
     return image.convert("RGB")
 
 
-def _reason(file: Path | IO[bytes], error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "it does not exist (any more)"
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    if isinstance(file, Path) and file.stat().st_size == 0:
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _RUNS_PROGRAMS)
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    if not content:
         return "it is empty (0 bytes)"
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {error}"
+    if isinstance(error, MemoryError):
+        return "too large for the memory that there is"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known kind"
     return f"damaged: {error}"

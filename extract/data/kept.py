@@ -2,8 +2,9 @@
 
 A kept listing counts while nothing that it was made from has changed: the folders (adding, removing
 and renaming a file changes its folder), lists and archives, all of them, and a sample of the files.
-A file that was rewritten in place between the samples is noticed when it is read, by name; that
-also discards the kept listing, so that the next run lists anew.
+A file between the samples that has got another size is noticed when it is read, by name; that also
+discards the kept listing, so that the next run lists again. Other contents of the same size are for
+the digests that are kept with the features (`extract.data.same_images`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from store.durable import write_durably
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when listings come to be made or stored otherwise."""
 
 MANY = 20_000
@@ -39,6 +40,9 @@ SAMPLE = 10_000
 YOUNG_NS = 2 * 10**9
 """A folder that was changed so shortly before it was listed may change again under the same time stamp."""
 
+DIGEST = 32
+"""A kept listing begins with so many bytes, the SHA-256 of the others, which are an `.npz`."""
+
 _ARRAYS = ("sizes", "changed", "starts", "archive", "labels", "stamps")
 _PATHS = ("paths", "archives", "watched")
 
@@ -46,7 +50,7 @@ _PATHS = ("paths", "archives", "watched")
 def place_of(folder: Path, made_from: Any) -> Path:
     """Where the listing that is made from these settings (JSON) is kept below a folder."""
     text = json.dumps([VERSION, made_from], default=str, sort_keys=True)
-    return folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.npz"
+    return folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.listing"
 
 
 def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path) -> Listing:
@@ -76,20 +80,23 @@ def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path)
 def read_kept(place: Path) -> Listing | None:
     """Read a kept listing; None if there is none that can be read."""
     try:
-        with np.load(place, allow_pickle=False) as stored:
+        content = place.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            raise ValueError("it is not what was written")
+        with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as stored:
             values: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
             values |= {name: Paths(stored[f"{name}_text"], stored[f"{name}_ends"]) for name in _PATHS}
             values["class_names"] = tuple(json.loads(stored["class_names"].tobytes()))
             return Listing(**values)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
         logger.warning("%s: the kept listing can't be read (%s); listing again", place, error)
         return None
 
 
 def still_holds(listing: Listing, root: Path) -> bool:
-    """Whether the folders, lists and archives are as they were, and a sample of the files."""
+    """Whether the folders, lists and archives are as they were, and the sizes of a sample of the files."""
     for path, stamp in zip(listing.watched, listing.stamps.tolist(), strict=True):
         if list(stamp_of(path)) != stamp:
             return False
@@ -97,8 +104,7 @@ def still_holds(listing: Listing, root: Path) -> bool:
         return True
     for row in range(0, len(listing), max(1, len(listing) // SAMPLE)):
         path = os.path.join(root, listing.paths[row])  # noqa: PTH118 (in number)
-        changed, size = stamp_of(path)
-        if (changed, size) != (int(listing.changed[row]), int(listing.sizes[row])):
+        if stamp_of(path)[1] != int(listing.sizes[row]):
             return False
     return True
 
@@ -107,7 +113,7 @@ def stamp_of(path: str | Path) -> tuple[int, int]:
     """Time of the last change in ns and size of a file or folder; (0, -1) if it is not there."""
     try:
         facts = os.stat(path)  # noqa: PTH116 (a million times)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return 0, -1
     return facts.st_mtime_ns, facts.st_size
 
@@ -124,4 +130,4 @@ def _keep(place: Path, listing: Listing) -> None:
     names = json.dumps(listing.class_names).encode()  # ASCII, so that names that are not UTF-8 survive
     content = io.BytesIO()
     np.savez(content, class_names=np.frombuffer(names, np.uint8), **values)
-    write_durably(place, content.getvalue())
+    write_durably(place, hashlib.sha256(content.getvalue()).digest() + content.getvalue())

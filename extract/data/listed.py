@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn
 
 import numpy as np
-from PIL import Image
 
 from extract.data.archives import read_member
-from extract.data.images import read_rgb
+from extract.data.images import content_of, read_picture
 from extract.data.kept import stamp_of
 from extract.data.labels import with_labels
 from extract.data.listing import ChangedError, Ints, Listing, Paths
+from extract.data.pictures import ImageSource, Picture, digest_of_bytes
 from store import SplitRows
 
 
-class ImageSource(Protocol):
-    """One split. `open` may be called from several processes, in any order."""
-
-    rows: SplitRows
-    in_memory: bool
-    """Whether `open` costs next to nothing, so that no extra process need do it."""
-
-    def open(self, row: int) -> Image.Image:
-        """Return the image of a row in mode RGB, or raise ImageError."""
-        ...
-
-
-class ListedSource:
+class ListedSource(ImageSource):
     """Images that a listing names, in files of their own or in archives.
 
     An image that is not the one that was listed stops the run, since its features would be those of
@@ -46,49 +33,71 @@ class ListedSource:
         names = (name.encode(errors="surrogateescape").decode(errors="replace") for name in listing.class_names)
         self.rows = SplitRows(labels=listing.labels, paths=listing.paths, class_names=tuple(names), sizes=listing.sizes)
 
-    def open(self, row: int) -> Image.Image:
-        """Decode the image of a row.
+    def read(self, row: int) -> Picture:
+        """Decode the picture of a row.
 
         Raises
         ------
         ImageError
             If it can't be read.
         ChangedError
-            If the file, or the archive that holds it, has changed or gone since it was listed.
+            If the file has another size than when it was listed, or is gone, or the archive that holds
+            it has changed.
         """
+        return read_picture(self._content(row), name=self._name(row))
+
+    def digest(self, row: int) -> int:
+        """Digest the bytes of a row's file; errors are those of `read`."""
+        return digest_of_bytes(self._content(row))
+
+    def changed(self) -> Ints:
+        """When each row's file, or the archive that holds it, was last changed when it was listed: ns, shape (N,)."""
+        listing = self._listing
+        return listing.stamps[listing.archive, 0] if len(listing.archives) else listing.changed
+
+    def _content(self, row: int) -> bytes:
         listing = self._listing
         size = int(listing.sizes[row])
-        path = self._root / listing.paths[row]
         if not len(listing.archives):
+            path = self._root / listing.paths[row]
             if size >= 0:
-                self._check(path, (int(listing.changed[row]), size))
-            return read_rgb(path, name=str(path))
+                self._check(path, size, stamp_of(path)[1])
+            return content_of(path, name=str(path))
         number = int(listing.archive[row])
         archive = Path(listing.archives[number])
-        self._check(archive, tuple(listing.stamps[number].tolist()))
+        if (found := stamp_of(archive)) != tuple(listing.stamps[number].tolist()):
+            self._changed(archive, int(listing.stamps[number, 1]), found[1])
         with archive.open("rb") as file:
-            content = read_member(archive, file.fileno(), start=int(listing.starts[row]), size=size)
-        return read_rgb(io.BytesIO(content), name=f"{archive}: {listing.paths[row]}")
+            return read_member(archive, file.fileno(), start=int(listing.starts[row]), size=size)
+
+    def _name(self, row: int) -> str:
+        listing = self._listing
+        path = listing.paths[row]
+        if len(listing.archives):
+            return f"{listing.archives[int(listing.archive[row])]}: {path}"
+        return str(self._root / path)
 
     def labelled(self, labels: Path, class_names: Sequence[str]) -> ListedSource:
         """Return the same images with labels from a list; see `extract.data.labels`."""
         return ListedSource(with_labels(self._listing, labels, class_names), self._root, kept=self._kept)
 
-    def _check(self, path: Path, listed: tuple[int, ...]) -> None:
-        found = stamp_of(path)
-        if found == listed:
-            return
+    def _check(self, path: Path, listed: int, found: int) -> None:
+        """Compare sizes: another time of change alone says nothing, the digest decides."""
+        if found != listed:
+            self._changed(path, listed, found)
+
+    def _changed(self, path: Path, listed: int, found: int) -> NoReturn:
         if self._kept is not None:
             self._kept.unlink(missing_ok=True)
-        was = f"it was listed with {listed[1]:,} bytes"
-        now = "is gone" if found[1] < 0 else f"has {found[1]:,} bytes and was changed since"
+        was = f"it was listed with {listed:,} bytes"
+        now = "is gone" if found < 0 else f"has {found:,} bytes and was changed since"
         raise ChangedError(
-            f"{path}: {was} and {now}. Put it back, or run the same command again: the images are listed anew, and "
+            f"{path}: {was} and {now}. Put it back, or run the same command again: the images are listed again, and "
             f"features of what they were are refused."
         )
 
 
-class SubsetSource:
+class SubsetSource(ImageSource):
     """Some rows of another source."""
 
     def __init__(self, source: ImageSource, chosen: Ints) -> None:
@@ -104,6 +113,14 @@ class SubsetSource:
             sizes=np.asarray(rows.sizes)[chosen] if len(rows.sizes) else (),
         )
 
-    def open(self, row: int) -> Image.Image:
-        """Open the image of a row of the part."""
-        return self._source.open(int(self._chosen[row]))
+    def read(self, row: int) -> Picture:
+        """Return the picture of a row of the part."""
+        return self._source.read(int(self._chosen[row]))
+
+    def digest(self, row: int) -> int:
+        """Return the digest of a row of the part."""
+        return self._source.digest(int(self._chosen[row]))
+
+    def changed(self) -> Ints:
+        """When each row's file was last changed when it was listed; see `ImageSource`."""
+        return self._source.changed()[self._chosen]

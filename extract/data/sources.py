@@ -26,8 +26,9 @@ from extract.data.filelists import list_files
 from extract.data.folders import ArchiveTree, list_classes, tree_of
 from extract.data.kept import kept_or_made, place_of
 from extract.data.labels import BESIDE, labels_in
-from extract.data.listed import ImageSource, ListedSource, SubsetSource
+from extract.data.listed import ListedSource, SubsetSource
 from extract.data.listing import DataError, Listing, hashes_of
+from extract.data.pictures import ImageSource
 from extract.data.shards import find_shards, list_shards
 from extract.data.subsets import chosen_rows
 from store import SplitRows, nearest, some

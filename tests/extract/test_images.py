@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from extract.data.images import ImageError, read_rgb, to_rgb
+from extract.data.images import ImageError, read_picture, to_rgb
 from tests.conftest import save_image
 
 MODES = [
@@ -43,12 +41,12 @@ def test_every_mode_becomes_rgb(mode):
 def test_sixteen_bit_grey_is_scaled_and_not_cut_off(tmp_path):
     """Pillow's own conversion turns all above 255 white."""
     Image.fromarray(np.array([[0, 257 * 100, 65_535]], np.uint16)).save(tmp_path / "a.png")
-    assert np.asarray(read_rgb(tmp_path / "a.png", name="a"))[0, :, 0].tolist() == [0, 100, 255]
+    assert np.asarray(read_picture(tmp_path / "a.png", name="a").image)[0, :, 0].tolist() == [0, 100, 255]
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "gif", "webp", "tiff", "ppm"])
 def test_files_of_many_kinds_are_read(tmp_path, ending):
-    assert read_rgb(save_image(tmp_path / f"a.{ending}"), name="a").size == (40, 30)
+    assert read_picture(save_image(tmp_path / f"a.{ending}"), name="a").image.size == (40, 30)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +63,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path, spoil, message, 
     path = save_image(tmp_path / f'it\'s a "file".{ending}', size=(200, 160))
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ImageError, match=message) as error:
-        read_rgb(path, name=str(path))
+        read_picture(path, name=str(path))
     assert str(path) in str(error.value)
 
 
@@ -75,25 +73,25 @@ def test_a_flipped_bit_of_a_png_is_an_error_and_no_crash(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ImageError, match="damaged"):
-        read_rgb(path, name="a.png")
+        read_picture(path, name="a.png")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ImageError, match=r"gone\.jpg: .*does not exist"):
-        read_rgb(tmp_path / "gone.jpg", name="gone.jpg")
+        read_picture(tmp_path / "gone.jpg", name="gone.jpg")
 
 
 def test_a_huge_image_is_refused_before_it_fills_memory(tmp_path):
     """20,000 x 20,000 pixels in a small file."""
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     with pytest.raises(ImageError, match="too large"):
-        read_rgb(tmp_path / "huge.png", name="huge.png")
+        read_picture(tmp_path / "huge.png", name="huge.png")
 
 
 def test_truncated_images_are_not_let_through_by_a_global_setting():
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_an_open_file_can_be_read(tmp_path):
+def test_bytes_can_be_read(tmp_path):
     content = save_image(tmp_path / "a.jpg").read_bytes()
-    assert read_rgb(io.BytesIO(content), name="a").size == (40, 30)
+    assert read_picture(content, name="a").image.size == (40, 30)

@@ -103,6 +103,22 @@ def test_a_kept_listing_is_made_anew_when_something_has_changed(settled, monkeyp
     assert again["train"].rows.info() == open_sources(source="folder", root=root)["train"].rows.info()
 
 
+def test_any_flipped_bit_of_a_kept_listing_means_listing_again(settled, monkeypatch):
+    root, folder = settled
+    fresh = open_sources(source="folder", root=root, kept=folder)
+    place = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    content, random = place.read_bytes(), np.random.default_rng(0)
+    calls = counted(monkeypatch)
+    bits = [*range(0, 8 * 64, 37), *random.integers(0, 8 * len(content), 150).tolist()]
+    for number, bit in enumerate(bits, start=1):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        place.write_bytes(damaged)
+        again = open_sources(source="folder", root=root, kept=folder)
+        assert len(calls) == number, f"bit {bit}"
+        assert all(again[split].rows.info() == fresh[split].rows.info() for split in ("train", "val"))
+
+
 def test_a_listing_of_a_folder_that_was_just_changed_is_not_kept(photographs, tmp_path, monkeypatch):
     """Another change within the clock's tick would not show."""
     monkeypatch.setattr(kept, "MANY", 1)

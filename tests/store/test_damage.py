@@ -105,7 +105,8 @@ def test_repair_leaves_only_the_damage_to_do_and_the_bytes_come_back(made, array
     flip(made.path / target, 5)
     faults = list(verify(made.path))
     assert faults
-    assert len(repair(made.path)) == 1
+    # Which images a chunk's layers came from is not known without its flags, so its layers go with them.
+    assert len(repair(made.path)) == (3 if "valid" in target else 1)
     made = FeatureSet.open(made.path)
     assert len(made.pending(["res4", "res5"])) <= 1
     make_features(made.path, features, labels)

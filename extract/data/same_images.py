@@ -1,0 +1,86 @@
+"""Whether the images are still those that the features were made from, looked at before anything is computed.
+
+Every image that is read is compared with the digest that was kept of it (`store.writer`). This finds
+other images also where nothing of them would be read: in chunks that are complete.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from extract.data.images import ImageError
+from extract.data.listing import Ints
+from extract.data.pictures import ImageSource
+from store import FeatureSet
+from store.writer import other_images
+
+logger = logging.getLogger(__name__)
+
+SUSPECTS = 2000
+"""Images of a split, at most, that are looked at because their files changed after the feature set was created."""
+
+OTHERS = 256
+"""Images of a split, at most, that are looked at although their files did not."""
+
+
+def refuse_other_images(features: FeatureSet, sources: Mapping[str, ImageSource]) -> None:
+    """Compare some images with the digests that the feature set has of them.
+
+    All of those whose files changed since it was created, and all others, if they are not many;
+    otherwise evenly spread ones. The time of change only decides what is looked at.
+
+    Raises
+    ------
+    StoreError
+        If one has other contents; the message names the first.
+    """
+    for split, source in sources.items():
+        kept = features.written_digests(split)
+        changed = [
+            row for row in _rows_to_look_at(features, kept != 0, source.changed()) if _differs(source, row, kept)
+        ]
+        if changed:
+            raise other_images(features, split, np.array(changed, np.int64))
+
+
+def note_missing_digests(features: FeatureSet) -> None:
+    """Say that images can't be compared where features were made without digests of them."""
+    if any(
+        not features.has_digests(split) and features.num_committed(split, "valid") for split in features.manifest.splits
+    ):
+        logger.warning(
+            "%s: made by a version that kept no digests of its images, so whether they are still the same can't be "
+            "checked",
+            features.path,
+        )
+
+
+def _rows_to_look_at(features: FeatureSet, known: npt.NDArray[np.bool_], changed: Ints) -> list[int]:
+    since = _nanoseconds(features.manifest.created)
+    newer = changed > since
+    return sorted(_spread(np.flatnonzero(known & newer), SUSPECTS) + _spread(np.flatnonzero(known & ~newer), OTHERS))
+
+
+def _spread(rows: Ints, most: int) -> list[int]:
+    if len(rows) <= most:
+        return [int(row) for row in rows]
+    return [int(row) for row in rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]]
+
+
+def _differs(source: ImageSource, row: int, kept: npt.NDArray[np.uint64]) -> bool:
+    try:
+        return source.digest(row) != int(kept[row])
+    except ImageError:  # that it can no longer be read is said when it is
+        return False
+
+
+def _nanoseconds(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp()) * 10**9
+    except ValueError:
+        return 0

@@ -19,6 +19,7 @@ from extract.data.images import ImageError
 from extract.data.pictures import ImageSource
 from extract.data.same_images import note_missing_digests, refuse_other_images
 from extract.data.sources import open_sources
+from extract.model.seeding import build_random
 from extract.model.tap_names import ModelError
 from extract.model.taps import TappedTrunk
 from extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, code_of
@@ -114,7 +115,8 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
     options = model_options(pipeline)
     choose_device(settings.device)
     image = _blank_image(sources, transform)
-    trunk = build_trunk(
+    build = build_trunk if pipeline.weights.random_seed is None else build_random
+    trunk = build(
         pipeline.model.trunk,
         options,
         heads=pipeline.model.heads,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -18,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.regnet import BlockParams, RegNet
 
 from extract.model.heads import TrunkWithHeads, build_heads
+from extract.model.options import TIMM, without_loading
 from extract.model.resnet import resnet
 from extract.model.tap_names import ModelError, classifier_of
 from extract.model.vit import ViT
@@ -27,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 NEEDS_TRANSFORM_INPUT = ("googlenet", "inception_v3")
 """Trunks whose torchvision weights expect the input to be rescaled by the model itself."""
-
-TIMM = "timm:"
-"""Before the name of a model of timm's."""
 
 
 def regnet(
@@ -162,9 +163,8 @@ def build_trunk(
         If the name is unknown, or the constructor refuses the options.
     """
     builder, usual = _builder(name)
-    options = dict(options or {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    options = without_loading(name, options or {})
+    with _seeded(seed):
         try:
             trunk: nn.Module = builder(**{**usual, **_sized(builder, options, image_size)})
             if name.startswith(TIMM):
@@ -178,6 +178,21 @@ def build_trunk(
         if heads:
             trunk = TrunkWithHeads(_without_classifier(trunk), build_heads(heads))
     return trunk.eval().requires_grad_(False)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed, whichever generator a constructor uses, and put the generators back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class WithoutMemory(TorchFunctionMode):
@@ -221,8 +236,12 @@ def _timm_builder(name: str) -> Callable[..., Any]:
         import timm
     except ImportError as error:
         raise ModelError(f"timm:{name} needs timm, which is not installed: pip install 'featbench[timm]'") from error
-    if name not in timm.list_models():
+    base, _, tag = name.partition(".")
+    if base not in timm.list_models():
         raise ModelError(f"timm has no model {name!r}. {nearest(name, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", pretrained=True)]
+    if tag and tag not in tags:
+        raise ModelError(f"timm has no weights {tag!r} for {base}. {nearest(tag, tags)}")
     return lambda **options: timm.create_model(name, pretrained=False, **options)
 
 

@@ -190,6 +190,9 @@ class WeightsConfig(Config):
     ignore: tuple[str, ...] = ()
     """Beginnings of names that the file may have beyond the model's, where layers are computed."""
 
+    position_grid: tuple[Side, Side] | None = None
+    """Patches in height and width for which the file has position embeddings, where it was not trained on squares."""
+
     trust: bool = False
     """Load a file that needs more than plain tensors, which executes code that it carries."""
 

@@ -1,15 +1,35 @@
-"""Position embeddings of a vision transformer, interpolated for images of another size.
+"""Position embeddings of a vision transformer, interpolated from one grid of patches to another.
+
+Grids decide, not counts: 12 x 12 and 9 x 16 patches have equally many positions, which lie elsewhere.
 
 Shape suffixes:  T tokens, the prefix first   D dimension   H, W patches in height and width
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from extract.model.tap_names import body_of, tokens_of
+from extract.model.tap_names import body_of
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpolated:
+    """Position embeddings brought to a trunk's grid, from that of the file."""
+
+    positions_1TD: Tensor
+    text: str
+    """Both grids and how, for the record."""
+
+    assumed: bool
+    """Whether the file's grid was taken to be a square although the trunk's has equally many patches."""
 
 
 def is_position(name: str) -> bool:
@@ -17,12 +37,24 @@ def is_position(name: str) -> bool:
     return name.endswith(("pos_embed", "pos_embedding"))
 
 
-def interpolated(trunk: nn.Module, positions_1TD: Tensor, shape: torch.Size) -> tuple[Tensor, str] | None:
-    """Interpolate position embeddings to the shape that the trunk has; None if they differ in more than the grid.
+def grid_of(trunk: nn.Module) -> Grid | None:
+    """Patches in height and width for which a trunk was built; None if that is not known."""
+    body = body_of(trunk)[0]
+    if isinstance(body, torchvision.models.VisionTransformer):
+        side = int(body.image_size) // int(body.patch_size)
+        return side, side
+    size = getattr(getattr(body, "patch_embed", None), "grid_size", None)
+    return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) and len(size) == 2 else None
 
-    The positions of the class token stay; the file's grid must be a square. It is bicubic, and the trunk's
-    `position_resize` says which: `offset` adds a tenth of a patch to the sides when it computes the scale, as DINOv2
-    does, `antialias` smooths before it shrinks, as DINOv2 does with registers.
+
+def interpolated(
+    trunk: nn.Module, positions_1TD: Tensor, shape: torch.Size, *, grid: Grid | None = None
+) -> Interpolated | None:
+    """Interpolate position embeddings to the grid that the trunk has; None if there is nothing to do, or no way.
+
+    The positions before the patches stay. It is bicubic, and the trunk's `position_resize` says which: `offset`
+    adds a tenth of a patch to the sides when it computes the scale, as DINO and DINOv2 do, `antialias` smooths
+    before it shrinks, as DINOv2 with registers and timm do.
 
     Parameters
     ----------
@@ -32,26 +64,44 @@ def interpolated(trunk: nn.Module, positions_1TD: Tensor, shape: torch.Size) -> 
         The file's.
     shape : (1, T', D)
         The trunk's.
-
-    Returns
-    -------
-    Tensor of shape (1, T', D), and a text for the record
+    grid : (int, int), optional
+        Patches in height and width of the file, where they are known; otherwise they make a square, and where they
+        can't, they are the trunk's if there are as many.
     """
-    tokens = tokens_of(body_of(trunk)[0])
-    if tokens is None or positions_1TD.ndim != 3 or positions_1TD.shape[2] != shape[2]:
+    ours = grid_of(trunk)
+    if ours is None or positions_1TD.ndim != 3 or len(shape) != 3 or positions_1TD.shape[2] != shape[2]:
         return None
-    side = int(positions_1TD.shape[1] ** 0.5)
-    prefix = positions_1TD.shape[1] - side**2
-    height, width = tokens.grid or (int((shape[1] - prefix) ** 0.5),) * 2
-    if prefix not in (0, 1, tokens.prefix) or prefix + height * width != shape[1]:
+    height, width = ours
+    prefix = shape[1] - height * width
+    count = positions_1TD.shape[1] - prefix
+    side = isqrt(max(count, 0))
+    assumed = grid is None or grid[0] * grid[1] != count
+    theirs = (side, side) if grid is None or assumed else grid
+    if prefix < 0 or count < 1 or theirs[0] * theirs[1] != count or theirs == ours:
         return None
-    grid = positions_1TD[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = positions_1TD[:, prefix:].float().reshape(1, *theirs, -1).permute(0, 3, 1, 2)
     how = getattr(body_of(trunk)[0], "position_resize", "bicubic")
     if how == "offset":
-        scale = ((height + 0.1) / side, (width + 0.1) / side)
-        resized = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        scale = ((height + 0.1) / theirs[0], (width + 0.1) / theirs[1])
+        resized = F.interpolate(patches, scale_factor=scale, mode="bicubic")
     else:
-        resized = F.interpolate(grid, size=(height, width), mode="bicubic", antialias=how == "antialias")
-    patches = resized.permute(0, 2, 3, 1).flatten(1, 2)
-    text = f"{side} x {side} -> {height} x {width}, {how}"
-    return torch.cat((positions_1TD[:, :prefix].float(), patches), dim=1), text
+        resized = F.interpolate(patches, size=ours, mode="bicubic", antialias=how == "antialias")
+    positions = torch.cat((positions_1TD[:, :prefix].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+    return Interpolated(
+        positions_1TD=positions,
+        text=f"{theirs[0]} x {theirs[1]} -> {height} x {width}, {how}",
+        assumed=assumed and count == height * width,
+    )
+
+
+def of_another_window(trunk: nn.Module, name: str, table: Tensor, *, grid: Grid | None = None) -> bool:
+    """Whether a table of relative positions is a square window's, where the trunk's window is as large but no square.
+
+    Windows of (8, 8) and of (5, 13) both have 225 relative positions.
+    """
+    path, _, last = name.rpartition(".")
+    window = getattr(trunk.get_submodule(path), "window_size", None) if last == "relative_position_bias_table" else None
+    if not isinstance(window, tuple | list) or len(window) != 2 or window[0] == window[1] or tuple(window) == grid:
+        return False
+    count = (2 * window[0] - 1) * (2 * window[1] - 1)
+    return len(table) >= count and isqrt(count) ** 2 == count

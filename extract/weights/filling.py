@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from extract.config import WeightsConfig
+from extract.model.positions import Grid
 from extract.model.taps import TappedTrunk
 from extract.model.trunks import code_of
 from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
@@ -73,7 +74,7 @@ def fill(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
         named = torchvision_weights(name, config.torchvision)
         state = download(named)
         identity = {"source": "torchvision", "name": str(named), "sha256": sha256_of_tensors(state)}
-        report = _load(trunk, laid_out(state)[1], taps.modules_used(image), str(named), ())
+        report = _load(trunk, laid_out(state)[1], taps.modules_used(image), str(named))
         return Filled(identity=identity, text=str(named), load=_record(report))
     raise WeightsError(
         "no weights: give --weights FILE (a .pth, .pt or .safetensors checkpoint), the name of torchvision's own "
@@ -96,7 +97,9 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Fille
     )
     where = f"{path} (read as: {found.read_as})"
     check_heads_of_attention(taps.trunk, found.read_as)
-    report = _load(taps.trunk, dict(found.tensors), taps.modules_used(image), where, config.ignore)
+    report = _load(
+        taps.trunk, dict(found.tensors), taps.modules_used(image), where, config.ignore, config.position_grid
+    )
     digest = sha256_of_files(path)
     identity = {
         "source": "file",
@@ -106,16 +109,22 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Fille
         "remove_prefix": config.remove_prefix,
         "add_prefix": config.add_prefix,
         "positions": list(report.interpolated),
+        **({"position_grid": list(config.position_grid)} if config.position_grid else {}),
     }
     text = f"{path.name} ({found.read_as}; sha256 {digest[:12]})"
     return Filled(identity=identity, text=text, load=_record(report) | {"left_out": found.left_out})
 
 
 def _load(
-    trunk: nn.Module, state: dict[str, Tensor], used: set[str], where: str, ignore: tuple[str, ...]
+    trunk: nn.Module,
+    state: dict[str, Tensor],
+    used: set[str],
+    where: str,
+    ignore: tuple[str, ...] = (),
+    grid: Grid | None = None,
 ) -> LoadReport:
     poison(trunk)
-    report = load_strictly(trunk, state, used=used, where=where, ignore=ignore)
+    report = load_strictly(trunk, state, used=used, where=where, ignore=ignore, grid=grid)
     logger.info("%s: %s", where, report)
     return report
 

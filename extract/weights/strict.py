@@ -19,10 +19,11 @@ import torchvision
 from torch import Tensor, nn
 
 from extract.model.heads import TrunkWithHeads
-from extract.model.positions import interpolated, is_position
+from extract.model.positions import Grid
 from extract.model.tap_names import body_of, classifier_of
 from extract.weights.checkpoints import WeightsError
 from extract.weights.layouts import HEADS
+from extract.weights.positioning import positioned
 from store import nearest, some
 
 PREFIXES = (
@@ -90,6 +91,7 @@ def load_strictly(
     used: set[str],
     where: str,
     ignore: Sequence[str] = (),
+    grid: Grid | None = None,
 ) -> LoadReport:
     """Fill a poisoned trunk, and its heads, from a state dict.
 
@@ -105,6 +107,8 @@ def load_strictly(
         What to call the file in messages.
     ignore : sequence of str
         Beginnings of names that may be left over in the file.
+    grid : (int, int), optional
+        Patches in height and width for which the file has position embeddings, where that is known.
 
     Raises
     ------
@@ -113,7 +117,7 @@ def load_strictly(
     """
     state = _addressed(trunk, state)
     wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith(COUNTERS)}
-    state, notes = _positioned(trunk, wanted, state)
+    state, notes = positioned(trunk, wanted, state, where=where, grid=grid)
     fitting = {name: state[name] for name in wanted if name in state and _alike(state[name], wanted[name])}
     missing = [name for name in wanted if name not in state]
     reshaped = [name for name in wanted if name in state and name not in fitting]
@@ -199,20 +203,6 @@ def _addressed(trunk: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
         elif has_heads:
             named["heads." + name.removeprefix(HEADS)] = tensor
     return named
-
-
-def _positioned(
-    trunk: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Interpolate the position embeddings of another image size."""
-    positioned, notes = dict(state), []
-    for name, tensor in wanted.items():
-        if name in state and is_position(name) and state[name].shape != tensor.shape:
-            made = interpolated(trunk, state[name], tensor.shape)
-            if made is not None:
-                positioned[name], note = made
-                notes.append(f"{name} {note}")
-    return positioned, notes
 
 
 def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:

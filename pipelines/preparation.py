@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from extract.config import TransformConfig
 from extract.data.images import ImageError
 from extract.data.pictures import ImageSource
 from extract.data.same_images import note_missing_digests, refuse_other_images
@@ -25,8 +24,8 @@ from extract.model.taps import TappedTrunk
 from extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, code_of
 from extract.transform import Transform
 from extract.weights.filling import Filled, fill
-from extract.weights.strict import torchvision_weights
 from pipelines.pipeline import Pipeline
+from pipelines.transforming import choose_transform
 from store import (
     BenchError,
     FeatureSet,
@@ -111,7 +110,7 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
     """Check all that can be checked before anything is written."""
     settings = pipeline.extract
     sources = sources_of(pipeline)
-    transform = choose_transform(pipeline)
+    transform, transform_from = choose_transform(pipeline)
     options = model_options(pipeline)
     choose_device(settings.device)
     image = _blank_image(sources, transform)
@@ -125,9 +124,9 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
     )
     taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
     layers = taps.probe(image)
-    filled = fill(taps, image, pipeline.weights)
+    filled = fill(taps, image, pipeline.weights, options=options)
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
-    manifest = _manifest(pipeline, sources, transform, options, chunk_rows, filled)
+    manifest = _manifest(pipeline, sources, transform, options, chunk_rows, filled, transform_from)
     return Checked(
         pipeline=pipeline,
         sources=sources,
@@ -142,23 +141,6 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
 def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
     """List both splits; long listings are kept in the store's folder."""
     return open_sources(**pipeline.data.model_dump(exclude={"name"}), kept=pipeline.store / KEPT_LISTINGS)
-
-
-def choose_transform(pipeline: Pipeline) -> Transform:
-    """What the pipeline says of the transform; the rest from torchvision's weights, or as is usual for ImageNet."""
-    chosen = (pipeline.transform or TransformConfig()).model_dump()
-    if pipeline.weights.torchvision is not None:
-        preset = torchvision_weights(pipeline.model.trunk, pipeline.weights.torchvision).transforms()
-        of_the_weights = {
-            "resize": preset.resize_size[0],
-            "crop": preset.crop_size[0],
-            "interpolation": preset.interpolation.value,
-            "mean": tuple(preset.mean),
-            "std": tuple(preset.std),
-        }
-        said = pipeline.transform.model_fields_set if pipeline.transform else set()
-        chosen |= {name: value for name, value in of_the_weights.items() if name not in said}
-    return Transform(**chosen)
 
 
 def model_options(pipeline: Pipeline) -> dict[str, Any]:
@@ -203,6 +185,7 @@ def _manifest(
     options: dict[str, Any],
     rows_per_chunk: int,
     filled: Filled,
+    transform_from: str,
 ) -> Manifest:
     return Manifest(
         made_from={
@@ -223,6 +206,7 @@ def _manifest(
         notes={
             "weights": filled.text,
             **({"weights_load": filled.load} if filled.load else {}),
+            **({"transform": transform_from} if transform_from else {}),
             "pipeline": pipeline.model_dump(mode="json"),
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -103,5 +103,5 @@ def of_another_window(trunk: nn.Module, name: str, table: Tensor, *, grid: Grid 
     window = getattr(trunk.get_submodule(path), "window_size", None) if last == "relative_position_bias_table" else None
     if not isinstance(window, tuple | list) or len(window) != 2 or window[0] == window[1] or tuple(window) == grid:
         return False
-    count = (2 * window[0] - 1) * (2 * window[1] - 1)
-    return len(table) >= count and isqrt(count) ** 2 == count
+    count = (2 * int(window[0]) - 1) * (2 * int(window[1]) - 1)
+    return len(table) >= count and isqrt(int(count)) ** 2 == count

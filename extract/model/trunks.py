@@ -245,6 +245,19 @@ def _timm_builder(name: str) -> Callable[..., Any]:
     return lambda **options: timm.create_model(name, pretrained=False, **options)
 
 
+def timm_preprocessing(name: str) -> Mapping[str, Any] | None:
+    """Return timm's `pretrained_cfg` of `timm:NAME` or `timm:NAME.TAG`; None if there is none."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    try:
+        config = timm.models.get_pretrained_cfg(name.removeprefix(TIMM))
+    except RuntimeError:  # an unknown tag
+        return None
+    return config.to_dict() if config is not None else None
+
+
 def _own_builder(name: str) -> Callable[..., Any]:
     place, _, function = name.rpartition(":")
     logger.warning("%s: running the code of %s", name, place)

@@ -5,6 +5,7 @@ Shape suffixes:  B batch   T tokens, the prefix first   D dimension   H heads
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ class ViT(nn.Module):
         Width of the feed-forward layers in multiples of `dim`.
     feed_forward : {"mlp", "swiglu"}
         `swiglu` is DINOv2's giant.
+    activation : {"gelu", "gelu_tanh", "quick_gelu", "relu", "silu"}
+        Between the two layers of `mlp`; `quick_gelu` is CLIP's.
     qkv_bias : bool
         Whether queries, keys and values have biases.
     class_token : bool
@@ -58,6 +61,7 @@ class ViT(nn.Module):
         num_heads: int = 6,
         mlp_ratio: float = 4.0,
         feed_forward: Literal["mlp", "swiglu"] = "mlp",
+        activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu",
         qkv_bias: bool = True,
         class_token: bool = True,
         layer_scale: bool = False,
@@ -68,6 +72,8 @@ class ViT(nn.Module):
         position_resize: Literal["bicubic", "offset", "antialias"] = "bicubic",
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.position_resize = position_resize
         self.num_prefix_tokens = int(class_token) + register_tokens
         self.patch_embed = PatchEmbedding(image_size, patch_size, dim)
@@ -78,7 +84,16 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, positions, dim))
         self.blocks = nn.Sequential(
             *(
-                Block(dim, num_heads, mlp_ratio, feed_forward, qkv_bias=qkv_bias, layer_scale=layer_scale, eps=eps)
+                Block(
+                    dim,
+                    num_heads,
+                    mlp_ratio,
+                    feed_forward,
+                    activation=activation,
+                    qkv_bias=qkv_bias,
+                    layer_scale=layer_scale,
+                    eps=eps,
+                )
                 for _ in range(depth)
             )
         )
@@ -147,6 +162,7 @@ class Block(nn.Module):
         mlp_ratio: float,
         feed_forward: str,
         *,
+        activation: str,
         qkv_bias: bool,
         layer_scale: bool,
         eps: float,
@@ -157,7 +173,7 @@ class Block(nn.Module):
         self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         hidden = int(dim * mlp_ratio)
-        self.mlp = FeedForward(dim, hidden) if feed_forward == "mlp" else SwiGLU(dim, hidden)
+        self.mlp = FeedForward(dim, hidden, activation) if feed_forward == "mlp" else SwiGLU(dim, hidden)
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
@@ -187,18 +203,36 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU in between."""
+    """Two linear layers with an activation in between."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
+        self.act = ACTIVATIONS[activation]()
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         """Return tokens of the same shape."""
         output: Tensor = self.fc2(self.act(self.fc1(tokens_BTD)))
         return output
+
+
+class QuickGELU(nn.Module):
+    """The approximation of GELU by a sigmoid that CLIP was trained with."""
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        return tokens_BTD * torch.sigmoid(1.702 * tokens_BTD)
+
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+"""By the names that `activation` takes."""
 
 
 class SwiGLU(nn.Module):

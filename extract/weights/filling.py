@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from extract.config import WeightsConfig
-from extract.model.positions import Grid
+from extract.model.positions import Grid, is_position
 from extract.model.taps import TappedTrunk
 from extract.model.trunks import code_of
+from extract.weights.agreement import agree, check_heads_of_attention
 from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
-from extract.weights.families import find_weights
+from extract.weights.families import find_weights, flattened
+from extract.weights.hub import HubConfig, read_config
 from extract.weights.layouts import laid_out
 from extract.weights.strict import (
     LoadReport,
-    check_heads_of_attention,
     download,
     load_strictly,
     names_of,
@@ -42,7 +44,9 @@ class Filled:
     """How the names matched; empty where nothing was loaded."""
 
 
-def fill(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
+def fill(
+    taps: TappedTrunk, image: Tensor, config: WeightsConfig, *, options: Mapping[str, Any] | None = None
+) -> Filled:
     """Give a model its weights; every one that its layers use must come from where the configuration says.
 
     Parameters
@@ -53,6 +57,8 @@ def fill(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
         One that the trunk can run on.
     config : WeightsConfig
         Which weights.
+    options : mapping, optional
+        What the user said of the trunk's constructor; it counts where a file leaves something open.
 
     Raises
     ------
@@ -69,7 +75,7 @@ def fill(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
         digest = sha256_of_tensors(trunk.state_dict())
         return Filled(identity={"source": "function", "sha256": digest}, text=f"as {name} gives them", load={})
     if config.file is not None:
-        return _from_file(taps, image, config)
+        return _from_file(taps, image, config, options or {})
     if config.torchvision is not None:
         named = torchvision_weights(name, config.torchvision)
         state = download(named)
@@ -82,7 +88,7 @@ def fill(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
     )
 
 
-def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Filled:
+def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options: Mapping[str, Any]) -> Filled:
     assert config.file is not None
     path = config.file
     content = read_checkpoint(path, trust=config.trust)
@@ -96,10 +102,12 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Fille
         add_prefix=config.add_prefix,
     )
     where = f"{path} (read as: {found.read_as})"
-    check_heads_of_attention(taps.trunk, found.read_as)
-    report = _load(
-        taps.trunk, dict(found.tensors), taps.modules_used(image), where, config.ignore, config.position_grid
-    )
+    flat = flattened(content) if isinstance(content, Mapping) else {}
+    check_heads_of_attention(taps.trunk, content, flat, found.tensors, options)
+    hub = read_config(path)
+    grid = config.position_grid or _grid(hub, found.tensors)
+    report = _load(taps.trunk, dict(found.tensors), taps.modules_used(image), where, config.ignore, grid)
+    eps = agree(taps.trunk, hub, options) if hub is not None else {}
     digest = sha256_of_files(path)
     identity = {
         "source": "file",
@@ -110,9 +118,20 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig) -> Fille
         "add_prefix": config.add_prefix,
         "positions": list(report.interpolated),
         **({"position_grid": list(config.position_grid)} if config.position_grid else {}),
+        **({"config": eps} if eps else {}),
     }
+    if eps:
+        said = ", ".join(f"{name} {value:g}" for name, value in eps.items())
+        logger.info("%s: taken from its configuration: %s", path, said)
     text = f"{path.name} ({found.read_as}; sha256 {digest[:12]})"
     return Filled(identity=identity, text=text, load=_record(report) | {"left_out": found.left_out})
+
+
+def _grid(hub: HubConfig | None, tensors: Mapping[str, Tensor]) -> Grid | None:
+    """The grid that a configuration tells, where the file has about as many position embeddings."""
+    grid = hub.grid if hub is not None else None
+    counts = [tensor.shape[1] for name, tensor in tensors.items() if is_position(name) and tensor.ndim == 3]
+    return grid if grid and any(0 <= count - grid[0] * grid[1] <= 16 for count in counts) else None
 
 
 def _load(

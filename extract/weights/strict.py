@@ -138,25 +138,6 @@ def load_strictly(
     )
 
 
-def check_heads_of_attention(trunk: nn.Module, read_as: str) -> None:
-    """Refuse what shapes can't show: MoCo v3's ViT-S has twelve heads of attention, where others' has six.
-
-    Raises
-    ------
-    WeightsError
-        If the file is MoCo v3's and the trunk has six.
-    """
-    blocks = getattr(body_of(trunk)[0], "blocks", None)
-    if not read_as.startswith("MoCo v3") or not isinstance(blocks, nn.Module):
-        return
-    attention = next((module for name, module in blocks.named_modules() if name.endswith("attn")), None)
-    if getattr(attention, "num_heads", None) == 6:
-        raise WeightsError(
-            "MoCo v3's ViT-S has 12 heads of attention, the trunk 6; the shapes are the same, the features are not. "
-            "Take model.trunk=mocov3_vit_small_16 (or num_heads: 12)"
-        )
-
-
 def torchvision_weights(trunk: str, name: str) -> Any:
     """Find torchvision's own weights by name, such as IMAGENET1K_V2 or DEFAULT; nothing is downloaded yet.
 

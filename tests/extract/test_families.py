@@ -14,7 +14,7 @@ from extract.model.trunks import WithoutMemory, build_trunk, trunk_names
 from extract.weights.checkpoints import WeightsError, read_checkpoint
 from extract.weights.families import FAMILIES, find_weights
 from extract.weights.layouts import laid_out
-from extract.weights.strict import check_heads_of_attention, load_strictly, names_of, poison
+from extract.weights.strict import load_strictly, names_of, poison
 from store.layers import layers_of
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -422,14 +422,6 @@ def test_registers_that_the_model_lacks_are_refused(models):
     more = {"register_tokens": torch.ones(1, 4, 24)}
     with pytest.raises(WeightsError, match=r"register_tokens(.|\n)*weights.ignore=\[register_tokens\]"):
         load(model, model.state | more)
-
-
-def test_moco_v3s_small_vit_must_have_its_twelve_heads_of_attention():
-    six = build_trunk("vit_small_16", {"depth": 1})
-    with pytest.raises(WeightsError, match="12 heads of attention, the trunk 6"):
-        check_heads_of_attention(six, "MoCo v3, base")
-    check_heads_of_attention(six, "DINO, teacher")
-    check_heads_of_attention(build_trunk("mocov3_vit_small_16", {"depth": 1}), "MoCo v3, base")
 
 
 def test_what_is_told_by_hand_is_done_and_nothing_else(models):

@@ -1,0 +1,163 @@
+"""What a folder from Hugging Face's hub says of its weights besides the tensors, in `config.json`.
+
+Shapes don't show how many heads attention has, which activation follows a layer, or the epsilon of a norm. Both
+transformers' and timm's configurations are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from extract.weights.checkpoints import HUB_FILES, WeightsError
+
+ACTIVATIONS: Mapping[str, str] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""transformers' names of activations, and ours."""
+
+_EPS_1E6 = ("dinov2", "dinov2_with_registers", "vit_msn", "dinov3_vit")
+_VITS = ("vit", "deit", "vit_mae", "vit_msn", "ijepa", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubConfig:
+    """A configuration beside the weights; what it does not say is None."""
+
+    file: Path
+    kind: str
+    """transformers' `model_type`, or `timm`."""
+
+    content: Mapping[str, Any] = field(repr=False)
+    num_heads: int | None = None
+    activation: str | None = None
+    layer_norm_eps: float | None = None
+    patch_size: int | None = None
+    grid: tuple[int, int] | None = None
+    """Patches in height and width for which it has position embeddings."""
+
+    stride_in_first: bool | None = None
+    """Of a ResNet's bottlenecks: whether the first convolution has the stride, and not the second."""
+
+    def as_vit(self) -> str:
+        """Settings that build this vision transformer, as they are typed; "" if no trunk here is like it."""
+        if self.kind not in _VITS or self.kind in ("beit", "data2vec-vision") or self.activation is None:
+            return ""
+        dim, depth = self.content.get("hidden_size", 768), self.content.get("num_hidden_layers", 12)
+        mlp_ratio = self.content.get("mlp_ratio") or self.content.get("intermediate_size", 3072) / dim
+        options = {
+            "patch_size": self.patch_size,
+            "dim": dim,
+            "depth": depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": mlp_ratio,
+            "activation": self.activation,
+        }
+        if self.kind.startswith("dinov2"):
+            options |= {"layer_scale": "true", "position_resize": "offset"}
+        if self.content.get("use_swiglu_ffn"):
+            options["feed_forward"] = "swiglu"
+        if self.kind == "dinov2_with_registers":
+            options |= {
+                "register_tokens": self.content.get("num_register_tokens", 4),
+                "position_resize": "antialias",
+            }
+        if self.kind == "ijepa":
+            options["class_token"] = "false"
+        if self.content.get("qkv_bias") is False:
+            options["qkv_bias"] = "false"
+        return (
+            "model.trunk=vit 'model.options={" + ", ".join(f"{key}: {value}" for key, value in options.items()) + "}'"
+        )
+
+
+def hub_folder(path: Path) -> Path | None:
+    """Return the folder whose configuration belongs to these weights, if there is one."""
+    folder = path if path.is_dir() else path.parent if path.name in HUB_FILES else None
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def read_config(path: Path) -> HubConfig | None:
+    """Read `config.json` beside weights; None where there is none, or it is not of transformers or timm.
+
+    Raises
+    ------
+    WeightsError
+        If it can't be read.
+    """
+    folder = hub_folder(path)
+    if folder is None:
+        return None
+    file = folder / "config.json"
+    content = read_json(file)
+    if "architecture" in content:
+        return HubConfig(file=file, kind="timm", content=content)
+    kind = content.get("model_type")
+    if kind == "resnet":
+        activation = str(content.get("hidden_act", "relu"))
+        return HubConfig(
+            file=file,
+            kind=kind,
+            content=content,
+            activation=ACTIVATIONS.get(activation, activation),
+            stride_in_first=bool(content.get("downsample_in_bottleneck", False)),
+        )
+    if kind not in _VITS:
+        return None
+    activation = str(content.get("hidden_act", "gelu"))
+    patch = _pair(content.get("patch_size", 14 if kind.startswith("dinov2") else 16), file, "patch_size")
+    image = _pair(content.get("image_size", 224), file, "image_size")
+    return HubConfig(
+        file=file,
+        kind=kind,
+        content=content,
+        num_heads=_number(content.get("num_attention_heads", 12), file, "num_attention_heads", int),
+        activation=ACTIVATIONS.get(activation, activation),
+        layer_norm_eps=_number(
+            content.get("layer_norm_eps", 1e-6 if kind in _EPS_1E6 else 1e-12), file, "layer_norm_eps", float
+        ),
+        patch_size=patch[0],
+        grid=(image[0] // patch[0], image[1] // patch[1]),
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises
+    ------
+    WeightsError
+        If it can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{file}: cannot be read as JSON ({type(error).__name__}: {error}). Copy it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: holds a {type(content).__name__}, not the settings of a model. Copy it again")
+    return content
+
+
+def _number(value: Any, file: Path, key: str, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or kind(value) != value:
+        raise WeightsError(f"{file}: {key} must be a positive number, got {value!r}. Copy the file again")
+    return kind(value)
+
+
+def _pair(value: Any, file: Path, key: str) -> tuple[int, int]:
+    both = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    return _number(both[0], file, key, int), _number(both[1], file, key, int)

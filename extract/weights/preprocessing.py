@@ -1,0 +1,111 @@
+"""How images are prepared for published weights: transformers' `preprocessor_config.json`, timm's `pretrained_cfg`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor
+from pathlib import Path
+from typing import Any
+
+from extract.weights.checkpoints import WeightsError
+from extract.weights.hub import hub_folder, read_json
+
+_PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_KNOWN = ("nearest", "bilinear", "bicubic")
+
+
+def preprocessing_of(path: Path) -> tuple[dict[str, Any], Path] | None:
+    """Settings of a transform that belong to the weights in a folder, and the file that says so; None if none does.
+
+    Raises
+    ------
+    WeightsError
+        If the file can't be read, or asks for what no transform here does.
+    """
+    folder = path if path.is_dir() else hub_folder(path)
+    if folder is None:
+        return None
+    file = folder / "preprocessor_config.json"
+    try:
+        if file.is_file():
+            return of_transformers(read_json(file)), file
+        config = folder / "config.json"
+        content = read_json(config) if config.is_file() else {}
+        if "architecture" in content:
+            given = content.get("pretrained_cfg", content)
+            return (of_timm(given), config) if "input_size" in given else None
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError, AttributeError) as error:
+        raise WeightsError(
+            f"{file if file.is_file() else config}: cannot be followed ({type(error).__name__}: {error}). "
+            f"Copy it again, or remove it and say the transform: transform.resize, crop, interpolation, mean, std"
+        ) from error
+    return None
+
+
+def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a transform from timm's `pretrained_cfg`, as `timm.data.create_transform` reads them."""
+    height, width = (int(side) for side in config["input_size"][1:])
+    resized = [floor(side / float(config.get("crop_pct") or 0.875)) for side in (height, width)]
+    if config.get("crop_mode", "center") == "border":
+        raise ValueError("crop_mode 'border' pads images, which no transform here does")
+    square = height == width and config.get("crop_mode", "center") == "center"
+    return {
+        "resize": resized[0] if square else tuple(resized),
+        "crop": height if height == width else (height, width),
+        "interpolation": _interpolation(config.get("interpolation", "bicubic")),
+        "mean": _three(config["mean"]),
+        "std": _three(config["std"]),
+    }
+
+
+def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a transform from transformers' `preprocessor_config.json`."""
+    settings: dict[str, Any] = {}
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    size = config.get("size", 224)
+    crop = config.get("crop_size", 224)
+    if config.get("do_resize", True):
+        settings["resize"] = _size(size)
+        settings["interpolation"] = _interpolation(config.get("resample", 2))
+    if kind.startswith("ConvN") and isinstance(size, Mapping) and "shortest_edge" in size:
+        side = int(size["shortest_edge"])
+        if side < 384:  # ConvNextImageProcessor.resize
+            settings |= {"resize": int(side / float(config.get("crop_pct") or 224 / 256)), "crop": side}
+        else:
+            settings |= {"resize": (side, side), "crop": None}
+    elif config.get("do_center_crop", "crop_size" in config):
+        pair = _size(crop)
+        settings["crop"] = pair[0] if isinstance(pair, tuple) and pair[0] == pair[1] else pair
+    elif isinstance(settings.get("resize"), tuple):
+        settings["crop"] = None
+    factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
+    normalised = config.get("do_normalize", True)
+    mean = _three(config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else (0.0, 0.0, 0.0)
+    std = _three(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0)
+    scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor  # of bytes, where a transform here divides by 255
+    return settings | {"mean": tuple(v / scale for v in mean), "std": tuple(v / scale for v in std)}
+
+
+def _size(value: Any) -> int | tuple[int, int]:
+    """An int alone is a square: older ViT processors wrote it so."""
+    if isinstance(value, Mapping):
+        if "shortest_edge" in value:
+            return int(value["shortest_edge"])
+        return int(value["height"]), int(value["width"])
+    if isinstance(value, list | tuple):
+        return int(value[0]), int(value[1])
+    return int(value), int(value)
+
+
+def _interpolation(value: Any) -> str:
+    name = _PILLOW.get(value, str(value)) if isinstance(value, int) else str(value)
+    if name == "random":
+        name = "bilinear"
+    if name not in _KNOWN:
+        raise ValueError(f"interpolation {name!r} is none of {', '.join(_KNOWN)}")
+    return name
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

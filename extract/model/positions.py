@@ -69,7 +69,13 @@ def interpolated(
         can't, they are the trunk's if there are as many.
     """
     ours = grid_of(trunk)
-    if ours is None or positions_1TD.ndim != 3 or len(shape) != 3 or positions_1TD.shape[2] != shape[2]:
+    if (
+        ours is None
+        or not positions_1TD.is_floating_point()
+        or positions_1TD.ndim != 3
+        or len(shape) != 3
+        or positions_1TD.shape[2] != shape[2]
+    ):
         return None
     height, width = ours
     prefix = shape[1] - height * width

@@ -146,7 +146,7 @@ def check_heads_of_attention(
         return
     have = next(iter(ours))
     token = names.get("cls_token")
-    small = token is not None and token.shape[-1] == _MOCO_V3_DIM and have != _MOCO_V3_HEADS
+    small = token is not None and tuple(token.shape[-1:]) == (_MOCO_V3_DIM,) and have != _MOCO_V3_HEADS
     named = any("base_encoder." in name or "momentum_encoder." in name for name in tensors)
     said = "num_heads" in options
     if small and (named or (not said and (_is_moco_v3_by_arch(content) or _is_moco_v3_by_positions(names)))):

@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from store import BenchError, some
+from extract.weights.errors import WeightsError
+from extract.weights.formats import damaged_member, format_of
+from store import some
+
+__all__ = ["HUB_FILES", "WeightsError", "read_checkpoint", "sha256_of_files", "sha256_of_tensors", "weight_files"]
 
 HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder from Hugging Face's hub holds, the first that is there counts."""
-
-
-class WeightsError(BenchError):
-    """Weights can't be read, or don't fit the model."""
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
@@ -35,15 +36,22 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         found = next((path / name for name in HUB_FILES if (path / name).is_file()), None)
         if found is None:
-            raise WeightsError(f"{path}: a folder without {', '.join(HUB_FILES[:3])}; name the file itself")
+            there = sorted(each.name for each in path.iterdir())
+            raise WeightsError(
+                f"{path}: a folder without {', '.join(HUB_FILES[:3])}; name the file itself. It holds "
+                f"{some(there, show=8) or 'nothing'}"
+            )
         path = found
     if not path.is_file():
         raise WeightsError(f"{path}: no such file, given as weights")
     if path.name.endswith(".index.json"):
         try:
             shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            outside = [shard for shard in shards if Path(shard).name != shard]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise WeightsError(f"{path}: not an index of weights ({type(error).__name__}: {error})") from error
+        if outside or not shards:
+            raise WeightsError(f"{path}: names files that are not beside it: {some(outside) or 'none'}")
         return tuple(path.parent / shard for shard in shards)
     return (path,)
 
@@ -70,7 +78,12 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
     for file in files:
         if not file.is_file():
             raise WeightsError(f"{file}: missing, one of the {len(files)} files of {path}")
-        merged |= _read(file, trust=trust)
+        part = _read(file, trust=trust)
+        if not isinstance(part, dict) or merged.keys() & part.keys():
+            raise WeightsError(
+                f"{file}: not a part of the weights of {path}: no dictionary, or its names are there twice"
+            )
+        merged |= part
     return merged
 
 
@@ -96,24 +109,25 @@ def _read(path: Path, *, trust: bool) -> Any:
     size = path.stat().st_size
     if size == 0:
         raise WeightsError(f"{path}: empty (0 bytes); copy it again")
-    with path.open("rb") as file:
-        start = file.read(256).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path}: a web page, not weights; the download went wrong")
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path}: a pointer of Git LFS, not the weights; run `git lfs pull` where it is from")
-    if path.suffix != ".safetensors" and not start.startswith((b"pk", b"\x80")):
-        raise WeightsError(
-            f"{path}: no checkpoint: it begins neither as a zip archive nor as a pickle ({start[:16]!r})"
-        )
     try:
-        if path.suffix == ".safetensors":
+        kind = format_of(path)
+        if kind == "npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        if kind == "safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         # Mapped into memory, the file costs none of its own: what is used of it is copied into the model.
         mapped = zipfile.is_zipfile(path)
+        damaged = damaged_member(path) if mapped else ""
+        if damaged:
+            raise WeightsError(
+                f"{path}: damaged: {damaged} within it has other bytes than were written. Copy it again."
+            )
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         if trust:
             raise WeightsError(f"{path}: damaged or no checkpoint ({error})") from error

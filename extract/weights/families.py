@@ -1,7 +1,7 @@
 """Checkpoints recognised by their own keys: where in the file the trunk and its heads lie, and what they are called.
 
 A file's content is seen flat: dictionaries within dictionaries are joined by "/", and what DataParallel
-and torch.compile put before names (`module.`, `_orig_mod.`) is taken off. DINO's file so holds
+and torch.compile put into names (`module.`, `_orig_mod.`) is taken out. DINO's file so holds
 `teacher/backbone.cls_token`. Each family is a table from beginnings of such names to the beginnings that
 the model has; what a family says nothing of (optimizers, projectors, the other encoder) is left out.
 """
@@ -21,7 +21,8 @@ from extract.weights.checkpoints import WeightsError
 from extract.weights.layouts import HEADS, laid_out
 from store import nearest, some
 
-WRAPPERS = ("module.", "_orig_mod.")
+WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+"""What DataParallel, torch.compile, FSDP and activation checkpointing put into names, wherever they wrap a module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Found:
     """The trunk's under the model's names, those of heads after `HEADS`."""
 
     read_as: str
-    """Family, branch and layout, or that it was told by hand."""
+    """Family, branch and layout, or that the user said where."""
 
     left_out: int = 0
     """Tensors of the file that belong to neither: projectors, optimizers, the other branch."""
@@ -226,6 +227,19 @@ FAMILIES: tuple[Family, ...] = (
         marks=(r"state_dict/(backbone|encoder|model|net|trunk)\.",),
         source="LightningModules that call their trunk backbone, encoder, model, net or trunk",
     ),
+    Family(
+        name="I-JEPA",
+        branches={"target": {"target_encoder/": ""}, "context": {"encoder/": ""}},
+        marks=(r"target_encoder/", r"predictor/"),
+        source="facebookresearch/ijepa",
+    ),
+    Family(
+        name="with moving average",
+        branches={"average": {"ema_model.": ""}, "model": {"online_model.": ""}},
+        marks=(r"ema_model\.", r"online_model\."),
+        source="lucidrains/ema-pytorch",
+    ),
+    Family(name="DeepSpeed", branches={"model": {"module/": ""}}, source="engine.save_checkpoint, without ZeRO-3"),
     Family(name="teacher and student", branches={"teacher": {"teacher/": ""}, "student": {"student/": ""}}),
     Family(
         name="with moving average",
@@ -292,7 +306,9 @@ def find_weights(
     if key is not None or remove_prefix or add_prefix:
         if branch is not None:
             raise WeightsError(f"{where}: weights.branch={branch} has no effect besides weights.key or a prefix")
-        return _by_hand(content, where=where, key=key, remove_prefix=remove_prefix, add_prefix=add_prefix)
+        return _by_hand(
+            content, wanted=wanted, where=where, key=key, remove_prefix=remove_prefix, add_prefix=add_prefix
+        )
     tensors = flattened(content)
     if not tensors:
         raise WeightsError(
@@ -302,20 +318,25 @@ def find_weights(
     if not families:
         raise WeightsError(
             f"{where}: no family of checkpoints that is known; its names are {some(list(tensors))}. "
-            f"Say where the state dict lies with weights.key=NAME and weights.remove_prefix=PREFIX"
+            + (
+                advice(content, wanted, matched=0)
+                or "Say where it lies with weights.key=NAME, weights.remove_prefix=PREFIX"
+            )
         )
-    first = _taken(families[0], tensors, branch, where)  # the most particular; its faults are the user's
+    first = _taken(families[0], tensors, branch, where, wanted)  # the most particular; its faults are the user's
     for family in families[1:]:
         if any(name in wanted for name in first.tensors):
             break
         with suppress(WeightsError):
-            other = _taken(family, tensors, None, where)
+            other = _taken(family, tensors, None, where, wanted)
             if any(name in wanted for name in other.tensors):
                 return other
     return first
 
 
-def _taken(family: Family, tensors: Mapping[str, Tensor], branch: str | None, where: str) -> Found:
+def _taken(
+    family: Family, tensors: Mapping[str, Tensor], branch: str | None, where: str, wanted: Collection[str]
+) -> Found:
     chosen, table = _branch(family, tensors, branch, where)
     taken = {name: new for name in tensors if (new := _renamed(name, table)) is not None}
     state = {taken[name]: tensors[name] for name in taken}
@@ -327,6 +348,7 @@ def _taken(family: Family, tensors: Mapping[str, Tensor], branch: str | None, wh
             f"Say which with weights.key=NAME and weights.remove_prefix=PREFIX"
         )
     layout, state = laid_out(state)
+    state = _as_wanted(state, wanted)
     text = family.name if len(family.branches) == 1 else f"{family.name}, {chosen}"
     return Found(
         tensors=state,
@@ -341,16 +363,79 @@ def flattened(content: Mapping[Any, Any], path: str = "", *, unwrap: bool = True
     for name, value in content.items():
         if isinstance(value, Tensor):
             short = _unwrapped(str(name)) if unwrap else str(name)
-            tensors[path + (str(name) if short in content else short)] = value
+            tensors[path + (str(name) if short in content or path + short in tensors else short)] = value
         elif isinstance(value, Mapping):
             tensors |= flattened(value, f"{path}{name}/", unwrap=unwrap)
     return tensors
 
 
 def _unwrapped(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
+    parts = name.split(".")
+    return ".".join([part for part in parts[:-1] if part not in WRAPPERS] + parts[-1:])
+
+
+def _as_wanted(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """Give tensors the model's names where only wrappers make the difference, on either side."""
+    inside: dict[str, list[str]] = {}
+    for name in wanted:
+        inside.setdefault(_unwrapped(name), []).append(name)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        known = inside.get(_unwrapped(name), ())
+        new = known[0] if len(known) == 1 and name not in wanted and not name.startswith(HEADS) else name
+        renamed[name if new in state or new in renamed else new] = tensor
+    return renamed
+
+
+def advice(content: Any, wanted: Collection[str], *, matched: int) -> str:
+    """Say what to type where more names would match than did: each proposal has been tried; "" if there is none.
+
+    Parameters
+    ----------
+    content
+        The whole file.
+    wanted : collection of str
+        Names of the trunk's parameters.
+    matched : int
+        How many of them were matched without.
+    """
+    if not isinstance(content, Mapping):
+        return ""
+    counts: dict[str, int] = {}
+    samples = sorted(map(_unwrapped, wanted), key=lambda name: (-name.count("."), name))[:3]  # the most particular
+    for raw in flattened(content, unwrap=False):
+        path, _, name = raw.rpartition("/")
+        for sample in samples:
+            if _unwrapped(name) == sample or _unwrapped(name).endswith(f".{sample}"):
+                prefix = _before(name, sample)
+                key = path.replace("/", ".")
+                text = " ".join([f"weights.key={key}"] * bool(key) + [f"weights.remove_prefix={prefix}"] * bool(prefix))
+                if text and text not in counts:
+                    counts[text] = _num_matched(content, wanted, key or None, prefix)
+    best = max(counts.values(), default=0)
+    if best <= matched:
+        return ""
+    proposals = [text for text, count in counts.items() if count == best]
+    return f"{best} names would match without their prefix: add {' or '.join(proposals[:4])}"
+
+
+def _before(name: str, sample: str) -> str:
+    """What stands before a parameter's name, wrappers of the trunk itself included."""
+    parts, wanted = name.split("."), sample.split(".")
+    while len(parts) > 1 and wanted and (parts[-1] == wanted[-1] or parts[-1] in WRAPPERS):
+        if parts.pop() == wanted[-1]:
+            wanted.pop()
+    if len(parts) == 1 and len(wanted) == 1 and parts == wanted:
+        return ""
+    return ".".join(parts) + "."
+
+
+def _num_matched(content: Mapping[Any, Any], wanted: Collection[str], key: str | None, prefix: str) -> int:
+    try:
+        found = _by_hand(content, wanted=wanted, where="", key=key, remove_prefix=prefix, add_prefix="")
+    except WeightsError:
+        return 0
+    return sum(name in found.tensors for name in wanted)
 
 
 def _fits(family: Family, tensors: Mapping[str, Tensor]) -> bool:
@@ -391,7 +476,15 @@ def _renamed(name: str, table: Mapping[str, str]) -> str | None:
     return None if "/" in inside else new  # deeper dictionaries, such as optimizers, and what a table sets aside
 
 
-def _by_hand(content: Mapping[Any, Any], *, where: str, key: str | None, remove_prefix: str, add_prefix: str) -> Found:
+def _by_hand(
+    content: Mapping[Any, Any],
+    *,
+    wanted: Collection[str],
+    where: str,
+    key: str | None,
+    remove_prefix: str,
+    add_prefix: str,
+) -> Found:
     inner: Any = content
     for part in (key or "").split(".") if key else ():
         if not isinstance(inner, Mapping) or part not in inner:
@@ -417,6 +510,7 @@ def _by_hand(content: Mapping[Any, Any], *, where: str, key: str | None, remove_
             for name, tensor in told.items()
         }
     layout, state = laid_out(told)
+    state = _as_wanted(state, wanted)
     return Found(
         tensors=state,
         read_as=f"told by hand; {layout}" if layout else "told by hand",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from extract.model.taps import TappedTrunk
 from extract.model.trunks import code_of
 from extract.weights.agreement import agree, check_heads_of_attention
 from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
-from extract.weights.families import find_weights, flattened
+from extract.weights.families import advice, find_weights, flattened
 from extract.weights.hub import HubConfig, read_config
 from extract.weights.layouts import laid_out
 from extract.weights.strict import (
@@ -106,7 +107,8 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options:
     check_heads_of_attention(taps.trunk, content, flat, found.tensors, options)
     hub = read_config(path)
     grid = config.position_grid or _grid(hub, found.tensors)
-    report = _load(taps.trunk, dict(found.tensors), taps.modules_used(image), where, config.ignore, grid)
+    cure = partial(_cure, content, names_of(taps.trunk))
+    report = _load(taps.trunk, dict(found.tensors), taps.modules_used(image), where, config.ignore, grid, cure)
     eps = agree(taps.trunk, hub, options) if hub is not None else {}
     digest = sha256_of_files(path)
     identity = {
@@ -134,6 +136,10 @@ def _grid(hub: HubConfig | None, tensors: Mapping[str, Tensor]) -> Grid | None:
     return grid if grid and any(0 <= count - grid[0] * grid[1] <= 16 for count in counts) else None
 
 
+def _cure(content: Any, wanted: set[str], matched: int) -> str:
+    return advice(content, wanted, matched=matched)
+
+
 def _load(
     trunk: nn.Module,
     state: dict[str, Tensor],
@@ -141,9 +147,10 @@ def _load(
     where: str,
     ignore: tuple[str, ...] = (),
     grid: Grid | None = None,
+    cure: Callable[[int], str] | None = None,
 ) -> LoadReport:
     poison(trunk)
-    report = load_strictly(trunk, state, used=used, where=where, ignore=ignore, grid=grid)
+    report = load_strictly(trunk, state, used=used, where=where, ignore=ignore, grid=grid, cure=cure)
     logger.info("%s: %s", where, report)
     return report
 

@@ -153,7 +153,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _number(value: Any, file: Path, key: str, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or kind(value) != value:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
+    if not usable or kind(value) != value:
         raise WeightsError(f"{file}: {key} must be a positive number, got {value!r}. Copy the file again")
     return kind(value)
 

@@ -136,7 +136,9 @@ def laid_out(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
             for pattern, replacement in layout.renames:
                 new = re.sub(pattern, replacement, new)
         if new.startswith(HEADS) or "/" not in new:
-            renamed[new] = tensor
+            renamed[name if new in renamed else new] = (
+                tensor  # what would meet another stays, and is refused as left over
+            )
     return layout.name, _joined_qkv(renamed)
 
 
@@ -149,6 +151,7 @@ def _joined_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             joined[name] = tensor
         elif match[2] == "query":
             parts = [state.get(f"{match[1]}.{part}.{match[3]}") for part in ("query", "key", "value")]
-            if all(part is not None for part in parts):
+            shapes = {part.shape for part in parts if part is not None}
+            if all(part is not None for part in parts) and len(shapes) == 1 and tensor.ndim:
                 joined[f"{match[1]}.qkv.{match[3]}"] = torch.cat([part for part in parts if part is not None])
     return joined

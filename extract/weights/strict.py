@@ -9,7 +9,7 @@ and what is not filled would show as NaN in any case.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ COUNTERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "rela
 
 BESIDE = (
     r"(fc|head|heads|classifier|projector|projection|projection_head|prototypes|predictor|head_dist|aux|AuxLogits)\d*\."
-    r"|(queue|queue_ptr|mask_token|masked_embed|center)$|decoder|momentum_"
+    r"|(queue|queue_ptr|mask_token|masked_embed|center|n_averaged|initted|step)$|decoder|momentum_"
 )
 """What may be left over at the top of a file: parts that belong after the trunk, or to its training alone."""
 
@@ -92,6 +92,7 @@ def load_strictly(
     where: str,
     ignore: Sequence[str] = (),
     grid: Grid | None = None,
+    cure: Callable[[int], str] | None = None,
 ) -> LoadReport:
     """Fill a poisoned trunk, and its heads, from a state dict.
 
@@ -109,6 +110,8 @@ def load_strictly(
         Beginnings of names that may be left over in the file.
     grid : (int, int), optional
         Patches in height and width for which the file has position embeddings, where that is known.
+    cure : callable, optional
+        Of the number of names that match, what to type for more to match; by default the likeliest prefix.
 
     Raises
     ------
@@ -125,7 +128,8 @@ def load_strictly(
     faults = [name for name in missing + reshaped if name.rpartition(".")[0] in used]
     strange = [name for name in unexpected if not name.startswith(tuple(ignore)) and _matters(trunk, name, used)]
     if faults or strange or not fitting:
-        raise WeightsError(_does_not_fit(wanted, state, missing, reshaped, unexpected, strange, where))
+        raise WeightsError(_does_not_fit(wanted, state, missing, reshaped, unexpected, strange, where, cure))
+    _check_finite(trunk, fitting, used, where)
     filled = trunk.state_dict()  # with its metadata, which some models ask for
     filled.update(fitting)
     trunk.load_state_dict(filled)
@@ -207,11 +211,36 @@ def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:
 
 def _alike(given: Tensor, wanted: Tensor) -> bool:
     """Whether a tensor can stand for another: quantised numbers can't stand for floats."""
+    if given.layout != torch.strided or given.is_meta or given.is_quantized or _is_float8(given):
+        return False
     return given.shape == wanted.shape and given.is_floating_point() == wanted.is_floating_point()
 
 
+def _is_float8(tensor: Tensor) -> bool:
+    """Whether it is of a type that is kept with a scale beside it."""
+    return tensor.is_floating_point() and tensor.element_size() < 2
+
+
+def _check_finite(trunk: nn.Module, fitting: Mapping[str, Tensor], used: set[str], where: str) -> None:
+    """Refuse parameters that are no numbers where layers are computed; buffers such as masks may be infinite."""
+    parameters = {name for name, _ in trunk.named_parameters(remove_duplicate=False)}
+    bad = [
+        name
+        for name, tensor in fitting.items()
+        if name.rpartition(".")[0] in used
+        and tensor.is_floating_point()
+        and not bool((tensor.isfinite() if name in parameters else ~tensor.isnan()).all())
+    ]
+    if bad:
+        raise WeightsError(
+            f"{where}: {len(bad)} of its parameters hold NaN or infinity: {some(bad)}. Training diverged, or the file "
+            f"is damaged; take an earlier checkpoint"
+        )
+
+
 def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)}" if tensor.is_floating_point() else f"{tuple(tensor.shape)} {tensor.dtype}"
+    usual = tensor.is_floating_point() and not _is_float8(tensor) and tensor.layout == torch.strided
+    return f"{tuple(tensor.shape)}" if usual else f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _does_not_fit(
@@ -222,6 +251,7 @@ def _does_not_fit(
     unexpected: list[str],
     strange: list[str],
     where: str,
+    cure: Callable[[int], str] | None,
 ) -> str:
     matched = len(wanted) - len(missing) - len(reshaped)
     shapes = [f"{name} is {_kind(state[name])}, the model has {_kind(wanted[name])}" for name in reshaped]
@@ -232,10 +262,9 @@ def _does_not_fit(
         f"{'other shape':<14}{len(reshaped):>6}  {'; '.join(shapes[:3])}",
         f"{'left over':<14}{len(unexpected):>6}  {some(sorted(unexpected, key=lambda name: name not in strange))}",
     ]
-    prefix = _likeliest_prefix(wanted, state)
-    if prefix:
-        count = sum(name.removeprefix(prefix) in wanted for name in state if name.startswith(prefix))
-        lines.append(f"{count} names would match without their prefix: add weights.remove_prefix={prefix}")
+    advised = cure(matched) if cure is not None else _by_prefix(wanted, state)
+    if advised:
+        lines.append(advised)
     elif strange and not missing and not reshaped:
         lines.append(
             f"The file has more than the model where the layers are computed, so it is another model's. "
@@ -246,6 +275,12 @@ def _does_not_fit(
             "Is this another model's file? Check model.trunk, model.options, weights.key and weights.remove_prefix."
         )
     return "\n  ".join(lines)
+
+
+def _by_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    prefix = _likeliest_prefix(wanted, state)
+    count = sum(name.removeprefix(prefix) in wanted for name in state if name.startswith(prefix))
+    return f"{count} names would match without their prefix: add weights.remove_prefix={prefix}" if prefix else ""
 
 
 def _likeliest_prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

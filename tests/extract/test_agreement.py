@@ -151,7 +151,7 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path, text):
 
 def test_a_resnet_whose_stride_lies_elsewhere_is_refused(tmp_path):
     """ResNet v1 and v1.5 have the same shapes; torchvision's is v1.5."""
-    from tests.extract.test_families import transformers_resnet  # noqa: PLC0415
+    from tests.extract.test_families import transformers_resnet
 
     model = build_trunk("resnet50", {})
     torch.save(transformers_resnet(model.state_dict()), tmp_path / "pytorch_model.bin")

@@ -240,6 +240,15 @@ def solo_learn(state):
     }
 
 
+def ijepa(state):
+    return {
+        "encoder": other("module.", state),
+        "predictor": noise("module.predictor_embed.weight"),
+        "target_encoder": under("module.", state),
+        "epoch": 3,
+    }
+
+
 def lightly(state):
     """A LightningModule with the children of a ResNet, but for the last, as a sequence."""
     numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
@@ -325,6 +334,9 @@ CASES = [
     (mae, "vit", "MAE"),
     (solo_learn, "resnet18", "solo-learn, online"),
     (lambda state: {"state_dict": under("model.", state), "hparams": {}}, "resnet18", "Lightning"),
+    (ijepa, "vit", "I-JEPA, target"),
+    (lambda state: {"module": state, "ds_version": "0.14"}, "resnet18", "DeepSpeed"),
+    (lambda state: under("ema_model.", state) | other("online_model.", state), "resnet18", "with moving average, average"),
     (lightly, "resnet18", "Lightning; ResNet as a sequence of its children"),
     (transformers_vit, "vit", "state dict; transformers' ViT"),
     (transformers_dinov2, "vit, layer scale", "state dict; transformers' ViT"),

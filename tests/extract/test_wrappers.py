@@ -1,0 +1,154 @@
+"""What training puts into names is taken out, wherever it stands; what is advised works when it is typed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from extract.config import WeightsConfig
+from extract.model.taps import TappedTrunk
+from extract.model.trunks import build_trunk
+from extract.weights.checkpoints import WeightsError
+from extract.weights.filling import fill
+from store.layers import layers_of
+
+IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_trunk("resnet18", {}, seed=3)
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    with torch.inference_mode():
+        return model.avgpool(nn.Sequential(*list(model.children())[:-2])(IMAGE)).flatten(1)
+
+
+def load(path, **weights):
+    taps = TappedTrunk(build_trunk("resnet18", {}), name="resnet18", layers=layers_of(["flatten"]))
+    taps.probe(IMAGE)
+    fill(taps, IMAGE, WeightsConfig(file=path, **weights))
+    return taps(IMAGE)["flatten"]
+
+
+def put(into, state):
+    return {into.format(*name.split(".", 1)): tensor for name, tensor in state.items()}
+
+
+def compiled(model):
+    """As torch.compile holds a model, without the seconds that importing its compiler takes."""
+    outer = nn.Module()
+    outer._orig_mod = model
+    return outer
+
+
+def averaged(model):
+    return torch.optim.swa_utils.AveragedModel(model).state_dict()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda m: averaged(m),
+        lambda m: {"state_dict": averaged(m)},
+        lambda m: {"model_ema": averaged(m), "model": put("module.{}.{}", m.state_dict())},
+        lambda m: averaged(torch.nn.DataParallel(m)),
+        lambda m: compiled(m).state_dict(),
+        lambda m: averaged(compiled(m)),
+        lambda m: {"state_dict": put("model._orig_mod.{}.{}", m.state_dict())},
+        lambda m: {"state_dict": put("backbone.module._orig_mod.{}.{}", m.state_dict())},
+        lambda m: {"state_dict": put("module.{}._orig_mod.{}", m.state_dict())},
+        lambda m: put("{}.module.{}", m.state_dict()),
+        lambda m: {"teacher": put("backbone._orig_mod.{}.{}", m.state_dict())},
+        lambda m: {"model": put("_fsdp_wrapped_module.{}._checkpoint_wrapped_module.{}", m.state_dict())},
+        lambda m: {"module": m.state_dict(), "optimizer": {}, "ds_version": "0.14"},
+        lambda m: (
+            {f"ema_model.{n}": t for n, t in m.state_dict().items()}
+            | {f"online_model.{n}": torch.zeros_like(t) for n, t in m.state_dict().items()}
+            | {"initted": torch.tensor(True), "step": torch.tensor(3)}
+        ),
+    ],
+)
+def test_a_file_whose_names_went_through_wrappers_gives_the_models_features(tmp_path, model, expected, write):
+    torch.save(write(model), tmp_path / "w.pth")
+    assert torch.allclose(load(tmp_path / "w.pth"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda s: {"nets": {"a": put("odd.wrapper.{}.{}", s)}},
+        lambda s: {"state_dict": put("backbone.odd.{}.{}", s)},
+        lambda s: {"net": put("x._orig_mod.{}.{}", s), "optimizer": {"state": {}}},
+        lambda s: {"a": {"b": s}, "epoch": 3},
+        lambda s: put("x.module.{}.{}", s) | {"other.weight": torch.ones(1)},
+    ],
+)
+def test_what_is_advised_loads_the_file(tmp_path, model, expected, write):
+    torch.save(write(model.state_dict()), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="names would match") as refusal:
+        load(tmp_path / "w.pth")
+    settings = dict(re.findall(r"weights\.(key|remove_prefix)=(\S+)", str(refusal.value).rpartition("add ")[2]))
+    assert torch.allclose(load(tmp_path / "w.pth", **settings), expected, atol=1e-5)
+
+
+class Wrapped(nn.Module):
+    """A model that itself calls a part `module`."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.fc(self.module(images).mean((2, 3)))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, torch.nn.DataParallel, compiled])
+def test_a_model_that_has_a_part_of_that_name_keeps_it(tmp_path, wrap):
+    torch.manual_seed(0)
+    source, trunk = Wrapped().eval(), Wrapped().eval()
+    torch.save(wrap(source).state_dict(), tmp_path / "w.pth")
+    taps = TappedTrunk(trunk, name="net.py:Wrapped", layers=layers_of(["module"]))
+    taps.probe(IMAGE)
+    fill(taps, IMAGE, WeightsConfig(file=tmp_path / "w.pth"))
+    assert torch.equal(trunk.module.weight, source.module.weight)
+
+
+def test_names_that_would_meet_without_wrappers_do_not_overwrite_each_other(tmp_path, model):
+    state = model.state_dict()
+    twice = put("{}.module.{}", state) | put("module.{}.{}", {n: t + 1 for n, t in state.items()})
+    torch.save(twice, tmp_path / "w.pth")
+    with pytest.raises(WeightsError):
+        load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_that_are_no_numbers_are_refused_by_name(tmp_path, model, value):
+    state = model.state_dict()
+    state["layer2.0.conv1.weight"] = state["layer2.0.conv1.weight"].clone()
+    state["layer2.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"NaN or infinity: layer2\.0\.conv1\.weight"):
+        load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: t.to_sparse(),
+        lambda t: t.to(torch.int32),
+        lambda t: t.to(torch.complex64),
+    ],
+)
+def test_tensors_of_other_kinds_do_not_stand_for_floats(tmp_path, model, change):
+    state = model.state_dict()
+    torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\."):
+        load(tmp_path / "w.pth")

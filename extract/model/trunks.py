@@ -9,7 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,7 @@ def timm_preprocessing(name: str) -> Mapping[str, Any] | None:
         config = timm.models.get_pretrained_cfg(name.removeprefix(TIMM))
     except RuntimeError:  # an unknown tag
         return None
-    return config.to_dict() if config is not None else None
+    return asdict(config) if config is not None else None
 
 
 def _own_builder(name: str) -> Callable[..., Any]:

@@ -161,7 +161,7 @@ class Evil:
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-        (b"import torch", "neither as a zip archive nor as a pickle"),
+        (b"import torch", "a text file, not weights; it begins 'import torch"),
         (b"PK\x03\x04 this is no archive", "damaged, truncated or no checkpoint"),
         ({"args": argparse.Namespace(a=1)}, r"it asks for argparse\.Namespace"),
         ({"evil": Evil()}, r"it asks for posix\.system"),

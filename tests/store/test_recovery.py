@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 
@@ -69,6 +70,18 @@ def test_a_folder_that_is_no_feature_set_is_neither_replaced_nor_repaired(tmp_pa
     with pytest.raises(StoreError, match="not a feature set"):
         repair(mine)
     assert [path.name for path in mine.iterdir()] == ["zarr.json"]
+
+
+def test_a_set_is_deleted_only_once_its_name_is_gone_for_good(made, monkeypatch):
+    """Otherwise a power cut could bring back the half of it that was left, under its name."""
+    done = []
+    for name in ("rename", "fsync", "unlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, _name=name, _real=real, **kwargs: done.append(_name) or _real(*args, **kwargs)
+        )
+    remove(made.path)
+    assert done[:3] == ["rename", "fsync", "unlink"]
 
 
 def more(arrays):

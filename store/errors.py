@@ -1,4 +1,4 @@
-"""The errors that a user can mend.
+"""The errors that a user can fix.
 
 Every package raises a `BenchError` for a fault of the world (a damaged file, an unknown name, a
 full disk) with a text that says what, where, expected and got, and what to do. The command line
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 
 class BenchError(Exception):
-    """A fault that the user can mend; its text is the whole message."""
+    """A fault that the user can fix; its text is the whole message."""
 
 
 class StoreError(BenchError):

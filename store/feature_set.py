@@ -375,7 +375,7 @@ class FeatureSet:
     def _cure(self) -> str:
         if self.manifest.made_from.get("imported"):
             return "Import it again with `bench import --overwrite`."
-        return f"Run `bench verify {self.path} --repair`, then `bench extract` again: it mends what is missing."
+        return f"Run `bench verify {self.path} --repair`, then `bench extract` again: it writes what is missing."
 
 
 def feature_sets(store: Path) -> Iterator[FeatureSet]:

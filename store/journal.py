@@ -169,7 +169,7 @@ def _record(text: bytes) -> Record | None:
 def _refuse(path: Path, number: int) -> None:
     raise DamagedError(
         f"{path}: line {number} is not what was written (its checksum differs). "
-        f"Run `bench verify {path.parent.parent} --repair`, then `bench extract` again: it mends what is missing."
+        f"Run `bench verify {path.parent.parent} --repair`, then `bench extract` again: it writes what is missing."
     )
 
 

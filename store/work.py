@@ -2,7 +2,7 @@
 
 What is pending, the journals say; who works on what, the claims in the lock file. A rank begins at
 its own part of the chunks, so that ranks seldom meet, and goes on with what others have left: a slow
-or lost rank costs no more than the chunks it had in hand.
+or lost rank costs no more than the chunks that it was writing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ All faults of a file and its overrides are reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -29,6 +29,9 @@ SHIPPED = Path(__file__).parent
 _NO_PIPELINES = ("datasets",)
 LOCAL = Path("bench.yaml")
 DEFAULT = "digits"
+
+MOST_LEVELS = 16
+"""Dots in the name of a setting; the deepest have four, and options of models are free."""
 
 MOST_FAULTS = 30
 """Faults that one message lists."""
@@ -109,6 +112,7 @@ def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None 
     for key, value in (overrides or {}).items():
         _put(settings, key, value)
     unknown = _look_up(settings)
+    unknown |= dict.fromkeys(_with_nul(settings), "holds the character NUL, which no name or path can")
     try:
         pipeline = Pipeline.model_validate(settings)
     except ValidationError as error:
@@ -163,7 +167,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     overrides = {}
     for text in texts:
         key, separator, value = text.partition("=")
-        if not separator or not key:
+        if not separator or not key or key.count(".") > MOST_LEVELS:
             raise PipelineError(f"{brief(text)} is neither a pipeline nor an override of the form key=value")
         try:
             overrides[key] = parse_yaml(value, where=brief_text(text))
@@ -198,6 +202,20 @@ def _merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _with_nul(value: Any, key: str = "") -> Iterator[str]:
+    """Find the settings whose text, or whose own name, has a NUL in it: the system takes it for an end."""
+    if isinstance(value, str):
+        if "\0" in value:
+            yield key
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _with_nul(name, key or str(name))
+            yield from _with_nul(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _with_nul(inner, key)
 
 
 def _look_up(settings: dict[str, Any]) -> dict[str, str]:

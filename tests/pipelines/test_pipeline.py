@@ -183,3 +183,14 @@ def test_settings_of_ten_thousand_faults_are_listed_in_part(bench, tmp_path):
     assert result.returncode == 2
     assert "(10000 in all)" in result.stderr
     assert len(result.stderr) < 10_000
+
+
+@pytest.mark.parametrize(
+    "setting", ["data: {root: $}", "store: $", "name: $", "model: {trunk: $}", "model: {options: {a: [$]}}"]
+)
+def test_a_nul_in_any_setting_is_refused_by_name(bench, tmp_path, setting):
+    (tmp_path / "x.yaml").write_text(setting.replace("$", '"a\\0b"'))
+    result = bench("extract", "x.yaml", "--random-weights", "0")
+    assert result.returncode == 2
+    assert f"{setting.split(':')[0]}" in result.stderr
+    assert "holds the character NUL" in result.stderr

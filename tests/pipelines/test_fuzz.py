@@ -1,0 +1,34 @@
+"""No command line, however wrong, ends in a traceback, acts on the terminal, or goes on for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pipelines.fuzzing import fuzz, make_workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_workspace(folder)
+        yield
+
+
+def check(seed, count):
+    faulty, ended = fuzz(seed, count)
+    shown = [f"{[word[:200] for word in each.argv]}\n" + "\n".join(each.faults) + each.err[-500:] for each in faulty]
+    assert not faulty, "\n\n".join(shown)
+    assert sum(number for how, number in ended.items() if how.endswith(" 0")) > count // 10, "hardly any could run"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_command_lines_end_with_an_answer_or_one_message(workspace, seed):
+    check(seed, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_thousands_of_random_command_lines_end_with_an_answer_or_one_message(workspace, seed):
+    check(seed, 500)

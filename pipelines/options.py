@@ -184,6 +184,8 @@ def settings_of(given: Mapping[str, Any], options: Mapping[str, Option]) -> dict
             value = split_layers(value)
         elif name == "slurm":
             value = dict(word.partition("=")[::2] for word in value.split(","))
+        elif name == "vissl_config":
+            value = value.split(",")  # names of files, whatever YAML would make of them
         elif options[name].listed:
             value = listed(value)
         settings[options[name].setting] = value

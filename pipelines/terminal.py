@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from store.names import visible
@@ -41,11 +40,8 @@ class GuardedStream:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Guard stdout and stderr; what their encoding lacks is spelled out too, rather than an error."""
+    """Guard stdout and stderr."""
     before = sys.stdout, sys.stderr
-    for stream in before:
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (GuardedStream(stream) for stream in before)
     try:
         yield

@@ -296,7 +296,7 @@ def make_workspace(folder: Path) -> None:
     (folder / "mine.yaml").write_text("mine: {like: dino, k: [1, 2]}\n")
     (folder / "vissl.yaml").write_text("config: {MODEL: {TRUNK: {NAME: resnet}}, DATA: {TRAIN: {TRANSFORMS: 3}}}\n")
     tiny = (
-        "name: made\nmodel: {trunk: squeezenet1_1}\nweights: {random_seed: 0}\nlayers: [features.3]\n"
+        "name: tiny\nmodel: {trunk: squeezenet1_1}\nweights: {random_seed: 0}\nlayers: [features.3]\n"
         "data: {root: images}\ntransform: {resize: 32, crop: 32}\nextract: {workers: 0, batch_size: 4}\n"
     )
     for name in ("tiny.yaml", "bench.yaml"):

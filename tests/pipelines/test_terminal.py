@@ -140,13 +140,6 @@ def test_columns_of_bars_interpret_no_markup(monkeypatch):
     assert "search [/b]x" in out.getvalue()
 
 
-def test_what_an_encoding_lacks_is_spelled_out(bench_process):
-    result = bench_process("extract", "é€.yaml", env={"PYTHONIOENCODING": "ascii"})
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    assert "\\u20ac.yaml" in result.stderr
-
-
 @pytest.mark.parametrize(
     "code", [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xD800]
 )

@@ -117,3 +117,11 @@ def test_what_is_no_configuration_is_said_to_be_none(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(PipelineError):
         read_vissl([tmp_path / "x.yaml"])
+
+
+@pytest.mark.parametrize("given", [" ", "", ",", "5", "null", "[a]", "a,,b"])
+def test_names_of_files_are_not_read_as_yaml(bench, given):
+    result = bench("extract", "--vissl-config", given)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "No such file" in result.stderr or "a folder" in result.stderr

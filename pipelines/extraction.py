@@ -108,17 +108,21 @@ def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[
         If a signal ended it before everything was done.
     """
     features, layers = prepared.features, list(prepared.layers)
-    with until_signalled() as stopping, features.lock(rank.run) as lock:
+    is_told = quiet and rank.world_size > 1  # by a process that says so
+    with until_signalled(quiet=is_told) as stopping, features.lock(rank.run) as lock:
         if lock.is_first:
             prepared.make_ready()
             lock.share()
         features.reload()  # with the layers that the first has added
         missing = prepared.missing()
-        if not missing:
+        if not missing and rank.world_size == 1:
             return ()
         number = lock.claim_journal(rank.rank)
         status = RankStatus(run=rank.run, rank=number, host=socket.gethostname(), pid=os.getpid(), state="starting")
         reporter = Reporter(features.journals, status)
+        if not missing:  # the others were faster; whoever watches must not wait for this one
+            reporter.change("done")
+            return ()
         queue = WorkQueue(features, layers, lock, rank=rank.rank, world_size=rank.world_size)
         with watching(features, layers, rank.run, quiet=quiet) if rank.rank == 0 else nullcontext():
             try:

@@ -1,34 +1,50 @@
-"""Several ranks on this host, started by torchrun's elastic agent.
+"""Several ranks on this host, each a process that this one starts, watches and starts again.
 
-A rank that dies (killed, out of memory, a crash in a driver) makes the agent stop the others, which
-finish the chunk in hand, and start all of them anew: they go on with what is missing. A fault that
-the user must mend is no death: that rank reports it and ends, and the others go on.
+A rank that dies (killed, out of memory, a crash in a driver) is started again while the others go on,
+up to `RESTARTS` times in all; after that, the others do its share. A fault that the user must remove
+is no death: that rank reports it and ends, and the others go on. Ranks share nothing but the feature
+set, and end with this process. It hears of them through pipes, so nothing listens on any port, which
+torch's elastic agent would do on all interfaces.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import traceback
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from extract.lifetime import end_with_parent
 from pipelines.extraction import extract_as
 from pipelines.pipeline import Pipeline
 from pipelines.preparation import Prepared, prepare
-from pipelines.ranks import Rank, alone, from_environment
-from pipelines.stopping import Stopped
+from pipelines.ranks import Rank
+from pipelines.stopping import Stopped, Stopping, until_signalled
 from pipelines.watch import watching
 from store import BenchError
 
+logger = logging.getLogger(__name__)
+
 RESTARTS = 3
-"""How often dead ranks are started again before the run is given up."""
+"""How often dead ranks are started again, all of them together."""
+
+SECONDS_PER_LOOK = 0.5
+"""A signal is passed on within this time."""
+
+DIED = (
+    "If they were killed, memory may be short: set --ranks, --workers or --batch-size lower. "
+    "What was committed is safe; the same command goes on from there."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +52,7 @@ class Outcome:
     """How a rank that did not die ended: at most one of these is said."""
 
     fault: str = ""
-    """What the user must mend."""
+    """What the user must remove."""
 
     bug: str = ""
     """A traceback."""
@@ -63,46 +79,128 @@ def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
             return ()
         del prepared.trunk  # the ranks have their own
         lock.share()
-        with watching(prepared.features, list(prepared.layers), run, quiet=quiet):
-            outcomes = _run_ranks(prepared.pipeline, run)
-    raise_faults(outcomes)
+        with watching(prepared.features, list(prepared.layers), run, quiet=quiet), until_signalled() as stopping:
+            ranks = supervise(prepared.pipeline, run, stopping)
+    raise_faults(ranks.outcomes)
+    if prepared.missing():
+        if stopping():
+            raise Stopped(stopping.exit_code)
+        raise BenchError(f"{'; '.join(ranks.given_up) or 'the ranks ended before all was done'}. {DIED}")
     return missing
 
 
-def _run_ranks(pipeline: Pipeline, run: str) -> list[Outcome]:
-    for name in logging.root.manager.loggerDict:
-        if name.startswith(("torch.distributed", "torch.multiprocessing")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell of each signal that the agent sends
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not take the cores of other ranks
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=pipeline.extract.num_ranks,
-        run_id=run,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=RESTARTS,
-        start_method="spawn",
-        logs_specs=DefaultLogsSpecs(),
-    )
+@dataclass(slots=True)
+class Supervised:
+    """How the ranks of a run ended."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What those that did not die report."""
+
+    restarts: int = 0
+    given_up: list[str] = field(default_factory=list)
+    """Deaths after which the rank was not started again."""
+
+
+class _Child:
+    """One rank's process, as its parent sees it."""
+
+    def __init__(self, pipeline: Pipeline, rank: Rank) -> None:
+        self.rank = rank
+        self.outcome: Outcome | None = None
+        context = multiprocessing.get_context("spawn")
+        connection, theirs = context.Pipe(duplex=False)
+        self._connection: Connection | None = connection
+        self.process: BaseProcess = context.Process(
+            target=_start, args=(pipeline, rank, theirs), name=f"rank {rank.rank}"
+        )
+        with _spawning():
+            self.process.start()
+        theirs.close()
+
+    @property
+    def wakes(self) -> list[Connection | int]:
+        """What becomes ready when there is something new."""
+        return [self.process.sentinel, *([self._connection] if self._connection else [])]
+
+    def has_ended(self) -> bool:
+        """Take what it has sent; returns whether it has ended."""
+        ended = not self.process.is_alive()
+        try:
+            while self._connection and self._connection.poll():
+                self.outcome = self._connection.recv()
+        except (EOFError, OSError):
+            self._connection = None
+        return ended
+
+    def death(self) -> str:
+        """Say how it ended that should not have."""
+        code = self.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"rank {self.rank.rank} died ({how})"
+
+
+def supervise(pipeline: Pipeline, run: str, stopping: Stopping) -> Supervised:
+    """Run ranks until all have ended; a signal makes each stop after its chunk."""
+    ended = Supervised()
+    size = pipeline.extract.num_ranks
+    running: list[_Child] = []
+    is_told = False
     try:
-        return list(elastic_launch(config, _start)(pipeline, run).values())
-    except SignalException as signalled:
-        raise Stopped(128 + signalled.sigval) from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise BenchError(
-            f"rank {rank} died ({failure.message.splitlines()[0]}), and ranks had died {RESTARTS} times before. "
-            f"If they were killed, memory may be short: try fewer --ranks or --workers, or a smaller --batch-size. "
-            f"What was committed is safe; the same command goes on from there."
-        ) from None
+        for number in range(size):
+            rank = Rank(run=run, rank=number, world_size=size, local_rank=number, local_world_size=size)
+            running.append(_Child(pipeline, rank))
+        while running:
+            wait([wake for child in running for wake in child.wakes], SECONDS_PER_LOOK)
+            if stopping() and not is_told:
+                is_told = True
+                for child in running:
+                    child.process.terminate()
+            for child in [child for child in running if child.has_ended()]:
+                running.remove(child)
+                if child.outcome is not None:
+                    ended.outcomes.append(child.outcome)
+                elif not stopping():
+                    running += _after_death(child, pipeline, ended)
+    finally:
+        for child in running:
+            child.process.kill()
+            child.process.join()
+    return ended
 
 
-def _start(pipeline: Pipeline, run: str) -> Outcome:
-    """Entry of a rank that the agent has started."""
-    rank = replace(from_environment() or alone(), run=run)
+def _after_death(child: _Child, pipeline: Pipeline, ended: Supervised) -> list[_Child]:
+    """Start a rank that died again, unless ranks have died too often."""
+    if ended.restarts == RESTARTS:
+        ended.given_up.append(f"{child.death()}, after {RESTARTS} restarts of ranks")
+        logger.warning("%s; it is not started again", ended.given_up[-1])
+        return []
+    ended.restarts += 1
+    logger.warning("%s; starting it again (%d of %d)", child.death(), ended.restarts, RESTARTS)
+    return [_Child(pipeline, child.rank)]
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Let a new process neither hear of Ctrl-C before it ignores it, nor import what lies in the working folder."""
+    settings = {"PYTHONSAFEPATH": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to other ranks
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name in added:
+            del os.environ[name]
+
+
+def _start(pipeline: Pipeline, rank: Rank, connection: Connection) -> None:
+    """Entry of a rank's process."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     logging.basicConfig(level=logging.WARNING, format=f"rank {rank.rank}: %(message)s")
-    return work(pipeline, rank, quiet=True)
+    connection.send(work(pipeline, rank, quiet=True))
 
 
 def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
@@ -110,10 +208,10 @@ def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
     try:
         extract_as(rank, prepare(pipeline), quiet=quiet)
     except Stopped as stopped:
-        sys.exit(stopped.exit_code)  # one that returns waits for the others
+        sys.exit(stopped.exit_code)
     except BenchError as error:
         return Outcome(fault=str(error))
-    except Exception:  # a restart would not mend it
+    except Exception:  # starting it again would not help
         return Outcome(bug=traceback.format_exc())
     return Outcome()
 

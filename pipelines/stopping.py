@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,8 +30,9 @@ class Stopped(Exception):  # noqa: N818 -- no error: it was asked for
 class Stopping:
     """Whether a signal has asked this process to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.signal: int | None = None
+        self._quiet = quiet
         self._since = 0.0
 
     def __call__(self) -> bool:
@@ -46,18 +47,26 @@ class Stopping:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; end the process at the second."""
         if self.signal is not None and time.monotonic() - self._since > ONE_PRESS_S:
-            os.write(2, b"Stopped at once; the chunk in hand is lost.\n")
+            self._say(b"Stopped at once; the unfinished chunk is lost.\n")
             os._exit(128 + number)
         if self.signal is None:
             self._since = time.monotonic()
-            os.write(2, b"Stopping after the chunk in hand; once more stops at once.\n")  # print is not reentrant
+            self._say(b"Stopping after the current chunk; once more stops at once.\n")
         self.signal = number
+
+    def _say(self, text: bytes) -> None:
+        if not self._quiet:
+            with suppress(OSError):
+                os.write(2, text)  # print is not reentrant
 
 
 @contextmanager
-def until_signalled() -> Iterator[Stopping]:
-    """Handle SIGINT and SIGTERM in the block, unless someone else does; nothing outside of the main thread."""
-    stopping = Stopping()
+def until_signalled(*, quiet: bool = False) -> Iterator[Stopping]:
+    """Handle SIGINT and SIGTERM in the block, unless someone else does; nothing outside of the main thread.
+
+    `quiet` leaves it to another process to say so.
+    """
+    stopping = Stopping(quiet=quiet)
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return

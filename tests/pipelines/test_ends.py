@@ -74,10 +74,10 @@ def test_an_interrupt_that_nobody_handles_ends_the_run(extract):
 
 def test_an_error_of_the_writer_ends_the_run(extract, monkeypatch):
     def refuses(self, *arguments):
-        raise ConnectionResetError("a bug")
+        raise LookupError("a bug")
 
     monkeypatch.setattr(ChunkWriter, "write", refuses)
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(LookupError):
         extract()
 
 

@@ -3,40 +3,155 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from pipelines import watch
+from pipelines import launch, watch
+from pipelines.pipeline import make_pipeline
 from pipelines.ranks import Rank, from_environment
+from pipelines.stopping import Stopping
 from store import FeatureSet, RankStatus, verify
 from store.status import post, read_statuses
-from tests.conftest import ROOT, make_features
+from tests.conftest import ROOT, make_features, needs_proc
 from tests.reliability.ranks import chunks_of, committed, wait_for
 
 DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "--layers", "res4", "extract.threads=1")
 
 
-def test_a_killed_rank_is_started_again_and_the_bytes_are_those_of_one_process(bench, tmp_path):
-    command = [sys.executable, "-m", "pipelines", "extract", *DIGITS, "--ranks", "2", "--name", "two"]
-    running = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
-    )
-    path = tmp_path / "features/two"
-    wait_for(lambda: committed(path) > 20 or running.poll() is not None, "the ranks do not write")
-    run = json.loads((path / "journals/lock").read_text())["run"]
-    statuses = read_statuses(path / "journals", run)
-    os.kill(statuses[-1].pid, signal.SIGKILL)
+@pytest.fixture
+def two_ranks(tmp_path):
+    """Start `bench extract --ranks 2` in a process of its own; yields it once both ranks write, and their statuses."""
+    started = []
+
+    def start(name):
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines",
+            "extract",
+            *DIGITS,
+            "data.limit=600",
+            "--ranks",
+            "2",
+            "--name",
+            name,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        started.append(running)
+        path = tmp_path / "features" / name
+
+        def statuses():
+            if not (path / "journals/lock").exists() or committed(path) < 10:
+                return []
+            run = json.loads((path / "journals/lock").read_text())["run"]
+            alive = tree(running.pid)
+            return [each for each in read_statuses(path / "journals", run) if each.rows and each.pid in alive]
+
+        wait_for(lambda: len(statuses()) == 2 or running.poll() is not None, "the ranks do not write", seconds=240)
+        return running, statuses()
+
+    yield start
+    for running in started:
+        running.kill()
+        running.wait()
+
+
+def tree(pid):
+    """A process and all below it."""
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *(each for child in children for each in tree(int(child)))]
+    return []
+
+
+def listening(pids):
+    """Addresses and ports that processes listen on, as /proc/net/tcp writes them."""
+    held = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                held.add(str(descriptor.readlink()))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held]
+
+
+@needs_proc
+def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_process(bench, tmp_path, two_ranks):
+    running, statuses = two_ranks("two")
+    pids = tree(running.pid)
+    assert {status.pid for status in statuses} <= set(pids)
+    with socket.create_server(("", 0)) as server:
+        assert listening([os.getpid()]) == [f"00000000:{server.getsockname()[1]:04X}"]
+    assert not listening(pids)
+    os.kill(statuses[1].pid, signal.SIGKILL)
     _, errors = running.communicate(timeout=240)
     assert running.returncode == 0, errors
+    assert f"rank {statuses[1].rank} died (killed by SIGKILL); starting it again (1 of 3)" in errors
     assert "ranks: 2 done" in errors
+    run = statuses[0].run
+    path = tmp_path / "features/two"
+    assert read_statuses(path / "journals", run)[statuses[0].rank].pid == statuses[0].pid
     assert not list(verify(path))
-    assert bench("extract", *DIGITS, "--name", "one").returncode == 0
+    assert bench("extract", *DIGITS, "data.limit=600", "--name", "one").returncode == 0
     assert chunks_of(path) == chunks_of(tmp_path / "features/one")
+
+
+@needs_proc
+def test_ranks_end_with_the_process_that_started_them_and_finish_a_chunk_when_it_is_asked_to_stop(two_ranks, tmp_path):
+    running, statuses = two_ranks("killed")
+    pids = tree(running.pid)
+    running.kill()
+    wait_for(lambda: not any(is_running(pid) for pid in pids), "ranks are left over", seconds=20)
+    running, statuses = two_ranks("killed")
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert errors.count("Stopping after the current chunk") == 1
+    assert not any(is_running(status.pid) for status in statuses)
+    assert all("pending" in fault.what for fault in verify(tmp_path / "features/killed"))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Ending:
+    """A rank that ends in some way, whatever it should do."""
+
+    def __init__(self, ways):
+        self._ways = ways
+
+    def __call__(self, pipeline, rank, connection):
+        way = self._ways[rank.rank]
+        if isinstance(way, int):
+            os.kill(os.getpid(), way)
+            time.sleep(60)
+        connection.send(way)
+
+
+@pytest.mark.parametrize("ways", [[signal.SIGKILL, launch.Outcome()], [signal.SIGKILL, launch.Outcome(fault="no")]])
+def test_ranks_that_die_again_and_again_are_given_up_and_the_others_go_on(monkeypatch, ways):
+    monkeypatch.setattr(launch, "_start", Ending(ways))
+    monkeypatch.setattr(launch.multiprocessing, "get_context", lambda method: multiprocessing.context.ForkContext())
+    pipeline = make_pipeline({"extract": {"ranks": 2}}, where="test")
+    ended = launch.supervise(pipeline, "run", Stopping())
+    assert ended.outcomes == [ways[1]]
+    assert ended.restarts == launch.RESTARTS
+    assert ended.given_up == ["rank 0 died (killed by SIGKILL), after 3 restarts of ranks"]
 
 
 def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(bench, tmp_path):

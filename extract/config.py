@@ -42,6 +42,7 @@ _ONLY_FOR = {
     "train_labels": ("filelist",),
     "val_labels": ("filelist", "folder"),
     "classes": ("filelist", "webdataset"),
+    "label_column": ("filelist", "folder", "huggingface"),
     "options": ("torchvision", "huggingface"),
 }
 """Settings that only some sources heed."""
@@ -86,6 +87,9 @@ class DataConfig(Config):
 
     classes: Path | None = None
     """For `filelist` and `webdataset`: names of the classes that numbers count from 0, one a line."""
+
+    label_column: str | None = None
+    """For `huggingface` and for lists in `.csv`: the column of labels, where it is not clear; `none` is no labels."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """For `torchvision` and `huggingface`: keyword arguments of the data set, such as `small: true`."""

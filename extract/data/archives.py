@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from extract.data.images import MAX_FILE_BYTES, ImageError
 from extract.data.listing import DataError
 
 ENDINGS = (".tar", ".zip")
@@ -27,6 +28,14 @@ _MAGIC = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+
+
+MAX_MEMBER_BYTES = MAX_FILE_BYTES
+"""A file that would be larger is refused before it is unpacked."""
+
+
+class MemberError(ImageError):
+    """One file of an archive can't be read; the others can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +55,16 @@ class Member:
 def members(archive: Path) -> Iterator[Member]:
     """List the files of an archive in the order in which they lie there.
 
+    Only a regular file is opened: a FIFO would wait for a writer for ever.
+
     Raises
     ------
     DataError
         If it is compressed as a whole, damaged, or holds links or paths that lead out of it.
     """
     try:
+        if not archive.is_file():
+            raise DataError(f"{archive}: cannot be read: not a regular file")
         with archive.open("rb") as file:
             head = file.read(8)
         if head.startswith(b"PK"):
@@ -65,21 +78,42 @@ def members(archive: Path) -> Iterator[Member]:
 def read_member(archive: Path, descriptor: int, *, start: int, size: int) -> bytes:
     """Read one file of an open archive; needs no index, and may be called from several processes.
 
+    No more than its listed size is ever unpacked, whatever the compressed bytes would become.
+
     Raises
     ------
-    DataError
-        If the bytes are not there, or not a zip's member.
+    MemberError
+        If the bytes are not there, not a zip's member, do not unpack to the listed size, do not match
+        their checksum, or are more than `MAX_MEMBER_BYTES`.
     """
+    if size > MAX_MEMBER_BYTES:
+        raise MemberError(f"{archive}: the file at byte {start} is too large: {size / 2**30:.1f} GiB unpacked")
+    try:
+        return _read_member(archive, descriptor, start, size)
+    except (OSError, MemoryError, OverflowError) as error:  # an offset that no file has, or too little memory
+        raise MemberError(f"{archive}: the file at byte {start} cannot be read: {error}") from error
+
+
+def _read_member(archive: Path, descriptor: int, start: int, size: int) -> bytes:
     if os.pread(descriptor, 2, 0) != b"PK":
         return _exactly(archive, descriptor, size, start)
     header = _exactly(archive, descriptor, 30, start)
-    signature, method, name, extra = struct.unpack("<4s4xH16xHH", header)
+    signature, flags, method, crc, name, extra = struct.unpack("<4s2xHH4xI8xHH", header)
     if signature != b"PK\x03\x04":
-        raise DataError(f"{archive}: no file at byte {start}. The archive was changed or is damaged; make it again")
+        raise MemberError(f"{archive}: no file at byte {start}. The archive was changed or is damaged; make it again")
     at = start + len(header) + name + extra
     if method == zipfile.ZIP_STORED:
-        return _exactly(archive, descriptor, size, at)
-    return _inflate(archive, descriptor, size, at)
+        content, end = _exactly(archive, descriptor, size, at), at + size
+    elif method == zipfile.ZIP_DEFLATED:
+        content, end = _inflate(archive, descriptor, size, at)
+    else:
+        raise MemberError(f"{archive}: the file at byte {start} is compressed in an unusual way, or damaged")
+    if flags & 8 and not crc:  # written to a pipe: the checksum stands behind it, perhaps after a mark
+        behind = os.pread(descriptor, 8, end)
+        crc = int.from_bytes(behind[4:8] if behind.startswith(b"PK\x07\x08") else behind[:4], "little")
+    if zlib.crc32(content) != crc:
+        raise MemberError(f"{archive}: the file at byte {start} does not match its checksum; it is damaged")
+    return content
 
 
 def _zip_members(archive: Path) -> Iterator[Member]:
@@ -94,7 +128,7 @@ def _zip_members(archive: Path) -> Iterator[Member]:
                         f"make the archive again with `zip -0` or unpack it"
                     )
                 yield Member(path=_inner(archive, info.filename), start=info.header_offset, size=info.file_size)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, UnicodeError) as error:
         raise DataError(f"{archive}: damaged or incomplete zip archive: {error}") from error
 
 
@@ -123,7 +157,7 @@ def _tar_members(archive: Path, head: bytes) -> Iterator[Member]:
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise DataError(f"{archive}: ends without the mark that ends a tar: copy or download the archive again")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, UnicodeError, OverflowError) as error:
         raise DataError(f"{archive}: damaged or incomplete tar archive, or none: {error}") from error
 
 
@@ -137,19 +171,21 @@ def _inner(archive: Path, name: str) -> str:
 def _exactly(archive: Path, descriptor: int, size: int, start: int) -> bytes:
     content = os.pread(descriptor, size, start)
     if len(content) < size:
-        raise DataError(f"{archive}: ends within the file at byte {start}; it was changed or is damaged")
+        raise MemberError(f"{archive}: ends within the file at byte {start}; it was changed or is damaged")
     return content
 
 
-def _inflate(archive: Path, descriptor: int, size: int, start: int) -> bytes:
-    """Unpack a deflated file; its packed size may stand behind it, so it is read until it ends."""
+def _inflate(archive: Path, descriptor: int, size: int, start: int) -> tuple[bytes, int]:
+    """Unpack a deflated file, and say where it ends; its packed size may stand behind it, so it is read until then."""
     unpacking, content = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
     try:
-        while not unpacking.eof and (piece := os.pread(descriptor, 2**16, start)):
-            content.write(unpacking.decompress(piece))
-            start += len(piece)
+        while not unpacking.eof and content.tell() <= size and (piece := os.pread(descriptor, 2**16, start)):
+            content.write(unpacking.decompress(piece, size + 1 - content.tell()))
+            start += len(piece) - len(unpacking.unconsumed_tail)
     except zlib.error as error:
-        raise DataError(f"{archive}: the file before byte {start} is damaged: {error}") from error
-    if content.tell() != size:
-        raise DataError(f"{archive}: the file before byte {start} has {content.tell()} bytes, {size} were listed")
-    return content.getvalue()
+        raise MemberError(f"{archive}: the file before byte {start} is damaged: {error}") from error
+    if content.tell() != size or not unpacking.eof:
+        more = "more than " if content.tell() > size else ""
+        found = f"{more}{min(content.tell(), size):,} bytes"
+        raise MemberError(f"{archive}: the file before byte {start} unpacks to {found}, {size:,} were listed")
+    return content.getvalue(), start - len(unpacking.unused_data)

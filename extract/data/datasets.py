@@ -76,17 +76,29 @@ class HuggingFaceSource(ImageSource):
 
     in_memory = False
 
-    def __init__(self, name: str | None, root: Path | None, split: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str | None,
+        root: Path | None,
+        split: str,
+        options: Mapping[str, Any],
+        *,
+        label_column: str | None = None,
+    ) -> None:
         datasets = _import_datasets()
         data = _load(datasets, name, root, split, options)
         images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
-        labels = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
-        labels += [column for column in ("label", "labels", "fine_label") if column in data.features]
         if not images:
             raise DataError(f"{name or root}: no column of images; it has {some(list(data.features), show=8)}")
+        if len(images) > 1:
+            raise DataError(
+                f"{name or root}: several columns of images: {some(images, show=8)}. Keep one of them in a data set of "
+                f"its own (`remove_columns`, then `save_to_disk`)."
+            )
         self._column = images[0]
+        labels = _label_column(datasets, data, label_column, where=str(name or root))
         self._data = data.cast_column(self._column, datasets.Image(decode=False))
-        numbers, names = _labels_and_names(data, labels[0] if labels else None)
+        numbers, names = _labels_and_names(data, labels, where=str(name or root))
         paths = [f"{split}/{row:07d}" for row in range(len(data))]
         self.rows = SplitRows(labels=numbers, paths=paths, class_names=names, sizes=_lengths(self._data, self._column))
         self._name = f"{name or root}"
@@ -216,15 +228,41 @@ def _load(datasets: Any, name: str | None, root: Path | None, split: str, option
         raise DataError(f"{where}: Hugging Face's datasets can't read the split {split!r}: {error}") from error
 
 
-def _labels_and_names(data: Any, column: str | None) -> tuple[Ints, tuple[str, ...]]:
+def _label_column(datasets: Any, data: Any, named: str | None, *, where: str) -> str | None:
+    """Which column holds the labels; None if there are none by the user's own word."""
+    columns = list(data.features)
+    choose = "Say which with data.label_column=NAME, or go on without labels with data.label_column=none."
+    if named is not None:
+        if named in columns:
+            return named
+        if named.lower() == "none":
+            return None
+        raise DataError(f"{where}: no column {named!r}. {nearest(named, columns)}")
+    found = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
+    found += [column for column in ("label", "labels") if column in columns and column not in found]
+    if len(found) > 1:
+        raise DataError(f"{where}: which column holds the labels: {' or '.join(found)}? {choose}")
+    if not found:
+        raise DataError(f"{where}: no column of labels is recognised; it has {some(columns, show=8)}. {choose}")
+    return found[0]
+
+
+def _labels_and_names(data: Any, column: str | None, *, where: str) -> tuple[Ints, tuple[str, ...]]:
     if column is None:
         return np.full(len(data), -1, np.int64), ()
-    values = data.with_format("numpy")[column][:]
+    values = data.with_format(None)[column][:]
+    odd = next((value for value in values if value is not None and not isinstance(value, (int, str))), None)
+    if odd is not None:
+        raise DataError(
+            f"{where}: the column {column!r} holds {type(odd).__name__}, such as {str(odd)[:60]}: expected one whole "
+            f"number or name for each image. Name another with data.label_column=NAME."
+        )
     names = getattr(data.features[column], "names", None)
     if names is not None:
-        return np.asarray(values, np.int64), tuple(names)
-    unique, numbers = np.unique(values, return_inverse=True)
-    return numbers.astype(np.int64), tuple(map(str, unique))
+        return np.array([-1 if value is None else value for value in values], np.int64), tuple(names)
+    present = sorted({value for value in values if value is not None and value not in ("", -1)})
+    place = {value: number for number, value in enumerate(present)}
+    return np.array([place.get(value, -1) for value in values], np.int64), tuple(map(str, present))
 
 
 def _lengths(data: Any, column: str) -> Ints:

@@ -11,18 +11,24 @@ import csv
 import io
 import json
 import os
+import stat
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from extract.data.images import EXTENSIONS
+from extract.data.images import EXTENSIONS, kind_of
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
 from store import nearest, some
+
+MAX_LIST_BYTES = 2**33
+"""A list of a hundred million paths is smaller."""
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "imageid", "image_id", "name", "id")
 LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "wnid", "predictionstring")
@@ -45,6 +51,7 @@ def list_files(
     root: Path | None = None,
     labels: Path | None = None,
     classes: Path | None = None,
+    label_column: str | None = None,
     on_missing: str = "stop",
 ) -> Listing:
     """List the images that a file names.
@@ -60,6 +67,8 @@ def list_files(
         A second list, of labels.
     classes : Path, optional
         Names of the classes, one a line; numbers count them from 0.
+    label_column : str, optional
+        Which column of a `.csv` holds the labels; `none` reads none.
     on_missing : {"stop", "skip"}
         What images that are not there do.
 
@@ -68,9 +77,11 @@ def list_files(
     DataError
         If a list can't be read, the lists differ in length, a label or path is not as it must be.
     """
-    listed = read_list(where)
+    listed = read_list(where, label_column="none" if labels is not None else label_column)
+    if isinstance(listed.paths, np.ndarray):
+        raise DataError(f"{where}: holds numbers; expected paths of images")
     known = read_classes(classes) if classes is not None else None
-    found = labels_beside(listed, read_list(labels) if labels is not None else None)
+    found = labels_beside(listed, read_list(labels, label_column=label_column) if labels is not None else None)
     numbers, names = numbered(found, known, where=labels or where) if found is not None else (None, known or ())
     entries = Entries()
     base = root if root is not None else where.parent.resolve()
@@ -95,28 +106,57 @@ def list_files(
     return listing
 
 
-def read_list(where: Path) -> FileList:
-    """Read a list of paths, of labels, or of both.
+def read_list(where: Path, *, label_column: str | None = None) -> FileList:
+    """Read a list of paths, of labels, or of both; `label_column` is for a `.csv` with a head.
 
     Raises
     ------
     DataError
         If there is none, or it is of no known kind.
     """
-    readers = {".npy": _read_npy, ".txt": _read_txt, ".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json}
+    read_csv = partial(_read_csv, label_column=label_column)
+    readers = {".npy": _read_npy, ".txt": _read_txt, ".csv": read_csv, ".tsv": read_csv, ".json": _read_json}
     if where.suffix not in readers:
         raise DataError(f"{where}: a list must end in {', '.join(readers)}; got {where.suffix or 'no ending'!r}")
+    _refuse_special(where)
     try:
         listed = readers[where.suffix](where)
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(f"{where}: cannot be read: it says that it is larger than memory") from error
+    odd = next((str(path) for path in listed.paths if not _can_be_path(str(path))), None)
+    if odd is not None:
+        raise DataError(
+            f"{where}: the path {odd!r} has a NUL character or half a character in it, which no path can have"
+        )
     if not len(listed.paths):
         raise DataError(f"{where}: lists nothing")
     return listed
 
 
+def _can_be_path(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+
+
+def _refuse_special(where: Path) -> None:
+    """Refuse what is no regular file (a FIFO would never end), or larger than a list can be."""
+    try:
+        facts = where.stat()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise DataError(f"{where}: cannot be read as a list: {kind_of(facts.st_mode)}, not a regular file")
+    if facts.st_size > MAX_LIST_BYTES:
+        raise DataError(f"{where}: {facts.st_size / 2**30:.1f} GiB, more than a list can have")
+
+
 def read_classes(where: Path) -> tuple[str, ...]:
     """Read names of classes, one a line, or each with its number, as Places365 writes them."""
+    _refuse_special(where)
     try:
         lines = [line.strip() for line in _text(where).split("\n") if line.strip()]
     except OSError as error:
@@ -149,24 +189,25 @@ def labels_beside(listed: FileList, second: FileList | None) -> Labels | None:
 def numbered(labels: Labels, classes: Sequence[str] | None, *, where: Path) -> tuple[Ints, tuple[str, ...]]:
     """Turn labels into numbers of classes, and give the classes' names.
 
-    Without names of classes, they are the labels that occur, in order.
+    A label that is the name of a class is that class; other numbers count the classes from 0. An empty
+    label, or -1, is none. Without names of classes, they are the labels that occur, in order.
 
     Raises
     ------
     DataError
-        If a label is no class.
+        If a label is no class, or it can't be told whether numbers are names or count the classes.
     """
+    if classes is not None and (by_name := _by_class_name(labels, classes, where=where)) is not None:
+        return by_name, tuple(classes)
     values = _as_numbers(labels)
     if values is None:
         unique, numbers = np.unique(np.asarray(labels, np.str_), return_inverse=True)
         names = [str(name) for name in unique]
-        if classes is None:
-            return numbers.astype(np.int64), tuple(names)
-        place = {name: number for number, name in enumerate(classes)}
-        unknown = [name for name in names if name not in place]
-        if unknown:
-            raise DataError(f"{where}: unknown class {unknown[0]!r}. {nearest(unknown[0], classes)}")
-        return np.array([place[name] for name in names], np.int64)[numbers], tuple(classes)
+        if classes is not None:
+            unknown = next((name for name in names if name and name not in classes), "")
+            raise DataError(f"{where}: unknown class {unknown!r}. {nearest(unknown, classes)}")
+        none = int(names[0] == "")
+        return numbers.astype(np.int64) - none, tuple(names[none:])
     if values.min() < -1:
         raise DataError(f"{where}: label {values.min()} in row {values.argmin()}: must be 0 or more, or -1 for none")
     if classes is not None:
@@ -182,11 +223,34 @@ def numbered(labels: Labels, classes: Sequence[str] | None, *, where: Path) -> t
     return numbers.astype(np.int64), tuple(str(value) for value in unique)
 
 
+def _by_class_name(labels: Labels, classes: Sequence[str], *, where: Path) -> Ints | None:
+    """Numbers of the classes that the labels name; None if they name none, and so count the classes."""
+    texts = [str(label) for label in labels]
+    if isinstance(labels, np.ndarray):
+        texts = ["" if text == "-1" else text for text in texts]
+    place = {name: number for number, name in enumerate(classes)}
+    if all(name.isdecimal() for name in classes) and len({int(name) for name in classes}) == len(classes):
+        # Folders 001, 002, ... are what labels 1, 2, ... mean.
+        place |= {str(int(name)): number for number, name in enumerate(classes)}
+        texts = [str(int(text)) if text.isdecimal() and text not in place else text for text in texts]
+    used = {text for text in texts if text and not (text == "-1" and text not in place)}
+    unknown = sorted(used - place.keys())
+    if unknown and (len(unknown) == len(used) or not all(text.isdecimal() for text in unknown)):
+        return None
+    if unknown:
+        one, other = next(text for text in sorted(used) if text in place), unknown[0]
+        raise DataError(
+            f"{where}: do the labels name the classes, or count them from 0? {one!r} is the name of a class, {other!r} "
+            f"is none (classes: {some(list(classes), show=5)}). Write the classes' names as labels."
+        )
+    return np.array([place.get(text, -1) for text in texts], np.int64)
+
+
 def _as_numbers(labels: Labels) -> Ints | None:
     if isinstance(labels, np.ndarray):
         return labels
     try:
-        return np.array([int(label) for label in labels], np.int64)
+        return np.array([int(label) if label else -1 for label in labels], np.int64)
     except (ValueError, OverflowError):
         return None
 
@@ -216,17 +280,29 @@ def _within(listed: FileList, root: Path | None) -> Sequence[str]:
 
 def _read_npy(where: Path) -> FileList:
     try:
-        values = np.load(where, allow_pickle=False)
-    except ValueError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = np.load(where, allow_pickle=False, mmap_mode="r")  # refuses a shape beyond the file's bytes
+        values = np.array(values) if isinstance(values, np.ndarray) else None
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy's parser of heads raises errors of many kinds
         raise DataError(
             f"{where}: not a plain .npy ({error}). Save the list as strings: np.save(path, np.array(paths, dtype=str))"
         ) from error
+    if values is None:
+        raise DataError(f"{where}: an archive of arrays; expected one array of strings: np.save(path, np.array(paths))")
     values = values.reshape(-1)
     if values.dtype.kind in "iu":
         return FileList(where=where, paths=values, labels=values.astype(np.int64))
     if values.dtype.kind == "S":
         texts = [value.decode("utf-8", "surrogateescape") for value in values.tolist()]
     elif values.dtype.kind == "U":
+        if (
+            values.dtype.itemsize
+            and np.ascontiguousarray(values).view(values.dtype.str[0] + "u4").max(initial=0) > 0x10FFFF
+        ):
+            raise DataError(f"{where}: damaged: it holds what is no text")
         texts = values.tolist()
     else:
         raise DataError(f"{where}: expected strings or whole numbers; got {values.dtype}")
@@ -249,27 +325,69 @@ def _path_and_label(line: str) -> list[str]:
     return [path.rstrip(), last] if is_label else [line]
 
 
-def _read_csv(where: Path) -> FileList:
+def _read_csv(where: Path, label_column: str | None) -> FileList:
     text = _text(where)
     first = text.split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
     if delimiter not in first:  # one column, or separated by spaces as Places205's are
         is_head = first.strip().lower() in (*PATH_COLUMNS, *LABEL_COLUMNS)
         return _of_lines(where, text.split("\n")[is_head:])
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    except csv.Error as error:
+        raise DataError(f"{where}: not a .csv: {error}") from error
+    if not rows:
+        raise DataError(f"{where}: lists nothing")
     head = [name.strip().lower() for name in rows[0]]
     path_column = next((head.index(name) for name in PATH_COLUMNS if name in head), None)
-    label_column = next((head.index(name) for name in LABEL_COLUMNS if name in head), None)
-    if path_column is None and label_column is None:
-        return _columns(where, rows)
-    columns = [column for column in (path_column, label_column) if column is not None]
+    no_labels = label_column is not None and label_column.lower() == "none"
+    if path_column is None and (no_labels or label_column is None) and not any(name in head for name in LABEL_COLUMNS):
+        listed = _columns(where, rows)
+        return replace(listed, labels=None) if no_labels else listed
+    chosen_column = _label_column(where, rows, head, path_column, label_column)
+    columns = [column for column in (path_column, chosen_column) if column is not None]
+    if not columns:
+        raise DataError(f"{where}: no column of paths or labels; it has {some(head, show=8)}")
     short = next((row for row, cells in enumerate(rows) if len(cells) <= max(columns)), None)
     if short is not None:
         raise DataError(f"{where}: line {short + 1} has {len(rows[short])} columns, the head has {len(head)}")
     chosen = [[row[column].strip() for column in columns] for row in rows[1:]]
-    if label_column is not None and head[label_column] == "predictionstring":  # class, then boxes
-        chosen = [[*row[:-1], row[-1].split()[0]] for row in chosen]
+    if chosen_column is not None and head[chosen_column] == "predictionstring":  # class, then boxes
+        chosen = [[*row[:-1], _only_class(row, where)] for row in chosen]
     return _columns(where, chosen, first_line=2)
+
+
+def _label_column(
+    where: Path, rows: Sequence[Sequence[str]], head: Sequence[str], path_column: int | None, named: str | None
+) -> int | None:
+    """Which column holds the labels; None if there are none."""
+    choose = "Say which with data.label_column=NAME, or go on without labels with data.label_column=none."
+    if named is not None:
+        if named.lower() == "none":
+            return None
+        if named.lower() not in head:
+            raise DataError(f"{where}: no column {named!r}. {nearest(named, head)}")
+        return head.index(named.lower())
+    known = [head.index(name) for name in LABEL_COLUMNS if name in head]
+    differing = [
+        column
+        for column in known[1:]
+        if any(row[column : column + 1] != row[known[0] : known[0] + 1] for row in rows[1:])
+    ]
+    if differing:
+        both = " or ".join(head[column] for column in (known[0], *differing))
+        raise DataError(f"{where}: which column holds the labels: {both}? {choose}")
+    if not known and len(head) > 1:
+        raise DataError(f"{where}: no column of labels is recognised; it has {some(list(head), show=8)}. {choose}")
+    return known[0] if known else None
+
+
+def _only_class(row: Sequence[str], where: Path) -> str:
+    """The class of Kaggle's `class x y x y class x y x y ...`."""
+    names = sorted(set(row[-1].split()[::5]))
+    if len(names) > 1:
+        raise DataError(f"{where}: {row[0]} has several labels: {some(names)}. Each image counts as one class here.")
+    return names[0] if names else ""
 
 
 def _columns(where: Path, rows: Sequence[Sequence[str]], *, first_line: int = 1) -> FileList:
@@ -290,15 +408,31 @@ def _read_json(where: Path) -> FileList:
         content: dict[str, Any] = json.loads(where.read_bytes())
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
-        classes = {each["image_id"]: each["category_id"] for each in content.get("annotations", [])}
+        pairs = [(each["image_id"], each["category_id"]) for each in content.get("annotations", [])]
+        classes = dict(pairs)
+        unknown = next((category for _, category in pairs if names and category not in names), None)
+        several = next(((image, category) for image, category in pairs if classes[image] != category), None)
+        known = {image: category for image, category in pairs if category is not None}
         if len(set(names.values())) < len(names):
             names = {}
-        labels = [str(names.get(classes[image], classes[image])) for image in files] if classes else None
-    except (ValueError, TypeError, KeyError) as error:
+        labels = [str(names.get(known.get(image), known.get(image, ""))) for image in files] if classes else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(
             f"{where}: expected images (id, file_name) and annotations (image_id, category_id), one for each image, as "
             f"COCO and iNaturalist have them; {type(error).__name__} at {error}"
         ) from error
+    if unknown is not None:
+        raise DataError(
+            f"{where}: category {unknown!r} is none of its categories: {some(list(map(str, names)), show=8)}"
+        )
+    if several is not None:
+        image, category = several
+        both = " and ".join(repr(names.get(each, each)) for each in (category, classes[image]))
+        raise DataError(
+            f"{where}: {files.get(image, image)} has several labels: {both}. Each image counts as one class here: keep "
+            f"one annotation of each image, or give the labels in a list of their own (data.train_labels, "
+            f"data.val_labels)."
+        )
     return FileList(where=where, paths=list(files.values()), labels=labels)
 
 

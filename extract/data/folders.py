@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from extract.data.archives import ENDINGS, members
-from extract.data.images import EXTENSIONS
+from extract.data.images import EXTENSIONS, is_leaving
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Listing
 from store import some
@@ -43,6 +43,9 @@ class Tree(Protocol):
     watched: list[tuple[str, int, int]]
     """What changes when the tree does, as far as it has been looked at: (path, time of change in ns, size)."""
 
+    num_leavings: int
+    """Hidden files and folders, and those of systems, that have been left out so far."""
+
     def children(self, folder: str) -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder, hidden ones left out."""
         ...
@@ -59,10 +62,11 @@ class DiskTree:
         self._root = root
         self.archives: tuple[str, ...] = ()
         self.watched: list[tuple[str, int, int]] = []
+        self.num_leavings = 0
 
     def children(self, folder: str) -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder, hidden ones left out."""
-        entries = [entry for entry in self._scan(folder) if not entry.name.startswith(".")]
+        entries = [entry for entry in self._scan(folder) if not is_leaving(entry.name)]
         folders = [entry.name for entry in entries if _is_folder(entry)]
         return folders, [entry.name for entry in entries if not _is_folder(entry)]
 
@@ -74,12 +78,14 @@ class DiskTree:
         while pending:
             here, ancestors = pending.pop()
             for entry in self._scan(here):
-                if _is_folder(entry):
+                if is_leaving(entry.name):
+                    self.num_leavings += 1
+                elif _is_folder(entry):
                     if recurse:
                         pending.append((f"{here}/{entry.name}", self._descend(entry, ancestors)))
                 elif entry.name.lower().endswith(EXTENSIONS):
                     found.append(_image_of(entry, here))
-                elif not entry.name.startswith("."):
+                else:
                     ignored += 1
         return found, ignored
 
@@ -113,7 +119,11 @@ class ArchiveTree:
         self.archives: tuple[str, ...] = (str(archive),)
         self.watched = [(str(archive), *stamp_of(archive))]
         self._folders: dict[str, _Folder] = {"": _Folder()}
+        self.num_leavings = 0
         for member in members(archive):
+            if any(is_leaving(part) for part in member.path.split("/")):
+                self.num_leavings += 1
+                continue
             folder, _, name = member.path.rpartition("/")
             files = self._folder(folder).files
             if name in files:
@@ -128,7 +138,7 @@ class ArchiveTree:
     def children(self, folder: str) -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder, hidden ones left out."""
         here = self._folders.get(self._inner(folder), _Folder())
-        return [name for name in here.folders if name[0] != "."], [name for name in here.files if name[0] != "."]
+        return list(here.folders), list(here.files)
 
     def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
         """Images in a folder, and how many files there are no images; in no particular order."""
@@ -141,7 +151,7 @@ class ArchiveTree:
             for name, (start, size) in content.files.items():
                 if name.lower().endswith(EXTENSIONS):
                     found.append(ImageFile(here, name, size, start=start))
-                elif not name.startswith("."):
+                else:
                     ignored += 1
             if recurse:
                 pending += [f"{here}/{name}" for name in content.folders]
@@ -249,10 +259,17 @@ def list_classes(tree: Tree, folder: str, *, prefix: str, where: str, on_class_f
         )
     if ignored:
         logger.warning("%s: files that are not images by their endings, left out: %d", where, ignored)
+    note_leavings(where, tree.num_leavings)
     _refuse_clashes(where, classes, on_class_fault)
     if empty:
         _fault(f"{where}: class folders without an image: {some(empty, show=8)}. Fill or delete them", on_class_fault)
     return entries.listing(class_names=classes, archives=tree.archives, watched=tree.watched)
+
+
+def note_leavings(where: str, count: int) -> None:
+    """Say how many hidden files and folders, such as `._x.jpg`, `.ipynb_checkpoints` and `__MACOSX`, were left out."""
+    if count:
+        logger.warning("%s: hidden files and folders, and those that systems leave, left out: %d", where, count)
 
 
 def contents(tree: Tree, folder: str = "") -> str:

@@ -25,6 +25,9 @@ EXTENSIONS = (
 """What counts as an image in a folder; anything else is ignored, and the number of ignored files is said."""
 
 
+_LEAVINGS = ("__MACOSX", "@eaDir", "Thumbs.db", "ehthumbs.db", "desktop.ini")
+"""What systems leave among images, besides names that begin with a dot."""
+
 MAX_FILE_BYTES = 2**30
 """A larger file is refused before it is read: an image of Pillow's limit of pixels takes half of it uncompressed."""
 
@@ -93,6 +96,11 @@ def content_of(path: Path, *, name: str) -> bytes:
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path
         what = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error) or "no memory"
         raise ImageError(f"{name}: cannot be read as an image: {what}") from error
+
+
+def is_leaving(name: str) -> bool:
+    """Whether a file or folder is hidden, or left there by a system: never an image, never a class."""
+    return name.startswith(".") or name in _LEAVINGS
 
 
 def kind_of(mode: int) -> str:

@@ -36,7 +36,9 @@ def labels_in(root: Path) -> Path | None:
     return next((folder / name for name in BESIDE if (folder / name).exists()), None)
 
 
-def with_labels(listing: Listing, source: Path, class_names: Sequence[str]) -> Listing:
+def with_labels(
+    listing: Listing, source: Path, class_names: Sequence[str], *, label_column: str | None = None
+) -> Listing:
     """Give the images of a flat folder the labels that a list or a development kit has for their names.
 
     Parameters
@@ -47,6 +49,8 @@ def with_labels(listing: Listing, source: Path, class_names: Sequence[str]) -> L
         A list, or the development kit: unpacked, or its `.tar.gz`.
     class_names : sequence of str
         Classes of the other split: labels are their names, or numbers that count them from 0.
+    label_column : str, optional
+        Which column of a `.csv` holds the labels.
 
     Raises
     ------
@@ -56,7 +60,9 @@ def with_labels(listing: Listing, source: Path, class_names: Sequence[str]) -> L
     if not source.exists():
         raise DataError(f"{source}: no such file or folder, wanted as the labels of images without class folders")
     is_devkit = source.is_dir() or source.name.endswith((".tar.gz", ".tgz", ".tar"))
-    labels = _by_devkit(listing, source) if is_devkit else _by_name(listing, read_list(source))
+    labels = (
+        _by_devkit(listing, source) if is_devkit else _by_name(listing, read_list(source, label_column=label_column))
+    )
     numbers, names = numbered(labels, class_names or None, where=source)
     return replace(listing, labels=numbers, class_names=names)
 
@@ -66,8 +72,16 @@ def _by_name(listing: Listing, listed: FileList) -> Sequence[str]:
         raise DataError(f"{listed.where}: expected a path and a label in each line; there is only one column")
     labels: dict[str, str] = {}
     for path, label in zip(listed.paths, listed.labels, strict=True):
-        labels[PurePosixPath(path).name] = str(label)
-    stems = {PurePosixPath(name).stem: label for name, label in labels.items()}
+        name = PurePosixPath(str(path)).name
+        if labels.setdefault(name, str(label)) != str(label):
+            raise DataError(
+                f"{listed.where}: {name} has several labels: {labels[name]!r} and {str(label)!r}. Each image counts as "
+                f"one class here: leave one of them."
+            )
+    stems: dict[str, str | None] = {}
+    for name, label in labels.items():
+        stem = PurePosixPath(name).stem
+        stems[stem] = label if stems.get(stem, label) == label else None
     found = []
     for path in listing.paths:
         name = PurePosixPath(path).name

@@ -77,9 +77,10 @@ class ListedSource(ImageSource):
             return f"{listing.archives[int(listing.archive[row])]}: {path}"
         return str(self._root / path)
 
-    def labelled(self, labels: Path, class_names: Sequence[str]) -> ListedSource:
+    def labelled(self, labels: Path, class_names: Sequence[str], *, label_column: str | None = None) -> ListedSource:
         """Return the same images with labels from a list; see `extract.data.labels`."""
-        return ListedSource(with_labels(self._listing, labels, class_names), self._root, kept=self._kept)
+        listing = with_labels(self._listing, labels, class_names, label_column=label_column)
+        return ListedSource(listing, self._root, kept=self._kept)
 
     def _check(self, path: Path, listed: int, found: int) -> None:
         """Compare sizes: another time of change alone says nothing, the digest decides."""

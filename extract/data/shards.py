@@ -18,10 +18,14 @@ import numpy as np
 
 from extract.data.archives import Member, members, read_member
 from extract.data.filelists import numbered, read_classes
-from extract.data.images import EXTENSIONS
+from extract.data.folders import note_leavings
+from extract.data.images import EXTENSIONS, is_leaving
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Listing, first_duplicate
 from store import some
+
+MAX_LABEL_BYTES = 2**24
+"""Of the text beside an image."""
 
 LABEL_KEYS = ("label", "cls", "class", "target")
 
@@ -65,17 +69,22 @@ def list_shards(shards: Sequence[Path], *, root: Path, classes: Path | None = No
     """
     entries = Entries()
     labels: list[str] = []
+    num_leavings = 0
     watched = [(str(path), *stamp_of(path)) for path in (*shards, classes) if path is not None]
     for number, shard in enumerate(shards):
         inner = str(shard.relative_to(root)) if shard.is_relative_to(root) else shard.name
         with shard.open("rb") as file:
-            for key, parts in groupby(members(shard), key=lambda member: _key(member.path)):
+            there = list(members(shard))
+            wanted = [member for member in there if not any(map(is_leaving, member.path.split("/")))]
+            num_leavings += len(there) - len(wanted)
+            for key, parts in groupby(wanted, key=lambda member: _key(member.path)):
                 sample = list(parts)
                 image = _image(shard, key, sample)
                 entries.add(f"{inner}/{image.path}", size=image.size, label=-1, start=image.start, archive=number)
                 label = _label(shard, key, sample, file.fileno())
                 if label is not None:
                     labels.append(label)
+    note_leavings(f"{shards[0]}, ...", num_leavings)
     if labels and len(labels) != len(entries):
         raise DataError(
             f"{shards[0]}, ...: {len(entries):,} samples, {len(labels):,} of them with a label (.cls, or .json with "
@@ -112,12 +121,14 @@ def _label(shard: Path, key: str, sample: Sequence[Member], descriptor: int) -> 
         ending = member.path[len(key) :].lower()
         if ending not in (".cls", ".cls.txt", ".json"):
             continue
+        if member.size > MAX_LABEL_BYTES:
+            raise DataError(f"{shard}: {member.path} has {member.size:,} bytes, more than a label can have")
         text = read_member(shard, descriptor, start=member.start, size=member.size).decode(errors="replace").strip()
         if ending != ".json":
             return text
         try:
             facts = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{shard}: {member.path} is not JSON: {error}") from error
         label = next((facts[name] for name in LABEL_KEYS if name in facts), None) if isinstance(facts, dict) else facts
         if label is not None:

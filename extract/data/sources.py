@@ -49,6 +49,7 @@ class Place:
     list: Path | None = None
     labels: Path | None = None
     classes: Path | None = None
+    label_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     on_class_fault: str = "stop"
     on_error: str = "stop"
@@ -75,6 +76,7 @@ def open_sources(
     train_labels: Path | None = None,
     val_labels: Path | None = None,
     classes: Path | None = None,
+    label_column: str | None = None,
     options: Mapping[str, Any] | None = None,
     limit: int | None = None,
     per_class: int | None = None,
@@ -117,6 +119,7 @@ def open_sources(
         list=_found(train_list, root),
         labels=_found(train_labels, root),
         classes=_found(classes, root),
+        label_column=label_column,
         options=options or {},
         on_class_fault=on_class_fault,
         on_error=on_error,
@@ -125,7 +128,7 @@ def open_sources(
     val = replace(train, split=val_split, list=_found(val_list, root), labels=_found(val_labels, root))
     sources = {"train": SOURCES[source](train), "val": SOURCES[source](val)}
     if source == "folder" and root is not None:
-        _label_flat_val(sources, root, val.labels, on_class_fault)
+        _label_flat_val(sources, root, val.labels, on_class_fault, label_column)
     _compare_classes(sources["train"].rows, sources["val"].rows, on_class_fault)
     if source == "filelist":
         _warn_of_shared_images(sources["train"].rows, sources["val"].rows)
@@ -159,11 +162,12 @@ def _filelist(place: Place) -> ImageSource:
         root=place.root,
         labels=place.labels,
         classes=place.classes,
+        label_column=place.label_column,
         on_missing=place.on_error,
     )
     base = place.root if place.root is not None else place.list.resolve().parent
     made_from = [path and path.resolve() for path in (place.list, place.labels, place.classes)]
-    return place.listed(make, "filelist", *made_from, place.on_error, root=base)
+    return place.listed(make, "filelist", *made_from, place.label_column, place.on_error, root=base)
 
 
 def _webdataset(place: Place) -> ImageSource:
@@ -184,7 +188,7 @@ def _torchvision(place: Place) -> ImageSource:
 
 
 def _huggingface(place: Place) -> ImageSource:
-    return HuggingFaceSource(place.dataset, place.root, place.split, place.options)
+    return HuggingFaceSource(place.dataset, place.root, place.split, place.options, label_column=place.label_column)
 
 
 SOURCES: Mapping[str, Callable[[Place], ImageSource]] = {
@@ -219,7 +223,9 @@ def _part(source: ImageSource, *, limit: int | None, per_class: int | None, seed
     return SubsetSource(source, chosen_rows(rows.paths, rows.labels, limit=limit, per_class=per_class, seed=seed))
 
 
-def _label_flat_val(sources: dict[str, ImageSource], root: Path, labels: Path | None, on_class_fault: str) -> None:
+def _label_flat_val(
+    sources: dict[str, ImageSource], root: Path, labels: Path | None, on_class_fault: str, label_column: str | None
+) -> None:
     """Find labels for images without class folders where the other split has some, as ImageNet's val is distributed."""
     val, classes = sources["val"], sources["train"].rows.class_names
     if labels is None and classes and not val.rows.class_names:
@@ -236,7 +242,7 @@ def _label_flat_val(sources: dict[str, ImageSource], root: Path, labels: Path | 
     if labels is not None and isinstance(val, ListedSource):
         if val.rows.class_names:
             raise DataError(f"{labels}: labels for val, whose images have class folders. Leave one of both out.")
-        sources["val"] = val.labelled(labels, classes)
+        sources["val"] = val.labelled(labels, classes, label_column=label_column)
 
 
 def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:

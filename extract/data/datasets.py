@@ -230,7 +230,7 @@ def _load(datasets: Any, name: str | None, root: Path | None, split: str, option
 
 def _label_column(datasets: Any, data: Any, named: str | None, *, where: str) -> str | None:
     """Which column holds the labels; None if there are none by the user's own word."""
-    columns = list(data.features)
+    columns: list[str] = list(data.features)
     choose = "Say which with data.label_column=NAME, or go on without labels with data.label_column=none."
     if named is not None:
         if named in columns:
@@ -238,7 +238,7 @@ def _label_column(datasets: Any, data: Any, named: str | None, *, where: str) ->
         if named.lower() == "none":
             return None
         raise DataError(f"{where}: no column {named!r}. {nearest(named, columns)}")
-    found = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
+    found: list[str] = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
     found += [column for column in ("label", "labels") if column in columns and column not in found]
     if len(found) > 1:
         raise DataError(f"{where}: which column holds the labels: {' or '.join(found)}? {choose}")

@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,13 @@ def read_list(where: Path, *, label_column: str | None = None) -> FileList:
         If there is none, or it is of no known kind.
     """
     read_csv = partial(_read_csv, label_column=label_column)
-    readers = {".npy": _read_npy, ".txt": _read_txt, ".csv": read_csv, ".tsv": read_csv, ".json": _read_json}
+    readers: dict[str, Callable[[Path], FileList]] = {
+        ".npy": _read_npy,
+        ".txt": _read_txt,
+        ".csv": read_csv,
+        ".tsv": read_csv,
+        ".json": _read_json,
+    }
     if where.suffix not in readers:
         raise DataError(f"{where}: a list must end in {', '.join(readers)}; got {where.suffix or 'no ending'!r}")
     _refuse_special(where)
@@ -282,7 +288,7 @@ def _read_npy(where: Path) -> FileList:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = np.load(where, allow_pickle=False, mmap_mode="r")  # refuses a shape beyond the file's bytes
+            values: Any = np.load(where, allow_pickle=False, mmap_mode="r")  # refuses a shape beyond the file's bytes
         values = np.array(values) if isinstance(values, np.ndarray) else None
     except MemoryError:
         raise

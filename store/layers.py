@@ -112,6 +112,8 @@ class LayerSpec:
         LayerSpec(name='res4', tap='res4', pooling=None)
         >>> LayerSpec.of(["res4", ["AvgPool2d", [[8, 8], 3, 0]]]).name
         'res4.AvgPool2d_8_3_0'
+        >>> LayerSpec.of("fc|input").name
+        'fc.input'
         >>> LayerSpec.of("vissl_res4=res4:AvgPool2d(8,3,0)").name
         'vissl_res4'
         """
@@ -210,6 +212,7 @@ def check_name(name: str, tap: str | None = None) -> None:
 
 
 def _usual_name(tap: str, pooling: Pooling | None) -> str:
+    tap = tap.replace("|", ".")  # `fc|input` is what goes into fc
     return tap if pooling is None else "_".join((f"{tap}.{pooling.op}", *map(_short, pooling.args)))
 
 

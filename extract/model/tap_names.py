@@ -10,16 +10,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from extract.model.dataflow import CLASS_TOKENS
 from extract.model.heads import TrunkWithHeads
 from store import BenchError, nearest
 
 INPUT = "|input"
 """After a module's path: what goes into the module, not what it returns."""
+
+OUTPUT = "output"
+"""The tap that is what the trunk returns, class scores or not; a module of that name comes first."""
 
 
 class ModelError(BenchError):
@@ -54,6 +59,56 @@ class Tokens:
     class_token: bool
     grid: tuple[int, int] | None
     """Patches in height and width; None if they make a square."""
+
+    patches_at: frozenset[str] | None = None
+    """Blocks that give the grid's patches, with or without a prefix; None before a forward pass was watched."""
+
+    class_at: frozenset[str] | None = None
+    """Blocks that give the class token, too."""
+
+    last: str | None = None
+    """Path of the module whose output is the final tokens: the last block before the norm, or the norm itself where
+    more comes in between; "" if there are no final tokens."""
+
+    last_class: bool = True
+    """Whether the class token is among the final tokens."""
+
+    def has_patches(self, block: str) -> bool:
+        """Whether a block gives patches."""
+        return self.patches_at is None or block in self.patches_at
+
+    def has_class(self, block: str) -> bool:
+        """Whether a block gives the class token."""
+        return self.class_token and (self.class_at is None or block in self.class_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """What a watched forward pass has shown of a trunk."""
+
+    classifier: str
+    """Path of the module that gives the class scores, with `|input`, or of the one whose output goes into them; "" if
+    the trunk has no classifier."""
+
+    unclear: str
+    """Why `flatten` can't be told; "" if it can."""
+
+    tokens: Tokens | None
+    random: tuple[str, ...] = ()
+    """Modules that drew random numbers."""
+
+
+_LEARNED: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
+
+
+def remember(trunk: nn.Module, structure: Structure) -> None:
+    """Keep what a forward pass has shown of a trunk, without its heads."""
+    _LEARNED[trunk] = structure
+
+
+def structure_of(trunk: nn.Module) -> Structure | None:
+    """Return what a forward pass has shown of a trunk without its heads; None before there was one."""
+    return _LEARNED.get(trunk)
 
 
 _RESNET = {
@@ -129,16 +184,22 @@ def resolve_tap(trunk: nn.Module, name: str, tap: str) -> Tap:
     Raises
     ------
     ModelError
-        If there is no such tap; the message has the nearest ones.
+        If there is no such tap, with the nearest ones; or if the trunk does not show what `flatten` is.
     """
     body, prefix = body_of(trunk)
     aliases = aliases_of(trunk)
-    if tap in aliases:
-        return Tap((aliases[tap],))
     modules = {module for module, _ in trunk.named_modules() if module}
-    for path in (prefix + tap, tap):
-        if path in modules:
-            return Tap((path,))
+    outer, of_input = tap.removesuffix(INPUT), tap.endswith(INPUT)
+    place = aliases.get(outer, next((path for path in (prefix + outer, outer) if path in modules), None))
+    if of_input and place and not place.endswith(INPUT):
+        return Tap((place + INPUT,))
+    if not of_input and place is not None:
+        return Tap((place,))
+    learned = structure_of(body)
+    if tap == "flatten" and learned is not None:
+        raise ModelError(f"{name}: flatten can't be told: {learned.unclear}")
+    if tap == OUTPUT:
+        return Tap((prefix.rstrip("."),))
     tokens = tokens_of(body)
     of_tokens = _token_tap(tap, tokens, prefix) if tokens else None
     if of_tokens is not None:
@@ -158,19 +219,33 @@ def aliases_of(trunk: nn.Module) -> dict[str, str]:
     aliases = {alias: path for alias, path in places.items() if path is not None}
     if type(body).__name__ == "EfficientNet" and "features" in modules:
         aliases |= _efficientnet(modules)
-    classifier = classifier_of(body)
-    aliases["flatten"] = classifier + INPUT if classifier else ""
+    learned = structure_of(body)
+    if learned is None:
+        classifier = classifier_of(body)
+        aliases["flatten"] = classifier + INPUT if classifier else ""
+    elif not learned.unclear:
+        aliases["flatten"] = learned.classifier
     return {alias: prefix + path if path else prefix.rstrip(".") for alias, path in aliases.items()}
 
 
 def classifier_of(trunk: nn.Module) -> str:
     """Path of the module that turns the trunk's output into class scores; "" if there is none.
 
+    It is what a forward pass has shown; before there was one, what the names say.
+    """
+    learned = structure_of(trunk)
+    if learned is None:
+        return named_classifier(trunk)
+    return learned.classifier.removesuffix(INPUT) if learned.classifier.endswith(INPUT) else ""
+
+
+def named_classifier(trunk: nn.Module) -> str:
+    """Path of the classifier by its name; "" if there is none.
+
     It is what timm's models say, or else the last linear layer, convolution or identity of what is called `fc`,
     `classifier`, `heads` or `head`.
     """
-    says = getattr(trunk, "get_classifier", None)
-    said = says() if callable(says) else None
+    said = said_classifier(trunk)
     if isinstance(said, nn.Module):
         return next((path for path, module in trunk.named_modules() if module is said), "")
     for path in ("fc", "classifier", "heads", "head"):
@@ -186,32 +261,60 @@ def classifier_of(trunk: nn.Module) -> str:
     return ""
 
 
+def said_classifier(trunk: nn.Module) -> Any:
+    """Return what a model of timm's says is its classifier: a module, or several; None if it says nothing."""
+    says: Any = getattr(trunk, "get_classifier", None)
+    try:
+        return says() if callable(says) else None
+    except Exception:  # a method that its parts do not support
+        return None
+
+
 def tokens_of(trunk: Any) -> Tokens | None:
-    """Where a trunk has tokens, if it is a vision transformer of torchvision's or of timm's and DINO's form."""
+    """Where a trunk has tokens, if it is a vision transformer of torchvision's or of timm's and DINO's form.
+
+    After a forward pass was watched, only what it has confirmed.
+    """
+    learned = structure_of(trunk) if isinstance(trunk, nn.Module) else None
+    return tokens_by_names(trunk) if learned is None else learned.tokens
+
+
+def tokens_by_names(trunk: Any) -> Tokens | None:
+    """Where a trunk has tokens, as its attributes say."""
     if isinstance(trunk, torchvision.models.VisionTransformer):
         names = [name for name, _ in trunk.encoder.layers.named_children()]
         blocks = tuple(f"encoder.layers.{name}" for name in names)
-        return Tokens(blocks=blocks, norm=trunk.encoder.ln, prefix=1, class_token=True, grid=None)
-    if all(hasattr(trunk, attribute) for attribute in ("num_prefix_tokens", "blocks", "norm", "patch_embed")):
-        return Tokens(
-            blocks=tuple(f"blocks.{name}" for name, _ in trunk.blocks.named_children()),
-            norm=trunk.norm,
-            prefix=int(trunk.num_prefix_tokens),
-            class_token=getattr(trunk, "cls_token", None) is not None,
-            grid=getattr(trunk.patch_embed, "grid_size", None),
-        )
-    return None
+        side = trunk.image_size // trunk.patch_size
+        return Tokens(blocks=blocks, norm=trunk.encoder.ln, prefix=1, class_token=True, grid=(side, side))
+    attributes = ("num_prefix_tokens", "blocks", "norm", "patch_embed")
+    if not all(hasattr(trunk, attribute) for attribute in attributes):
+        return None
+    blocks, norm, prefix = trunk.blocks, trunk.norm, trunk.num_prefix_tokens
+    if not isinstance(blocks, nn.Module) or not isinstance(norm, nn.Module) or not isinstance(prefix, int):
+        return None
+    grid: Any = getattr(trunk.patch_embed, "grid_size", None)
+    is_pair = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(side, int) for side in grid)
+    return Tokens(
+        blocks=tuple(f"blocks.{name}" for name, _ in blocks.named_children()),
+        norm=norm,
+        prefix=prefix,
+        class_token=any(getattr(trunk, token, None) is not None for token in CLASS_TOKENS),
+        grid=(grid[0], grid[1]) if is_pair else None,
+    )
 
 
 def token_names(tokens: Tokens) -> Iterator[str]:
     """Names of all token taps of a trunk; of those of the last n blocks, n = 4 or all stands for the others."""
+    depth = len(tokens.blocks)
     for pattern in TOKEN_TAPS:
-        if "CLS" in pattern and not tokens.class_token:
-            continue
         if "{i}" in pattern:
-            yield from (pattern.format(i=index) for index in range(len(tokens.blocks)))
+            names = [pattern.format(i=index) for index in range(depth)]
+        elif "{n}" in pattern:
+            names = [pattern.format(n=count) for count in range(min(4, depth), 0, -1)]
         else:
-            yield pattern.format(n=min(4, len(tokens.blocks)))
+            names = [pattern]
+        there = [name for name in names if _token_tap(name, tokens, "") is not None]
+        yield from there[:1] if "{n}" in pattern else there
 
 
 def channel_axis(name: str, path: str, shape: tuple[int, ...], *, square: bool) -> int | None:
@@ -245,24 +348,40 @@ def _token_tap(tap: str, tokens: Tokens, prefix: str) -> Tap | None:
     if match is None:
         return None
     which, kind, *number = (group for group in match.groups() if group)
+    if which == "last" and tokens.last is not None:
+        if not tokens.last or ("CLS" in kind and not (tokens.class_token and tokens.last_class)):
+            return None
+        is_normed = tokens.last not in tokens.blocks
+        return Tap((prefix + tokens.last,), _token_view(kind, tokens, norm=not is_normed), 3 if kind == "MAP" else None)
     depth = len(tokens.blocks)
     if which == "blk":
         chosen = tokens.blocks[int(number[0]) :][:1]
     else:
         count = int(number[0]) if number else 1
         chosen = tokens.blocks[depth - count :] if 1 <= count <= depth else ()
-    if not chosen or ("CLS" in kind and not tokens.class_token):
+    if not chosen or not all(map(tokens.has_patches, chosen)):
         return None
+    has_class = {tokens.has_class(block) for block in chosen}
+    if ("CLS" in kind and has_class != {True}) or (kind == "BLK" and len(has_class) > 1):
+        return None
+    return Tap(
+        tuple(prefix + block for block in chosen), _token_view(kind, tokens, norm=True), 3 if kind == "MAP" else None
+    )
+
+
+def _token_view(kind: str, tokens: Tokens, *, norm: bool) -> Callable[[Tensor], Tensor]:
+    """Return what makes a view of a block's output, or of the final norm's, which is normalised already."""
 
     def view(output: Tensor) -> Tensor:
-        tokens_BTD: Tensor = tokens.norm(output)
+        tokens_BTD: Tensor = tokens.norm(output) if norm else output
         return _of_tokens(tokens_BTD, kind, tokens)
 
-    return Tap(tuple(prefix + block for block in chosen), view, 3 if kind == "MAP" else None)
+    return view
 
 
 def _of_tokens(tokens_BTD: Tensor, kind: str, tokens: Tokens) -> Tensor:
-    cls, patches = tokens_BTD[:, 0], tokens_BTD[:, tokens.prefix :]
+    prefix = tokens_BTD.shape[1] - tokens.grid[0] * tokens.grid[1] if tokens.grid else tokens.prefix
+    cls, patches = tokens_BTD[:, 0], tokens_BTD[:, prefix:]
     if kind == "CLS":
         return cls
     if kind == "POOL":
@@ -270,6 +389,6 @@ def _of_tokens(tokens_BTD: Tensor, kind: str, tokens: Tokens) -> Tensor:
     if kind == "CLSPOOL":
         return torch.cat((cls, patches.mean(1)), dim=1)
     if kind == "BLK":
-        return torch.cat((cls[:, None], patches), dim=1) if tokens.class_token else patches
+        return torch.cat((cls[:, None], patches), dim=1) if tokens.class_token and prefix else patches
     height, width = tokens.grid or (round(patches.shape[1] ** 0.5),) * 2
     return patches.reshape(len(patches), height, width, -1)

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from extract.model.dataflow import first_tensor
 from extract.model.pooling import pool
+from extract.model.structure import learn
 from extract.model.tap_names import (
     INPUT,
     ModelError,
@@ -28,7 +30,7 @@ from extract.model.tap_names import (
     token_names,
     tokens_of,
 )
-from extract.model.trunks import WithoutMemory, build_trunk
+from extract.model.trunks import WithoutMemory, build_trunk, is_own
 from store import LayerInfo, LayerSpec, Pooling
 
 
@@ -67,6 +69,8 @@ class TappedTrunk:
         self._places = {place for layer in self._layers for place in layer.tap.places}
         self._runs: Counter[str] = Counter()
         self._last = ""
+        self.image_size = (0, 0)
+        """Height and width of the images, as probed."""
 
     def probe(self, image: Tensor) -> dict[str, LayerInfo]:
         """Run one image of shape (1, 3, H, W) to learn which modules run how often, and the layers' shapes.
@@ -74,8 +78,14 @@ class TappedTrunk:
         Raises
         ------
         ModelError
-            If a tap never runs, or a pooling does not fit.
+            If a tap never runs or is not what its name says, or a pooling does not fit.
         """
+        with torch.inference_mode():
+            run(self.trunk, image, name=self.name)
+        self.image_size = (image.shape[2], image.shape[3])
+        learn(self.trunk, image, own=is_own(self.name))
+        self._layers = [_Layer(each.spec, resolve_tap(self.trunk, self.name, each.spec.tap)) for each in self._layers]
+        self._places = {place for layer in self._layers for place in layer.tap.places}
         order: list[str] = []
         with _hooks(self.trunk, self._places, lambda place, _: order.append(place)), torch.inference_mode():
             run(self.trunk, image, name=self.name)
@@ -165,8 +175,9 @@ class TappedTrunk:
             axis = channel_axis(self.name, path, tuple(view.shape), square=images.shape[2] == images.shape[3])
         try:
             return pool(view, spec.pooling, channel_axis=axis)
-        except ValueError as error:
-            raise ModelError(f"{self.name}: layer {spec.name} cannot be pooled: {error}") from error
+        except (ValueError, RuntimeError, MemoryError, OverflowError) as error:  # of sizes that are too large, too
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(f"{self.name}: layer {spec.name} cannot be pooled: {text}") from error
 
 
 def run(trunk: nn.Module, images: Tensor, *, name: str) -> None:
@@ -193,7 +204,8 @@ def _hooks(trunk: nn.Module, places: Iterable[str], on_output: Callable[[str, An
     for place in places:
         module = trunk.get_submodule(place.removesuffix(INPUT))
         if place.endswith(INPUT):
-            handles.append(module.register_forward_pre_hook(lambda _m, args, place=place: on_output(place, args[0])))
+            before = lambda _, args, kwargs, place=place: on_output(place, first_tensor(args, kwargs))  # noqa: E731
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         else:
             handles.append(module.register_forward_hook(lambda _m, _i, output, place=place: on_output(place, output)))
     try:
@@ -244,6 +256,7 @@ def list_taps(
     modules = {path for path, _ in trunk.named_modules() if path}
     with _hooks(trunk, modules, note), torch.inference_mode():
         run(trunk, image, name=name)
+    learn(trunk, image, own=is_own(name))
     aliases: dict[str, list[str]] = {}
     for alias, place in aliases_of(trunk).items():
         aliases.setdefault(place.removeprefix(prefix), []).append(alias)
@@ -251,11 +264,13 @@ def list_taps(
         TapInfo(tap, tuple(aliases.get(tap, ())), shape, _mean_size(name, tap, shape)) for tap, shape in shapes.items()
     ]
     tokens = tokens_of(body)
-    views = [*(token_names(tokens) if tokens else ()), "flatten"]
+    views = [*(token_names(tokens) if tokens else ()), *(["flatten"] if "flatten" in aliases_of(trunk) else [])]
     whole = [LayerSpec(view, view, Pooling.of("Identity")) for view in views]
     for view, info in TappedTrunk(trunk, name=name, layers=whole).probe(image).items():
         axis = resolve_tap(trunk, name, view).channel_axis
-        taps.append(TapInfo(view, (), info.shape, _mean_size(name, view, info.shape, axis)))
+        places = resolve_tap(trunk, name, view).places if view == "flatten" else ()
+        called = tuple(place.removeprefix(prefix) for place in places if place not in ("", prefix.rstrip(".")))
+        taps.append(TapInfo(view, called, info.shape, _mean_size(name, view, info.shape, axis)))
     return taps
 
 

@@ -203,9 +203,28 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that is no trunk's, without running anything.
+
+    Raises
+    ------
+    ModelError
+        If the trunk is unknown, or the file of its function is not there.
+    """
+    if not is_own(name):
+        _builder(name)
+    elif (place := name.rpartition(":")[0]).endswith(".py") and not Path(place).is_file():
+        raise ModelError(f"{name}: no file {place}")
+
+
+def is_own(name: str) -> bool:
+    """Whether a trunk is a function of the user's code."""
+    return ":" in name and not name.startswith(TIMM)
+
+
 def code_of(name: str) -> Path | None:
     """Return the file with the code of one's own model, whose digest belongs to the fingerprint; None for others."""
-    if ":" not in name or name.startswith(TIMM):
+    if not is_own(name):
         return None
     file, _, _ = name.rpartition(":")
     if file.endswith(".py"):

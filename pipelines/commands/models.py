@@ -19,8 +19,10 @@ def layers(
             "'model.heads=[[mlp, {dims: [2048, 128]}]]'.",
         ),
     ],
-    image_size: Annotated[int, typer.Option("--image-size", help="Pixels of a side.")] = 224,
-    images: Annotated[int | None, typer.Option("--images", help="Say the GB of so many images, in float32.")] = None,
+    image_size: Annotated[int, typer.Option("--image-size", min=1, max=65536, help="Pixels of a side.")] = 224,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Say the GB of so many images, in float32.")
+    ] = None,
 ) -> None:
     """List the taps of a model: name, VISSL's name for it, shape, and the numbers that are stored of an image."""
     from rich.table import Table

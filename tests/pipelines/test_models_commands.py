@@ -25,7 +25,7 @@ def test_layers_lists_taps_with_vissls_names_shapes_numbers_and_gigabytes(bench)
     table = rows(bench("layers", "resnet50", "--images", "1281167"))
     assert table["layer3"] == ["layer3", "res4", "1024", "x", "14", "x", "14", "200,704", "1,024", "1,028.54", "5.25"]
     assert table["relu"][1] == "conv1"
-    assert table["flatten"] == ["flatten", "2048", "2,048", "2,048", "10.50", "10.50"]
+    assert table["flatten"] == ["flatten", "fc|input", "2048", "2,048", "2,048", "10.50", "10.50"]
 
 
 def test_layers_lists_tokens_and_heads_of_the_model_that_is_meant(bench):

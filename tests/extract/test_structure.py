@@ -1,0 +1,241 @@
+"""`flatten` is what goes into the classifier, whatever its name, and views of tokens are what timm computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from extract.model.tap_names import ModelError
+from extract.model.taps import TappedTrunk, list_taps
+from extract.model.trunks import build_trunk
+from store.layers import LayerSpec, layers_of
+
+OWN = "own.py:net"
+
+
+class Net(nn.Module):
+    """A trunk of 16 numbers; the classifiers are called as no library calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 5, 2), nn.BatchNorm2d(16)
+        self.pool, self.linear, self.other = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 5), nn.Linear(16, 4)
+        self.weight = nn.Parameter(torch.randn(5, 16))
+
+    def trunk(self, images):
+        return F.relu(self.norm(self.conv(images))).mean((2, 3))
+
+
+class Plain(Net):
+    def forward(self, images):
+        return self.linear(self.trunk(images))
+
+
+class ByKeyword(Net):
+    def forward(self, images):
+        return {"logits": self.linear(input=self.trunk(images))}
+
+
+class Scaled(Net):
+    def forward(self, images):
+        return (self.linear(self.trunk(images)) * 2 + 1).log_softmax(1)
+
+
+class WeightNorm(Net):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.utils.parametrizations.weight_norm(nn.Linear(16, 5, bias=False))
+
+    def forward(self, images):
+        return self.linear(self.trunk(images))
+
+
+class Pointwise(Net):
+    """Scores at each position, then their mean, as SqueezeNet has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Conv2d(16, 5, 1)
+
+    def forward(self, images):
+        return F.relu(self.scores(F.relu(self.norm(self.conv(images))))).mean((2, 3))
+
+
+class AfterAModule(Net):
+    """The classifier is no module, but a module gives what goes in."""
+
+    def forward(self, images):
+        return F.linear(self.pool(F.relu(self.norm(self.conv(images)))).flatten(1), self.weight)
+
+
+class Embedding(Net):
+    def forward(self, images):
+        return F.normalize(self.linear(self.trunk(images)))
+
+
+class Residual(Net):
+    def forward(self, images):
+        features = self.trunk(images)
+        return features + features @ torch.eye(16)
+
+
+class Functional(Net):
+    def forward(self, images):
+        return F.linear(self.trunk(images), self.weight)
+
+
+class Twice(Net):
+    def forward(self, images):
+        return self.linear(self.trunk(images)) + self.linear(self.trunk(images.flip(3)))
+
+
+class Averaged(Net):
+    def __init__(self):
+        super().__init__()
+        self.third = nn.Linear(16, 5)
+
+    def forward(self, images):
+        features = self.trunk(images)
+        return (self.linear(features) + self.third(features)) / 2
+
+
+class TwoOutputs(Net):
+    def forward(self, images):
+        features = self.trunk(images)
+        return {"colour": self.linear(features), "shape": self.other(features)}
+
+
+class ThroughNumpy(Net):
+    def forward(self, images):
+        return torch.from_numpy(self.linear(self.trunk(images)).numpy().copy())
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+def made(kind):
+    torch.manual_seed(0)
+    net = kind().eval().requires_grad_(False)
+    net.norm.running_var.uniform_(0.5, 1.5)
+    return net
+
+
+def layer(net, tap, images, name=OWN):
+    taps = TappedTrunk(net, name=name, layers=[LayerSpec.of(f"x={tap}")])
+    taps.probe(images[:1])
+    return taps(images)["x"]
+
+
+@pytest.mark.parametrize("kind", [Plain, ByKeyword, Scaled, WeightNorm, Pointwise, AfterAModule])
+def test_flatten_is_what_goes_into_the_classifier_whatever_it_is_called(kind, images):
+    net = made(kind)
+    assert torch.allclose(layer(net, "flatten", images), net.trunk(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Embedding, Residual])
+def test_flatten_is_the_output_where_that_is_no_classifiers(kind, images):
+    net = made(kind)
+    assert torch.equal(layer(net, "flatten", images), net(images))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Functional, "its forward computes the output from weight itself"),
+        (Twice, "its classifier linear runs 2 times"),
+        (Averaged, r"several classifiers. Tap what goes into one of them: 'linear\|input', 'third\|input'"),
+        (TwoOutputs, r"returns 2 tensors. Tap what goes into one of them: 'linear\|input', 'other\|input'"),
+        (ThroughNumpy, "could not be followed back to the image"),
+    ],
+)
+def test_flatten_is_refused_where_it_is_unclear_with_what_can_be_tapped(kind, message, images):
+    with pytest.raises(ModelError, match=message):
+        layer(made(kind), "flatten", images)
+
+
+def test_a_modules_input_is_tapped_also_where_it_is_called_by_keyword(images):
+    for kind in (Plain, ByKeyword, TwoOutputs):
+        net = made(kind)
+        assert torch.equal(layer(net, "linear|input", images), net.trunk(images))
+    assert torch.equal(layer(made(Plain), "output", images), made(Plain)(images))
+    (spec,) = layers_of(["linear|input"])
+    assert (spec.name, spec.tap) == ("linear.input", "linear|input")
+    with pytest.raises(ModelError, match=r"no tap 'lin\|input'"):
+        layer(made(Plain), "lin|input", images)
+
+
+SMALL = {
+    "vit_tiny_patch16_224": {"depth": 2},
+    "deit_tiny_distilled_patch16_224": {"depth": 2},
+    "xcit_nano_12_p16_224": {"depth": 2, "cls_attn_layers": 2},
+    "cait_xxs24_224": {"depth": 2},
+    "convit_tiny": {"depth": 4, "local_up_to_layer": 2},
+    "vit_small_patch14_reg4_dinov2": {"depth": 1, "embed_dim": 96, "num_heads": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def timm():
+    return pytest.importorskip("timm", reason="timm is an extra")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_final_tokens_are_those_of_timms_forward_features(timm, name):
+    """facebookresearch/xcit#27: XCiT's and CaiT's class token joins after `blocks`, ConViT's after some of them."""
+    side = 56 if "patch14" in name else 64
+    trunk = build_trunk(f"timm:{name}", {**SMALL[name], "img_size": side}, seed=1, image_size=(side, side))
+    random = torch.Generator().manual_seed(0)
+    for key, parameter in trunk.named_parameters():
+        if "gamma" in key or "cls_token" in key or "ls" in key:
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.5)
+    images = torch.randn(2, 3, side, side, generator=random)
+    with torch.inference_mode():
+        tokens = trunk.forward_features(images)
+    taps = TappedTrunk(trunk, name=f"timm:{name}", layers=layers_of(["lastCLS", "lastPOOL", "lastBLK:Identity"]))
+    taps.probe(images[:1])
+    layers = taps(images)
+    prefix = trunk.num_prefix_tokens
+    assert torch.allclose(layers["lastCLS"], tokens[:, 0], atol=1e-5)
+    assert torch.allclose(layers["lastPOOL"], tokens[:, prefix:].mean(1), atol=1e-5)
+    assert torch.allclose(layers["lastBLK.Identity"], torch.cat((tokens[:, :1], tokens[:, prefix:]), 1), atol=1e-5)
+
+
+def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm):
+    def views(name):
+        return {tap.name for tap in list_taps(f"timm:{name}", SMALL[name]) if tap.name.startswith(("blk", "concat"))}
+
+    assert views("xcit_nano_12_p16_224") == {"blkPOOL0", "blkPOOL1", "concatPOOL2", "concatBLK2"}
+    assert views("cait_xxs24_224") == {"blkPOOL0", "blkPOOL1", "concatPOOL2", "concatBLK2"}
+    of_convit = views("convit_tiny")
+    assert {"blkCLS2", "blkCLS3", "blkPOOL0", "blkPOOL3", "concatCLS2", "concatPOOL4"} <= of_convit
+    assert not {"blkCLS0", "blkCLS1", "concatCLS4"} & of_convit
+    trunk = build_trunk("timm:xcit_nano_12_p16_224", SMALL["xcit_nano_12_p16_224"])
+    with pytest.raises(ModelError, match="no tap 'blkCLS0'"):
+        TappedTrunk(trunk, name="timm:xcit_nano_12_p16_224", layers=layers_of(["blkCLS0"])).probe(
+            torch.zeros(1, 3, 224, 224)
+        )
+
+
+def test_patches_after_a_block_are_all_of_them(timm):
+    """Not one fewer, where the class token is not among them yet."""
+    name = "cait_xxs24_224"
+    trunk = build_trunk(f"timm:{name}", {**SMALL[name], "img_size": 56}, seed=1, image_size=(56, 56))
+    seen = {}
+    trunk.blocks[0].register_forward_hook(lambda _m, _i, output: seen.update(tokens=output.clone()))
+    images = torch.rand(2, 3, 56, 56)
+    got = layer(trunk, "blkPOOL0", images, f"timm:{name}")
+    with torch.inference_mode():
+        trunk(images)
+        assert torch.allclose(got, trunk.norm(seen["tokens"]).mean(1), atol=1e-6)
+
+
+def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm):
+    name = "deit_tiny_distilled_patch16_224"
+    taps = list_taps(f"timm:{name}", SMALL[name])
+    assert "flatten" not in {tap.name for tap in taps}
+    with pytest.raises(ModelError, match=r"'head\|input', 'head_dist\|input'"):
+        layer(build_trunk(f"timm:{name}", SMALL[name]), "flatten", torch.zeros(2, 3, 224, 224), f"timm:{name}")

@@ -21,7 +21,9 @@ def _fraction(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=float | str)]
+Number = Annotated[
+    float, BeforeValidator(_fraction, json_schema_input_type=float | str), Field(ge=-1e6, le=1e6, allow_inf_nan=False)
+]
 
 
 def _head(value: Any) -> Any:
@@ -32,7 +34,10 @@ def _head(value: Any) -> Any:
 Head = Annotated[
     tuple[str, dict[str, Any]], BeforeValidator(_head, json_schema_input_type=str | tuple[str, dict[str, Any]])
 ]
-Side = Annotated[int, Field(gt=0)]
+MAX_SIDE = 8192
+"""Pixels of a side; an image of that size takes 0.8 GB as floats."""
+
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 _ONLY_FOR = {
@@ -145,8 +150,8 @@ class TransformConfig(Config):
     @field_validator("std")
     @classmethod
     def _positive(cls, std: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not value > 0 for value in std):
-            raise ValueError("must be positive")
+        if any(not value >= 1e-6 for value in std):
+            raise ValueError("must be positive, and at least 1e-6")
         return std
 
 
@@ -175,7 +180,7 @@ class WeightsConfig(Config):
     torchvision: str | None = None
     """Name of torchvision's own weights, such as IMAGENET1K_V2 or DEFAULT; downloaded once."""
 
-    random_seed: int | None = None
+    random_seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """No training: random parameters from this seed. Every result says so."""
 
     branch: str | None = None
@@ -215,7 +220,7 @@ class WeightsConfig(Config):
 class ExtractConfig(Config):
     """How the forward passes are run."""
 
-    batch_size: int = Field(default=64, gt=0)
+    batch_size: int = Field(default=64, gt=0, le=65536)
     """Images in a forward pass."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -224,18 +229,18 @@ class ExtractConfig(Config):
     device: str = "auto"
     """`auto` is the first GPU, or the CPU; or as torch names it: cpu, cuda, cuda:1."""
 
-    workers: int | None = Field(default=None, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=1024)
     """Processes of each rank that decode images; by default the cores, shared among the ranks of a host, at most 16,
     and none for images already in memory."""
 
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     """Of the forward pass on the CPU, in each rank; by default as many as there are cores. Not divided among the ranks,
     since with some models the last bit depends on it."""
 
-    ranks: int | None = Field(default=None, gt=0)
+    ranks: int | None = Field(default=None, gt=0, le=1024)
     """Processes to extract in, on this host; by default this one alone."""
 
-    gpus: int | None = Field(default=None, gt=0)
+    gpus: int | None = Field(default=None, gt=0, le=1024)
     """GPUs of this host to extract on, with one rank for each."""
 
     @field_validator("gpus")

@@ -54,6 +54,14 @@ class Transform:
         """Return what enters the fingerprint."""
         return asdict(self)
 
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """Height and width of every image afterwards; None if they depend on the image."""
+        size = self.crop if self.crop is not None else self.resize
+        if isinstance(size, int):
+            return None if self.crop is None else (size, size)
+        return size
+
     def pixels(self, image: Image.Image, *, name: str = "image") -> Tensor:
         """Resize and crop one RGB image; returns uint8 of shape (3, H, W).
 

@@ -53,6 +53,8 @@ class ExtractionReport:
 
     seconds: float
     weights: str
+    flatten: str
+    """What the layer `flatten` is, in words; "" if it is not among them."""
 
 
 def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False) -> ExtractionReport:
@@ -96,6 +98,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
         unreadable=sum(int((~after.valid_chunk(work.split, work.chunk)).sum()) for work in done),
         seconds=time.perf_counter() - start,
         weights=prepared.weights,
+        flatten=prepared.flatten,
     )
 
 

@@ -17,7 +17,7 @@ from extract.loading import default_workers
 from extract.probe import images_per_second
 from pipelines.evaluation import resources_of
 from pipelines.pipeline import Pipeline
-from pipelines.preparation import Checked, check, choose_device
+from pipelines.preparation import Checked, check, choose_device, moved_layers
 from pipelines.protocols import find_protocols
 from pipelines.watch import duration
 from store import FeatureSet, SplitRows
@@ -96,6 +96,8 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     path = pipeline.store / pipeline.name
     existing = FeatureSet.open(path) if path.exists() else None
     mismatches = differences(existing.manifest, checked.manifest) if existing else []
+    if existing and not mismatches:
+        mismatches = moved_layers(checked, existing.manifest)
     rows = checked.rows
     images = {split: len(each.labels) for split, each in rows.items()}
     per_chunk = checked.manifest.rows_per_chunk

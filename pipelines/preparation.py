@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,22 @@ from extract.data.images import ImageError
 from extract.data.pictures import ImageSource
 from extract.data.same_images import note_missing_digests, refuse_other_images
 from extract.data.sources import open_sources
+from extract.model.code import digests, watching_code
+from extract.model.repeatability import (
+    TOLERANCE,
+    Summary,
+    check_repeatable,
+    distance,
+    features_alone,
+    fixed_images,
+    summaries,
+)
 from extract.model.seeding import build_random
-from extract.model.tap_names import ModelError
+from extract.model.tap_names import INPUT, ModelError, aliases_of, body_of
 from extract.model.taps import TappedTrunk
-from extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, code_of
+from extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
 from extract.transform import Transform
+from extract.weights.checkpoints import WeightsError
 from extract.weights.filling import Filled, fill
 from pipelines.pipeline import Pipeline
 from pipelines.transforming import choose_transform
@@ -30,7 +42,9 @@ from store import (
     BenchError,
     FeatureSet,
     LayerInfo,
+    LayerSpec,
     Manifest,
+    MismatchError,
     SplitRows,
     make_ready,
     open_or_create,
@@ -62,6 +76,18 @@ class Checked:
         return str(self.manifest.notes["weights"])
 
     @property
+    def flatten(self) -> str:
+        """What `flatten` is, in words; "" if it is not asked for."""
+        _, prefix = body_of(self.trunk)
+        place = next((aliases_of(self.trunk)[info.tap] for info in self.layers.values() if info.tap == "flatten"), None)
+        if place is None:
+            return ""
+        if place == prefix.rstrip("."):
+            return "flatten is the model's output"
+        verb = "goes into" if place.endswith(INPUT) else "comes out of"
+        return f"flatten is what {verb} {place.removesuffix(INPUT)}"
+
+    @property
     def rows(self) -> dict[str, SplitRows]:
         """Labels and paths of both splits."""
         return {split: source.rows for split, source in self.sources.items()}
@@ -85,7 +111,7 @@ class Prepared(Checked):
 
     def make_ready(self) -> None:
         """Make the feature set ready for writing; under the lock, alone."""
-        make_ready(self.features, self.rows, self.layers)
+        make_ready(self.features, self.rows, self.layers, probes=self.manifest.notes["probe"])
         refuse_other_images(self.features, self.sources)
         if self.missing():
             note_missing_digests(self.features)
@@ -98,35 +124,51 @@ class Prepared(Checked):
 
 
 def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
-    """Check all that can be checked before any chunk is computed, and create the feature set."""
+    """Check all that can be checked before any chunk is computed, and create the feature set.
+
+    Raises
+    ------
+    MismatchError
+        If there is a feature set of that name made with other settings, or with a model that gives other features.
+    """
     checked = check(pipeline, overwrite=overwrite)
-    features = open_or_create(
-        pipeline.store / pipeline.name, checked.manifest, checked.rows, overwrite=overwrite, digests=True
-    )
+    path = pipeline.store / pipeline.name
+    features = open_or_create(path, checked.manifest, checked.rows, overwrite=overwrite, digests=True)
+    faults = moved_layers(checked, features.manifest)
+    if faults:
+        raise MismatchError(f"{path}: {NOT_THE_SAME}:\n  " + "\n  ".join(faults) + f"\n{WAYS_ON}")
     return Prepared(**{each.name: getattr(checked, each.name) for each in fields(checked)}, features=features)
 
 
 def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
-    """Check all that can be checked before anything is written."""
+    """Check all that can be checked before anything is written: the model first, since listing images may take long."""
     settings = pipeline.extract
-    sources = sources_of(pipeline)
     transform, transform_from = choose_transform(pipeline)
     options = model_options(pipeline)
     choose_device(settings.device)
-    image = _blank_image(sources, transform)
+    check_name(pipeline.model.trunk)
+    _check_file(pipeline)
+    _check_rows_per_chunk(pipeline)
+    size = transform.output_size
+    sources = sources_of(pipeline) if size is None else None
+    image = torch.zeros(1, 3, *size) if size is not None else _blank_image(sources or {}, transform)
     build = build_trunk if pipeline.weights.random_seed is None else build_random
-    trunk = build(
-        pipeline.model.trunk,
-        options,
-        heads=pipeline.model.heads,
-        seed=pipeline.weights.random_seed or 0,
-        image_size=(image.shape[2], image.shape[3]),
-    )
-    taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
-    layers = taps.probe(image)
-    filled = fill(taps, image, pipeline.weights, options=options)
+    with watching_code() as ran:
+        trunk = build(
+            pipeline.model.trunk,
+            options,
+            heads=pipeline.model.heads,
+            seed=pipeline.weights.random_seed or 0,
+            image_size=(image.shape[2], image.shape[3]),
+        )
+        taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
+        layers = taps.probe(image)
+        filled = fill(taps, image, pipeline.weights, options=options)
+        probe = _probe(taps, transform, check=True)
+        model = _model(pipeline, options, trunk, ran)
+    sources = sources or sources_of(pipeline)
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
-    manifest = _manifest(pipeline, sources, transform, options, chunk_rows, filled, transform_from)
+    manifest = _manifest(pipeline, sources, transform, model, chunk_rows, filled, transform_from, probe)
     return Checked(
         pipeline=pipeline,
         sources=sources,
@@ -136,6 +178,61 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
         layers=layers,
         manifest=manifest,
     )
+
+
+NOT_THE_SAME = "its features are not what the model gives now"
+
+WAYS_ON = (
+    "The settings are the same, so the code of the model, a version of a library, or weights that the code loads by "
+    "itself must have changed. Nothing was changed here. Go back to what it was made with (`bench info` shows the "
+    "versions), choose another --name, or replace it with --overwrite."
+)
+
+
+def moved_layers(checked: Checked, manifest: Manifest) -> list[str]:
+    """Say which layers of a feature set with the same settings are not what the model gives now, and by how much."""
+    kept = {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
+    mine: dict[str, Summary] = dict(checked.manifest.notes["probe"])
+    asked = {spec.name: spec for spec in checked.pipeline.layer_specs}
+    faults = []
+    others: list[LayerSpec] = []
+    for name in kept:
+        info = manifest.layers[name]
+        spec = LayerSpec.of(f"{name}={info.tap}" + (f":{info.pooling}" if info.pooling else ""))
+        if name not in asked:
+            others.append(spec)
+        elif asked[name] != spec:
+            mine.pop(name, None)  # refused as another layer under that name
+    if others:
+        try:
+            taps = TappedTrunk(checked.trunk, name=checked.pipeline.model.trunk, layers=others)
+            taps.probe(checked.image)
+        except ModelError as error:
+            return [str(error)]
+        mine |= _probe(taps, checked.transform, check=False)
+    for name, probe in kept.items():
+        apart = distance(probe, mine[name]) if name in mine else 0.0
+        if apart > TOLERANCE:
+            faults.append(
+                f"layer {name}: for a fixed image it differs by {apart:.2g} of its norm; {TOLERANCE:g} may come from "
+                f"another processor or number of threads"
+            )
+    return faults
+
+
+def _probe(taps: TappedTrunk, transform: Transform, *, check: bool) -> dict[str, Summary]:
+    """Run the fixed images, at the size that the trunk sees; with `check`, refuse what is not repeatable."""
+    height, width = taps.image_size
+    images = transform.scale(fixed_images(height, width), torch.device("cpu"))
+    features = check_repeatable(taps, images) if check else features_alone(taps, images)
+    return summaries(features, (height, width))
+
+
+def _check_file(pipeline: Pipeline) -> None:
+    """Whether the weights are there: read later, since the model has to be built first."""
+    file = pipeline.weights.file
+    if file is not None and not file.exists():
+        raise WeightsError(f"{file}: no such file, given as weights")
 
 
 def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
@@ -167,14 +264,17 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def _model(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
-    """What identifies the model: with the heads, and the digest of code of one's own, where there are any."""
+def _model(pipeline: Pipeline, options: dict[str, Any], trunk: nn.Module, ran: Iterable[Path]) -> dict[str, Any]:
+    """What identifies the model: with the heads, and the digests of the user's code, where there is any."""
     model: dict[str, Any] = {"trunk": pipeline.model.trunk, "options": options}
     if pipeline.model.heads:
         model["heads"] = [list(head) for head in pipeline.model.heads]
     code = code_of(pipeline.model.trunk)
     if code is not None:
         model["code_sha256"] = hashlib.sha256(code.read_bytes()).hexdigest()
+        beside = digests(code, trunk, ran)
+        if beside:
+            model["code"] = beside
     return model
 
 
@@ -182,14 +282,15 @@ def _manifest(
     pipeline: Pipeline,
     sources: dict[str, ImageSource],
     transform: Transform,
-    options: dict[str, Any],
+    model: dict[str, Any],
     rows_per_chunk: int,
     filled: Filled,
     transform_from: str,
+    probe: dict[str, Summary],
 ) -> Manifest:
     return Manifest(
         made_from={
-            "model": _model(pipeline, options),
+            "model": model,
             "weights": filled.identity,
             "transform": transform.describe(),
             "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
@@ -208,6 +309,7 @@ def _manifest(
             **({"weights_load": filled.load} if filled.load else {}),
             **({"transform": transform_from} if transform_from else {}),
             "pipeline": pipeline.model_dump(mode="json"),
+            "probe": probe,
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -227,11 +329,6 @@ def _rows_per_chunk(
     """Rows of a chunk: as asked for, as the feature set has it, or as suits the layers."""
     asked, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
     path = pipeline.store / pipeline.name
-    if asked is not None and asked % batch_size:
-        raise BenchError(
-            f"storage.rows_per_chunk must be a multiple of extract.batch_size, so that a chunk is always cut into the "
-            f"same batches; got {asked} and {batch_size}"
-        )
     if asked is not None:
         return asked
     if path.exists() and not overwrite:
@@ -243,11 +340,17 @@ def _rows_per_chunk(
     )
 
 
+def _check_rows_per_chunk(pipeline: Pipeline) -> None:
+    asked, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
+    if asked is not None and asked % batch_size:
+        raise BenchError(
+            f"storage.rows_per_chunk must be a multiple of extract.batch_size, so that a chunk is always cut into the "
+            f"same batches; got {asked} and {batch_size}"
+        )
+
+
 def _blank_image(sources: dict[str, ImageSource], transform: Transform) -> torch.Tensor:
-    """An image of the size that the trunk will see, shape (1, 3, H, W)."""
-    if transform.crop is not None:
-        size = (transform.crop, transform.crop) if isinstance(transform.crop, int) else transform.crop
-        return torch.zeros(1, 3, *size)
+    """An image of the size that the first readable one of val has after the transform, shape (1, 3, H, W)."""
     source = sources["val"]
     for row in range(len(source.rows.labels)):
         try:

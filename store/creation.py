@@ -21,7 +21,7 @@ from store.errors import MismatchError, StoreError
 from store.feature_set import FeatureSet, looks_like_feature_set, record_of
 from store.journal import JOURNALS
 from store.lock import join_run
-from store.manifest import MAX_CHUNK_BYTES, LayerInfo, Manifest, SplitInfo, differences
+from store.manifest import MAX_CHUNK_BYTES, Json, LayerInfo, Manifest, SplitInfo, differences
 from store.metadata import renew_copy, save
 from store.skeleton import write_groups, write_layer, write_rows_arrays
 
@@ -108,10 +108,16 @@ def open_or_create(
     return existing
 
 
-def make_ready(features: FeatureSet, splits: Mapping[str, SplitRows], layers: Mapping[str, LayerInfo]) -> None:
+def make_ready(
+    features: FeatureSet,
+    splits: Mapping[str, SplitRows],
+    layers: Mapping[str, LayerInfo],
+    *,
+    probes: Mapping[str, Json] | None = None,
+) -> None:
     """Sweep what killed runs left, write what of the listing was set back, create the layers' arrays.
 
-    Call it under the lock, alone. Errors are those of `add_layers`.
+    Call it under the lock, alone. `probes` and errors are those of `add_layers`.
     """
     features.reload()
     features.sweep()
@@ -121,7 +127,7 @@ def make_ready(features: FeatureSet, splits: Mapping[str, SplitRows], layers: Ma
         keys = [key for name in ("labels", "paths") for key in features.chunk_keys(split, name)]
         if not all(key in features.records for key in keys):
             _write_listing(features, split, rows)
-    add_layers(features, layers)
+    add_layers(features, layers, probes=probes)
 
 
 def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, digests: bool = False) -> FeatureSet:
@@ -197,8 +203,12 @@ def _sweep_beside(path: Path) -> None:
             shutil.rmtree(begun, ignore_errors=True)
 
 
-def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> FeatureSet:
+def add_layers(
+    features: FeatureSet, layers: Mapping[str, LayerInfo], *, probes: Mapping[str, Json] | None = None
+) -> FeatureSet:
     """Create the arrays of layers that are not there yet; return the feature set. Call it under the lock.
+
+    `probes`, what each layer gives for fixed images, is noted of the layers of which it was not known.
 
     Raises
     ------
@@ -224,13 +234,19 @@ def add_layers(features: FeatureSet, layers: Mapping[str, LayerInfo]) -> Feature
                 f"{MAX_CHUNK_BYTES / 2**30:.0f}: {manifest.rows_per_chunk} rows of {info.dim:,} numbers. "
                 f"Pool it, or extract it into another --name with a smaller storage.rows_per_chunk."
             )
+    known = {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
+    notes = {**manifest.notes, "probe": {**probes, **known}} if probes else manifest.notes
     if not new:
+        if notes != manifest.notes:
+            features.manifest = dataclasses.replace(manifest, notes=notes)
+            features.check()
+            save(features.folder, features.manifest)
         return features
     _forget(features, tuple(f"{split}/{name}/" for split in manifest.splits for name in new))
     metadata = dict(manifest.metadata)
     for name, info in new.items():
         metadata |= write_layer(features.folder, manifest, name, info)
-    features.manifest = dataclasses.replace(manifest, layers={**manifest.layers, **new}, metadata=metadata)
+    features.manifest = dataclasses.replace(manifest, layers={**manifest.layers, **new}, metadata=metadata, notes=notes)
     features.check()
     save(features.folder, features.manifest)
     return features

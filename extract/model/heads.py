@@ -199,7 +199,7 @@ def build_heads(specs: Sequence[tuple[str, Mapping[str, Any]]]) -> nn.Sequential
             raise HeadError(f"unknown head {name!r}. {nearest(name, HEADS)}")
         try:
             heads.append(HEADS[name](**parameters))
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
             raise HeadError(f"head {name} cannot be built with {dict(parameters)}: {error}") from error
     return nn.Sequential(*heads)
 

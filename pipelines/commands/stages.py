@@ -106,7 +106,8 @@ def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
         return
     typer.echo(
         f"Extracted {', '.join(report.new)}: {report.rows:,} images in {report.seconds:.0f} s, "
-        f"{report.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}.",
+        f"{report.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}."
+        + (f" {report.flatten}." if report.flatten else ""),
         err=True,
     )
     if report.unreadable:

@@ -75,6 +75,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
             f"write. Remove {pipeline.store / pipeline.name} first, or take another --name"
         )
     prepared = prepare(pipeline, overwrite=overwrite)
+    flatten = prepared.flatten  # now, since whoever launches ranks lets go of the trunk
     before = prepared.features
     known, pending = set(before.records), before.pending(list(prepared.layers))
     if rank is None and pipeline.extract.slurm:
@@ -98,7 +99,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
         unreadable=sum(int((~after.valid_chunk(work.split, work.chunk)).sum()) for work in done),
         seconds=time.perf_counter() - start,
         weights=prepared.weights,
-        flatten=prepared.flatten,
+        flatten=flatten,
     )
 
 

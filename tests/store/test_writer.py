@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from store import ChunkWriter, FeatureSet, LayerInfo, StoreError, add_layers
+from store import (
+    ChunkWriter,
+    FeatureSet,
+    LayerInfo,
+    Manifest,
+    SplitRows,
+    StoreError,
+    add_layers,
+    make_ready,
+    open_or_create,
+)
 from tests.conftest import make_features
 
 
@@ -72,3 +82,52 @@ def test_values_of_images_that_could_not_be_read_do_not_count(tmp_path, arrays):
             tmp_path / f"{each}", {split: {"res5": v["res5"]} for split, v in features.items()}, labels, valid=valid
         )
         assert np.flatnonzero(np.isnan(made.layer("val", "res5").read()).any(axis=1)).tolist() == [9]
+
+
+@pytest.fixture
+def with_digests(tmp_path):
+    """Ten rows in chunks of 4, whose layer x was made from images of digests 1 to 10; row 6 has none."""
+    rows = {"val": SplitRows(labels=np.zeros(10, np.int64), paths=[f"{i}.jpg" for i in range(10)], class_names=("a",))}
+    manifest = Manifest(
+        made_from={"model": {"trunk": "fake"}},
+        dtype="float32",
+        compression="none",
+        rows_per_chunk=4,
+        splits={split: each.info() for split, each in rows.items()},
+        notes={"weights": "fake"},
+    )
+    made = open_or_create(tmp_path / "f", manifest, rows, digests=True)
+    make_ready(made, rows, {"x": LayerInfo(tap="x", pooling=None, shape=(2,))})
+    digests = np.arange(1, 11, dtype=np.uint64)
+    digests[6] = 0
+    write_layer(made, "x", digests)
+    add_layers(made, {"more": LayerInfo(tap="more", pooling=None, shape=(2,))})
+    return made, digests
+
+
+def write_layer(made, layer, digests):
+    writer = ChunkWriter(made)
+    for work in made.pending([layer]):
+        rows = made.grid(work.split).rows(work.chunk)
+        values = np.ones((len(rows), 2), np.float32)
+        writer.write(work, {layer: values}, np.ones(len(rows), bool), digests[rows.start : rows.stop])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"), [([5], r"5\.jpg"), ([4, 7], r"4\.jpg.*7\.jpg"), ([9], r"9\.jpg"), ([0], r"0\.jpg")]
+)
+def test_other_images_under_the_same_names_are_refused_by_name(with_digests, changed, named):
+    made, digests = with_digests
+    digests[changed] = 99
+    with pytest.raises(StoreError, match=rf"images of val are not those .* made from: {named}\. Their names"):
+        write_layer(made, "more", digests)
+
+
+@pytest.mark.parametrize("digest", [0, 1, 99])
+def test_images_without_a_digest_are_not_compared(with_digests, digest):
+    """Neither those that had none before, nor those that have none now."""
+    made, digests = with_digests
+    digests[6] = digest
+    digests[[0, 9]] = 0
+    write_layer(made, "more", digests)
+    assert not FeatureSet.open(made.path).pending(["more"])

@@ -205,3 +205,21 @@ def test_records_say_how_many_passes_were_made(tmp_path):
         records = evaluate_kmeans(made, ["x"], clusters=[4], iterations=50)
         assert [record["iterations"] for record in records] == [passes] * 2
     assert passes < 10
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e20])
+def test_numbers_far_from_0_in_units_that_float32_cannot_square_are_clustered_too(factor):
+    labels, values = four_groups()
+    stored = ((values + 1000) * factor).astype(np.float32)
+    ours = kmeans(held(stored), 4, rows_per_block=150, normalize=False)
+    assert adjusted_rand_score(labels, assign(held(stored), ours, rows_per_block=150, normalize=False)) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_zeros_are_one_cluster_at_0():
+    ours = kmeans(held(np.zeros((5, 3), np.float32)), 1, rows_per_block=2, normalize=False)
+    assert (ours.objective, ours.centroids_KD.tolist()) == (0, [[0, 0, 0]])
+
+
+def test_the_largest_seed_that_faiss_can_count_is_taken():
+    assert kmeans(held(np.eye(3, dtype=np.float32)), 3, rows_per_block=3, seed=2**31 - 2).objective == 0

@@ -120,7 +120,7 @@ class Ballot:
         for queries in _slices(len(self.labels_QK), self.num_classes):
             labels = self.labels_QK[queries, :k]
             cells = np.arange(len(labels))[:, None] * self.num_classes + labels
-            sums = np.bincount(cells.reshape(-1), weights_QK[queries, :k].reshape(-1), len(labels) * self.num_classes)
+            sums = np.bincount(cells.ravel(), weights_QK[queries, :k].ravel())
             np.copyto(scores_QK[queries], sums[cells], where=self.first_QK[queries, :k])
         return scores_QK
 

@@ -114,6 +114,5 @@ def rows_per_chunk_for(*, num_rows: int, batch_size: int, bytes_per_row: int, wa
     >>> rows_per_chunk_for(num_rows=100, batch_size=64, bytes_per_row=8192)
     100
     """
-    whole_split = -(-num_rows // batch_size)
     fitting = BYTES_PER_CHUNK // (bytes_per_row * batch_size)
-    return min(num_rows, batch_size * max(1, min(wanted // batch_size, whole_split, fitting)))
+    return min(num_rows, batch_size * max(1, min(wanted // batch_size, fitting)))

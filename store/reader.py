@@ -188,7 +188,7 @@ def _read_plain(root: Path, record: Record, into: Floats, *, chunk: int, cure: s
         try:
             size = os.fstat(descriptor).st_size
             if size == record.size:
-                _fill(descriptor, memoryview(into.view(np.uint8).reshape(-1).data), tail)
+                _fill(descriptor, memoryview(into.view(np.uint8).ravel().data), tail)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -75,7 +75,7 @@ def rescore(database: Layer, queries_QD: Floats, lengths_Q: Doubles, rows_QK: In
     The rows are taken from the chunks in which they lie, each once for all queries that list it.
     """
     num_neighbours = rows_QK.shape[1]
-    rows = rows_QK.reshape(-1)
+    rows = rows_QK.ravel()
     found = np.full(rows.shape, -np.inf)
     chunks = rows // database.rows_per_chunk  # -1 of a row that is none
     order = np.argsort(chunks.astype(np.int16 if chunks.max(initial=0) < 2**15 else np.int64), kind="stable")

@@ -265,7 +265,8 @@ def said_classifier(trunk: nn.Module) -> Any:
     """Return what a model of timm's says is its classifier: a module, or several; None if it says nothing."""
     says: Any = getattr(trunk, "get_classifier", None)
     try:
-        return says() if callable(says) else None
+        said = says() if callable(says) else None
+        return list(said) if isinstance(said, nn.ModuleList) else said
     except Exception:  # a method that its parts do not support
         return None
 

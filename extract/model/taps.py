@@ -96,7 +96,7 @@ class TappedTrunk:
                 f"{self.name}: {', '.join(idle)} never runs in a forward pass by itself, so it gives no activation. "
                 f"Tap a module around it; `bench layers {self.name}` lists them."
             )
-        self._last = order[-1]
+        self._last = order[-1] if order else ""
         shapes = {name: tuple(values.shape[1:]) for name, values in self(image).items()}
         return {
             spec.name: LayerInfo(

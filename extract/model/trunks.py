@@ -295,12 +295,27 @@ def _own_builder(name: str) -> Callable[..., Any]:
     except ModelError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise ModelError(f"{name}: {place} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{name}: {place} cannot be imported: {type(error).__name__}: {error}{_beside(place, error)}"
+        ) from error
     if not callable(getattr(module, function, None)):
         known = [key for key, value in vars(module).items() if callable(value)]
         raise ModelError(f"{name}: {place} has no function {function!r}. {nearest(function, known)}")
     builder: Callable[..., Any] = getattr(module, function)
     return builder
+
+
+def _beside(place: str, error: Exception) -> str:
+    """Advice where what could not be imported lies beside the model's file: its folder is not on Python's path."""
+    folder = Path(place).resolve().parent
+    missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if (
+        not place.endswith(".py")
+        or not missing
+        or not {f"{missing}.py", missing} & {each.name for each in folder.iterdir()}
+    ):
+        return ""
+    return f". It lies beside {Path(place).name}, where Python does not look: set PYTHONPATH={folder}"
 
 
 def _sized(builder: Callable[..., Any], options: dict[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:

@@ -239,3 +239,18 @@ def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm):
     assert "flatten" not in {tap.name for tap in taps}
     with pytest.raises(ModelError, match=r"'head\|input', 'head_dist\|input'"):
         layer(build_trunk(f"timm:{name}", SMALL[name]), "flatten", torch.zeros(2, 3, 224, 224), f"timm:{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("crossvit_tiny_240", {"depth": [[1, 1, 0]]}),
+        ("efficientformer_l1", {"depths": [1, 1, 1, 1]}),
+        ("efficientvim_m1", {"depths": [1, 1, 1]}),
+    ],
+)
+def test_the_layers_of_a_model_with_several_classifiers_are_listed_without_flatten(timm, name, options):
+    side = 240 if "crossvit" in name else 224
+    taps = list_taps(f"timm:{name}", options, image_size=side)
+    assert taps
+    assert "flatten" not in {tap.name for tap in taps}

@@ -414,3 +414,13 @@ def test_a_head_that_does_not_fit_the_trunk_is_refused(images):
 def test_a_head_that_cannot_be_built_is_refused(head, message):
     with pytest.raises(HeadError, match=message):
         build_trunk("resnet18", {}, heads=[head])
+
+
+def test_a_model_that_imports_a_file_beside_it_is_refused_with_the_path_to_set(tmp_path):
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "net.py").write_text("import beside\n")
+    with pytest.raises(ModelError, match=f"No module named 'beside'. It lies beside net.py.*PYTHONPATH={tmp_path}$"):
+        build_trunk(f"{tmp_path}/net.py:make", {})
+    (tmp_path / "net.py").write_text("import elsewhere_\n")
+    with pytest.raises(ModelError, match="No module named 'elsewhere_'$"):
+        build_trunk(f"{tmp_path}/net.py:make", {})

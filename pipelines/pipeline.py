@@ -224,7 +224,8 @@ def _look_up(settings: dict[str, Any]) -> dict[str, str]:
     if isinstance(data, dict) and isinstance(name := data.get("name"), str):
         try:
             known = settings_of(name)
-            if data.get("source", known.get("source")) != known.get("source"):
+            source = known.get("source", DataConfig.model_fields["source"].default)
+            if data.get("source", source) != source:
                 # Another source lays its files out otherwise: what the catalogue says of the layout is of no use.
                 known = {key: value for key, value in known.items() if key == "root"}
             settings["data"] = known | {key: value for key, value in data.items() if value is not None}

@@ -33,7 +33,7 @@ def accuracy_table(knn: Sequence[Record]) -> RenderableType:
         table.add_column("T", justify="right")
     shown = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
     if first.get("num_duplicates") is not None:
-        shown["top1_without_duplicates"] = f"top-1 without {first['num_duplicates']} duplicates"
+        shown["top1_without_duplicates"] = "top-1 without duplicates"
     for column in shown.values():
         table.add_column(column, justify="right")
     best = {
@@ -246,4 +246,8 @@ def _exactness(knn: Sequence[Record]) -> str:
 
 
 def _percent(record: Record, name: str) -> str:
-    return f"{100 * record[name]:.2f} [{100 * record[f'{name}_low']:.1f}, {100 * record[f'{name}_high']:.1f}]"
+    left_out = f" ({record['num_duplicates']:,} left out)" if name == "top1_without_duplicates" else ""
+    if record.get(name) is None:  # all queries are duplicates
+        return f"none{left_out}"
+    interval = f"[{100 * record[f'{name}_low']:.1f}, {100 * record[f'{name}_high']:.1f}]"
+    return f"{100 * record[name]:.2f} {interval}{left_out}"

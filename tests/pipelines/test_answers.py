@@ -253,3 +253,9 @@ def test_second_looks_are_counted_and_said(bench, records, tmp_path):
     assert (record["certified"], record["num_second_look"], record["engine"]) == (True, 30, "the CPU, float32")
     shown = " ".join(bench("evaluate", "--features", "f", "--k", "5").stdout.split())
     assert "certified exact, by a second look for some queries: x 30" in shown
+
+
+def test_a_table_is_printed_also_where_every_query_is_a_duplicate(bench, two):
+    result = bench("evaluate", "--features", "a", "--k", "1", "--duplicates", "-0.99", "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert "none (40 left out)" in result.stdout

@@ -86,3 +86,9 @@ def test_images_given_to_a_data_set_of_files_are_said_to_be_no_such_files(bench,
     said = bench("extract", "cifar10", "--data", photographs, "--random-weights", "0").stderr
     assert "expected the files of torchvision's CIFAR10; it holds train/, val/" in said
     assert "data.source=folder" in said
+
+
+def test_an_entry_without_a_source_keeps_its_layout_for_a_pipeline_that_says_folder(home):
+    (home / "datasets.yaml").write_text("mine: {root: /photos, val_split: validation}\n")
+    data = load_pipeline("folder", {"data.name": "mine", "data.source": "folder"}).data
+    assert (str(data.root), data.val_split) == ("/photos", "validation")

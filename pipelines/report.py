@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evaluate.protocols import Protocol
 from evaluate.views import Record
-from store import Fault, FeatureSet
+from store import Fault, FeatureSet, StoreError
 
 
 def accuracy_table(knn: Sequence[Record]) -> RenderableType:
@@ -215,6 +215,8 @@ def info_table(features: FeatureSet) -> RenderableType:
     for key, value in manifest.settings():
         text = str(value)
         facts.add_row(key, text if len(text) <= 100 else f"{text[:97]}...")
+    for split in manifest.splits:
+        facts.add_row(f"{split} without a label", _num_unlabelled(features, split))
     layers = Table(title="layers", title_justify="left")
     for column in ("layer", "tap", "pooling", "shape", "train chunks", "val chunks"):
         layers.add_column(column)
@@ -224,6 +226,13 @@ def info_table(features: FeatureSet) -> RenderableType:
         ]
         layers.add_row(name, info.tap, info.pooling or "mean", " x ".join(map(str, info.shape)), *done)
     return Group(facts, layers)
+
+
+def _num_unlabelled(features: FeatureSet, split: str) -> str:
+    try:
+        return f"{int((features.labels(split) < 0).sum()):,} of {features.split(split).num_rows:,} rows"
+    except StoreError as error:  # damaged labels do not hide the rest
+        return f"unknown ({error})"
 
 
 def fault_lines(faults: Sequence[Fault]) -> str:

@@ -259,3 +259,15 @@ def test_a_table_is_printed_also_where_every_query_is_a_duplicate(bench, two):
     result = bench("evaluate", "--features", "a", "--k", "1", "--duplicates", "-0.99", "--quiet")
     assert result.returncode == 0, result.stderr
     assert "none (40 left out)" in result.stdout
+
+
+def test_info_says_how_many_rows_have_no_label(bench, tmp_path):
+    random = np.random.default_rng(0)
+    labels = {"train": np.array([0, -1, 1, -1, -1]), "val": np.array([0, 1])}
+    features = {
+        split: {"x": random.standard_normal((len(each), 3)).astype(np.float32)} for split, each in labels.items()
+    }
+    make_features(tmp_path / "features" / "some", features, labels)
+    printed = " ".join(bench("info", "some").stdout.split())
+    assert "train without a label 3 of 5 rows" in printed
+    assert "val without a label 0 of 2 rows" in printed

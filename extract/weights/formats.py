@@ -46,10 +46,13 @@ def format_of(path: Path) -> Format:
     WeightsError
         If it is of another kind, which is named.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
-        file.seek(max(0, path.stat().st_size - 8))
+        file.seek(max(0, size - 8))
         tail = file.read(8)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"  # first, since the length of its header may look like any other beginning
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise WeightsError(f"{path}: a web page, not weights; the download went wrong")

@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import shlex
+import struct
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from extract.config import WeightsConfig
@@ -23,6 +24,7 @@ from extract.model.taps import TappedTrunk
 from extract.model.trunks import build_trunk
 from extract.weights.checkpoints import WeightsError, read_checkpoint
 from extract.weights.filling import fill
+from extract.weights.formats import format_of
 from store import BenchError
 from store.layers import layers_of
 
@@ -266,3 +268,16 @@ def test_damaged_files_of_a_hub_folder_are_refused_by_message(tmp_path, state, n
         else:
             assert torch.allclose(got, right, atol=1e-2)
     assert refused >= 20
+
+
+@pytest.mark.parametrize("length", [0x80, 0x108, 0x8B1F & ~7, 0x4B50, 0x1480])
+def test_a_safetensors_file_is_read_whatever_the_length_of_its_header_looks_like(tmp_path, length):
+    """It begins with that length; 0x80, with which pickles begin, is the first byte of one file in 32."""
+    file = tmp_path / "w.safetensors"
+    least = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    header = json.dumps(least).encode()
+    assert len(header) < length
+    file.write_bytes(struct.pack("<Q", length) + header.ljust(length) + struct.pack("<2f", 1.0, 2.0))
+    assert load_file(file)["a"].tolist() == [1.0, 2.0]
+    assert format_of(file) == "safetensors"
+    assert format_of(file.rename(tmp_path / "w.bin")) == "safetensors"

@@ -151,9 +151,8 @@ def test_the_forms_of_vissls_documentation_run_as_they_stand(bench, tmp_path, mo
 
 def test_an_imported_pipeline_extracts_what_vissls_yaml_does(bench, tmp_path, checkpoint, few):
     config = tmp_path / "small.yaml"
-    config.write_text(
-        TRUNK_OUTPUT.replace("DEPTH: 50", "DEPTH: 18") + DATA.format(root=few).replace("224", "64").replace("256", "64")
-    )
+    small = DATA.replace("size: 256", "size: 64").replace("size: 224", "size: 64")
+    config.write_text(TRUNK_OUTPUT.replace("DEPTH: 50", "DEPTH: 18") + small.format(root=few))
     printed = bench("import-vissl", config)
     assert printed.returncode == 0, printed.stderr
     (tmp_path / "pipeline.yaml").write_text(printed.stdout)

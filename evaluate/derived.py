@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 T = TypeVar("T")
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Enters the digests of derived layers; raised when a change gives other numbers."""
 
 _NOISE = 2.0**-20

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
 
-EPSILON = 1e-12
-"""Lengths below it count as this, as in torch.nn.functional.normalize."""
+_SHORT, _LONG = 2.0**-40, 2.0**60
+"""Lengths between them are measured and divided by in float32; squares of others may be too small or large for it."""
 
 
 class Layer(Protocol):
@@ -110,8 +110,7 @@ class Selection:
                 lengths = lengths_of(piece)
                 self._check_finite(block.start + at + np.flatnonzero(wanted), piece, lengths)
                 longest = max(longest, lengths.max(initial=0))
-                # A length of 0 may be one that float32 can't hold.
-                if without_zeros and not lengths.all() and (is_zero := ~piece.any(axis=1)).any():
+                if without_zeros and (is_zero := lengths == 0).any():
                     chosen = np.flatnonzero(wanted)
                     zeros.append(block.start + at + chosen[is_zero])
                     wanted[chosen[is_zero]] = False
@@ -160,19 +159,29 @@ _READ = 2**25
 
 
 def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
-    """Euclidean length of each row: in float32, or in float64 where that would overflow."""
+    """Euclidean length of each row, 0 only for a row of zeros: in float32, or in float64 where that is too narrow."""
     with np.errstate(all="ignore"):
         squares: npt.NDArray[Any] = np.einsum("nd,nd->n", features_ND, features_ND)
-        if not np.isfinite(squares).all():
-            squares = np.einsum("nd,nd->n", features_ND, features_ND, dtype=np.float64)
         lengths: npt.NDArray[np.float64] = np.sqrt(squares, dtype=np.float64)
+        extreme = _is_extreme(lengths)
+        if extreme.any():
+            some = features_ND[extreme]
+            lengths[extreme] = np.sqrt(np.einsum("nd,nd->n", some, some, dtype=np.float64))
     return lengths
 
 
 def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]) -> None:
     """Divide each row by its length, in place; a row of zeros stays."""
-    divisors = np.maximum(lengths_N, EPSILON)
-    if lengths_N.max(initial=0) < np.finfo(np.float32).max:
-        divisors = divisors.astype(np.float32)  # three times as fast as dividing by float64
+    extreme = np.flatnonzero(_is_extreme(lengths_N))
+    divisors = lengths_N.copy()
+    divisors[extreme] = 1
     with np.errstate(invalid="ignore"):  # rows that are not finite are refused by number
-        np.divide(features_ND, divisors[:, None], out=features_ND, casting="same_kind")
+        # Three times as fast as dividing by float64.
+        np.divide(features_ND, divisors.astype(np.float32)[:, None], out=features_ND)
+        if len(extreme):
+            lengths = np.where(lengths_N[extreme] == 0, 1, lengths_N[extreme])
+            features_ND[extreme] = features_ND[extreme] / lengths[:, None]
+
+
+def _is_extreme(lengths_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    return ~((lengths_N >= _SHORT) & (lengths_N <= _LONG))

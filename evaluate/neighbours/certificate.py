@@ -175,7 +175,7 @@ def highest(products_QR: Doubles, lengths_Q: Doubles, lengths_R: Doubles, dim: i
     products_QR : ndarray of shape (Q, R), dtype=float64
         Inner products of unscaled rows; overwritten.
     lengths_Q, lengths_R : ndarray
-        Euclidean lengths, for the cosine at least `EPSILON`.
+        Euclidean lengths, for the cosine not 0.
     dim : int
         D.
     kind : {"cosine", "inner_product", "euclidean"}

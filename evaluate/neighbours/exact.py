@@ -20,7 +20,7 @@ import numpy.typing as npt
 from evaluate.neighbours.certificate import highest
 from evaluate.neighbours.rescore import BYTES, lengths_of_rows, similarities
 from evaluate.protocols import Similarity
-from evaluate.selection import EPSILON, Selection
+from evaluate.selection import Selection
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -127,12 +127,11 @@ class _Rows:
 
 def _look(queries_QD: Doubles, lengths_Q: Doubles, rows: _Rows, kind: Similarity, best: Best) -> None:
     """Add those rows that belong among the best."""
-    least = EPSILON if kind == "cosine" else 0.0
     products_QR = queries_QD @ rows.exact_RD.T
     dim = queries_QD.shape[1]
-    bound_QR = highest(products_QR, np.maximum(lengths_Q, least), np.maximum(rows.lengths_R, least), dim, kind)
-    if kind == "cosine":
-        bound_QR[lengths_Q == 0] = 0  # exactly: a query of zeros is equally unlike all
+    is_undefined_Q = (lengths_Q == 0) & (kind == "cosine")
+    bound_QR = highest(products_QR, np.where(is_undefined_Q, 1, lengths_Q), rows.lengths_R, dim, kind)
+    bound_QR[is_undefined_Q] = 0  # exactly: a query of zeros is equally unlike all
     pairs = np.nonzero(bound_QR > best.entry()[:, None])
     if len(pairs[0]):
         best.add(rows.rows_R, _of_pairs(pairs, queries_QD, lengths_Q, rows, kind, into_QR=bound_QR))

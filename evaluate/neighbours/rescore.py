@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.protocols import Similarity
-from evaluate.selection import EPSILON, Layer
+from evaluate.selection import Layer
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ def similarities(
     database_PD, queries_PD : ndarray of shape (P, D), dtype=float32 or float64
         The pairs, unscaled.
     lengths_P, query_lengths_P : ndarray of shape (P,)
-        Lengths by `lengths_of_rows`; those below `EPSILON` count as that, as in torch's `normalize`.
+        Lengths by `lengths_of_rows`. The cosine with a row of length 0 is 0.
     kind : {"cosine", "inner_product", "euclidean"}
         A Euclidean similarity is minus the distance.
 
@@ -65,7 +65,8 @@ def similarities(
         return -distances
     products: Doubles = np.multiply(database_PD, queries_PD, dtype=np.float64).sum(axis=1)
     if kind == "cosine":
-        products /= np.maximum(lengths_P, EPSILON) * np.maximum(query_lengths_P, EPSILON)
+        lengths = lengths_P * query_lengths_P  # float64 holds them, from the smallest to the largest float32
+        products /= np.where(lengths == 0, 1, lengths)
     return products
 
 

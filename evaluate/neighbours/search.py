@@ -89,7 +89,7 @@ def search(
     k : int
         Neighbours, 1 <= k <= len(database).
     similarity : {"cosine", "inner_product", "euclidean"}
-        Cosine treats lengths below 1e-12 as 1e-12.
+        The cosine of a query of zeros is 0 with every row; rows of zeros come last.
     plan : SearchPlan
         How many rows of both are in memory at once, and what searches; it changes no result.
     on_rows : callable

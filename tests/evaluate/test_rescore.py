@@ -21,7 +21,7 @@ def one_by_one(database, queries, rows_QK, kind):
             x, y = database[row].astype(np.float64), queries[query].astype(np.float64)
             value = -np.sqrt(np.square(x - y).sum()) if kind == "euclidean" else (x * y).sum()
             if kind == "cosine":
-                value /= max(np.sqrt(np.square(x).sum()), 1e-12) * max(np.sqrt(np.square(y).sum()), 1e-12)
+                value /= (np.sqrt(np.square(x).sum()) * np.sqrt(np.square(y).sum())) or 1
             found[query, place] = value
     return found
 

@@ -27,8 +27,9 @@ def brute_force(database, queries, similarity, k):
             else:
                 value = (other * query).sum()
                 if similarity == "cosine":
-                    lengths = [max(np.sqrt(np.square(v).sum()), 1e-12) for v in (other, query)]
-                    value = value / (lengths[0] * lengths[1]) if other.any() else UNDEFINED
+                    lengths = [np.sqrt(np.square(v).sum()) for v in (other, query)]
+                    value = value / (lengths[0] * lengths[1]) if other.any() and query.any() else 0.0
+                    value = value if other.any() else UNDEFINED
             row.append((-value, index))
         row.sort()
         rows.append([index for _, index in row[:k]])

@@ -32,7 +32,7 @@ def test_rows_that_take_part_are_all_there_once(tmp_path, monkeypatch, rows_per_
     assert np.allclose(np.concatenate([part[1] for part in parts]), expected, rtol=1e-6)
 
 
-def test_rows_too_short_for_float32_leave_the_others_scaled_and_are_no_zeros(tmp_path):
+def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tmp_path):
     """The square of 1e-30 is 0 in float32."""
     values = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
     values[7] *= np.float32(1e-30)
@@ -48,8 +48,21 @@ def test_rows_too_short_for_float32_leave_the_others_scaled_and_are_no_zeros(tmp
         kept, scaled, zeros = (np.concatenate(each) for each in zip(*parts, strict=True))
         assert np.array_equal(kept, rows[rows != 11])
         assert zeros.tolist() == [11][: int(11 in rows)]
-        lengths = np.linalg.norm(scaled.astype(np.float64), axis=1)
-        assert np.allclose(lengths[kept != 7], 1)
+        expected = values[kept] / np.linalg.norm(values[kept].astype(np.float64), axis=1, keepdims=True)
+        assert np.allclose(scaled, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-41, 1e-38, 1e-30, 1e-20, 1e-13, 1e-12, 1.0, 1e18, 1e30, 1e38])
+def test_rows_of_every_length_that_float32_can_have_are_scaled_to_length_1(size):
+    """Whatever lies beside them: ordinary rows come out the same to the bit."""
+    values = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    alone = values[1:].copy()
+    values[0] = [size, -size, 0, size, 0, 0]
+    expected = values / np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
+    for each in (alone, values):
+        selection.scale_to_unit_length(each, selection.lengths_of(each))
+    assert np.allclose(values, expected, rtol=1e-6, atol=0)
+    assert np.array_equal(values[1:], alone)
 
 
 def test_lengths_do_not_overflow_where_float32_does():

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from extract.data.images import ImageError
+from extract.data.images import ImageError, refuse_to_blame_an_image
 
 MAX_PIXELS = 178_956_970
 """Of an image after it was resized: Pillow's own limit of what it decodes."""
@@ -70,11 +70,14 @@ class Transform:
         ImageError
             If it would be larger than `MAX_PIXELS` between the resize and the crop, as a strip of few
             pixels by many would; the message names it.
+        OutOfMemoryError
+            If memory is short, and the image is not too large.
         """
         self._check_size(image, name)
         try:
             return self._pixels(image)
         except MemoryError as error:
+            refuse_to_blame_an_image(error, name=name)
             raise ImageError(f"{name}: {image.width:,} x {image.height:,} pixels: {NO_MEMORY}") from error
 
     def _check_size(self, image: Image.Image, name: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.data.images import MAX_FILE_BYTES, ImageError
+from extract.data.images import MAX_FILE_BYTES, ImageError, refuse_to_blame_an_image
 from extract.data.listing import DataError
 
 ENDINGS = (".tar", ".zip")
@@ -85,12 +85,15 @@ def read_member(archive: Path, descriptor: int, *, start: int, size: int) -> byt
     MemberError
         If the bytes are not there, not a zip's member, do not unpack to the listed size, do not match
         their checksum, or are more than `MAX_MEMBER_BYTES`.
+    UnavailableError, OutOfMemoryError
+        If memory or the file system are why, and not the file.
     """
     if size > MAX_MEMBER_BYTES:
         raise MemberError(f"{archive}: the file at byte {start} is too large: {size / 2**30:.1f} GiB unpacked")
     try:
         return _read_member(archive, descriptor, start, size)
     except (OSError, MemoryError, OverflowError) as error:  # an offset that no file has, or too little memory
+        refuse_to_blame_an_image(error, name=f"{archive}: the file at byte {start}")
         raise MemberError(f"{archive}: the file at byte {start} cannot be read: {error}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.data.images import ImageError, content_of, read_picture, to_rgb
+from extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image, to_rgb
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Ints, Listing
 from extract.data.pictures import ImageSource, Picture, digest_of_bytes, digest_of_pixels
@@ -37,6 +37,7 @@ class TorchvisionSource(ImageSource):
         try:
             image = to_rgb(self._data[row][0])
         except Exception as error:  # decoders raise builtin errors of many kinds
+            refuse_to_blame_an_image(error, name=name)
             raise ImageError(f"{name}: cannot be read as an image: {error}") from error
         return Picture(image=image, digest=digest_of_pixels(image), name=name)
 

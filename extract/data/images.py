@@ -6,6 +6,7 @@ Pillow decodes. Other decoders are faster but crash the process on damaged files
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from extract.data.pictures import Picture, digest_of_bytes
+from extract.memory import OutOfMemoryError
 from store import BenchError
 
 EXTENSIONS = (
@@ -31,12 +33,32 @@ _LEAVINGS = ("__MACOSX", "@eaDir", "Thumbs.db", "ehthumbs.db", "desktop.ini")
 MAX_FILE_BYTES = 2**30
 """A larger file is refused before it is read: an image of Pillow's limit of pixels takes half of it uncompressed."""
 
+MEMORY_OF_AN_IMAGE = 8 * 178_956_970
+"""Bytes that decoding and resizing an image of Pillow's limit of pixels take. Where so many can be had, an image that
+asks for more is at fault, and otherwise the machine."""
+
+_UNAVAILABLE = {
+    errno.EMFILE: "Allow more open files (`ulimit -n`), or set --workers lower",
+    errno.ENFILE: "Allow more open files (sysctl fs.file-max)",
+    errno.ENOMEM: "Free some memory, or set --workers lower",
+    errno.ENOBUFS: "Free some memory, or set --workers lower",
+    errno.ESTALE: "Mount its file system again",
+    errno.ENOTCONN: "Mount its file system again",
+    errno.ETIMEDOUT: "Wait until its file system answers",
+    errno.EHOSTDOWN: "Wait until its file system answers",
+}
+"""Errors that say nothing of the file, and what to do about each."""
+
 _RUNS_PROGRAMS = ("EPS",)
 """Formats that Pillow hands to another program (Ghostscript), whatever the file is called."""
 
 
 class ImageError(BenchError):
     """An image can't be read."""
+
+
+class UnavailableError(BenchError):
+    """An image can't be read now, through no fault of its own: leaving it out would be wrong."""
 
 
 def read_picture(file: Path | bytes, *, name: str) -> Picture:
@@ -57,6 +79,8 @@ def read_picture(file: Path | bytes, *, name: str) -> Picture:
     ImageError
         If it is empty, truncated, damaged, no regular file, no image, larger than `MAX_FILE_BYTES`, or
         than Pillow's limit of about 179 million pixels; the message names it.
+    UnavailableError, OutOfMemoryError
+        If open files, memory or the file system are why, and not the image.
     """
     content = content_of(file, name=name) if isinstance(file, Path) else file
     try:
@@ -66,6 +90,7 @@ def read_picture(file: Path | bytes, *, name: str) -> Picture:
                 image.load()
                 rgb = to_rgb(image)
     except Exception as error:  # decoders raise builtin errors of many kinds for damaged files
+        refuse_to_blame_an_image(error, name=name)
         raise ImageError(f"{name}: cannot be read as an image: {_reason(content, error)}") from error
     return Picture(image=rgb, digest=digest_of_bytes(content), name=name)
 
@@ -79,6 +104,8 @@ def content_of(path: Path, *, name: str) -> bytes:
     ------
     ImageError
         If it can't be read; the message names it.
+    UnavailableError, OutOfMemoryError
+        If open files, memory or the file system are why, and not the image.
     """
     try:
         facts = path.stat()
@@ -94,8 +121,28 @@ def content_of(path: Path, *, name: str) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: cannot be read as an image: it does not exist (any more)") from error
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path
+        refuse_to_blame_an_image(error, name=name)
         what = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error) or "no memory"
         raise ImageError(f"{name}: cannot be read as an image: {what}") from error
+
+
+def refuse_to_blame_an_image(error: Exception, *, name: str) -> None:
+    """Raise another error where the machine is why an image can't be read, since such an image must never be skipped.
+
+    Raises
+    ------
+    UnavailableError, OutOfMemoryError
+        With what to do.
+    """
+    safe = "What was committed is safe; the same command goes on from there."
+    advice = _UNAVAILABLE.get(error.errno or 0) if isinstance(error, OSError) else None
+    if advice is not None:
+        why = os.strerror(error.errno or 0).lower()
+        raise UnavailableError(f"{name}: cannot be read now: {why}. {advice}. {safe}") from error
+    if isinstance(error, MemoryError) and not _has_memory(MEMORY_OF_AN_IMAGE):
+        raise OutOfMemoryError(
+            f"{name}: out of memory while it was read. Set --workers lower, or give it more memory. {safe}"
+        ) from error
 
 
 def is_leaving(name: str) -> bool:
@@ -123,6 +170,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("La", "RGBa"):
         return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode]).convert("RGB")
     return image.convert("RGB")
+
+
+def _has_memory(size: int) -> bool:
+    try:
+        bytearray(size)  # only reserved
+    except MemoryError:
+        return False
+    return True
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 
 from extract.data.archives import read_member
-from extract.data.images import content_of, read_picture
+from extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image
 from extract.data.kept import stamp_of
 from extract.data.labels import with_labels
 from extract.data.listing import ChangedError, Ints, Listing, Paths
@@ -67,8 +67,12 @@ class ListedSource(ImageSource):
         archive = Path(listing.archives[number])
         if (found := stamp_of(archive)) != tuple(listing.stamps[number].tolist()):
             self._changed(archive, int(listing.stamps[number, 1]), found[1])
-        with archive.open("rb") as file:
-            return read_member(archive, file.fileno(), start=int(listing.starts[row]), size=size)
+        try:
+            with archive.open("rb") as file:
+                return read_member(archive, file.fileno(), start=int(listing.starts[row]), size=size)
+        except OSError as error:
+            refuse_to_blame_an_image(error, name=self._name(row))
+            raise ImageError(f"{self._name(row)}: cannot be read: {error.strerror or error}") from error
 
     def _name(self, row: int) -> str:
         listing = self._listing

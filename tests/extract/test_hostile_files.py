@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -18,9 +19,10 @@ from PIL import Image
 
 from extract.data.archives import members, read_member
 from extract.data.filelists import list_files, read_classes, read_list
-from extract.data.images import ImageError, read_picture
+from extract.data.images import ImageError, UnavailableError, read_picture
 from extract.data.listing import DataError
 from extract.data.sources import open_sources
+from extract.memory import OutOfMemoryError
 from extract.transform import Transform
 from store import BenchError
 from tests.conftest import save_image
@@ -40,6 +42,22 @@ def within(seconds):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def limited(kind, amount):
+    """Allow this process no more open files, or memory, than that."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (amount, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+def memory_in_use():
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def special(path, kind):
@@ -270,3 +288,29 @@ def test_archives_whose_names_have_a_nul_or_are_not_utf8_are_read_or_refused_in_
         except BenchError as error:
             named.append(str(archive) in str(error))
     assert all(named)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path, archive):
+    for split in ("train", "val"):
+        save_image(tmp_path / "d" / split / "a" / "0.png")
+    if archive:
+        with tarfile.open(tmp_path / "d.tar", "w") as tar:
+            tar.add(tmp_path / "d", arcname=".")
+    source = open_sources(source="folder", root=tmp_path / ("d.tar" if archive else "d"))["train"]
+    first = source.read(0)
+    with limited(resource.RLIMIT_NOFILE, 3), pytest.raises(UnavailableError, match=r"0\.png.*open files.*ulimit -n"):
+        source.read(0)
+    assert source.read(0).digest == first.digest
+
+
+def test_an_image_is_not_blamed_for_too_little_memory():
+    packed = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(packed, "PNG")
+    read_picture(packed.getvalue(), name="a.png")
+    small = Image.new("RGB", (100, 100))
+    with limited(resource.RLIMIT_AS, memory_in_use() + 2**25):
+        with pytest.raises(OutOfMemoryError, match=r"a\.png: out of memory.*--workers lower"):
+            read_picture(packed.getvalue(), name="a.png")
+        with pytest.raises(OutOfMemoryError, match=r"b\.png: out of memory"):
+            Transform(resize=8000).pixels(small, name="b.png")

@@ -110,13 +110,19 @@ class TappedTrunk:
         """Compute every layer of a batch (B, 3, H, W); `probe` must have run once."""
         left = self._runs.copy()
         parts: dict[str, dict[str, Tensor]] = {layer.spec.name: {} for layer in self._layers}
+        in_view = False  # views of tokens run the final norm, which may be tapped itself
 
         def collect(place: str, output: Any) -> None:
+            nonlocal in_view
+            if in_view:
+                return
             left[place] -= 1
             if left[place] == 0:
+                in_view = True
                 for layer in self._layers:
                     if place in layer.tap.places:
                         parts[layer.spec.name][place] = self._pooled(layer, place, output, images)
+                in_view = False
                 if place == self._last:
                     raise _LastTapReached
 

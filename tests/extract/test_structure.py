@@ -195,7 +195,9 @@ def test_final_tokens_are_those_of_timms_forward_features(timm, name):
     images = torch.randn(2, 3, side, side, generator=random)
     with torch.inference_mode():
         tokens = trunk.forward_features(images)
-    taps = TappedTrunk(trunk, name=f"timm:{name}", layers=layers_of(["lastCLS", "lastPOOL", "lastBLK:Identity"]))
+    taps = TappedTrunk(
+        trunk, name=f"timm:{name}", layers=layers_of(["lastCLS", "lastPOOL", "lastBLK:Identity", "blkPOOL0"])
+    )
     taps.probe(images[:1])
     layers = taps(images)
     prefix = trunk.num_prefix_tokens

@@ -92,6 +92,24 @@ def test_an_activation_is_safe_from_in_place_operations_after_it(images):
     assert (layer < 0).any()
 
 
+def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_run_it(images):
+    options = {"patch_size": 16, "dim": 24, "depth": 3, "num_heads": 2}
+    vit = build_trunk("vit", options, seed=1, image_size=(64, 64))
+    with torch.inference_mode():
+        tokens = [vit.embed(images)]
+        for block in vit.blocks:
+            tokens.append(block(tokens[-1]))
+        expected = {
+            "norm": vit.norm(tokens[3]),
+            "blkPOOL0": vit.norm(tokens[1])[:, 1:].mean(1),
+            "concatCLS2": torch.cat([vit.norm(each)[:, 0] for each in tokens[2:]], dim=1),
+            "flatten": vit.norm(tokens[3])[:, 0],
+        }
+    layers = tapped(vit, "vit", ["norm:Identity", "blkPOOL0", "concatCLS2", "flatten"], images)
+    for (name, want), got in zip(expected.items(), layers.values(), strict=True):
+        assert torch.allclose(got, want, atol=1e-6), name
+
+
 def test_the_forward_pass_stops_after_the_last_tap(resnet, images):
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res2", "conv1"]))
     taps.probe(images[:1])

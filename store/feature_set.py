@@ -327,6 +327,13 @@ class FeatureSet:
         """How many chunks of an array are durably written."""
         return sum(key in self.records for key in self.chunk_keys(split, array))
 
+    def progress(self) -> tuple[int, int]:
+        """How many chunks of all arrays are durably written, and how many there are."""
+        arrays_of = [(split, name) for split in self.manifest.splits for name in self.row_arrays(split)]
+        arrays_of += [(split, name) for split in self.manifest.splits for name in self.manifest.layers]
+        total = sum(len(self.chunk_keys(split, name)) for split, name in arrays_of)
+        return sum(self.num_committed(split, name) for split, name in arrays_of), total
+
     def save_result(self, name: str, content: object) -> Path:
         """Keep a result of stage two with the features it came from."""
         path = self.path / "results" / f"{name}.json"
@@ -353,7 +360,7 @@ class FeatureSet:
             shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise IncompleteError(
                 f"{self.path}: {split}/{array} is incomplete: {len(keys) - len(missing)} of {len(keys)} chunks are "
-                f"written, missing {shown}. {self._cure()}"
+                f"written, missing {shown}. {self.way_to_finish}"
             )
         return {key: self.records[key] for key in keys}
 
@@ -371,6 +378,12 @@ class FeatureSet:
             for chunk, record in enumerate(records.values())
         ]
         return np.concatenate(parts)
+
+    @property
+    def way_to_finish(self) -> str:
+        """What to do where chunks are still to be written, in words."""
+        command = "bench import" if self.manifest.made_from.get("imported") else "bench extract"
+        return f"Run the same `{command}` command again: it writes what is missing."
 
     def _cure(self) -> str:
         if self.manifest.made_from.get("imported"):

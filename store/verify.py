@@ -28,6 +28,8 @@ class Fault:
     where: str
     what: str
     key: str | None = None
+    is_pending: bool = False
+    """Whether nothing is damaged: these chunks are only still to be written."""
 
 
 def verify(path: Path) -> Iterator[Fault]:
@@ -106,7 +108,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
     missing = [chunk for chunk, key in enumerate(keys) if key not in features.records]
     if missing:
         what = f"{len(missing)} of {len(keys)} chunks are pending, the first is {missing[0]}"
-        yield Fault(where=f"{split}/{name}", what=what)
+        yield Fault(where=f"{split}/{name}", what=what, is_pending=True)
     try:
         array = open_checked(features, f"{split}/{name}")
     except StoreError:

@@ -13,6 +13,9 @@ from pipelines.options import FeatureSetName, Overwrite, Store
 if TYPE_CHECKING:
     from store import FeatureSet
 
+UNFINISHED = 3
+"""Exit code of `bench verify` where chunks are still to be written and none is damaged."""
+
 
 def import_(
     name: Annotated[str, typer.Option("--name", help="Name of the feature set.")],
@@ -84,7 +87,7 @@ def verify(
     store: Store = None,
     repair: Annotated[bool, typer.Option("--repair", help="Set damaged chunks back, to be extracted again.")] = False,
 ) -> None:
-    """Check every chunk of a feature set against the journals."""
+    """Check every chunk of a feature set against the journals; exit code 3 if none is damaged but some are missing."""
     from pipelines.report import fault_lines
     from store import FeatureSet, StoreError
     from store import verify as find_faults
@@ -92,16 +95,26 @@ def verify(
 
     path = path_of(name, store)
     faults = list(find_faults(path))
+    damage = [fault for fault in faults if not fault.is_pending]
     if not faults:
         typer.echo(f"{path}: no faults in {len(FeatureSet.open(path).records):,} chunks")
         return
-    listed = f"{path}: faults found: {len(faults)}\n{fault_lines(faults)}"
+    if not damage:
+        features = FeatureSet.open(path)
+        written, total = features.progress()
+        typer.echo(
+            f"{path}: unfinished, not damaged: {written:,} of {total:,} chunks are written, without faults.\n"
+            f"{fault_lines(faults)}\n{features.way_to_finish}",
+            err=True,
+        )
+        raise typer.Exit(UNFINISHED)
+    listed = f"{path}: faults found: {len(damage)}\n{fault_lines(faults)}"
     if not repair:
-        raise StoreError(f"{listed}\nSet damaged chunks back with --repair, then extract again: it mends just those.")
+        raise StoreError(f"{listed}\nSet damaged chunks back with --repair, then extract again: it writes just those.")
     typer.echo(listed, err=True)
     done = put_back(path)
-    left = [fault for fault in find_faults(path) if "pending" not in fault.what]
-    typer.echo(f"Mended or set back: {len(done)}. Run the same `bench extract` again to write what is pending.")
+    left = [fault for fault in find_faults(path) if not fault.is_pending]
+    typer.echo(f"Repaired or set back: {len(done)}. Run the same `bench extract` again to write what is pending.")
     if left:
         raise StoreError(f"{path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
 

@@ -292,7 +292,24 @@ def test_an_incomplete_layer_is_refused_with_the_cure(extract, bench, tmp_path):
     extract()
     journal = tmp_path / "features/mine/journals/rank-00000.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-2]))
-    failure(bench("evaluate", "--features", "mine"), "incomplete", "bench extract")
+    refused = bench("evaluate", "--features", "mine")
+    failure(refused, "incomplete", "Run the same `bench extract` command again")
+    assert "--repair" not in refused.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--repair",)])
+def test_an_unfinished_set_is_not_called_damaged(extract, bench, tmp_path, options):
+    extract()
+    journal = tmp_path / "features/mine/journals/rank-00000.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]))
+    found = bench("verify", "mine", *options)
+    assert found.returncode == 3
+    assert f"unfinished, not damaged: {len(lines) - 1} of {len(lines)} chunks are written" in found.stderr
+    assert "Run the same `bench extract` command again" in found.stderr
+    chunk = tmp_path / "features/mine/train/labels/c/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    failure(bench("verify", "mine"), "faults found: 1", "train/labels chunk 0", "pending")
 
 
 def test_damage_is_found_repaired_and_mended(extract, bench, tmp_path):
@@ -302,7 +319,7 @@ def test_damage_is_found_repaired_and_mended(extract, bench, tmp_path):
     chunk.write_bytes(content[:50] + bytes([content[50] ^ 4]) + content[51:])
     failure(bench("verify", "mine"), "train/features.5 chunk 0", "--repair")
     failure(bench("evaluate", "--features", "mine"), "train/features.5, chunk 0", "bench verify")
-    assert "Mended or set back: 1" in bench("verify", "mine", "--repair").stdout
+    assert "Repaired or set back: 1" in bench("verify", "mine", "--repair").stdout
     assert "Extracted features.5: 12 images" in extract().stderr
     assert chunk.read_bytes() == content
     assert "no faults" in bench("verify", "mine").stdout

@@ -29,6 +29,6 @@ def test_random_command_lines_end_with_an_answer_or_one_message(workspace, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 110))
-def test_thousands_of_random_command_lines_end_with_an_answer_or_one_message(workspace, seed):
-    check(seed, 500)
+@pytest.mark.parametrize("seed", range(100, 105))
+def test_a_thousand_random_command_lines_end_with_an_answer_or_one_message(workspace, seed):
+    check(seed, 200)

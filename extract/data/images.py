@@ -135,9 +135,8 @@ def refuse_to_blame_an_image(error: Exception, *, name: str) -> None:
         With what to do.
     """
     safe = "What was committed is safe; the same command goes on from there."
-    advice = _UNAVAILABLE.get(error.errno or 0) if isinstance(error, OSError) else None
-    if advice is not None:
-        why = os.strerror(error.errno or 0).lower()
+    if isinstance(error, OSError) and error.errno in _UNAVAILABLE:
+        why, advice = os.strerror(error.errno).lower(), _UNAVAILABLE[error.errno]
         raise UnavailableError(f"{name}: cannot be read now: {why}. {advice}. {safe}") from error
     if isinstance(error, MemoryError) and not _has_memory(MEMORY_OF_AN_IMAGE):
         raise OutOfMemoryError(

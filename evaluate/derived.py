@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,9 +146,13 @@ def _derived(group: Sequence[View], recipe: Recipe, train: Labelled, memory: int
         split: digest_of([ALGORITHM, split, names, sources, rows, [recipe.center, recipe.pca, recipe.whiten]])
         for split in ("train", "val")
     }
-    facts = group[0].facts | {"layer": name, "dim": layers["train"].dim}
-    for key in ("tap", "pooling"):
-        facts[key] = " + ".join(str(view.facts[key]) for view in group)
+    facts = replace(
+        group[0].facts,
+        layer=name,
+        dim=layers["train"].dim,
+        tap=" + ".join(str(view.facts.tap) for view in group),
+        pooling=" + ".join(str(view.facts.pooling) for view in group),
+    )
     return View(name=name, layers=layers, made_from=made_from, facts=facts)
 
 

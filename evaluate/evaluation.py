@@ -1,16 +1,15 @@
 """Weighted kNN classification of a feature set: neighbours (cached), votes, accuracies.
 
-Results are flat records, one for each layer, protocol, k and temperature, all with the same keys, so
-that they make a table as they are. Protocols of the same similarity share one search.
+There is one result for each layer, protocol, k and temperature. Protocols of the same similarity share one search.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +18,25 @@ from evaluate import metrics
 from evaluate.clustering import counts_of
 from evaluate.labels import EvaluationError, Labelled, matched_labels
 from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
-from evaluate.per_class import class_records
-from evaluate.protocols import Protocol, find_protocol, preprocessing_differs
+from evaluate.neighbours.kept import Found
+from evaluate.per_class import class_accuracies
+from evaluate.protocols import Protocol, Similarity, find_protocol, preprocessing_differs
+from evaluate.results import (
+    Accuracy,
+    ClassResult,
+    KnnResult,
+    NeighboursResult,
+    Record,
+    Result,
+    RetrievalResult,
+    uniform,
+)
 from evaluate.retrieval import retrieval_metrics
-from evaluate.views import Record, View, views_of
+from evaluate.views import View, views_of
 from evaluate.vote import Ballot, vote_weights
 from store import FeatureSet
+
+__all__ = ["KnnQuestion", "classify", "evaluate_knn", "knn_results", "uniform"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,55 +46,43 @@ Protocols = str | Sequence[str] | Mapping[str, Protocol]
 SORTED_BY_NUMBER = 16
 """Classes up to which torch's sort, by which peers rank, leaves equal scores in order of their numbers (on a CPU)."""
 
-FIRST = ("task", "features", "layer", "protocol", "k", "temperature", "top1", "top5", "clusters", "split")
-"""Keys that every record has, in front."""
+Find = Callable[..., Found]
+T = TypeVar("T")
 
 
-def evaluate_knn(
-    features: FeatureSet,
-    layers: Sequence[str | View],
-    *,
-    protocol: Protocols = "dino",
-    k: Sequence[int] | None = None,
-    temperature: Sequence[float] | None = None,
-    leave_one_out: bool = False,
-    retrieval: bool = False,
-    duplicates: float | None = None,
-    per_class: bool = False,
-    index: str | None = None,
-    resources: Resources = DEFAULT,
-    on_rows: Callable[[str, int], None] = lambda layer, rows: None,
-) -> list[Record]:
-    """Classify val by the weighted votes of its neighbours in train.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnnQuestion:
+    """What is to be said of the neighbours."""
 
-    Parameters
-    ----------
-    features : FeatureSet
-        Has the layers, complete, in both splits.
-    layers : sequence of str or View
-        What to evaluate.
-    protocol : str, sequence of str, or mapping of str to Protocol
-        Similarity and voting: keys of `PROTOCOLS`, or protocols by name.
-    k : sequence of int, optional
-        Neighbours that vote; each protocol's own by default. One search at the largest serves all.
-    temperature : sequence of float, optional
-        Each protocol's own by default.
-    leave_one_out : bool
-        Classify train by train instead, each row by the others.
-    retrieval : bool
-        Also measure how well rows of the same class come first; searches for as many neighbours as
-        the largest class has rows.
-    duplicates : float, optional
-        Queries whose nearest neighbour has at least this cosine, but for rounding, count as near-duplicates of a
-        database row; accuracies without them are added. 1 means equal rows, and multiples of them.
-    per_class : bool
-        Also a record of each class, for each protocol's first k and temperature.
-    index : str, optional
-        Search approximately, by faiss's index of this factory string; records then give its `recall`.
-    resources : Resources
-        Memory, device and ranks of the search; changes no number.
-    on_rows : callable
-        Told layer and number of database rows after each block.
+    protocols: Mapping[str, Protocol]
+    """Similarity and voting, by name."""
+
+    k: Sequence[int] | None = None
+    """Neighbours that vote; each protocol's own by default. One search at the largest serves all."""
+
+    temperature: Sequence[float] | None = None
+    """Each protocol's own by default."""
+
+    leave_one_out: bool = False
+    """Classify train by train instead, each row by the others."""
+
+    retrieval: bool = False
+    """Also measure how well rows of the same class come first; searches for as many neighbours as the largest class
+    has rows."""
+
+    duplicates: float | None = None
+    """Queries whose nearest neighbour has at least this cosine, but for rounding, count as near-duplicates of a
+    database row; accuracies without them are added. 1 means equal rows, and multiples of them."""
+
+    per_class: bool = False
+    """Also a result for each class, for each protocol's first k and temperature."""
+
+    predictions: bool = False
+    """Whether results hold the predicted class of each query."""
+
+
+def evaluate_knn(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+    """Classify val by the weighted votes of its neighbours in train, and return flat records; see `knn_results`.
 
     Returns
     -------
@@ -91,6 +91,39 @@ def evaluate_knn(
         number), `top5_protocol` (as the protocol's project counts, where that is one number: see
         docs/architecture.md) and `mean_per_class`, fractions of 1,
         each with `_low` and `_high`, the ends of its 95% interval; and what they were computed from.
+    """
+    return [result.record() for result in knn_results(features, layers, **settings)]
+
+
+def knn_results(
+    features: FeatureSet,
+    layers: Sequence[str | View],
+    *,
+    protocol: Protocols = "dino",
+    index: str | None = None,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[str, int], None] = lambda layer, rows: None,
+    **question: Any,
+) -> list[Result]:
+    """Classify val by the weighted votes of its neighbours in train.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Has the layers, complete, in both splits; neighbours are kept there.
+    layers : sequence of str or View
+        What to evaluate.
+    protocol : str, sequence of str, or mapping of str to Protocol
+        Similarity and voting: keys of `PROTOCOLS`, or protocols by name.
+    index : str, optional
+        Search approximately, by faiss's index of this factory string; results then give its `recall`.
+    resources : Resources
+        Memory, device and ranks of the search; changes no number.
+    on_rows : callable
+        Told layer and number of database rows after each block.
+    **question
+        The other fields of `KnnQuestion`: `k`, `temperature`, `leave_one_out`, `retrieval`, `duplicates`, `per_class`,
+        `predictions`.
 
     Raises
     ------
@@ -99,62 +132,137 @@ def evaluate_knn(
 
     Notes
     -----
-    Where a split has no label, its neighbours are found and kept, and a record says no more of each search than that.
+    Where a split has no label, its neighbours are found and kept, and a result says no more of each search than that.
     """
-    rules = protocols_by_name(protocol)
-    if duplicates is not None and any(rule.similarity != "cosine" for rule in rules.values()):
-        raise EvaluationError("near-duplicates are found by the cosine: choose protocols that use it, such as dino")
+    asked = KnnQuestion(protocols=protocols_by_name(protocol), **question)
+    _warn_of_preprocessing(features, asked.protocols)
     train, val, names = matched_labels(features, needed=False)
-    queries = train if leave_one_out else val
-    largest = len(train.rows) - leave_one_out
-    ks = {name: usable_k(k, rule.k, largest) for name, rule in rules.items()}
-    _warn_of_preprocessing(features, rules)
+    find = partial(find_neighbours, features, index=index, resources=resources)
+    views = views_of(features, layers)
+    return classify(views, train, val, names, asked, find=find, on_rows=on_rows, name=features.name)
+
+
+def classify(
+    views: Sequence[View],
+    train: Labelled,
+    val: Labelled,
+    class_names: Sequence[str],
+    asked: KnnQuestion,
+    *,
+    find: Find,
+    on_rows: Callable[[str, int], None] = lambda layer, rows: None,
+    name: str,
+) -> list[Result]:
+    """Answer a question about layers, wherever they are.
+
+    Parameters
+    ----------
+    views : sequence of View
+        The layers.
+    train, val, class_names
+        As `matched_labels` returns them.
+    asked : KnnQuestion
+        What to say of the neighbours.
+    find : callable
+        Finds the neighbours of a view: `find_neighbours`, or `search_neighbours`, which keeps nothing.
+    on_rows : callable
+        Told layer and number of database rows after each block.
+    name : str
+        What messages call the features.
+    """
+    rules = asked.protocols
+    if asked.duplicates is not None and any(rule.similarity != "cosine" for rule in rules.values()):
+        raise EvaluationError("near-duplicates are found by the cosine: choose protocols that use it, such as dino")
+    queries = train if asked.leave_one_out else val
+    ks = {each: usable_k(asked.k, rule.k, len(train.rows) - asked.leave_one_out) for each, rule in rules.items()}
     unlabelled = list(dict.fromkeys(part.split for part in (train, queries) if not part.has_labels))
     if unlabelled:
-        _warn_of_missing_labels(features, unlabelled, retrieval=retrieval, per_class=per_class)
-    labels_N = train.by_row(features.split("train").num_rows)
-    records = []
-    for view in views_of(features, layers):
+        _warn_of_missing_labels(name, unlabelled, retrieval=asked.retrieval, per_class=asked.per_class)
+    results: list[Result] = []
+    for view in views:
         for similarity in dict.fromkeys(rule.similarity for rule in rules.values()):
-            same = {name: rule for name, rule in rules.items() if rule.similarity == similarity}
-            voting = max(max(ks[name]) for name in same)
-            longest = max(voting, _most_relevant(train, queries)) if retrieval and not unlabelled else voting
-            found = find_neighbours(
-                features, view, database=train, queries=queries, similarity=similarity, index=index,
-                resources=resources, k=longest, on_rows=partial(on_rows, view.name),
+            ks_of = {each: ks[each] for each, rule in rules.items() if rule.similarity == similarity}
+            k = max(map(max, ks_of.values()))
+            longest = max(k, _most_relevant(train, queries)) if asked.retrieval and not unlabelled else k
+            found = find(
+                view, database=train, queries=queries, similarity=similarity, k=longest,
+                on_rows=partial(on_rows, view.name),
             )  # fmt: skip
-            origin = view.facts | counts_of(train, val) | {"similarity": similarity, "leave_one_out": leave_one_out}
-            neighbours, rounding = found.neighbours, rounding_of_cosines(view.dim)
-            if unlabelled:
-                record = origin | {"task": "neighbours", "protocol": similarity, "k": voting} | found.facts(voting)
-                if duplicates is not None:
-                    are_twins = neighbours.similarities_QK[:, 0] >= duplicates - rounding
-                    record["num_duplicates"] = int(are_twins.sum())
-                records.append(record)
-                continue
-            labels_QK = labels_N[neighbours.rows_QK]
-            judge = Judge.of(
-                labels_QK[:, :voting], neighbours.similarities_QK, queries, len(names), duplicates, rounding
+            searched = _Searched(view, train, val, queries, class_names, similarity, found, asked)
+            results += searched.unlabelled(k) if unlabelled else searched.results(ks_of)
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """Neighbours by one similarity, and all that is to be said of them."""
+
+    view: View
+    train: Labelled
+    val: Labelled
+    queries: Labelled
+    class_names: Sequence[str]
+    similarity: Similarity
+    found: Found
+    asked: KnnQuestion
+
+    def results(self, ks_of: Mapping[str, Sequence[int]]) -> list[Result]:
+        """Say how well each protocol classifies, with its k."""
+        asked, k = self.asked, max(map(max, ks_of.values()))
+        labels_QK = self.train.by_row(self.view.layers["train"].num_rows)[self.found.neighbours.rows_QK]
+        judge = Judge.of(
+            labels_QK[:, :k], self.found.neighbours.similarities_QK, self.queries, len(self.class_names),
+            asked.duplicates, rounding_of_cosines(self.view.dim),
+        )  # fmt: skip
+        results: list[Result] = []
+        for name, ks in ks_of.items():
+            results += self._accuracies(judge, name, ks)
+            if asked.per_class:
+                results += self._classes(judge, name, ks[0])
+        if asked.retrieval:
+            results.append(self._retrieval(labels_QK, next(iter(ks_of.values()))))
+        return results
+
+    def unlabelled(self, k: int) -> list[Result]:
+        """Say that neighbours were found."""
+        duplicates = self.asked.duplicates
+        if duplicates is not None:
+            nearest_Q = self.found.neighbours.similarities_QK[:, 0]
+            duplicates = int((nearest_Q >= duplicates - rounding_of_cosines(self.view.dim)).sum())
+        return [self._make(NeighboursResult, k=k, search=self.found.facts(k), num_duplicates=duplicates)]
+
+    def _accuracies(self, judge: Judge, name: str, ks: Sequence[int]) -> list[Result]:
+        rule = self.asked.protocols[name]
+        return [
+            self._make(
+                KnnResult, protocol=name, vote=rule.vote, k=k, temperature=temperature, accuracy=accuracy,
+                search=self.found.facts(k), predictions=best_Q if self.asked.predictions else None,
             )
-            for name, rule in same.items():
-                origin_of_rule = origin | {"protocol": name, "vote": rule.vote}
-                for each_temperature in temperatures_of(name, rule, temperature):
-                    accuracies = judge.accuracies(rule, ks[name], each_temperature)
-                    for each_k, accuracy in zip(ks[name], accuracies, strict=True):
-                        setting = {"task": "knn", "k": each_k, "temperature": each_temperature}
-                        records.append(origin_of_rule | setting | accuracy | found.facts(each_k))
-                if per_class:
-                    first_k, first = ks[name][0], temperatures_of(name, rule, temperature)[0]
-                    setting = {"task": "class", "k": first_k, "temperature": first}
-                    classes = class_records(judge.best_classes(rule, first_k, first), queries.labels, names)
-                    records += [origin_of_rule | setting | each for each in classes]
-            if retrieval:
-                scores = _retrieval(labels_QK, train, queries, ks[next(iter(same))])
-                if not scores["num_answerable"]:
-                    text = "%s: no query has a row of its own class in the database, so retrieval can't be measured"
-                    logger.warning(text, view.name)
-                records.append(origin | {"task": "retrieval", "protocol": similarity} | scores | found.facts())
-    return records
+            for temperature in temperatures_of(name, rule, self.asked.temperature)
+            for k, (accuracy, best_Q) in zip(ks, judge.accuracies(rule, ks, temperature), strict=True)
+        ]  # fmt: skip
+
+    def _classes(self, judge: Judge, name: str, k: int) -> list[Result]:
+        rule = self.asked.protocols[name]
+        temperature = temperatures_of(name, rule, self.asked.temperature)[0]
+        best_Q = judge.best_classes(rule, k, temperature)
+        return [
+            self._make(ClassResult, protocol=name, vote=rule.vote, k=k, temperature=temperature, accuracy=accuracy)
+            for accuracy in class_accuracies(best_Q, self.queries.labels, self.class_names)
+        ]
+
+    def _retrieval(self, labels_QK: Ints, ks: Sequence[int]) -> Result:
+        scores = _retrieval(labels_QK, self.train, self.queries, ks)
+        if not scores["num_answerable"]:
+            text = "%s: no query has a row of its own class in the database, so retrieval can't be measured"
+            logger.warning(text, self.view.name)
+        recalls = {k: scores.pop(f"recall_at_{k}") for k in ks}
+        return self._make(RetrievalResult, **scores, recall_at=recalls, search=self.found.facts())
+
+    def _make(self, kind: Callable[..., T], **more: Any) -> T:
+        """Make a result with what all of them say."""
+        counts, is_loo = counts_of(self.train, self.val), self.asked.leave_one_out
+        return kind(layer=self.view.facts, counts=counts, similarity=self.similarity, leave_one_out=is_loo, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +294,8 @@ class Judge:
         weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
         return self.ballot.ranking(weights_QK, k=k, top=1)[:, 0]
 
-    def accuracies(self, rule: Protocol, ks: Sequence[int], temperature: float | None) -> list[Record]:
-        """Accuracies of one rule, for each k."""
+    def accuracies(self, rule: Protocol, ks: Sequence[int], temperature: float | None) -> list[tuple[Accuracy, Ints]]:
+        """Accuracies of one rule, for each k, with the predicted class of each query."""
         weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
         return [self._accuracy(rule, weights_QK, k) for k in ks]
 
@@ -196,7 +304,7 @@ class Judge:
         num_classes = self.ballot.num_classes
         return num_classes <= 5 or (num_classes <= SORTED_BY_NUMBER and rule.top5 != "unordered")
 
-    def _accuracy(self, rule: Protocol, weights_QK: Any, k: int) -> Record:
+    def _accuracy(self, rule: Protocol, weights_QK: Any, k: int) -> tuple[Accuracy, Ints]:
         ballot = self.ballot
         ranked = ballot.ranking(weights_QK, k=k)
         hits = ranked == self.labels_Q[:, None]
@@ -207,25 +315,23 @@ class Judge:
         capped = hits[:, :k].any(axis=1) | ((behind >= 0) & (behind + voted < min(5, k)))
         places = min(5, k) if rule.top5 == "capped" else 5
         is_settled = not ((behind >= 0) & (voted < places)).any() or self._order_is_known(rule)
-        estimates = {
-            "top1": metrics.proportion(top1),
-            "top5": metrics.proportion(top5),
-            "top5_filled": metrics.proportion(filled),
-            "mean_per_class": metrics.mean_per_class(top1, self.labels_Q),
-        }
         own = {"voted": top5, "filled": filled, "capped": capped, "unordered": filled}.get(rule.top5)
-        if own is not None and (is_settled or rule.top5 == "voted"):
-            estimates["top5_protocol"] = metrics.proportion(own)
-        record: Record = {}
+        is_known = own is not None and (is_settled or rule.top5 == "voted")
+        num_duplicates, without = None, None
         if self.is_duplicate_Q is not None:
             others = ~self.is_duplicate_Q
-            record["num_duplicates"] = int(self.is_duplicate_Q.sum())
-            if others.any():
-                estimates["top1_without_duplicates"] = metrics.proportion(top1[others])
-        for name, estimate in estimates.items():
-            values = asdict(estimate)
-            record |= {name: values["value"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
-        return record
+            num_duplicates = int(self.is_duplicate_Q.sum())
+            without = metrics.proportion(top1[others]) if others.any() else None
+        accuracy = Accuracy(
+            top1=metrics.proportion(top1),
+            top5=metrics.proportion(top5),
+            top5_filled=metrics.proportion(filled),
+            mean_per_class=metrics.mean_per_class(top1, self.labels_Q),
+            top5_protocol=metrics.proportion(own) if own is not None and is_known else None,
+            num_duplicates=num_duplicates,
+            top1_without_duplicates=without,
+        )
+        return accuracy, ranked[:, 0]
 
 
 def rounding_of_cosines(dim: int) -> float:
@@ -240,12 +346,6 @@ def rounding_of_cosines(dim: int) -> float:
     True
     """
     return float((dim + 4) * 2.0**-52)
-
-
-def uniform(records: Sequence[Record]) -> list[Record]:
-    """Give all records the same keys, None where one does not apply."""
-    keys = dict.fromkeys([*FIRST, *(key for record in records for key in record)])
-    return [{key: record.get(key) for key in keys} for record in records]
 
 
 def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *, what: str = "train") -> list[int]:
@@ -289,11 +389,11 @@ def _warn_of_preprocessing(features: FeatureSet, rules: Mapping[str, Protocol]) 
             logger.warning("%s: preprocessed otherwise than protocol %s does: %s", features.name, name, differs)
 
 
-def _warn_of_missing_labels(features: FeatureSet, splits: Sequence[str], *, retrieval: bool, per_class: bool) -> None:
-    asked = [name for name, wanted in (("--retrieval", retrieval), ("--per-class", per_class)) if wanted]
+def _warn_of_missing_labels(name: str, splits: Sequence[str], *, retrieval: bool, per_class: bool) -> None:
+    asked = [option for option, wanted in (("--retrieval", retrieval), ("--per-class", per_class)) if wanted]
     also = f", nor what {' and '.join(asked)} would say" if asked else ""
     text = "%s: no row of %s has a label: neighbours are found and kept, but no accuracy can be given%s"
-    logger.warning(text, features.name, " and ".join(splits), also)
+    logger.warning(text, name, " and ".join(splits), also)
 
 
 def _most_relevant(train: Labelled, queries: Labelled) -> int:
@@ -301,7 +401,7 @@ def _most_relevant(train: Labelled, queries: Labelled) -> int:
     return int(np.bincount(train.labels).max()) - (train.split == queries.split) or 1
 
 
-def _retrieval(labels_QK: Ints, train: Labelled, queries: Labelled, ks: Sequence[int]) -> Record:
+def _retrieval(labels_QK: Ints, train: Labelled, queries: Labelled, ks: Sequence[int]) -> dict[str, Any]:
     counts = np.bincount(train.labels, minlength=int(max(train.labels.max(), queries.labels.max())) + 1)
     relevant = counts[queries.labels] - (train.split == queries.split)
-    return retrieval_metrics(labels_QK, queries.labels, relevant, k=ks) | {"k": None}
+    return retrieval_metrics(labels_QK, queries.labels, relevant, k=ks)

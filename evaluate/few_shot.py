@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from evaluate.evaluation import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
 from evaluate.labels import matched_labels
 from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
+from evaluate.results import Accuracy, FewShotResult, Record, Spread
 from evaluate.shots import draw
-from evaluate.views import Record, View, views_of
+from evaluate.views import View, views_of
 from store import FeatureSet
 
 
-def evaluate_few_shot(
+def evaluate_few_shot(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+    """Classify val by few images of train and return flat records; see `few_shot_results`."""
+    return [result.record() for result in few_shot_results(features, layers, **settings)]
+
+
+def few_shot_results(
     features: FeatureSet,
     layers: Sequence[str | View],
     *,
@@ -31,7 +38,7 @@ def evaluate_few_shot(
     temperature: Sequence[float] | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
-) -> list[Record]:
+) -> list[FewShotResult]:
     """Classify val by few images of train.
 
     Parameters
@@ -47,9 +54,9 @@ def evaluate_few_shot(
 
     Returns
     -------
-    list of dict
+    list of FewShotResult
         One for each layer, protocol, number of images, k and temperature: `top1`, `top5` and
-        `mean_per_class` as means over the tries, each with `_sd`, the standard deviation of the tries.
+        `mean_per_class` as means over the tries, each with the standard deviation of the tries.
 
     Raises
     ------
@@ -67,12 +74,12 @@ def evaluate_few_shot(
         }
         for wanted, drawn in draws.items()
     }
-    records = []
+    results = []
     for wanted, drawn in draws.items():
         size, ks = len(drawn[0].rows), ks_of[wanted]
         for view in views_of(features, layers):
             for name, rule in rules.items():
-                accuracies: dict[tuple[int, float | None], list[Record]] = {}
+                accuracies: dict[tuple[int, float | None], list[Accuracy]] = {}
                 longest = max(max(ks[other]) for other in rules if rules[other].similarity == rule.similarity)
                 for database in drawn:
                     found = find_neighbours(
@@ -82,20 +89,29 @@ def evaluate_few_shot(
                     lists_QK = labels_N[found.rows_QK[:, : max(ks[name])]]
                     judge = Judge.of(lists_QK, found.similarities_QK, val, len(names), None)
                     for each_t in temperatures_of(name, rule, temperature):
-                        for each_k, record in zip(ks[name], judge.accuracies(rule, ks[name], each_t), strict=True):
-                            accuracies.setdefault((each_k, each_t), []).append(record)
-                facts = {"task": "few_shot", "protocol": name, "shots": str(wanted), "tries": tries}
-                counts = {"num_train": size, "num_val": len(val.rows), "num_classes": len(np.unique(train.labels))}
+                        judged = judge.accuracies(rule, ks[name], each_t)
+                        for each_k, (accuracy, _) in zip(ks[name], judged, strict=True):
+                            accuracies.setdefault((each_k, each_t), []).append(accuracy)
                 for (each_k, each_t), several in accuracies.items():
-                    setting = {"k": each_k, "temperature": each_t}
-                    records.append(view.facts | facts | counts | setting | _spread(several))
-    return records
+                    results.append(
+                        FewShotResult(
+                            layer=view.facts,
+                            protocol=name,
+                            shots=str(wanted),
+                            tries=tries,
+                            num_train=size,
+                            num_val=len(val.rows),
+                            num_classes=len(np.unique(train.labels)),
+                            k=each_k,
+                            temperature=each_t,
+                            top1=_spread([each.top1.value for each in several]),
+                            top5=_spread([each.top5.value for each in several]),
+                            mean_per_class=_spread([each.mean_per_class.value for each in several]),
+                        )
+                    )
+    return results
 
 
-def _spread(several: Sequence[Record]) -> Record:
+def _spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation of accuracies over tries."""
-    spread: Record = {}
-    for name in ("top1", "top5", "mean_per_class"):
-        values = [record[name] for record in several]
-        spread |= {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=len(values) > 1))}
-    return spread
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=len(values) > 1)))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluate.metrics import proportion
-from evaluate.views import Record
+from evaluate.results import ClassAccuracy
 
 Ints = npt.NDArray[np.int64]
 
@@ -30,30 +30,21 @@ def confusion_matrix(predictions_Q: Ints, labels_Q: Ints, *, num_classes: int) -
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def class_records(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) -> list[Record]:
-    """Accuracy of each class that has a query, with its 95% interval, and its most frequent confusion.
-
-    Returns
-    -------
-    list of dict
-        `class`, `num_val`, `top1` with `_low` and `_high`, `taken_for` (None if it never is) and `taken_for_rate`.
-    """
+def class_accuracies(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) -> list[ClassAccuracy]:
+    """Accuracy of each class that has a query, with its 95% interval, and its most frequent confusion."""
     order = np.argsort(labels_Q, kind="stable")
     labels, starts = np.unique(labels_Q[order], return_index=True)
-    records = []
+    accuracies = []
     for label, predicted in zip(labels, np.split(predictions_Q[order], starts[1:]), strict=True):
-        estimate = proportion(predicted == label)
         others, counts = np.unique(predicted[predicted != label], return_counts=True)
         worst = int(counts.argmax()) if len(counts) else None  # of equals the first, by number
-        records.append(
-            {
-                "class": names[label],
-                "num_val": len(predicted),
-                "top1": estimate.value,
-                "top1_low": estimate.low,
-                "top1_high": estimate.high,
-                "taken_for": None if worst is None else names[others[worst]],
-                "taken_for_rate": 0.0 if worst is None else float(counts[worst] / len(predicted)),
-            }
+        accuracies.append(
+            ClassAccuracy(
+                name=names[label],
+                num_queries=len(predicted),
+                top1=proportion(predicted == label),
+                taken_for=None if worst is None else names[others[worst]],
+                taken_for_rate=0.0 if worst is None else float(counts[worst] / len(predicted)),
+            )
         )
-    return records
+    return accuracies

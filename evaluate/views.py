@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evaluate.labels import EvaluationError, Labelled
+from evaluate.results import LayerFacts
 from evaluate.selection import Layer, Selection
 from store import FeatureSet
-
-Record = dict[str, Any]
 
 _LONGEST = 100
 """Letters of a layer's name in the name of a folder; a file system takes 255 bytes, with digests and endings."""
@@ -28,8 +26,8 @@ class View:
     made_from: Mapping[str, str]
     """By split: digest of all that its numbers are computed from."""
 
-    facts: Record
-    """What every record of it says."""
+    facts: LayerFacts
+    """What every result says of it."""
 
     @property
     def dim(self) -> int:
@@ -62,15 +60,15 @@ def stored_view(features: FeatureSet, layer: str) -> View:
         name=layer,
         layers={split: features.layer(split, layer) for split in splits},
         made_from={split: features.digest(split, layer) for split in splits},
-        facts={
-            "features": features.name,
-            "layer": layer,
-            "tap": info.tap,
-            "pooling": info.pooling or "mean",
-            "dim": info.dim,
-            "weights": features.manifest.notes.get("weights", "unknown"),
-            "fingerprint": features.manifest.fingerprint,
-        },
+        facts=LayerFacts(
+            features=features.name,
+            layer=layer,
+            tap=info.tap,
+            pooling=info.pooling or "mean",
+            dim=info.dim,
+            weights=features.manifest.notes.get("weights", "unknown"),
+            fingerprint=features.manifest.fingerprint,
+        ),
     )
 
 

@@ -13,7 +13,8 @@ from evaluate.evaluation import temperatures_of, usable_k
 from evaluate.labels import EvaluationError, class_names_of, matched_labels
 from evaluate.metrics import paired_difference
 from evaluate.predictions import Predictions, predict
-from evaluate.views import Record, stored_view
+from evaluate.results import Record
+from evaluate.views import stored_view
 from pipelines.evaluation import resources_of
 from pipelines.protocols import find_protocols
 from store import FeatureSet

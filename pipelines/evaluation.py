@@ -12,15 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluate.clustering import evaluate_kmeans, numbers_of_clusters
+from evaluate.clustering import kmeans_results, numbers_of_clusters
 from evaluate.config import EvaluateConfig
 from evaluate.derived import Recipe, derived_views
-from evaluate.evaluation import evaluate_knn, uniform
-from evaluate.few_shot import evaluate_few_shot
+from evaluate.evaluation import knn_results
+from evaluate.few_shot import few_shot_results
 from evaluate.labels import EvaluationError, matched_labels, refuse_if_gone
 from evaluate.memory import free_memory, parse_memory
 from evaluate.neighbours.finding import Resources
-from evaluate.views import Record, views_of
+from evaluate.results import Record, Result, records_of
+from evaluate.views import views_of
 from pipelines.progress import Progress
 from pipelines.protocols import find_protocols
 from pipelines.ranks import Rank, alone, from_environment
@@ -31,15 +32,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """Records of one evaluation, and where they were kept."""
+    """Results of one evaluation, and where they were kept."""
 
     features: FeatureSet
-    records: list[Record]
+    results: list[Result]
     path: Path | None
     """None if the store could not be written."""
 
     is_first: bool = True
     """Whether this rank speaks for all."""
+
+    @property
+    def records(self) -> list[Record]:
+        """The results as flat records, all with the same keys."""
+        return records_of(self.results)
 
 
 def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
@@ -81,14 +87,14 @@ def _evaluate(
     numbers_of_clusters(config.kmeans.clusters, train)  # what can't be clustered is refused before the search
     if recipe := Recipe(**config.derive.model_dump()):
         views = derived_views(views, recipe, train, memory=resources.bytes)
-    few_shot: list[Record] = []
+    few_shot: list[Result] = []
     if knn.shots and not (train.has_labels and val.has_labels):
         logger.warning("%s: few-shot accuracies need labels in train and val, so there are none", features.name)
     elif knn.shots:  # first, since it is short, and refuses a k that is too large
-        few_shot = evaluate_few_shot(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
+        few_shot += few_shot_results(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
     with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
-        records = evaluate_knn(
+        results = knn_results(
             features,
             views,
             index=config.index,
@@ -99,13 +105,12 @@ def _evaluate(
             on_rows=lambda layer, rows: on_rows(rows),
             **settings,
         )
-    records += few_shot
+    results += few_shot
     if config.kmeans.clusters and rank.rank == 0:
-        records += evaluate_kmeans(features, views, memory=resources.bytes, **config.kmeans.model_dump())
-    records = uniform(records)
+        results += kmeans_results(features, views, memory=resources.bytes, **config.kmeans.model_dump())
     now = datetime.now(UTC)
     content = {
-        "records": records,
+        "records": records_of(results),
         "settings": config.model_dump(mode="json"),
         "made_from": dict(features.manifest.made_from),
         "fingerprint": features.manifest.fingerprint,
@@ -115,14 +120,14 @@ def _evaluate(
         "seconds": round(time.perf_counter() - start, 3),
     }
     if rank.rank:
-        return EvaluationReport(features=features, records=records, path=None, is_first=False)
+        return EvaluationReport(features=features, results=results, path=None, is_first=False)
     refuse_if_gone(features)
     try:
         saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
     except StoreError as error:  # a store that may only be read still gives its numbers
         logger.warning("the results are not kept: %s", error)
         saved = None
-    return EvaluationReport(features=features, records=records, path=saved)
+    return EvaluationReport(features=features, results=results, path=saved)
 
 
 def resources_of(config: EvaluateConfig, rank: Rank | None = None) -> Resources:

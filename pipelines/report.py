@@ -2,112 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evaluate.metrics import Estimate
 from evaluate.protocols import Protocol
-from evaluate.views import Record
+from evaluate.results import (
+    ClassResult,
+    ClusterResult,
+    FewShotResult,
+    KnnResult,
+    NeighboursResult,
+    Record,
+    Result,
+    RetrievalResult,
+)
 from store import Fault, FeatureSet, StoreError
 
+R = TypeVar("R")
 
-def accuracy_table(knn: Sequence[Record]) -> RenderableType:
+
+def accuracy_table(knn: Sequence[KnnResult]) -> RenderableType:
     """KNN accuracies by one protocol of all layers, k and temperatures; the best top-1 of each layer stands out."""
     first = knn[0]
-    what = "leave-one-out kNN of train" if first["leave_one_out"] else "kNN"
-    rule = f"protocol {first['protocol']} ({first['similarity']}, {first['vote']} vote)"
+    what = "leave-one-out kNN of train" if first.leave_one_out else "kNN"
+    rule = f"protocol {first.protocol} ({first.similarity}, {first.vote} vote)"
     table = Table(
-        title=f"{first['features']}: {what}, {rule}",
-        caption=f"{first['num_train']:,} train, {first['num_val']:,} val, {first['num_classes']} classes; "
-        f"weights: {first['weights']}; % with 95% interval; {_exactness(knn)}",
+        title=f"{first.layer.features}: {what}, {rule}",
+        caption=f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, {first.counts.num_classes} classes; "
+        f"weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}",
         title_justify="left",
         caption_justify="left",
     )
-    has_temperature = any(record["temperature"] is not None for record in knn)
+    has_temperature = any(result.temperature is not None for result in knn)
+    has_duplicates = first.accuracy.num_duplicates is not None
     table.add_column("layer")
     table.add_column("dim", justify="right")
     table.add_column("k", justify="right")
     if has_temperature:
         table.add_column("T", justify="right")
-    shown = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-    if first.get("num_duplicates") is not None:
-        shown["top1_without_duplicates"] = "top-1 without duplicates"
-    for column in shown.values():
+    columns = ["top-1", "top-5", "mean per class", *(["top-1 without duplicates"] if has_duplicates else [])]
+    for column in columns:
         table.add_column(column, justify="right")
     best = {
-        layer: max(r["top1"] for r in knn if r["layer"] == layer) for layer in dict.fromkeys(r["layer"] for r in knn)
+        layer: max(each.top1 for each in knn if each.layer.layer == layer)
+        for layer in dict.fromkeys(each.layer.layer for each in knn)
     }
     previous = None
-    for record in knn:
-        if previous not in (None, record["layer"]):
+    for result in knn:
+        layer, accuracy = result.layer.layer, result.accuracy
+        if previous not in (None, layer):
             table.add_section()
-        is_new, previous = previous != record["layer"], record["layer"]
-        cells = [record["layer"] if is_new else "", f"{record['dim']:,}" if is_new else "", str(record["k"])]
+        is_new, previous = previous != layer, layer
+        cells = [layer if is_new else "", f"{result.layer.dim:,}" if is_new else "", str(result.k)]
         if has_temperature:
-            cells.append(f"{record['temperature']:g}")
-        style = "bold" if record["top1"] == best[record["layer"]] else ""
-        values = [_percent(record, name) for name in shown]
-        table.add_row(*cells, Text(values[0], style=style), *values[1:])
+            cells.append(_temperature(result.temperature))
+        style = "bold" if result.top1 == best[layer] else ""
+        others = [_percent(estimate) for estimate in (accuracy.top5, accuracy.mean_per_class)]
+        if has_duplicates:
+            others.append(f"{_percent(accuracy.top1_without_duplicates)} ({accuracy.num_duplicates:,} left out)")
+        table.add_row(*cells, Text(_percent(accuracy.top1), style=style), *others)
     return table
 
 
-def few_shot_table(records: Sequence[Record]) -> RenderableType:
+def few_shot_table(results: Sequence[FewShotResult]) -> RenderableType:
     """Accuracies with few labels: mean and standard deviation of the tries."""
-    first = records[0]
-    title = f"{first['features']}: few labels, mean and standard deviation of {first['tries']} tries, %"
+    first = results[0]
+    title = f"{first.layer.features}: few labels, mean and standard deviation of {first.tries} tries, %"
     table = Table(title=title, title_justify="left")
     for column in ("layer", "protocol", "per class", "train", "k", "T", "top-1", "top-5", "mean per class"):
         table.add_column(column, justify="left" if column in ("layer", "protocol") else "right")
-    for record in records:
-        temperature = "" if record["temperature"] is None else f"{record['temperature']:g}"
-        setting = [record["layer"], record["protocol"], record["shots"], f"{record['num_train']:,}", str(record["k"])]
-        values = [
-            f"{100 * record[name]:.2f} ± {100 * record[f'{name}_sd']:.2f}"
-            for name in ("top1", "top5", "mean_per_class")
-        ]
-        table.add_row(*setting, temperature, *values)
+    for result in results:
+        setting = [result.layer.layer, result.protocol, result.shots, f"{result.num_train:,}", str(result.k)]
+        spreads = (result.top1, result.top5, result.mean_per_class)
+        values = [f"{100 * spread.mean:.2f} ± {100 * spread.sd:.2f}" for spread in spreads]
+        table.add_row(*setting, _temperature(result.temperature), *values)
     return table
 
 
-def retrieval_table(records: Sequence[Record]) -> RenderableType:
+def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
     """How well neighbours of the same class come first."""
-    recalls = [name for name in records[0] if name.startswith("recall_at_") and records[0][name] is not None]
-    table = Table(title=f"{records[0]['features']}: retrieval, %", title_justify="left")
+    first = results[0]
+    ks = [k for k, recall in first.recall_at.items() if recall is not None]
+    table = Table(title=f"{first.layer.features}: retrieval, %", title_justify="left")
     for column in ("layer", "similarity", "precision@1", "R-precision", "MAP@R"):
         table.add_column(column, justify="left" if column in ("layer", "similarity") else "right")
-    for name in recalls:
-        table.add_column(name.replace("recall_at_", "recall@"), justify="right")
-    for record in records:
-        shown = [record[name] for name in ("precision_at_1", "r_precision", "map_at_r", *recalls)]
+    for k in ks:
+        table.add_column(f"recall@{k}", justify="right")
+    for result in results:
+        shown = [result.precision_at_1, result.r_precision, result.map_at_r, *(result.recall_at[k] for k in ks)]
         values = ["none" if value is None else f"{100 * value:.2f}" for value in shown]
-        table.add_row(record["layer"], record["similarity"], *values)
+        table.add_row(result.layer.layer, result.similarity, *values)
     return table
 
 
-def neighbours_table(records: Sequence[Record]) -> RenderableType:
+def neighbours_table(results: Sequence[NeighboursResult]) -> RenderableType:
     """What was found of unlabelled images."""
-    table = Table(title=f"{records[0]['features']}: neighbours, without labels", title_justify="left")
+    table = Table(title=f"{results[0].layer.features}: neighbours, without labels", title_justify="left")
     for column in ("layer", "similarity", "k", "train", "queries", "engine"):
         table.add_column(column, justify="left" if column in ("layer", "similarity", "engine") else "right")
-    for record in records:
-        queries = record["num_train" if record["leave_one_out"] else "num_val"]
-        counts = [str(record["k"]), f"{record['num_train']:,}", f"{queries:,}"]
-        table.add_row(record["layer"], record["similarity"], *counts, record["engine"])
+    for result in results:
+        queries = result.counts.num_train if result.leave_one_out else result.counts.num_val
+        counts = [str(result.k), f"{result.counts.num_train:,}", f"{queries:,}"]
+        table.add_row(result.layer.layer, result.similarity, *counts, result.search.engine)
     return table
 
 
-def class_table(records: Sequence[Record]) -> RenderableType:
+def class_table(results: Sequence[ClassResult]) -> RenderableType:
     """Accuracy of each class, worst first."""
-    first = records[0]
-    title = f"{first['features']}: {first['layer']}, protocol {first['protocol']}, k = {first['k']}, by class"
+    first = results[0]
+    title = f"{first.layer.features}: {first.layer.layer}, protocol {first.protocol}, k = {first.k}, by class"
     table = Table(title=title, title_justify="left")
     for column in ("class", "val", "top-1", "taken for"):
         table.add_column(column, justify="right" if column in ("val", "top-1") else "left")
-    for record in sorted(records, key=lambda record: record["top1"]):
-        worst = f"{record['taken_for']} ({100 * record['taken_for_rate']:.0f} %)" if record["taken_for"] else ""
-        table.add_row(record["class"], f"{record['num_val']:,}", _percent(record, "top1"), worst)
+    for each in sorted((result.accuracy for result in results), key=lambda each: each.top1.value):
+        worst = f"{each.taken_for} ({100 * each.taken_for_rate:.0f} %)" if each.taken_for else ""
+        table.add_row(each.name, f"{each.num_queries:,}", _percent(each.top1), worst)
     return table
 
 
@@ -154,34 +168,43 @@ def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, 
     return table
 
 
-def cluster_table(clusterings: Sequence[Record]) -> RenderableType:
+def cluster_table(results: Sequence[ClusterResult]) -> RenderableType:
     """Cluster metrics of all layers, numbers of clusters and splits."""
-    table = Table(title=f"{clusterings[0]['features']}: k-means on train", title_justify="left")
+    table = Table(title=f"{results[0].layer.features}: k-means on train", title_justify="left")
     table.add_column("layer")
     for column in ("clusters", "split", "NMI", "AMI", "ARI", "Hungarian acc.", "purity"):
         table.add_column(column, justify="right" if column != "split" else "left")
-    for record in clusterings:
-        shown = [record[name] for name in ("nmi", "ami", "ari", "hungarian", "purity")]
-        values = ["" if value is None else f"{100 * value:.1f}" for value in shown]
-        table.add_row(record["layer"], str(record["clusters"]), record["split"], *values)
+    for result in results:
+        found = result.metrics
+        shown = [] if found is None else [found.nmi, found.ami, found.ari, found.hungarian, found.purity]
+        values = [f"{100 * value:.1f}" for value in shown] or [""] * 5
+        table.add_row(result.layer.layer, str(result.clusters), result.split, *values)
     return table
 
 
-def evaluation_tables(records: Sequence[Record]) -> RenderableType:
-    """All tables of an evaluation."""
-    tables: list[RenderableType] = []
-    for task, columns, table in (
-        ("knn", ("protocol",), accuracy_table),
-        ("neighbours", (), neighbours_table),
-        ("few_shot", (), few_shot_table),
-        ("retrieval", (), retrieval_table),
-        ("class", ("layer", "protocol"), class_table),
-        ("kmeans", (), cluster_table),
-    ):
-        of_task = [record for record in records if record["task"] == task]
-        for group in dict.fromkeys(tuple(record[column] for column in columns) for record in of_task):
-            tables.append(table([r for r in of_task if tuple(r[column] for column in columns) == group]))
-    return Group(*tables)
+def evaluation_tables(results: Sequence[Result]) -> RenderableType:
+    """All tables of an evaluation: one for each protocol, each class table, and each other kind of result."""
+    accuracies = _grouped(results, KnnResult, lambda result: result.protocol)
+    classes = _grouped(results, ClassResult, lambda result: (result.layer.layer, result.protocol))
+    return Group(
+        *map(accuracy_table, accuracies),
+        *map(neighbours_table, _grouped(results, NeighboursResult)),
+        *map(few_shot_table, _grouped(results, FewShotResult)),
+        *map(retrieval_table, _grouped(results, RetrievalResult)),
+        *map(class_table, classes),
+        *map(cluster_table, _grouped(results, ClusterResult)),
+    )
+
+
+def _grouped(
+    results: Sequence[Result], kind: type[R], key: Callable[[R], object] = lambda result: None
+) -> list[list[R]]:
+    """Results of one kind, those of the same key together, in the order in which they are."""
+    groups: dict[object, list[R]] = {}
+    for result in results:
+        if isinstance(result, kind):
+            groups.setdefault(key(result), []).append(result)
+    return list(groups.values())
 
 
 def store_table(feature_sets: Iterable[FeatureSet]) -> RenderableType:
@@ -240,23 +263,25 @@ def fault_lines(faults: Sequence[Fault]) -> str:
     return "\n".join(f"  {fault.where}: {fault.what}" for fault in faults)
 
 
-def _exactness(knn: Sequence[Record]) -> str:
+def _exactness(knn: Sequence[KnnResult]) -> str:
     """Say whether neighbours are exact, and of how many queries that took a second look."""
-    if not knn[0]["certified"]:
+    if not knn[0].search.certified:
         of_k: dict[int, list[float]] = {}
-        for record in knn:
-            of_k.setdefault(record["k"], []).append(record["recall"])
+        for result in knn:
+            of_k.setdefault(result.k, []).append(result.search.recall or 0.0)
         ranges = {k: dict.fromkeys(f"{100 * each:.1f}" for each in (min(all_), max(all_))) for k, all_ in of_k.items()}
         shown = ", ".join(f"{' to '.join(each)} %" + f" at k = {k}" * (len(of_k) > 1) for k, each in ranges.items())
         return f"approximate neighbours, recall {shown}"
-    looks = {record["layer"]: record["num_second_look"] for record in knn if record["num_second_look"]}
+    looks = {each.layer.layer: each.search.num_second_look for each in knn if each.search.num_second_look}
     looked = ", ".join(f"{layer} {count:,}" for layer, count in looks.items())
     return "neighbours certified exact" + (f", by a second look for some queries: {looked}" if looked else "")
 
 
-def _percent(record: Record, name: str) -> str:
-    left_out = f" ({record['num_duplicates']:,} left out)" if name == "top1_without_duplicates" else ""
-    if record.get(name) is None:  # all queries are duplicates
-        return f"none{left_out}"
-    interval = f"[{100 * record[f'{name}_low']:.1f}, {100 * record[f'{name}_high']:.1f}]"
-    return f"{100 * record[name]:.2f} {interval}{left_out}"
+def _percent(estimate: Estimate | None) -> str:
+    if estimate is None:  # all queries are duplicates
+        return "none"
+    return f"{100 * estimate.value:.2f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _temperature(temperature: float | None) -> str:
+    return "" if temperature is None else f"{temperature:g}"

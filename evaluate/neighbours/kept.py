@@ -16,6 +16,7 @@ from evaluate.labels import Labelled
 from evaluate.neighbours import approximate
 from evaluate.neighbours.search import Neighbours
 from evaluate.protocols import Similarity
+from evaluate.results import SearchFacts
 from evaluate.views import View, short
 from store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from store.manifest import digest_of
@@ -38,18 +39,18 @@ class Found:
     recalls: npt.NDArray[np.float64] | None = None
     """Part of the true k nearest in the first k of each list, for every k from 1; None if the search was exact."""
 
-    def facts(self, k: int | None = None) -> dict[str, Any]:
-        """What records say of the search, with the recall among the k nearest; by default, in all of the lists."""
+    def facts(self, k: int | None = None) -> SearchFacts:
+        """What results say of the search, with the recall among the k nearest; by default, in all of the lists."""
         k = k or self.neighbours.rows_QK.shape[1]
-        return {
-            "certified": self.recalls is None,
-            "recall": None if self.recalls is None else float(self.recalls[k - 1]),
-            "num_second_look": len(self.neighbours.second_look),
-            "num_zero_rows": self.neighbours.num_zeros,
-            "engine": self.neighbours.engine,
-            "seconds": self.seconds,
-            "neighbours_reused": self.reused,
-        }
+        return SearchFacts(
+            certified=self.recalls is None,
+            recall=None if self.recalls is None else float(self.recalls[k - 1]),
+            num_second_look=len(self.neighbours.second_look),
+            num_zero_rows=self.neighbours.num_zeros,
+            engine=self.neighbours.engine,
+            seconds=self.seconds,
+            neighbours_reused=self.reused,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

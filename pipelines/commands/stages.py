@@ -129,6 +129,6 @@ def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: b
     if as_json:
         typer.echo(json.dumps(report.records, indent=1))
     else:
-        show(evaluation_tables(report.records))
+        show(evaluation_tables(report.results))
         if report.path:
             typer.echo(f"Kept with its provenance in {report.path}", err=True)

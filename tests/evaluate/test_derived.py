@@ -48,7 +48,7 @@ def test_layers_side_by_side_are_each_of_length_one(made, arrays):
     view, train = derive(made, ["x", "y"], concatenate=True)
     expected = np.concatenate([unit(arrays["train"][name]) for name in "xy"], axis=1)
     assert np.allclose(view.select(train).read(), expected[train.rows], atol=1e-6)
-    assert (view.name, view.dim, view.facts["tap"]) == ("x+y", 10, "x + y")
+    assert (view.name, view.dim, view.facts.tap) == ("x+y", 10, "x + y")
 
 
 @pytest.mark.parametrize("whiten", [False, True])

@@ -172,13 +172,13 @@ def test_as_many_classes_and_clusters_as_rows_need_no_table_of_all_pairs():
 import numpy as np
 from sklearn import metrics
 from evaluate.metrics import cluster_metrics
-from evaluate.per_class import class_records
+from evaluate.per_class import class_accuracies
 from tests.peak import peak_kb
 before, labels = peak_kb(), np.arange(30_000)
 clusters = np.random.default_rng(0).permutation(30_000)
 assert cluster_metrics(clusters, labels)["hungarian"] == 1
-records = class_records(np.where(labels % 2, labels, (labels + 1) % 30_000), labels, [str(i) for i in labels])
-assert [record["taken_for"] for record in records[:4]] == ["1", None, "3", None]
+classes = class_accuracies(np.where(labels % 2, labels, (labels + 1) % 30_000), labels, [str(i) for i in labels])
+assert [each.taken_for for each in classes[:4]] == ["1", None, "3", None]
 print(peak_kb() - before)
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

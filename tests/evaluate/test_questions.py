@@ -13,7 +13,7 @@ from evaluate.evaluation import evaluate_knn
 from evaluate.few_shot import evaluate_few_shot
 from evaluate.labels import EvaluationError, matched_labels
 from evaluate.neighbours.finding import find_neighbours
-from evaluate.per_class import class_records, confusion_matrix
+from evaluate.per_class import class_accuracies, confusion_matrix
 from evaluate.predictions import predict
 from evaluate.protocols import PROTOCOLS, Protocol
 from evaluate.retrieval import retrieval_metrics
@@ -255,9 +255,9 @@ def test_accuracies_of_classes_and_confusions_add_up(made):
     names = ("a", "b", "c")
     predictions, labels = np.array([0, 1, 1, 1]), np.array([0, 0, 0, 2])
     assert confusion_matrix(predictions, labels, num_classes=3).tolist() == [[1, 2, 0], [0, 0, 0], [0, 1, 0]]
-    first, last = class_records(predictions, labels, names)
-    assert (first["class"], first["top1"], first["taken_for"]) == ("a", pytest.approx(1 / 3), "b")
-    assert (last["class"], last["top1"], last["num_val"]) == ("c", 0, 1)
+    first, last = class_accuracies(predictions, labels, names)
+    assert (first.name, first.top1.value, first.taken_for) == ("a", pytest.approx(1 / 3), "b")
+    assert (last.name, last.top1.value, last.num_queries) == ("c", 0, 1)
 
 
 def test_probabilities_add_up_to_one_for_every_k(made, data):

@@ -1,0 +1,318 @@
+"""What an evaluation finds, as values with names: one result for each layer and setting.
+
+A result's `record()` is the flat dict that `--json`, the kept results and data frames hold; this module is the only
+place that spells its keys. `pipelines.report` makes tables of the results themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.metrics import Estimate
+
+Ints = npt.NDArray[np.int64]
+Record = dict[str, Any]
+
+FIRST = ("task", "features", "layer", "protocol", "k", "temperature", "top1", "top5", "clusters", "split")
+"""Keys that every record has, in front."""
+
+
+class Result(Protocol):
+    """Anything that an evaluation reports."""
+
+    def record(self) -> Record:
+        """Return it as a flat dict that JSON can hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """Which layer was evaluated, and where it comes from."""
+
+    features: str
+    """Name of the feature set."""
+
+    layer: str
+    tap: str | None
+    pooling: str | None
+    dim: int
+    """Numbers in one row."""
+
+    weights: str
+    fingerprint: str | None
+    """Of the feature set; None for arrays in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Rows that took part, and rows that did not."""
+
+    num_train: int
+    num_val: int
+    num_left_out: int
+    num_classes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchFacts:
+    """How the neighbours were found."""
+
+    certified: bool
+    """Whether they are exact."""
+
+    recall: float | None
+    """Of an approximate search."""
+
+    num_second_look: int
+    num_zero_rows: int
+    engine: str
+    seconds: float
+    neighbours_reused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Accuracies of one classification, fractions of 1 with their 95% intervals."""
+
+    top1: Estimate
+    top5: Estimate
+    """Only classes that have a vote count."""
+
+    top5_filled: Estimate
+    """Classes without a vote are appended by number."""
+
+    mean_per_class: Estimate
+    top5_protocol: Estimate | None = None
+    """As the protocol's project counts; None where that is not one number."""
+
+    num_duplicates: int | None = None
+    """Queries left out of `top1_without_duplicates`; None where they were not asked for."""
+
+    top1_without_duplicates: Estimate | None = None
+
+    def record(self) -> Record:
+        """Return each estimate under its name, with the ends of its interval."""
+        record: Record = {} if self.num_duplicates is None else {"num_duplicates": self.num_duplicates}
+        names = ("top1", "top5", "top5_filled", "mean_per_class", "top5_protocol", "top1_without_duplicates")
+        for name in names:
+            estimate: Estimate | None = getattr(self, name)
+            if estimate is not None:
+                record |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnnResult:
+    """One layer, classified by one protocol with one k and one temperature."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    protocol: str
+    vote: str
+    k: int
+    temperature: float | None
+    accuracy: Accuracy
+    search: SearchFacts
+    predictions: Ints | None = field(default=None, repr=False, compare=False)
+    """Predicted class of each query, shape (Q,), where it was asked for."""
+
+    @property
+    def top1(self) -> float:
+        """Fraction of the queries whose class is predicted."""
+        return self.accuracy.top1.value
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return _origin(self) | {
+            "protocol": self.protocol, "vote": self.vote, "task": "knn", "k": self.k, "temperature": self.temperature,
+        } | self.accuracy.record() | asdict(self.search)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighboursResult:
+    """Neighbours that were found where there are no labels to classify by."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    k: int
+    search: SearchFacts
+    num_duplicates: int | None = None
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        record = _origin(self) | {"task": "neighbours", "protocol": self.similarity, "k": self.k} | asdict(self.search)
+        return record if self.num_duplicates is None else record | {"num_duplicates": self.num_duplicates}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAccuracy:
+    """Accuracy of the queries of one class, and what they are confused with."""
+
+    name: str
+    num_queries: int
+    top1: Estimate
+    taken_for: str | None
+    """The class that its queries are most often confused with; None if they never are."""
+
+    taken_for_rate: float
+
+    def record(self) -> Record:
+        """Return the accuracy as a flat dict."""
+        return {
+            "class": self.name, "num_val": self.num_queries,
+            "top1": self.top1.value, "top1_low": self.top1.low, "top1_high": self.top1.high,
+            "taken_for": self.taken_for, "taken_for_rate": self.taken_for_rate,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassResult:
+    """One class, by one protocol with its first k and temperature."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    protocol: str
+    vote: str
+    k: int
+    temperature: float | None
+    accuracy: ClassAccuracy
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return _origin(self) | {
+            "protocol": self.protocol, "vote": self.vote, "task": "class", "k": self.k,
+            "temperature": self.temperature,
+        } | self.accuracy.record()  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalResult:
+    """How well rows of the same class come first."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    num_answerable: int
+    precision_at_1: float | None
+    r_precision: float | None
+    map_at_r: float | None
+    recall_at: Mapping[int, float | None]
+    """By k."""
+
+    search: SearchFacts
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        recalls = {f"recall_at_{k}": recall for k, recall in self.recall_at.items()}
+        return _origin(self) | {
+            "task": "retrieval", "protocol": self.similarity, "num_answerable": self.num_answerable,
+            "precision_at_1": self.precision_at_1, "r_precision": self.r_precision, "map_at_r": self.map_at_r,
+        } | recalls | {"k": None} | asdict(self.search)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation over several tries."""
+
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewShotResult:
+    """One layer, classified by few labelled rows of each class, several times over."""
+
+    layer: LayerFacts
+    protocol: str
+    shots: str
+    tries: int
+    num_train: int
+    num_val: int
+    num_classes: int
+    k: int
+    temperature: float | None
+    top1: Spread
+    top5: Spread
+    mean_per_class: Spread
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        record = asdict(self.layer) | {
+            "task": "few_shot", "protocol": self.protocol, "shots": self.shots, "tries": self.tries,
+            "num_train": self.num_train, "num_val": self.num_val, "num_classes": self.num_classes,
+            "k": self.k, "temperature": self.temperature,
+        }  # fmt: skip
+        for name in ("top1", "top5", "mean_per_class"):
+            spread: Spread = getattr(self, name)
+            record |= {name: spread.mean, f"{name}_sd": spread.sd}
+        return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterMetrics:
+    """How well clusters match classes; 1 is a perfect match. See `evaluate.metrics.cluster_metrics`."""
+
+    nmi: float
+    ami: float
+    ari: float
+    hungarian: float
+    purity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterResult:
+    """One clustering of train, compared with the classes of one split."""
+
+    layer: LayerFacts
+    counts: Counts
+    split: str
+    clusters: int
+    seed: int
+    metrics: ClusterMetrics | None
+    """None where the split has no labels."""
+
+    objective: float
+    iterations: int
+    """Passes over train that were made."""
+
+    seconds: float
+    assignments: Ints = field(repr=False, compare=False)
+    """Cluster of each row that took part, shape (n,)."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        names = ClusterMetrics.__dataclass_fields__
+        metrics = dict.fromkeys(names) if self.metrics is None else asdict(self.metrics)
+        return asdict(self.layer) | asdict(self.counts) | {
+            "task": "kmeans", "protocol": "kmeans", "split": self.split, "clusters": self.clusters,
+        } | metrics | {
+            "objective": self.objective, "iterations": self.iterations, "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def records_of(results: Sequence[Result]) -> list[Record]:
+    """Return flat records that all have the same keys, None where one does not apply."""
+    return uniform([result.record() for result in results])
+
+
+def uniform(records: Sequence[Record]) -> list[Record]:
+    """Give all records the same keys, None where one does not apply."""
+    keys = dict.fromkeys([*FIRST, *(key for record in records for key in record)])
+    return [{key: record.get(key) for key in keys} for record in records]
+
+
+def _origin(result: KnnResult | NeighboursResult | ClassResult | RetrievalResult) -> Record:
+    """What every record of a search begins with."""
+    setting = {"similarity": result.similarity, "leave_one_out": result.leave_one_out}
+    return asdict(result.layer) | asdict(result.counts) | setting

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from store import BenchError, FeatureSet, StoreError
+from store import BenchError, FeatureSet, SplitInfo, StoreError
 from store.names import clashing_names, likeness, normal_name
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 
 
-class EvaluationError(BenchError):
+class EvaluationError(BenchError, ValueError):
     """An evaluation that can't be done, or not as asked."""
 
 
@@ -51,12 +52,34 @@ class Labelled:
         return labels
 
 
-def matched_labels(features: FeatureSet, *, needed: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+class LabelSource(Protocol):
+    """What is needed of the splits to say which rows take part: a `FeatureSet`, or arrays in memory."""
+
+    @property
+    def name(self) -> str:
+        """What warnings call it."""
+
+    @property
+    def path(self) -> object:
+        """What errors call it."""
+
+    def split(self, split: str) -> SplitInfo:
+        """Facts of a split."""
+
+    def labels(self, split: str) -> Ints:
+        """Labels, indices into the split's class names; -1 where there is none."""
+
+    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+        """Whether each row can take part."""
+
+
+def matched_labels(features: LabelSource, *, needed: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
     """Match the labels of train and val by the names of their classes, in Unicode's normal form.
 
     Parameters
     ----------
-    features : FeatureSet
+    features : LabelSource
+        Such as a `FeatureSet`.
     needed : bool
         Whether a split without any label is refused; otherwise all of its rows take part.
 
@@ -91,17 +114,17 @@ def matched_labels(features: FeatureSet, *, needed: bool = True) -> tuple[Labell
     return train, val, names
 
 
-def shared_names(features: FeatureSet) -> tuple[str, ...]:
+def shared_names(features: LabelSource) -> tuple[str, ...]:
     """Return the class names of both splits, those of train first; needs no labelled row."""
     return tuple(dict.fromkeys([*class_names_of(features, "train"), *class_names_of(features, "val")]))
 
 
-def has_labels(features: FeatureSet, split: str) -> bool:
+def has_labels(features: LabelSource, split: str) -> bool:
     """Whether a readable row of the split has a label."""
     return bool((features.valid(split) & (features.labels(split) >= 0)).any())
 
 
-def readable_rows(features: FeatureSet, split: str) -> Labelled:
+def readable_rows(features: LabelSource, split: str) -> Labelled:
     """Take all readable rows of a split, as rows without labels.
 
     Raises
@@ -116,7 +139,7 @@ def readable_rows(features: FeatureSet, split: str) -> Labelled:
     return Labelled(split=split, rows=rows, labels=np.full(len(rows), -1, np.int64), left_out=int((~valid).sum()))
 
 
-def class_names_of(features: FeatureSet, split: str) -> tuple[str, ...]:
+def class_names_of(features: LabelSource, split: str) -> tuple[str, ...]:
     """Return the class names of a split in Unicode's normal form NFC.
 
     Raises
@@ -145,7 +168,7 @@ def alike_names(unmatched: Sequence[str], known: Sequence[str], *, show: int = 3
     return f"Differing only in case, spaces or look-alike characters from a class of train: {listed}{more}"
 
 
-def _labelled(features: FeatureSet, split: str, class_of: Ints, needed: bool) -> Labelled:
+def _labelled(features: LabelSource, split: str, class_of: Ints, needed: bool) -> Labelled:
     labels = features.labels(split)
     if labels.max(initial=-1) >= len(class_of) or labels.min(initial=0) < -1:
         raise EvaluationError(

@@ -7,7 +7,16 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 
 from store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
 from store.creation import SplitRows, add_layers, make_ready, open_or_create
-from store.errors import BenchError, DamagedError, IncompleteError, MismatchError, StoreError, nearest, some
+from store.errors import (
+    BenchError,
+    DamagedError,
+    IncompleteError,
+    MismatchError,
+    StoreError,
+    UnknownNameError,
+    nearest,
+    some,
+)
 from store.feature_set import FeatureSet
 from store.layers import LayerSpec, Pooling
 from store.manifest import LayerInfo, Manifest, SplitInfo
@@ -35,6 +44,7 @@ __all__ = [
     "SplitInfo",
     "SplitRows",
     "StoreError",
+    "UnknownNameError",
     "Work",
     "WorkQueue",
     "add_layers",

@@ -19,6 +19,12 @@ class StoreError(BenchError):
     """The store, or what was to be written to it, is not as it must be."""
 
 
+class UnknownNameError(StoreError, KeyError, ValueError):
+    """A split or a layer that a feature set does not have."""
+
+    __str__ = Exception.__str__  # a KeyError would show its text in quotes
+
+
 class IncompleteError(StoreError):
     """Rows that were asked for have not been written yet."""
 

@@ -23,7 +23,7 @@ import zarr
 
 from store import arrays
 from store.durable import sweep_partials, write_durably
-from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, nearest
+from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, nearest
 from store.folder import Folder
 from store.journal import JOURNALS, Journal, JournalReader, Record
 from store.layers import LayerSpec
@@ -182,14 +182,14 @@ class FeatureSet:
     def split(self, split: str) -> SplitInfo:
         """Facts of one split."""
         if split not in self.manifest.splits:
-            raise StoreError(f"{self.path}: no split {split!r}. {nearest(split, self.manifest.splits)}")
+            raise UnknownNameError(f"{self.path}: no split {split!r}. {nearest(split, self.manifest.splits)}")
         return self.manifest.splits[split]
 
     def layer_info(self, name: str) -> LayerInfo:
         """Facts of one layer, by its name."""
         if name not in self.manifest.layers:
             have = self.manifest.layers
-            raise StoreError(
+            raise UnknownNameError(
                 f"{self.path}: no layer {name!r}. {nearest(name, have) if have else 'It has none yet.'} "
                 f"Add one with `bench extract ... --layers {name}`."
             )

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import faiss
 
@@ -100,62 +99,115 @@ def find_neighbours(
     EvaluationError
         If k is out of range, a row is not finite, or the search does not fit into the memory.
     """
-    start = time.perf_counter()
-    leave_one_out = database.split == queries.split
-    length = k + leave_one_out
-    lists = KeptLists.of(features, view, database, queries, similarity, index, length)
+    search = _Search(view, database, queries, k, similarity, resources, on_rows)
+    lists = KeptLists.of(features, view, database, queries, similarity, index, search.length)
     kept = lists.load(k)
     if kept:
         return kept
+    search.refuse_too_long()
 
-    def plan_for(part: Selection, parts: int = 1) -> SearchPlan:
-        return plan_within(
-            resources,
-            num_rows=len(part),
-            rows_per_chunk=part.layer.rows_per_chunk,
-            dim=view.dim,
-            num_queries=len(queries.rows),
-            k=min(length, len(part)),
-            similarity=similarity,
-            parts=parts,
-        )
-
-    def search_among(part: Selection) -> Neighbours:
-        return search(
-            part, view.select(queries), k=min(length, len(part)), similarity=similarity, plan=plan_for(part),
-            on_rows=on_rows,
-        )  # fmt: skip
-
-    whole = view.select(database)
-    if not 1 <= length <= len(whole):
-        raise EvaluationError(f"k must be in [1, {len(whole) - leave_one_out}], the rows of the database; got {k}")
-
-    def finish(neighbours: Neighbours, truth: Neighbours | None = None) -> Found:
-        if neighbours.num_zeros:
-            text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
-            logger.warning(text, view.name, database.split, neighbours.num_zeros)
-        if leave_one_out:
-            neighbours = without_themselves(neighbours)
-            truth = truth and without_themselves(truth)
-        seconds = round(time.perf_counter() - start, 3)
-        recall_of_k = None if truth is None else recalls(neighbours, truth)
-        found = Found(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
+    def keep(found: Found) -> Found:
         refuse_if_gone(features)
         lists.save(found)
         return found
 
-    def search_index(index: str) -> Found:
-        found = search_approximately(
-            whole, view.select(queries), k=length, similarity=similarity, index=index,
-            plan=plan_for(whole, parts=PARTS), memory=resources.bytes // PARTS, on_rows=on_rows,
-        )  # fmt: skip
-        return finish(*found)
-
     if resources.num_shares == 1:
-        return finish(search_among(whole)) if index is None else search_index(index)
+        return keep(search.run(index))
     if index is not None:
-        return by_one_rank(lists, k, partial(search_index, index))
-    return search_shares(whole, search_among, finish, lists, k=k, length=length, num_shares=resources.num_shares)
+        return by_one_rank(lists, k, lambda: keep(search.run(index)))
+    return search_shares(
+        search.whole, search.among, lambda neighbours: keep(search.finish(neighbours)), lists, k=k,
+        length=search.length, num_shares=resources.num_shares,
+    )  # fmt: skip
+
+
+def search_neighbours(
+    view: View,
+    *,
+    database: Labelled,
+    queries: Labelled,
+    k: int,
+    similarity: Similarity,
+    index: str | None = None,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Found:
+    """Search for neighbours, and keep them nowhere; parameters and errors are those of `find_neighbours`."""
+    search = _Search(view, database, queries, k, similarity, resources, on_rows)
+    search.refuse_too_long()
+    return search.run(index)
+
+
+class _Search:
+    """One search among the rows of a view."""
+
+    def __init__(
+        self,
+        view: View,
+        database: Labelled,
+        queries: Labelled,
+        k: int,
+        similarity: Similarity,
+        resources: Resources,
+        on_rows: Callable[[int], None],
+    ) -> None:
+        self.whole = view.select(database)
+        self.is_leave_one_out = database.split == queries.split
+        self.length = k + self.is_leave_one_out
+        self._queries = view.select(queries)
+        self._view, self._split, self._similarity = view, database.split, similarity
+        self._resources, self._on_rows = resources, on_rows
+        self._start = time.perf_counter()
+
+    def refuse_too_long(self) -> None:
+        """Refuse lists that are longer than the database."""
+        if not 1 <= self.length <= len(self.whole):
+            raise EvaluationError(
+                f"k must be in [1, {len(self.whole) - self.is_leave_one_out}], the rows of the database; "
+                f"got {self.length - self.is_leave_one_out}"
+            )
+
+    def run(self, index: str | None) -> Found:
+        """Search the whole database, by an index if one is given."""
+        return self.finish(self.among(self.whole)) if index is None else self._by_index(index)
+
+    def among(self, part: Selection) -> Neighbours:
+        """Search a part of the database, exactly."""
+        return search(
+            part, self._queries, k=min(self.length, len(part)), similarity=self._similarity, plan=self._plan(part),
+            on_rows=self._on_rows,
+        )  # fmt: skip
+
+    def finish(self, neighbours: Neighbours, truth: Neighbours | None = None) -> Found:
+        """Take queries out of their own lists, and say how long it took and what an index has missed."""
+        if neighbours.num_zeros:
+            text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
+            logger.warning(text, self._view.name, self._split, neighbours.num_zeros)
+        if self.is_leave_one_out:
+            neighbours = without_themselves(neighbours)
+            truth = truth and without_themselves(truth)
+        seconds = round(time.perf_counter() - self._start, 3)
+        recall_of_k = None if truth is None else recalls(neighbours, truth)
+        return Found(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
+
+    def _by_index(self, index: str) -> Found:
+        found = search_approximately(
+            self.whole, self._queries, k=self.length, similarity=self._similarity, index=index,
+            plan=self._plan(self.whole, parts=PARTS), memory=self._resources.bytes // PARTS, on_rows=self._on_rows,
+        )  # fmt: skip
+        return self.finish(*found)
+
+    def _plan(self, part: Selection, parts: int = 1) -> SearchPlan:
+        return plan_within(
+            self._resources,
+            num_rows=len(part),
+            rows_per_chunk=part.layer.rows_per_chunk,
+            dim=self._view.dim,
+            num_queries=len(self._queries),
+            k=min(self.length, len(part)),
+            similarity=self._similarity,
+            parts=parts,
+        )
 
 
 def plan_within(

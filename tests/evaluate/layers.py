@@ -1,0 +1,96 @@
+"""What every layer that stage two reads must do, wherever its rows are: tests to subclass for each kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluate.memory import SearchPlan
+from evaluate.neighbours.search import search
+from evaluate.selection import Selection
+
+NUM_ROWS, DIM = 70, 6
+
+
+def same(block):
+    return block
+
+
+class LayerTests:
+    """Tests of `evaluate.selection.Layer`; a subclass makes a layer of rows, and says what rows it then has."""
+
+    def make(self, tmp_path, rows, *, rows_per_chunk):
+        """Make the layer under test of rows (N, D)."""
+        raise NotImplementedError
+
+    def expected(self, rows):
+        """Rows that the layer must give."""
+        return rows
+
+    @pytest.fixture
+    def rows(self):
+        return np.random.default_rng(3).standard_normal((NUM_ROWS, DIM)).astype(np.float32)
+
+    @pytest.fixture
+    def layer(self, tmp_path, rows):
+        return self.make(tmp_path, rows, rows_per_chunk=16)
+
+    def test_it_says_its_name_and_its_shape(self, layer, rows):
+        assert (layer.num_rows, layer.dim) == self.expected(rows).shape
+        assert isinstance(layer.key, str)
+        assert layer.rows_per_chunk == 16
+
+    @pytest.mark.parametrize("rows_per_block", [1, 16, 40, 1000])
+    def test_blocks_are_all_rows_in_order_in_whole_chunks(self, layer, rows, rows_per_block):
+        blocks = [(block.start, block.features.copy()) for block in layer.map_blocks(same, rows_per_block)]
+        assert np.array_equal(np.concatenate([features for _, features in blocks]), self.expected(rows))
+        assert [start for start, _ in blocks] == list(np.cumsum([0, *(len(each) for _, each in blocks[:-1])]))
+        assert all(start % 16 == 0 for start, _ in blocks)
+        assert max(len(features) for _, features in blocks) <= max(16, rows_per_block)
+        assert {features.dtype.name for _, features in blocks} == {"float32"}
+
+    def test_consecutive_chunks_can_be_asked_for(self, layer, rows):
+        blocks = [(block.start, block.features.copy()) for block in layer.map_blocks(same, 16, range(1, 3))]
+        assert [start for start, _ in blocks] == [16, 32]
+        assert np.array_equal(np.concatenate([features for _, features in blocks]), self.expected(rows)[16:48])
+
+    def test_a_block_stays_as_it_is_until_the_next_one_is_asked_for(self, layer, rows):
+        for block in layer.map_blocks(same, 16):
+            assert np.array_equal(block.features, self.expected(rows)[block.start : block.start + len(block.features)])
+
+    def test_what_prepare_makes_is_what_comes_and_it_may_change_the_rows(self, layer, rows):
+        def prepare(block):
+            block.features[:] = 0
+            return block.start
+
+        assert list(layer.map_blocks(prepare, 16)) == [0, 16, 32, 48, 64]
+        again = np.concatenate([block.features.copy() for block in layer.map_blocks(same, 16)])
+        assert np.array_equal(again, self.expected(rows)), "the rows themselves are not changed"
+
+    def test_an_error_of_prepare_comes_through(self, layer):
+        def prepare(block):
+            raise RuntimeError("of prepare")
+
+        with pytest.raises(RuntimeError, match="of prepare"):
+            list(layer.map_blocks(prepare, 16))
+
+    def test_peeking_gives_the_rows_of_a_chunk_to_the_bit(self, layer, rows):
+        list(layer.map_blocks(same, 16))
+        for chunk in range(5):
+            assert np.array_equal(layer.peek(chunk), self.expected(rows)[16 * chunk : 16 * chunk + 16])
+
+    @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+    def test_a_search_finds_the_neighbours_of_a_loop_in_float64(self, layer, rows, similarity):
+        database, queries = (
+            Selection(layer=layer, rows=np.arange(0, NUM_ROWS, 2)),
+            Selection(layer=layer, rows=np.arange(5)),
+        )
+        found = search(
+            database, queries, k=7, similarity=similarity, plan=SearchPlan(rows_per_block=20, queries_at_once=3)
+        )
+        exact = self.expected(rows).astype(np.float64)
+        for query, listed in enumerate(found.rows_QK):
+            near = exact[::2] @ exact[query] / np.linalg.norm(exact[::2], axis=1) / np.linalg.norm(exact[query])
+            if similarity == "euclidean":
+                near = -np.linalg.norm(exact[::2] - exact[query], axis=1)
+            assert listed.tolist() == (2 * np.argsort(-near, kind="stable")[:7]).tolist()

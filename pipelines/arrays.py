@@ -21,7 +21,7 @@ EXACT = 2.0**53
 """Up to here a float64 holds every integer."""
 
 
-class ImportingError(BenchError):
+class ImportingError(BenchError, ValueError):
     """Arrays that can't be imported as features and labels."""
 
 
@@ -81,14 +81,24 @@ def split_rows(split: str, labels: Array, paths: tuple[str, ...] | None) -> Spli
     """Number the classes of plain labels, and name the rows."""
     if paths is not None and len(paths) != len(labels):
         raise ImportingError(f"{split}: {len(paths)} paths and {len(labels)} labels")
+    numbers, class_names = numbered(labels)
+    paths = paths or tuple(f"{split}/{row:07d}" for row in range(len(labels)))
+    return SplitRows(labels=numbers, paths=paths, class_names=class_names)
+
+
+def numbered(labels: Array) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Number the classes of plain labels from 0, -1 for none; returns the numbers, and the names in their order.
+
+    Examples
+    --------
+    >>> numbers, names = numbered(np.array([7, -1, 3]))
+    >>> numbers.tolist(), names
+    ([1, -1, 0], ('3', '7'))
+    """
     values, numbers = np.unique(labels, return_inverse=True)
     if len(values) and values[0] in (-1, ""):  # the least value of each kind is the one that means none
         values, numbers = values[1:], numbers - 1
-    return SplitRows(
-        labels=numbers.astype(np.int64),
-        paths=paths or tuple(f"{split}/{row:07d}" for row in range(len(labels))),
-        class_names=tuple(str(value) for value in values),
-    )
+    return numbers.astype(np.int64), tuple(str(value) for value in values)
 
 
 def are_row_numbers(labels: Array, rows: Array | None = None) -> bool:

@@ -1,0 +1,55 @@
+"""How good are the frozen features of a vision model, layer by layer: the Python interface.
+
+`featbench.knn(train_x, train_y, val_x, val_y, k=20)` evaluates arrays or tensors, `featbench.open("features/mine")`
+opens what `bench extract` has stored; `docs/python.md` shows them all. Importing this module imports nothing else: each
+name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evaluate.results import ClusterResult, KnnResult
+    from featbench._features import Features, open
+    from featbench._kmeans import ClusterResults, kmeans
+    from featbench._knn import KnnResults, knn
+    from store.errors import BenchError
+
+_HOMES = {
+    "BenchError": "store.errors",
+    "ClusterResult": "evaluate.results",
+    "ClusterResults": "featbench._kmeans",
+    "Features": "featbench._features",
+    "KnnResult": "evaluate.results",
+    "KnnResults": "featbench._knn",
+    "kmeans": "featbench._kmeans",
+    "knn": "featbench._knn",
+    "open": "featbench._features",
+}
+"""Where each name is defined."""
+
+__all__ = [
+    "BenchError",
+    "ClusterResult",
+    "ClusterResults",
+    "Features",
+    "KnnResult",
+    "KnnResults",
+    "kmeans",
+    "knn",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

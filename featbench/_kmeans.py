@@ -1,0 +1,182 @@
+"""`featbench.kmeans`: k-means of arrays, tensors or stored features, and how well clusters match classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.clustering import cluster
+from evaluate.results import ClusterResult, Record, uniform
+from featbench._arrays import ArrayError
+from featbench._features import Layers
+from featbench._knn import as_features, bytes_of, data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterResults(Sequence[ClusterResult]):
+    """What `kmeans` returns: a sequence of results, one for each layer, number of clusters, seed and split.
+
+    `nmi` and the other metrics are means over the seeds, for val, of the layer and number of clusters with the highest
+    NMI: the only one, if one was asked for. `mean` and `sd` give them for any other.
+    """
+
+    results: tuple[ClusterResult, ...]
+    _name: str = field(default="", repr=False)
+
+    @property
+    def best(self) -> tuple[ClusterResult, ...]:
+        """Results on val of the layer and number of clusters with the highest NMI, one for each seed."""
+        groups: dict[tuple[str, int], list[ClusterResult]] = {}
+        for result in self.results:
+            if result.split == "val":
+                groups.setdefault((result.layer.layer, result.clusters), []).append(result)
+        best: list[ClusterResult] = max(groups.values(), key=lambda group: _mean(group, "nmi") or 0.0)
+        return tuple(best)
+
+    @property
+    def nmi(self) -> float | None:
+        """Normalised mutual information; None if val has no labels."""
+        return _mean(self.best, "nmi")
+
+    @property
+    def ami(self) -> float | None:
+        """Adjusted mutual information."""
+        return _mean(self.best, "ami")
+
+    @property
+    def ari(self) -> float | None:
+        """Adjusted Rand index."""
+        return _mean(self.best, "ari")
+
+    @property
+    def hungarian(self) -> float | None:
+        """Accuracy under the best one-to-one match of clusters and classes."""
+        return _mean(self.best, "hungarian")
+
+    @property
+    def purity(self) -> float | None:
+        """Accuracy when each cluster stands for its largest class."""
+        return _mean(self.best, "purity")
+
+    @property
+    def assignments(self) -> Mapping[str, Ints]:
+        """Cluster of each row that took part, by split: of the best, for the first seed."""
+        first = self.best[0]
+        same = (first.layer.layer, first.clusters, first.seed)
+        of = [result for result in self.results if (result.layer.layer, result.clusters, result.seed) == same]
+        return {result.split: result.assignments for result in of}
+
+    @property
+    def records(self) -> list[Record]:
+        """All results as flat dicts with the same keys."""
+        return uniform([result.record() | {"seed": result.seed} for result in self.results])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the records as a data frame; needs pandas."""
+        return data_frame(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> ClusterResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ClusterResult]: ...
+    def __getitem__(self, index: int | slice) -> ClusterResult | Sequence[ClusterResult]:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[ClusterResult]:
+        return iter(self.results)
+
+    def __repr__(self) -> str:
+        lines = [f"  {_line(result)}" for result in self.results if result.split == "val"]
+        return "\n".join([f"ClusterResults of {self._name}, on val:", *lines])
+
+
+def kmeans(
+    train: object,
+    train_labels: object = None,
+    val: object = None,
+    val_labels: object = None,
+    *,
+    clusters: int | str | Sequence[int | str] = "classes",
+    seeds: int | Sequence[int] = 1,
+    layers: Layers = None,
+    normalize: bool = True,
+    iterations: int = 100,
+    restarts: int = 10,
+    memory: int | str | None = None,
+    keep: bool = False,
+) -> ClusterResults:
+    """Cluster train by k-means, give each row of val to its nearest centroid, and compare clusters with classes.
+
+    Parameters
+    ----------
+    train, train_labels, val, val_labels, layers, memory, keep
+        As for `knn`. Without labels there are clusters and no metrics.
+    clusters : int, "classes", or several of these
+        Numbers of clusters; `classes` is the number of classes of train.
+    seeds : int or sequence of int
+        How many clusterings to make (with the seeds 0, 1, ...), or their seeds.
+    normalize : bool
+        Scale each row to length 1 first.
+    iterations : int
+        Passes over train at most.
+    restarts : int
+        Initialisations of each clustering; the best one is continued.
+
+    Returns
+    -------
+    ClusterResults
+        With `nmi`, `ami`, `ari`, `hungarian`, `purity`, `assignments`, `records` and `to_pandas()`.
+
+    Raises
+    ------
+    BenchError
+        As `knn`; and if there are more clusters than rows.
+
+    Examples
+    --------
+    >>> rows = [[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1]]
+    >>> kmeans(rows, [0, 0, 1, 1], [[0.0, 2.0], [2.0, 0.0]], [0, 1], clusters=2).hungarian
+    1.0
+    """
+    features = as_features(train, train_labels, val, val_labels)
+    counts = list(clusters) if isinstance(clusters, Sequence) and not isinstance(clusters, str) else [clusters]
+    wrong = [each for each in counts if each != "classes" and (isinstance(each, str) or int(each) != each)]
+    if wrong or not counts:
+        raise ArrayError(f"clusters must be an integer, 'classes', or several of these; got {clusters!r}")
+    chosen = range(seeds) if isinstance(seeds, int) else seeds
+    if not chosen:
+        raise ArrayError(f"seeds must be a positive number of seeds, or several seeds; got {seeds!r}")
+    train_rows, val_rows, _ = features.matched()
+    views, find = features.views(layers), features.cluster_finder(keep=keep)
+    results = [
+        result
+        for seed in chosen
+        for result in cluster(
+            views, train_rows, val_rows, clusters=counts, find=find, normalize=normalize, iterations=iterations,
+            restarts=restarts, seed=seed, memory=bytes_of(memory),
+        )
+    ]  # fmt: skip
+    return ClusterResults(results=tuple(results), _name=features.name)
+
+
+def _mean(results: Sequence[ClusterResult], metric: str) -> float | None:
+    values = [asdict(result.metrics)[metric] for result in results if result.metrics is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _line(result: ClusterResult) -> str:
+    setting = f"{result.layer.layer}, {result.clusters} clusters, seed {result.seed}"
+    found = result.metrics
+    return setting if found is None else f"{setting}: NMI {found.nmi:.3f}, AMI {found.ami:.3f}, ARI {found.ari:.3f}"

@@ -1,0 +1,300 @@
+"""`featbench.knn`: weighted kNN classification of arrays, tensors or stored features."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluate.evaluation import Find, KnnQuestion, classify
+from evaluate.memory import free_memory, parse_memory
+from evaluate.neighbours.finding import Resources
+from evaluate.neighbours.kept import Found
+from evaluate.protocols import Protocol
+from evaluate.results import KnnResult, Record, Result, records_of
+from evaluate.views import View
+from featbench._arrays import ArrayError
+from featbench._features import Features, Layers, MemoryFeatures
+from pipelines.protocols import find_protocols
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+Protocols = str | Sequence[str] | Mapping[str, Protocol]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourLists:
+    """For each query its nearest rows of train, the nearest first."""
+
+    rows: Ints
+    """Shape (Q, K)."""
+
+    similarities: npt.NDArray[np.float64]
+    """Shape (Q, K): cosine, inner product, or minus the Euclidean distance."""
+
+    queries: Ints
+    """Row of each query in its own split, shape (Q,): rows without a label are left out, if any row has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnnResults(Sequence[KnnResult]):
+    """What `knn` returns: a sequence of results, one for each layer, protocol, temperature and k.
+
+    Its attributes speak of the `best` of them: the only one, if there is one layer, protocol, temperature and k.
+    """
+
+    results: tuple[Result, ...]
+    """All results, those of classes and of retrieval among them."""
+
+    _lists: Mapping[tuple[str, str], NeighbourLists] = field(repr=False)
+    """By layer and similarity."""
+
+    _features: Features = field(repr=False)
+
+    @property
+    def best(self) -> KnnResult | None:
+        """The result with the highest top-1, the first of equals; None if there are no labels."""
+        return max(self._classifications, key=lambda result: result.top1, default=None)
+
+    @property
+    def top1(self) -> float | None:
+        """Fraction of the queries that are classified correctly."""
+        return None if self.best is None else self.best.top1
+
+    @property
+    def top5(self) -> float | None:
+        """Fraction of the queries whose class is among the five with most votes."""
+        return None if self.best is None else self.best.accuracy.top5.value
+
+    @property
+    def predictions(self) -> Array | None:
+        """Predicted class of each query, shape (Q,), as the labels were given: numbers or names."""
+        if self.best is None or self.best.predictions is None:
+            return None
+        return self._features.predicted(self.best.predictions)
+
+    @property
+    def neighbours(self) -> NeighbourLists:
+        """Neighbours of each query, as many as the largest k."""
+        first: Any = self.best or self.results[0]
+        return self._lists[first.layer.layer, first.similarity]
+
+    @property
+    def records(self) -> list[Record]:
+        """All results as flat dicts with the same keys, those of `bench evaluate --json`."""
+        return records_of(self.results)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the records as a data frame; needs pandas."""
+        return data_frame(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> KnnResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[KnnResult]: ...
+    def __getitem__(self, index: int | slice) -> KnnResult | Sequence[KnnResult]:
+        return self._classifications[index]
+
+    def __len__(self) -> int:
+        return len(self._classifications)
+
+    def __iter__(self) -> Iterator[KnnResult]:
+        return iter(self._classifications)
+
+    def __repr__(self) -> str:
+        lines = [f"  {_line(result)}" for result in self]
+        return "\n".join([f"KnnResults of {self._features.name}:", *lines]) if lines else "KnnResults without labels"
+
+    @property
+    def _classifications(self) -> tuple[KnnResult, ...]:
+        return tuple(result for result in self.results if isinstance(result, KnnResult))
+
+
+def knn(
+    train: object,
+    train_labels: object = None,
+    val: object = None,
+    val_labels: object = None,
+    *,
+    layers: Layers = None,
+    k: int | Sequence[int] | None = None,
+    protocol: Protocols = "dino",
+    temperature: float | Sequence[float] | None = None,
+    leave_one_out: bool = False,
+    duplicates: float | None = None,
+    retrieval: bool = False,
+    per_class: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    memory: int | str | None = None,
+    keep: bool = False,
+) -> KnnResults:
+    """Classify each row of val by the weighted votes of its nearest rows in train.
+
+    The search is exact. Numbers are those of `bench evaluate` on the same features.
+
+    Parameters
+    ----------
+    train : array or tensor of shape (N, ...), mapping of str to these, or Features
+        Features of the database; several layers by name; or a feature set that was opened or extracted, which has
+        labels and val itself. Arrays are compared as float32, tensors on the CPU. Nothing is written.
+    train_labels : sequence of int or str, shape (N,) or (N, 1), optional
+        -1, None, NaN and "" are rows without a label, which are left out. Without any label, neighbours are found, and
+        no accuracy is given.
+    val, val_labels
+        The queries likewise. Classes are matched by name, so numbers mean the same in both splits.
+    layers : str or sequence of str, optional
+        All by default.
+    k : int or sequence of int, optional
+        Neighbours that vote; the protocol's by default. One search serves all.
+    protocol : str, sequence of str, or mapping of str to Protocol
+        Similarity and voting: a name of `bench protocols`, or the path of a YAML file with one.
+    temperature : float or sequence of float, optional
+        Of the vote exp(similarity / temperature); the protocol's by default.
+    leave_one_out : bool
+        Classify each row of train by the others; val may be left out.
+    duplicates : float, optional
+        Also top-1 without the queries whose nearest neighbour has at least this cosine.
+    retrieval, per_class : bool
+        Also results of retrieval, and of each class: in `results` and `records`.
+    device, precision : str
+        What searches, as `--search-device` and `--search-precision`; they change no result.
+    memory : int or str, optional
+        Bytes, or a text such as "8GiB", that the search may take; half of what is free by default.
+    keep : bool
+        Keep the neighbours of a stored feature set beside it, as `bench evaluate` does. By default nothing is
+        written; what was kept before is used.
+
+    Returns
+    -------
+    KnnResults
+        With `top1`, `predictions`, `neighbours`, `records` and `to_pandas()`.
+
+    Raises
+    ------
+    BenchError
+        If shapes, lengths or labels do not fit, a value is not finite, or a layer, a protocol or a k can't be; these
+        are ValueErrors, too.
+
+    Examples
+    --------
+    >>> train, val = [[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]], [[0.1, 1.0], [1.0, 0.2]]
+    >>> result = knn(train, ["cat", "dog", "dog"], val, ["cat", "dog"], k=1)
+    >>> result.top1, result.predictions.tolist()
+    (1.0, ['cat', 'dog'])
+    """
+    features = as_features(train, train_labels, val, val_labels, leave_one_out=leave_one_out)
+    asked = KnnQuestion(
+        protocols=dict(protocol) if isinstance(protocol, Mapping) else find_protocols(_texts(protocol)),
+        k=_integers(k, "k"),
+        temperature=_positive(temperature),
+        leave_one_out=leave_one_out,
+        retrieval=retrieval,
+        duplicates=duplicates,
+        per_class=per_class,
+        predictions=True,
+    )
+    resources = Resources(memory=bytes_of(memory), device=device, precision=precision)
+    lists: dict[tuple[str, str], NeighbourLists] = {}
+    find = _noting(features.finder(resources, keep=keep), lists)
+    results = classify(features.views(layers), *features.matched(), asked, find=find, name=features.name)
+    return KnnResults(results=tuple(results), _lists=lists, _features=features)
+
+
+def as_features(
+    train: object, train_labels: object, val: object, val_labels: object, *, leave_one_out: bool = False
+) -> Features:
+    """Return features that were given as they are, and arrays as features.
+
+    Raises
+    ------
+    ArrayError
+        If something is missing, or too much.
+    """
+    if isinstance(train, Features):
+        if any(each is not None for each in (train_labels, val, val_labels)):
+            raise ArrayError("features that were opened or extracted have labels and val: give no others with them")
+        return train
+    if val is None and not leave_one_out:
+        raise ArrayError("val is missing: give features of val, or leave_one_out=True to classify train by itself")
+    if val is None:
+        val, val_labels = train, train_labels
+    return MemoryFeatures(train, train_labels, val, val_labels)
+
+
+def bytes_of(memory: int | str | None) -> int:
+    """Return an amount of memory in bytes; half of what is free for None."""
+    if memory is None:
+        return free_memory() // 2
+    return parse_memory(memory) if isinstance(memory, str) else operator.index(memory)
+
+
+def data_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return records as a data frame.
+
+    Raises
+    ------
+    ImportError
+        If pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("to_pandas() needs pandas: pip install pandas. `records` has the same as dicts") from error
+    return pd.DataFrame(records)
+
+
+def _noting(find: Find, lists: dict[tuple[str, str], NeighbourLists]) -> Find:
+    """Note the lists that are found."""
+
+    def find_and_note(view: View, **asked: Any) -> Found:
+        found = find(view, **asked)
+        neighbours, k = found.neighbours, asked["k"]
+        lists[view.name, asked["similarity"]] = NeighbourLists(
+            rows=neighbours.rows_QK[:, :k], similarities=neighbours.similarities_QK[:, :k], queries=neighbours.queries
+        )
+        return found
+
+    return find_and_note
+
+
+def _texts(protocol: str | Sequence[str]) -> Sequence[str]:
+    return protocol.split(",") if isinstance(protocol, str) else list(protocol)
+
+
+def _integers(values: int | Sequence[int] | None, name: str) -> list[int] | None:
+    if values is None:
+        return None
+    try:
+        numbers = [operator.index(each) for each in np.atleast_1d(np.asarray(values)).tolist()]
+    except TypeError:
+        numbers = []
+    if not numbers:
+        raise ArrayError(f"{name} must be an integer or several; got {values!r}")
+    return list(dict.fromkeys(numbers))
+
+
+def _positive(values: float | Sequence[float] | None) -> list[float] | None:
+    if values is None:
+        return None
+    try:
+        numbers = [float(each) for each in np.atleast_1d(np.asarray(values)).tolist()]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(0 < number < float("inf") for number in numbers):
+        raise ArrayError(f"temperature must be a positive number or several; got {values!r}")
+    return list(dict.fromkeys(numbers))
+
+
+def _line(result: KnnResult) -> str:
+    top1, setting = result.accuracy.top1, [result.layer.layer, result.protocol, f"k={result.k}"]
+    if result.temperature is not None:
+        setting.append(f"T={result.temperature:g}")
+    return f"{', '.join(setting)}: top-1 {100 * top1.value:.2f} % [{100 * top1.low:.1f}, {100 * top1.high:.1f}]"

@@ -27,6 +27,7 @@ from store.errors import DamagedError, StoreError
 from store.feature_set import FeatureSet
 from store.layers import checked_name
 from store.manifest import Json, digest_of
+from store.regular import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def load_cached(
     if not path.is_dir():
         return None
     try:
-        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        attributes = json.loads(read_regular(path / "zarr.json"))["attributes"]
         if attributes.keys() == {"facts", "sha256"}:
             return _load_older(path, attributes) if without_digest else None
         if attributes["digest"] != _digest((kind, key), attributes["facts"], attributes["arrays"]):

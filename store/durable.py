@@ -27,7 +27,8 @@ from store.errors import StoreError
 if TYPE_CHECKING:
     from typing import Self
 
-    from zarr.core.buffer import Buffer
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
     from zarr.core.common import AccessModeLiteral
 
     from store.folder import Folder
@@ -155,6 +156,20 @@ class DurableStore(LocalStore):
         if self._within is None:
             await super()._open(mode=mode)
         self._is_open = True  # Zarr would make the folder where it has been removed
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read one object; what is no regular file is as if it were not there."""
+        is_file = await asyncio.to_thread((self.root / key).is_file)
+        return await super().get(key, prototype, byte_range) if is_file else None
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read one object; see `get`."""
+        is_file = (self.root / key).is_file()
+        return super().get_sync(key, prototype=prototype, byte_range=byte_range) if is_file else None
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one object; see `write_durably`."""

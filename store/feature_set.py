@@ -32,6 +32,7 @@ from store.lock import RunLock, join_run
 from store.manifest import ATTRIBUTE, DIGESTS, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
 from store.metadata import COPY
 from store.reader import LayerReader, checked_rows
+from store.regular import read_regular
 from store.work import Work
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class FeatureSet:
             hint = nearest(path.name, others) if others else "There is none; make one with `bench extract`."
             raise StoreError(f"{path}: no such feature set. {hint}")
         try:
-            content = (path / "zarr.json").read_bytes()
+            content = read_regular(path / "zarr.json")
         except FileNotFoundError:
             if (path / COPY).exists():
                 raise DamagedError(f"{path}/zarr.json: missing. {REWRITE}") from None
@@ -405,7 +406,7 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
 def looks_like_feature_set(path: Path) -> bool:
     """Whether a folder is, or was, a feature set: it has journals, or a manifest, however damaged."""
     try:
-        return (path / JOURNALS).is_dir() or f'"{ATTRIBUTE}"'.encode() in (path / "zarr.json").read_bytes()
+        return (path / JOURNALS).is_dir() or f'"{ATTRIBUTE}"'.encode() in read_regular(path / "zarr.json")
     except OSError:
         return False
 
@@ -414,7 +415,7 @@ def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:
     """Open an array whose metadata is what was written."""
     path = features.path / key / "zarr.json"
     try:
-        intact = hashlib.sha256(path.read_bytes()).hexdigest() == features.manifest.metadata.get(key)
+        intact = hashlib.sha256(read_regular(path)).hexdigest() == features.manifest.metadata.get(key)
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror}). {REWRITE}") from error
     if not intact:

@@ -17,6 +17,7 @@ from pathlib import Path
 from store.durable import cannot_write, write_all, write_in
 from store.errors import DamagedError, StoreError
 from store.layers import checked_name
+from store.regular import NOT_REGULAR, open_regular
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -55,7 +56,7 @@ class Folder:
             If it can't be read.
         """
         try:
-            with self._parent(key) as (parent, name), os.fdopen(self._opened(name, os.O_RDONLY, parent), "rb") as file:
+            with self._parent(key) as (parent, name), os.fdopen(_opened(name, os.O_RDONLY, parent), "rb") as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -64,7 +65,7 @@ class Folder:
 
     def tail(self, key: str, count: int) -> tuple[int, bytes]:
         """Return the size of a file and its last bytes."""
-        with self._parent(key) as (parent, name), os.fdopen(self._opened(name, os.O_RDONLY, parent), "rb") as file:
+        with self._parent(key) as (parent, name), os.fdopen(_opened(name, os.O_RDONLY, parent), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - count))
             return size, file.read(count)
@@ -93,7 +94,7 @@ class Folder:
         """
         try:
             with self._parent(key, make=True) as (parent, name):
-                file = self._opened(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, parent)
+                file = _opened(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, parent)
                 try:
                     self._add(file, content)
                 finally:
@@ -141,10 +142,11 @@ class Folder:
             raise
 
     def _refusal(self, key: str, error: OSError) -> StoreError:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, NOT_REGULAR):
             return DamagedError(
-                f"{self.path / key}: a symbolic link or a file is where a feature set has a folder or a file of its "
-                f"own. Nothing was written through it. Remove it, then run `bench verify {self.path} --repair`."
+                f"{self.path / key}: a symbolic link, or something else that is no file or folder of a feature set, "
+                f"is in its place. Nothing was written through it. Remove it, then run "
+                f"`bench verify {self.path} --repair`."
             )
         return StoreError(cannot_write(self.path / key, error))
 
@@ -157,7 +159,7 @@ class Folder:
             for depth, folder in enumerate(folders, 1):
                 if make:
                     self._make_durable("/".join(folders[:depth]), folder, descriptor)
-                above, descriptor = descriptor, self._opened(folder, _FOLDER, descriptor)
+                above, descriptor = descriptor, os.open(folder, _FOLDER, dir_fd=descriptor)
                 os.close(above)
             yield descriptor, name
         finally:
@@ -171,9 +173,9 @@ class Folder:
             os.fsync(parent)
             self._durable.add(key)
 
-    @staticmethod
-    def _opened(name: str, flags: int, parent: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
+
+def _opened(name: str, flags: int, parent: int) -> int:
+    return open_regular(name, flags | os.O_NOFOLLOW, folder=parent)
 
 
 def checked_key(key: str) -> str:

@@ -9,6 +9,7 @@ that does not match its checksum is damage and is refused.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import google_crc32c
 
 from store.errors import DamagedError
 from store.folder import Folder, checked_key
+from store.regular import open_regular
 
 JOURNALS = "journals"
 """Folder of a feature set."""
@@ -131,11 +133,14 @@ def _read(path: Path, *, on_damage: Callable[[Path, int], object]) -> Iterator[R
 
 def _content(path: Path, start: int = 0) -> bytes:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             file.seek(start)
             return file.read()
     except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DamagedError(
+            f"{path}: cannot be read ({error.strerror}). Give it back its permissions, or if it is no file, remove it "
+            f"and run `bench verify {path.parent.parent} --repair`."
+        ) from error
 
 
 def _whole_lines(content: bytes) -> list[bytes]:

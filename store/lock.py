@@ -24,6 +24,7 @@ from pathlib import Path
 
 from store.durable import cannot_write
 from store.errors import StoreError
+from store.regular import open_regular
 
 PATIENCE_S = 5.0
 """How long the file may name another run than that of the process which has just taken the lock."""
@@ -135,10 +136,13 @@ def _open(path: Path) -> int:
             f"{path.parent.parent}: this system has no locks of open files (F_OFD_SETLK; Linux has them), without "
             f"which two runs could write to one feature set at a time. Write to it on Linux; reading works anywhere."
         )
-    if path.is_symlink() or path.parent.is_symlink():
-        raise StoreError(f"{path}: a symbolic link is in its place; nothing is written through it. Remove the link")
+    if path.is_symlink() or path.parent.is_symlink() or (path.exists() and not path.is_file()):
+        raise StoreError(
+            f"{path}: a symbolic link, or something else that is no file, is in its place; nothing is written through "
+            f"it. Remove it"
+        )
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
     _descriptors.add(descriptor)

@@ -17,6 +17,7 @@ from store.errors import BenchError
 from store.folder import Folder
 from store.journal import JOURNALS, journalled
 from store.manifest import Manifest, digest_of
+from store.regular import read_regular
 
 COPY = f"{JOURNALS}/metadata.json"
 ROOT = "zarr.json"
@@ -69,7 +70,7 @@ def save_copy(folder: Folder, root: str, manifest: Manifest) -> None:
 def read_copy(root: Path) -> Mapping[str, str] | None:
     """Return the copied texts by path; None if they can't be trusted."""
     try:
-        content = json.loads((root / COPY).read_bytes())
+        content = json.loads(read_regular(root / COPY))
         files = dict(content["files"])
         is_right = digest_of(files) == content["sha256"] and all(isinstance(text, str) for text in files.values())
         return files if is_right and ROOT in files else None
@@ -163,7 +164,7 @@ def _differing(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for path, digest in digests.items():
         try:
-            if _digest(plain((root / path).read_bytes())) != digest:
+            if _digest(plain(read_regular(root / path))) != digest:
                 found[path] = DIFFERS
         except OSError as error:
             found[path] = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
@@ -193,7 +194,7 @@ def _is_same_group(content: bytes, copy: bytes) -> bool:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError:
         return b""
 

@@ -24,6 +24,7 @@ from store import arrays
 from store.errors import DamagedError
 from store.journal import Record
 from store.layout import Grid, RowRange
+from store.regular import open_regular
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def checked_rows(
     """
     path = root / record.key
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 4))
             checksum = int.from_bytes(file.read(4), "little")
@@ -184,7 +185,7 @@ def _read_plain(root: Path, record: Record, into: Floats, *, chunk: int, cure: s
     path = root / record.key
     tail = bytearray(4)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_regular(path)
         try:
             size = os.fstat(descriptor).st_size
             if size == record.size:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from store.durable import partial_name
+from store.regular import read_regular
 
 SUFFIX = ".status.json"
 
@@ -61,7 +62,7 @@ def read_statuses(folder: Path, run: str) -> list[RankStatus]:
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            status = RankStatus(**json.loads(path.read_text()))
+            status = RankStatus(**json.loads(read_regular(path)))
         except (OSError, ValueError, TypeError, RecursionError):  # being replaced
             continue
         if all(type(value) in _TYPES[name] for name, value in asdict(status).items()):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from store import BenchError, DamagedError, FeatureSet, StoreError, verify
+from store import BenchError, DamagedError, FeatureSet, StoreError, load_cached, save_cached, verify
 from store.durable import write_durably
 from store.lock import join_run
 from store.manifest import ATTRIBUTE, DIGEST, digest_of
@@ -183,3 +185,52 @@ def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_paren
     write_durably(tmp_path / "a/b/c.json", b"x")
     folders = [path for path in synced if ".partial" not in path]
     assert folders == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
+
+
+FILES = ["zarr.json", "journals/metadata.json", "journals/rank-00000.jsonl", "journals/lock", "train/res5/zarr.json",
+         "train/res5/c/0/0", "train/labels/c/0", "neighbours/k/zarr.json", "neighbours/k/rows/zarr.json",
+         "neighbours/k/rows/c/0"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_what_is_no_file_is_neither_waited_for_nor_written_to(made, arrays, kind):
+    """Reading a pipe never ends without a writer, and /dev/zero never ends."""
+    save_cached(made, "neighbours", "k", {"rows": np.arange(3)}, {})
+    for name in FILES:
+        path = made.path / name
+        path.rename(made.path.parent / "aside")
+        if kind == "a pipe":
+            os.mkfifo(path)
+        elif kind == "a device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+        assert load_cached(made, "neighbours", "k") is None or not name.startswith("neighbours")
+        found = within_seconds(lambda: list(verify(made.path)))
+        assert bool(found) == (name != "journals/lock" and not name.startswith("neighbours")), name
+        writes = within_seconds(lambda: write_what_is_pending(made.path, arrays[0]))
+        assert not (writes and name in ("zarr.json", "journals/rank-00000.jsonl", "journals/lock")), name
+        assert not (name == "journals/rank-00000.jsonl" and within_seconds(lambda: repaired(made.path))), name
+        path.rmdir() if kind == "a folder" else path.unlink()
+        (made.path.parent / "aside").rename(path)
+        assert not list(verify(made.path))
+
+
+def repaired(path):
+    try:
+        return repair(path)
+    except StoreError:
+        return None
+
+
+def within_seconds(act):
+    """Do it, unless it waits."""
+    before = signal.signal(signal.SIGALRM, lambda *arguments: pytest.fail("it waits"))
+    signal.alarm(20)
+    try:
+        return act()
+    except StoreError as error:
+        return [error]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

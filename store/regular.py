@@ -1,0 +1,48 @@
+"""Files opened only if they are files.
+
+A feature set may come from someone else. Where it has a file, there may be a named pipe, which is read for ever, or a
+device, which has no end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+NOT_REGULAR = errno.ESPIPE
+"""Number of the error for a pipe, a socket or a device."""
+
+
+def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, folder: int | None = None) -> int:
+    """Open a regular file, without waiting; return its descriptor.
+
+    Parameters
+    ----------
+    path : Path or str
+        Relative to `folder`, if one is given.
+    flags : int
+        As for `os.open`.
+    folder : int, optional
+        Descriptor of an open folder.
+
+    Raises
+    ------
+    OSError
+        If it is something else, or can't be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(NOT_REGULAR, "not a regular file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a regular file; errors are those of `open_regular`."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read()

@@ -6,11 +6,11 @@ does no harm to the others. A file of one array has it under the name "".
 
 from __future__ import annotations
 
-import csv
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from evaluate.memory import free_memory
 from pipelines.arrays import ImportingError
+from pipelines.tables import open_table
 from store.names import visible
 
 Array = npt.NDArray[Any]
@@ -184,16 +185,38 @@ def _open_torch(path: Path) -> Container:
             f"{path}: cannot be read as tensors ({type(error).__name__}: {_brief(error)}).{needs and needs + '.'} "
             f"Save the features as a tensor, or as an array with numpy.save."
         ) from error
-    tensors = content if isinstance(content, Mapping) else {"": content}
     found: dict[str, Array] = {}
-    for name, value in tensors.items():
+    for name, value in _named(content, path).items():
         array = _as_array(value)
         if array is not None:
-            found[str(name)] = array
+            found[name] = array
     if not found:
         raise ImportingError(f"{path}: holds a {type(content).__name__} without dense tensors, not features")
     facts = {name: Facts(shape=array.shape, dtype=array.dtype) for name, array in found.items()}
     return Container(path, {name: (lambda array=array: array) for name, array in found.items()}, facts)  # type: ignore[misc]
+
+
+def _named(content: Any, path: Path) -> dict[str, Any]:
+    """What a file holds, by name: of mappings within a mapping `outer_inner`, of a list or tuple `0`, `1`, ..."""
+    import torch
+
+    if isinstance(content, Mapping):
+        named: dict[str, Any] = {}
+        for name, value in content.items():
+            inner = value if isinstance(value, Mapping) else {}
+            named |= {f"{name}_{key}": each for key, each in inner.items()} if inner else {str(name): value}
+        return named
+    if not isinstance(content, list | tuple) or not all(isinstance(each, torch.Tensor) for each in content):
+        return {"": content}
+    shapes = {tuple(each.shape) for each in content}
+    if len(shapes) == 1 and len(content) > 1 and {len(shape) for shape in shapes} == {1}:
+        return {"": torch.stack(list(content))}
+    if len(content) > 1 and all(len(shape) > 1 for shape in shapes) and len({shape[1:] for shape in shapes}) == 1:
+        raise ImportingError(
+            f"{path}: holds {len(content)} tensors with rows of the same shape, such as the features of several "
+            f"batches. Save them as one, torch.cat(list)."
+        )
+    return {str(index): each for index, each in enumerate(content)}
 
 
 def _as_array(value: object) -> Array | None:
@@ -233,6 +256,10 @@ def _open_parquet(path: Path) -> Container:
     def load(name: str) -> Array:
         column = file.read(columns=[name]).column(0).combine_chunks()
         column = column.combine_chunks() if hasattr(column, "chunks") else column
+        if hasattr(column, "to_numpy_ndarray"):  # of a column of tensors of one shape
+            return np.asarray(column.to_numpy_ndarray())
+        if column.null_count and str(column.type) == "bool":
+            column = column.cast("int8")
         if column.null_count and not str(column.type).startswith(("list", "fixed_size_list", "large_list")):
             column = column.fill_null("" if "string" in str(column.type) else -1)
         if str(column.type).startswith(("list", "fixed_size_list", "large_list")):
@@ -257,60 +284,13 @@ def _is_table(start: bytes) -> bool:
     return "\n" in text and any(mark in text.partition("\n")[0] for mark in ",\t;")
 
 
-LABEL_COLUMNS = ("labels", "label", "target", "targets", "class", "y")
-PATH_COLUMNS = ("paths", "path", "file", "filename", "image")
-
-
 def _open_table(path: Path) -> Container:
-    """A table of text: columns of numbers are the features, one called `label` or `labels` the labels."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = next(csv.reader(file, delimiter=delimiter), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImportingError(f"{path}: cannot be read as a table of text in UTF-8 ({_brief(error)})") from error
-    has_header = not all(_is_number(cell) for cell in first)
-    header = [cell.strip() for cell in first] if has_header else [f"column {index}" for index in range(len(first))]
-    named = {
-        kind: next((index for index, name in enumerate(header) if name.lower() in known), None)
-        for kind, known in (("labels", LABEL_COLUMNS), ("paths", PATH_COLUMNS))
-    }
-    numbers = [index for index in range(len(header)) if index not in named.values()]
-
-    def load_numbers() -> Array:
-        try:
-            values = np.loadtxt(
-                path, delimiter=delimiter, skiprows=int(has_header), usecols=numbers, ndmin=2, encoding="utf-8-sig",
-                comments=None, quotechar='"',
-            )  # fmt: skip
-        except ValueError as error:
-            raise ImportingError(
-                f"{path}: {_brief(error)}. Expected numbers in every column but label and path"
-            ) from error
-        return values
-
-    def load_text(index: int) -> Array:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, delimiter=delimiter)
-            cells = [row[index].strip() for row in islice(rows, int(has_header), None) if row]
-        try:
-            return np.array([int(cell) for cell in cells], np.int64)
-        except ValueError:
-            return np.array(cells, np.str_)
-
-    loaders: dict[str, Callable[[], Array]] = {"features": load_numbers} if numbers else {}
-    for kind, index in named.items():
+    table = open_table(path)
+    loaders: dict[str, Callable[[], Array]] = {"features": table.read_features} if table.features else {}
+    for kind, index in (("labels", table.labels), ("paths", table.paths)):
         if index is not None:
-            loaders[kind] = lambda index=index: load_text(index)  # type: ignore[misc]
+            loaders[kind] = partial(table.read_text, index)
     return Container(path, loaders, dict.fromkeys(loaders, Facts()))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _refusal(error: ValueError) -> str:
@@ -338,7 +318,10 @@ _NOT_READ = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file: open it with h5py and save its arrays with numpy.savez"),
     (b"\x1f\x8b", "compressed by gzip: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it first"),
-    (b"MATLAB 5.0 MAT-file", "a MATLAB file: load it with scipy.io.loadmat and save its arrays with numpy.savez"),
+    (
+        b"MATLAB ",
+        "a MATLAB file: load it with scipy.io.loadmat (7.3: h5py) and save its arrays with numpy.savez",
+    ),
     (b"ARROW1", "an Arrow (Feather) file: save it as Parquet"),
     (b"SQLite format 3", "a database: save its arrays with numpy.savez"),
 )

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.arrays import Array, Arrays, ImportingError
-from pipelines.containers import LABEL_COLUMNS, Container, first_bytes, open_container
+from pipelines.containers import Container, first_bytes, open_container
+from pipelines.tables import LABEL_COLUMNS, PATH_COLUMNS, values_of
 from store import nearest
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 FEATURES = ("features", "feats", "feature", "feat", "embeddings", "embedding", "x", "data")
 LABELS = (*LABEL_COLUMNS, "classes")
-PATHS = ("paths", "path", "filenames", "files")
+PATHS = PATH_COLUMNS
 
 
 def read_files(
@@ -89,10 +90,7 @@ def read_labels(path: Path) -> Array:
     """Read a file of labels: one array, an array called `labels`, or text with one label in each line."""
     first_bytes(path)  # refuse what is no regular file
     if path.suffix.lower() in (".txt", ".csv", ".tsv", ".lst") and (lines := _single_column(path)) is not None:
-        try:
-            return np.array([int(line) for line in lines], np.int64)
-        except (ValueError, OverflowError):
-            return np.array(lines, np.str_)
+        return values_of(lines)
     container = open_container(path)
     if len(container) == 1:
         return container.single()

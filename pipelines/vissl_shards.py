@@ -37,7 +37,12 @@ class Shard:
 
 
 def read_vissl(
-    folder: Path, layers: Mapping[str, str], *, label_files: Mapping[str, Array] | None = None, unlabelled: bool = False
+    folder: Path,
+    layers: Mapping[str, str],
+    *,
+    label_files: Mapping[str, Array] | None = None,
+    unlabelled: bool = False,
+    copy_tolerance: float = 0.0,
 ) -> dict[str, Arrays]:
     """Merge the shards of both splits, in the order of their indices.
 
@@ -51,6 +56,8 @@ def read_vissl(
         Labels by split to take instead of the shards' targets, one for each index from 0 on.
     unlabelled : bool
         Heed no targets.
+    copy_tolerance : float
+        How far the copies of a row may lie apart, relative to its length. The first one is taken.
 
     Raises
     ------
@@ -75,7 +82,7 @@ def read_vissl(
     for split, by_layer in found.items():
         heed_targets = not unlabelled and split not in given
         rows, features, targets = _merged(
-            split, {name: by_layer[layer] for name, layer in wanted.items()}, heed_targets
+            split, {name: by_layer[layer] for name, layer in wanted.items()}, heed_targets, copy_tolerance
         )
         if split in given:
             labels = _by_row(given[split], rows, split)
@@ -104,7 +111,7 @@ def _shards_in(folder: Path) -> dict[str, dict[str, list[Path]]]:
 
 
 def _merged(
-    split: str, by_layer: Mapping[str, Sequence[Path]], heed_targets: bool
+    split: str, by_layer: Mapping[str, Sequence[Path]], heed_targets: bool, copy_tolerance: float
 ) -> tuple[Array, dict[str, Array], Array]:
     """Rows, features by layer, and targets of one split; all layers must have the same rows and targets."""
     reference: tuple[str, Array, Array] | None = None
@@ -112,7 +119,7 @@ def _merged(
     for layer, paths in by_layer.items():
         shards = [_read(path, heed_targets) for path in paths]
         _refuse_other_shapes(shards)
-        rows, features[layer], targets = _in_order(shards, split, layer)
+        rows, features[layer], targets = _in_order(shards, split, layer, copy_tolerance)
         if reference is None:
             reference = layer, rows, targets
         elif not (np.array_equal(rows, reference[1]) and np.array_equal(targets, reference[2])):
@@ -165,7 +172,7 @@ def _refuse_other_shapes(shards: Sequence[Shard]) -> None:
             )
 
 
-def _in_order(shards: Sequence[Shard], split: str, layer: str) -> tuple[Array, Array, Array]:
+def _in_order(shards: Sequence[Shard], split: str, layer: str, copy_tolerance: float) -> tuple[Array, Array, Array]:
     """Bring the rows of all shards into order, each once."""
     features = np.concatenate([shard.features for shard in shards])
     targets = np.concatenate([shard.targets for shard in shards])
@@ -179,19 +186,36 @@ def _in_order(shards: Sequence[Shard], split: str, layer: str) -> tuple[Array, A
     copies = order[~is_first]
     originals = first[np.searchsorted(rows, indices[copies])]
     for copy, original in zip(copies.tolist(), originals.tolist(), strict=True):
-        same = features[copy].tobytes() == features[original].tobytes() and targets[copy] == targets[original]
-        if not same:
-            files = [shards[shard_of[each]].path.name for each in (original, copy)]
+        files = [shards[shard_of[each]].path.name for each in (original, copy)]
+        where = f"{split} {layer}: row {indices[copy]} is in {files[0]} and in {files[1]}"
+        if targets[copy] != targets[original]:
             raise ImportingError(
-                f"{split} {layer}: row {indices[copy]} is in {files[0]} and in {files[1]}, with different features or "
-                f"targets, so these are shards of different runs (an earlier one with more ranks?). {_SEPARATE}"
+                f"{where}, with the targets {targets[original]} and {targets[copy]}, so these are shards of different "
+                f"runs (an earlier one with more ranks?). {_SEPARATE}"
+            )
+        apart = _distance(features[copy], features[original])
+        if not apart <= copy_tolerance:
+            raise ImportingError(
+                f"{where}, with different features: {apart:.2g} of their length apart. If these are shards of "
+                f"different runs (an earlier one with more ranks?): {_SEPARATE} If one run computed the image twice, "
+                f"rounded differently: allow that with --copy-tolerance 1e-5, and the first one is taken."
             )
     if len(copies):
-        logger.info(
-            "%s %s: %d exact copies of rows, by which the sampler filled up, are left out", split, layer, len(copies)
-        )
+        text = "%s %s: %d %s of rows, by which the sampler filled up, are left out"
+        logger.info(text, split, layer, len(copies), "copies" if copy_tolerance else "exact copies")
     _warn_of_gaps(shards, rows, split, layer)
     return rows, features[first], targets[first]
+
+
+def _distance(copy: Array, original: Array) -> float:
+    """Euclidean distance of two rows, relative to the length of the second; 0 only if they are equal in every bit."""
+    if copy.tobytes() == original.tobytes():
+        return 0.0
+    distance, length = (
+        float(np.linalg.norm(np.ravel(each).astype(np.float64)))
+        for each in (copy.astype(np.float64) - original, original)
+    )
+    return max(distance / length, float(np.finfo(np.float64).tiny)) if length else np.inf
 
 
 def _warn_of_gaps(shards: Sequence[Shard], rows: Array, split: str, layer: str) -> None:

@@ -42,6 +42,15 @@ def import_(
     ] = None,
     labels_key: Annotated[str | None, typer.Option("--labels-key", help="Array with the labels, likewise.")] = None,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Import features without labels.")] = False,
+    copy_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--copy-tolerance",
+            min=0,
+            max=0.1,
+            help="How far two copies of a row in VISSL's shards may lie apart, relative to its length.",
+        ),
+    ] = 0.0,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the stored features: float32 or float16.")] = "float32",
     store: Store = None,
     overwrite: Overwrite = False,
@@ -68,7 +77,7 @@ def import_(
     if vissl is not None:
         labels = {split: read_labels(path) for split, path in label_files.items()}
         wanted = {spec.name: spec.tap if spec.pooling is None else spec.name for spec in specs}
-        splits = read_vissl(vissl, wanted, label_files=labels, unlabelled=unlabelled)
+        splits = read_vissl(vissl, wanted, label_files=labels, unlabelled=unlabelled, copy_tolerance=copy_tolerance)
     elif dino is not None:
         splits = read_dino(dino, layer=usual)
     else:
@@ -85,7 +94,9 @@ def import_(
 def verify(
     name: FeatureSetName,
     store: Store = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Set damaged chunks back, to be extracted again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mark damaged chunks as pending, to be extracted again.")
+    ] = False,
 ) -> None:
     """Check every chunk of a feature set against the journals; exit code 3 if none is damaged but some are missing."""
     from pipelines.report import fault_lines

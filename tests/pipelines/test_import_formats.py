@@ -321,3 +321,23 @@ def test_names_that_are_not_the_same_but_look_alike_are_spelled_out(bench, tmp_p
     assert bench("import", "--train", "train.npz", "--val", "val.npz", "--name", "N").returncode == 0
     said = bench("evaluate", "--features", "N", "--k", "5").stderr
     assert "'Tabby_Cat' and 'tabby cat', 'dog\\u200b' and 'dog'" in said
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "rows", "mappings"])
+def test_tensors_in_lists_and_mappings_are_found(tmp_path, data, kind):
+    features, labels = (torch.from_numpy(each) for each in data)
+    content = {
+        "tuple": (features, labels), "list": [features.requires_grad_(), labels], "rows": list(features),
+        "mappings": {"train": {"features": features, "labels": labels}},
+    }[kind]  # fmt: skip
+    torch.save(content, tmp_path / "x.pt")
+    found = open_container(tmp_path / "x.pt")
+    names = {"rows": [""], "mappings": ["train_features", "train_labels"]}.get(kind, ["0", "1"])
+    assert list(found) == names
+    assert np.array_equal(found[names[0]], data[0])
+
+
+def test_features_of_several_batches_are_refused_with_what_joins_them(tmp_path, data):
+    torch.save(list(torch.from_numpy(data[0]).split(8)), tmp_path / "x.pt")
+    with pytest.raises(ImportingError, match=r"torch.cat"):
+        open_container(tmp_path / "x.pt")

@@ -61,15 +61,30 @@ def test_a_copy_that_differs_in_one_bit_is_no_copy(folder, features):
     values = np.load(path)
     values[0, 0] = np.nextafter(values[0, 0], np.float32(9))
     np.save(path, values)
-    with pytest.raises(ImportingError, match="row 2 is in"):
+    with pytest.raises(ImportingError, match="row 2 is in.*--copy-tolerance"):
         read_vissl(folder, {})
+
+
+@pytest.mark.parametrize(("moved", "tolerance", "is_copy"), [(2e-6, 1e-5, True), (2e-5, 1e-5, False), (2e-6, 0, False)])
+def test_copies_may_differ_by_rounding_where_that_is_allowed(folder, features, moved, tolerance, is_copy):
+    save(folder, features, ranks=7)
+    path = folder / "rank6_chunk0_train_res5_features.npy"
+    values = np.load(path)
+    values[0] *= np.float32(1 + moved)
+    np.save(path, values)
+    if is_copy:
+        found = read_vissl(folder, {}, copy_tolerance=tolerance)
+        assert np.array_equal(found["train"].layers["res5"], features["train"])
+    else:
+        with pytest.raises(ImportingError, match="of their length apart"):
+            read_vissl(folder, {}, copy_tolerance=tolerance)
 
 
 def test_copies_with_other_targets_are_refused(folder, features):
     save(folder, features, ranks=4)
     other = {split: (np.arange(n) + 1) % 3 for split, n in N.items()}
     save(folder, features, ranks=3, targets=other, only=[0, 1])
-    with pytest.raises(ImportingError, match="different features or targets"):
+    with pytest.raises(ImportingError, match="with the targets 1 and 0"):
         read_vissl(folder, {})
 
 

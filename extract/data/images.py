@@ -115,9 +115,14 @@ def content_of(path: Path, *, name: str) -> bytes:
             raise ImageError(f"{name}: cannot be read as an image: too large: {facts.st_size / 2**30:.1f} GiB")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:  # noqa: PTH123 (of a descriptor)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):  # replaced since
                 raise ImageError(f"{name}: cannot be read as an image: not a regular file")
-            return file.read(MAX_FILE_BYTES + 1)
+            # `read` takes as much memory as it is told to read, so it is not told a file's largest size.
+            content = file.read(facts.st_size + 1)
+            while len(content) <= MAX_FILE_BYTES and (more := file.read(2**20)):
+                content += more
+            return content
     except FileNotFoundError as error:
         raise ImageError(f"{name}: cannot be read as an image: it does not exist (any more)") from error
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path

@@ -314,3 +314,10 @@ def test_an_image_is_not_blamed_for_too_little_memory():
             read_picture(packed.getvalue(), name="a.png")
         with pytest.raises(OutOfMemoryError, match=r"b\.png: out of memory"):
             Transform(resize=8000).pixels(small, name="b.png")
+
+
+def test_no_more_memory_is_asked_for_than_a_file_needs(tmp_path):
+    path = save_image(tmp_path / "a.png")
+    expected = read_picture(path.read_bytes(), name="a.png")
+    with limited(resource.RLIMIT_AS, memory_in_use() + 2**28):
+        assert read_picture(path, name="a.png").digest == expected.digest

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ MAX_LIST_BYTES = 2**33
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "imageid", "image_id", "name", "id")
 LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "wnid", "predictionstring")
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 Labels = npt.NDArray[np.int64] | Sequence[str]
 
@@ -255,6 +258,8 @@ def _by_class_name(labels: Labels, classes: Sequence[str], *, where: Path) -> In
 def _as_numbers(labels: Labels) -> Ints | None:
     if isinstance(labels, np.ndarray):
         return labels
+    if not all(_WHOLE_NUMBER.fullmatch(label) for label in labels if label):  # `int` would also take 1_12 and 11_2
+        return None
     try:
         return np.array([int(label) if label else -1 for label in labels], np.int64)
     except (ValueError, OverflowError):

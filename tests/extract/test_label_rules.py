@@ -60,6 +60,7 @@ def test_numbers_that_could_be_names_or_count_the_classes_are_refused(numeric_fo
         (["0", "1", "-1"], ["n02", "n01"], ["n02", "n01", None]),
         (["dog", "", "cat"], None, ["dog", None, "cat"]),
         (["", "3"], None, [None, "3"]),
+        (["1_12", "11_2", "+112", "112"], None, ["1_12", "11_2", "+112", "112"]),
     ],
 )
 def test_labels_mean_these_classes(tmp_path, labels, classes, expected):

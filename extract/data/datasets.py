@@ -27,7 +27,7 @@ class TorchvisionSource(ImageSource):
     def __init__(self, data: Any, name: str, split: str) -> None:
         self._data = data
         self.in_memory = hasattr(getattr(data, "data", None), "shape")
-        labels = _labels_of(data)
+        labels = _labels_of(data, name)
         paths = [f"{name}/{split}/{row:07d}" for row in range(len(data))]
         self.rows = SplitRows(labels=labels, paths=paths, class_names=_class_names(data, labels))
 
@@ -192,12 +192,39 @@ def _class_names(data: Any, labels: Ints) -> tuple[str, ...]:
     return tuple(name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names))
 
 
-def _labels_of(data: Any) -> Ints:
-    for name in ("targets", "labels", "_labels", "y"):
-        labels = getattr(data, name, None)
-        if labels is not None:
-            return np.asarray(labels, dtype=np.int64).reshape(-1)
-    return np.array([data[row][1] for row in range(len(data))], np.int64)
+def _labels_of(data: Any, name: str) -> Ints:
+    """Return a data set's labels: those that it keeps, or else what it gives with each image."""
+    for attribute in ("targets", "labels", "_labels", "y"):
+        labels = _whole_numbers(getattr(data, attribute, None))
+        if labels is not None and len(labels) == len(data):
+            return labels
+    given = [data[row][1] for row in range(len(data))]
+    labels = _whole_numbers(given)
+    if labels is None:
+        raise DataError(
+            f"torchvision's {name} gives {_shown(given[0])} with an image: expected one whole number, its class. "
+            f"Perhaps data.options can change that, such as target_type; otherwise list the images and their classes "
+            f"in a file, with data.source=filelist."
+        )
+    return labels
+
+
+def _whole_numbers(labels: Any) -> Ints | None:
+    """Labels of shape (N,), -1 for None; None if they are something else."""
+    if labels is None:
+        return None
+    if isinstance(labels, list):
+        labels = [-1 if label is None else label for label in labels]
+    try:
+        values = np.asarray(labels)
+    except (ValueError, TypeError, RuntimeError):  # of several lengths
+        return None
+    return values.astype(np.int64) if values.ndim == 1 and values.dtype.kind in "iub" else None
+
+
+def _shown(value: Any) -> str:
+    text = f"{value!r}"
+    return f"{type(value).__name__} {text}" if len(text) < 60 else f"a {type(value).__name__}"
 
 
 def _import_datasets() -> Any:

@@ -6,9 +6,11 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 import torchvision
+from PIL import Image
 
-from extract.data.datasets import DigitsSource
+from extract.data.datasets import DigitsSource, TorchvisionSource
 from extract.data.sources import DataError, open_sources
 from tests.conftest import save_image
 
@@ -120,6 +122,37 @@ def test_torchvisions_data_sets_are_read_where_their_files_are(tmp_path):
 def test_a_data_set_that_is_not_there_is_refused(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         open_sources(source="torchvision", root=tmp_path, **{"val_split": "test", **options})
+
+
+class Gives:
+    """A data set that keeps its labels in some form and gives others with each image."""
+
+    def __init__(self, kept, given):
+        self.targets, self.given = kept, given
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, row):
+        return Image.new("RGB", (4, 4)), self.given[row]
+
+
+@pytest.mark.parametrize(
+    ("kept", "given", "expected"),
+    [
+        (torch.arange(12).reshape(3, 4), [0, 4, 8], [0, 4, 8]),  # QMNIST keeps eight numbers for each image
+        ([2, None, 0], [2, None, 0], [2, -1, 0]),  # CLEVR's test split
+        (None, [1, 0, None], [1, 0, -1]),
+    ],
+)
+def test_labels_of_torchvisions_data_sets_are_one_number_for_each_image(kept, given, expected):
+    assert TorchvisionSource(Gives(kept, given), "X", "train").rows.labels.tolist() == expected
+
+
+@pytest.mark.parametrize("given", [[torch.zeros(40)] * 3, [{"boxes": 1}] * 3, [0.5, 1.5, 2.5], ["a", "b", "c"]])
+def test_what_is_given_with_an_image_is_no_label_unless_it_is_one_number(given):
+    with pytest.raises(DataError, match=r"torchvision's X gives .* expected one whole number.*target_type"):
+        TorchvisionSource(Gives(None, given), "X", "train")
 
 
 def test_a_data_set_without_splits_is_refused(tmp_path):

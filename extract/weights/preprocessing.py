@@ -62,7 +62,9 @@ def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a transform from transformers' `preprocessor_config.json`."""
     settings: dict[str, Any] = {}
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
-    size = config.get("size", 224)
+    if kind.startswith("EfficientNet"):
+        raise ValueError(f"{kind} scales images twice, which no transform here does")
+    size = _enlarged(config.get("size", 224), kind, config)
     crop = config.get("crop_size", 224)
     if config.get("do_resize", True):
         settings["resize"] = _size(size)
@@ -84,6 +86,18 @@ def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     std = _three(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0)
     scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor  # of bytes, where a transform here divides by 255
     return settings | {"mean": tuple(v / scale for v in mean), "std": tuple(v / scale for v in std)}
+
+
+def _enlarged(size: Any, kind: str, config: Mapping[str, Any]) -> Any:
+    """Size that is resized to, where `size` is that of the crop."""
+    if not isinstance(size, Mapping) or "shortest_edge" not in size:
+        return size
+    side = int(size["shortest_edge"])
+    if kind.startswith("Levit"):
+        return {"shortest_edge": int(256 / 224 * side)}
+    if kind.startswith("PoolFormer"):
+        return {"shortest_edge": int(side / float(config.get("crop_pct") or 0.9))}
+    return size
 
 
 def _size(value: Any) -> int | tuple[int, int]:

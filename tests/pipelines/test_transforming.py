@@ -52,6 +52,11 @@ def hub(folder, **content):
          (256, 224, "bicubic", *IMAGENET)),
         (BIT | {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
          ((384, 384), None, "bicubic", *IMAGENET)),
+        # As transformers' own processors resize: 256 / 224 of the crop, and the crop / 0.9.
+        (BIT | {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224}},
+         (256, 224, "bicubic", *IMAGENET)),
+        (BIT | {"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 224}, "crop_pct": 0.9},
+         (248, 224, "bicubic", *IMAGENET)),
         (VIT | {"do_normalize": False}, ((224, 224), None, "bilinear", (0.0,) * 3, (1.0,) * 3)),
         (VIT | {"size": 224}, ((224, 224), None, "bilinear", (0.5,) * 3, (0.5,) * 3)),
         # (bytes / 127.5 - 1) / 1 is (bytes / 255 - 0.5) / 0.5
@@ -80,8 +85,9 @@ def test_what_the_pipeline_says_counts_and_the_difference_is_said(tmp_path, capl
 
 @pytest.mark.parametrize(
     "config",
-    [VIT | {"resample": 1}, VIT | {"size": {"longest_edge": 9}}, VIT | {"image_mean": 3}, VIT | {"size": None}],
-)
+    [VIT | {"resample": 1}, VIT | {"size": {"longest_edge": 9}}, VIT | {"image_mean": 3}, VIT | {"size": None},
+     VIT | {"image_processor_type": "EfficientNetImageProcessor"}],
+)  # fmt: skip
 def test_a_preprocessor_that_cannot_be_followed_is_refused(tmp_path, config):
     with pytest.raises(WeightsError, match=r"preprocessor_config\.json: cannot be followed.*say the transform"):
         chosen(hub(tmp_path, **config))

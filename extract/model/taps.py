@@ -59,13 +59,13 @@ class TappedTrunk:
     Raises
     ------
     ModelError
-        If a tap does not exist.
+        If taps do not exist; it names all of them.
     """
 
     def __init__(self, trunk: nn.Module, *, name: str, layers: Sequence[LayerSpec]) -> None:
         self.trunk = trunk
         self.name = name
-        self._layers = [_Layer(spec, resolve_tap(trunk, name, spec.tap)) for spec in layers]
+        self._layers = _resolved(trunk, name, layers)
         self._places = {place for layer in self._layers for place in layer.tap.places}
         self._runs: Counter[str] = Counter()
         self._last = ""
@@ -78,13 +78,13 @@ class TappedTrunk:
         Raises
         ------
         ModelError
-            If a tap never runs or is not what its name says, or a pooling does not fit.
+            If taps never run or are not what their names say, or poolings do not fit; it names all of them.
         """
         with torch.inference_mode():
             run(self.trunk, image, name=self.name)
         self.image_size = (image.shape[2], image.shape[3])
         learn(self.trunk, image, own=is_own(self.name))
-        self._layers = [_Layer(each.spec, resolve_tap(self.trunk, self.name, each.spec.tap)) for each in self._layers]
+        self._layers = _resolved(self.trunk, self.name, [layer.spec for layer in self._layers])
         self._places = {place for layer in self._layers for place in layer.tap.places}
         order: list[str] = []
         with _hooks(self.trunk, self._places, lambda place, _: order.append(place)), torch.inference_mode():
@@ -97,7 +97,10 @@ class TappedTrunk:
                 f"Tap a module around it; `bench layers {self.name}` lists them."
             )
         self._last = order[-1] if order else ""
-        shapes = {name: tuple(values.shape[1:]) for name, values in self(image).items()}
+        try:
+            shapes = {name: tuple(values.shape[1:]) for name, values in self(image).items()}
+        except ModelError as error:
+            raise ModelError("\n".join(self._faults(image)) or str(error)) from error
         return {
             spec.name: LayerInfo(
                 tap=spec.tap, pooling=None if spec.pooling is None else str(spec.pooling), shape=shapes[spec.name]
@@ -162,6 +165,16 @@ class TappedTrunk:
             if path in started or any(path.startswith(f"{parent}.") for parent in whole if parent)
         }
 
+    def _faults(self, image: Tensor) -> list[str]:
+        """What is wrong with each layer by itself, if there are several."""
+        faults = []
+        for layer in self._layers if len(self._layers) > 1 else ():
+            try:
+                TappedTrunk(self.trunk, name=self.name, layers=[layer.spec]).probe(image)
+            except ModelError as error:
+                faults.append(str(error))
+        return list(dict.fromkeys(faults))
+
     def _pooled(self, layer: _Layer, place: str, output: Any, images: Tensor) -> Tensor:
         tap, spec = layer.tap, layer.spec
         if not isinstance(output, Tensor):
@@ -184,6 +197,19 @@ class TappedTrunk:
         except (ValueError, RuntimeError, MemoryError, OverflowError) as error:  # of sizes that are too large, too
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{self.name}: layer {spec.name} cannot be pooled: {text}") from error
+
+
+def _resolved(trunk: nn.Module, name: str, specs: Iterable[LayerSpec]) -> list[_Layer]:
+    """Find where layers are read; all that can't be found are reported together."""
+    layers, faults = [], []
+    for spec in specs:
+        try:
+            layers.append(_Layer(spec, resolve_tap(trunk, name, spec.tap)))
+        except ModelError as error:
+            faults.append(str(error))
+    if faults:
+        raise ModelError("\n".join(dict.fromkeys(faults)))
+    return layers
 
 
 def run(trunk: nn.Module, images: Tensor, *, name: str) -> None:

@@ -209,6 +209,21 @@ def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message):
 
 
 @pytest.mark.parametrize(
+    ("specs", "messages"),
+    [
+        (["res6", "res5", "lay3"], ["no tap 'res6'", "no tap 'lay3'"]),
+        (["res5:AvgPool2d(9,1,0)", "res5", "flatten:MaxPool2d(1,1,0)"], ["needs a map of at least", "needs a map of shape"]),
+    ],
+)
+def test_all_wrong_taps_and_poolings_are_refused_together(resnet, images, specs, messages):
+    with pytest.raises(ModelError) as refusal:
+        tapped(resnet, "resnet50", specs, images)
+    for message in messages:
+        assert message in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == len(messages)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("resnet5", {}, "unknown trunk 'resnet5'. Did you mean resnet50"),

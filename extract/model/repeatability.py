@@ -164,7 +164,7 @@ def _is_random(taps: TappedTrunk, image: Tensor, layer: str, apart: float) -> st
             runs.append(_traces(taps, image))
     return (
         f"{taps.name} gives other features for the same image in a second forward pass, though it is in eval mode: "
-        f"{layer} differs by {apart:.1%} of its norm.{_where(*runs, tolerance=0.0)}{drawn}{_training(taps.trunk)} "
+        f"{layer} differs by {_relative(apart)}.{_where(*runs, tolerance=0.0)}{drawn}{_training(taps.trunk)} "
         f"Usual causes are F.dropout without training=self.training, random masking, stochastic depth or noise, and "
         f"state that a pass changes. Turn it off where the module is not training"
     )
@@ -174,10 +174,17 @@ def _depends_on_the_batch(taps: TappedTrunk, images: Tensor, layer: str, apart: 
     where = _where(_traces(taps, images[:1]), _traces(taps, images), tolerance=BATCH_TOLERANCE)
     return (
         f"{taps.name} gives other features for an image alone than in a batch with another one: {layer} differs by "
-        f"{apart:.1%} of its norm.{where}{_training(taps.trunk)} Usual causes are batch norm that uses the batch's "
+        f"{_relative(apart)}.{where}{_training(taps.trunk)} Usual causes are batch norm that uses the batch's "
         f"statistics (training=True, or track_running_stats=False) and means over the first axis. An image's features "
         f"must not depend on the other images"
     )
+
+
+def _relative(apart: float) -> str:
+    """Say how large a difference is, relative to the norm."""
+    if not np.isfinite(apart):
+        return "its shape"
+    return f"{apart:.1%} of its norm" if apart < 10 else f"{apart:.2g} times its norm"
 
 
 def _training(trunk: nn.Module) -> str:

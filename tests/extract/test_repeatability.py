@@ -77,6 +77,19 @@ def test_a_model_that_is_random_in_eval_mode_is_refused(change, images):
         features_of(Net(change), images)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda features: features + random.random() / 10, r"differs by [\d.]+% of its norm"),
+        (lambda features: features * 10.0 ** (20 * random.random()), r"differs by \S+ times its norm"),
+    ],
+)
+def test_small_differences_are_said_in_percent_and_large_ones_in_multiples(change, text, images):
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match=text):
+        features_of(Net(change), images)
+
+
 def test_the_message_says_where_the_random_numbers_are_drawn(images):
     net = Net()
     net.norm = nn.Sequential(nn.Identity(), DropoutForEver())

@@ -17,7 +17,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -206,7 +206,9 @@ def _start(pipeline: Pipeline, rank: Rank, connection: Connection) -> None:
 def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
     """Be one of the ranks."""
     try:
-        extract_as(rank, prepare(pipeline), quiet=quiet)
+        with _unheard() if quiet else nullcontext():
+            prepared = prepare(pipeline)
+        extract_as(rank, prepared, quiet=quiet)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
     except BenchError as error:
@@ -214,6 +216,16 @@ def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
     except Exception:  # starting it again would not help
         return Outcome(bug=traceback.format_exc())
     return Outcome()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Leave out warnings, which the process that started the ranks has given already."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def raise_faults(outcomes: list[Outcome]) -> None:

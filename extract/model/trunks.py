@@ -29,6 +29,9 @@ from store import nearest
 
 logger = logging.getLogger(__name__)
 
+_announced: set[tuple[Path, str]] = set()
+"""Functions of the user's of which it was said that they are run: once in each process, however often they are."""
+
 NEEDS_TRANSFORM_INPUT = ("googlenet", "inception_v3")
 """Trunks whose torchvision weights expect the input to be rescaled by the model itself."""
 
@@ -279,7 +282,10 @@ def timm_preprocessing(name: str) -> Mapping[str, Any] | None:
 
 def _own_builder(name: str) -> Callable[..., Any]:
     place, _, function = name.rpartition(":")
-    logger.warning("%s: running the code of %s", name, place)
+    code = (Path(place).resolve(), name)
+    if code not in _announced:
+        logger.warning("%s: running the code of %s", name, place)
+        _announced.add(code)
     try:
         if place.endswith(".py"):
             if not Path(place).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -255,3 +256,13 @@ def test_a_rank_that_is_not_heard_of_is_shown_so():
     status = RankStatus(run="r", rank=0, host="h", pid=1, state="extracting", time=1000.0)
     assert watch.state_of(status, 1010.0) == "extracting"
     assert watch.state_of(status, 1300.0) == "extracting, silent for 5 min"
+
+
+def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(monkeypatch, caplog):
+    logger = logging.getLogger("pipelines")
+    monkeypatch.setattr(launch, "prepare", lambda pipeline: logger.warning("advice"))
+    monkeypatch.setattr(launch, "extract_as", lambda rank, prepared, *, quiet: logger.warning("left out: a.png"))
+    for quiet, said in ((True, ["left out: a.png"]), (False, ["advice", "left out: a.png"])):
+        caplog.clear()
+        assert launch.work(None, None, quiet=quiet) == launch.Outcome()
+        assert caplog.messages == said

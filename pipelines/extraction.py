@@ -118,6 +118,7 @@ def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[
             prepared.make_ready()
             lock.share()
         features.reload()  # with the layers that the first has added
+        prepared.refuse_another_model()
         missing = prepared.missing()
         if not missing and rank.world_size == 1:
             return ()

@@ -117,6 +117,9 @@ def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None 
         pipeline = Pipeline.model_validate(settings)
     except ValidationError as error:
         raise PipelineError(_listed(where, _faults(error) | unknown)) from error
+    except UnicodeEncodeError as error:  # pydantic could not say so itself
+        named = visible(repr(error.object[error.start : error.end]))
+        raise PipelineError(f"{where}: a setting holds {named}, a byte that is not UTF-8, where none can be") from error
     if unknown:
         raise PipelineError(_listed(where, unknown))
     return pipeline

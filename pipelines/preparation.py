@@ -50,6 +50,7 @@ from store import (
     open_or_create,
 )
 from store.layout import rows_per_chunk_for
+from store.manifest import Json
 from store.status import forget_statuses
 
 KEPT_LISTINGS = ".listings"
@@ -108,9 +109,27 @@ class Prepared(Checked):
     """All that a rank needs, checked; the feature set exists."""
 
     features: FeatureSet
+    compared: Json
+    """What the layers of the feature set gave for fixed images, as last compared with the model."""
+
+    def refuse_another_model(self) -> None:
+        """Compare again, under the lock, if the feature set is not the one that was compared.
+
+        Raises
+        ------
+        MismatchError
+            If another run has made its features with a model that gives others.
+        """
+        probes = probes_of(self.features.manifest)
+        if probes != self.compared:
+            faults = moved_layers(self, self.features.manifest)
+            if faults:
+                raise MismatchError(f"{self.features.path}: {NOT_THE_SAME}:\n  " + "\n  ".join(faults) + f"\n{WAYS_ON}")
+            self.compared = probes
 
     def make_ready(self) -> None:
         """Make the feature set ready for writing; under the lock, alone."""
+        self.refuse_another_model()
         make_ready(self.features, self.rows, self.layers, probes=self.manifest.notes["probe"])
         refuse_other_images(self.features, self.sources)
         if self.missing():
@@ -134,10 +153,10 @@ def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> Prepared:
     checked = check(pipeline, overwrite=overwrite)
     path = pipeline.store / pipeline.name
     features = open_or_create(path, checked.manifest, checked.rows, overwrite=overwrite, digests=True)
-    faults = moved_layers(checked, features.manifest)
-    if faults:
-        raise MismatchError(f"{path}: {NOT_THE_SAME}:\n  " + "\n  ".join(faults) + f"\n{WAYS_ON}")
-    return Prepared(**{each.name: getattr(checked, each.name) for each in fields(checked)}, features=features)
+    known = {each.name: getattr(checked, each.name) for each in fields(checked)}
+    prepared = Prepared(**known, features=features, compared={})
+    prepared.refuse_another_model()
+    return prepared
 
 
 def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
@@ -191,7 +210,7 @@ WAYS_ON = (
 
 def moved_layers(checked: Checked, manifest: Manifest) -> list[str]:
     """Say which layers of a feature set with the same settings are not what the model gives now, and by how much."""
-    kept = {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
+    kept = probes_of(manifest)
     mine: dict[str, Summary] = dict(checked.manifest.notes["probe"])
     asked = {spec.name: spec for spec in checked.pipeline.layer_specs}
     faults = []
@@ -218,6 +237,11 @@ def moved_layers(checked: Checked, manifest: Manifest) -> list[str]:
                 f"another processor or number of threads"
             )
     return faults
+
+
+def probes_of(manifest: Manifest) -> dict[str, Summary]:
+    """What the layers of a feature set gave for fixed images, as far as it is known."""
+    return {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
 
 
 def _probe(taps: TappedTrunk, transform: Transform, *, check: bool) -> dict[str, Summary]:

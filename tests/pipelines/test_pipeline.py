@@ -185,6 +185,12 @@ def test_settings_of_ten_thousand_faults_are_listed_in_part(bench, tmp_path):
     assert len(result.stderr) < 10_000
 
 
+def test_a_byte_that_is_not_text_is_refused_where_a_name_must_be(bench):
+    result = bench("extract", "digits", "--layers", "res\udcff")
+    assert result.returncode == 2
+    assert "a byte that is not UTF-8" in result.stderr
+
+
 @pytest.mark.parametrize(
     "setting", ["data: {root: $}", "store: $", "name: $", "model: {trunk: $}", "model: {options: {a: [$]}}"]
 )

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from pipelines import extraction
 from store import FeatureSet
+from tests.reliability.ranks import chunks_of
 
 SMALL = ("transform.resize=32", "transform.crop=32", "extract.workers=0", "--quiet")
 NET = """
@@ -72,6 +74,30 @@ def test_a_layer_of_a_model_that_gives_other_features_is_refused(extract, tmp_pa
         assert "choose another --name" in refused.stderr
     assert FeatureSet.open(tmp_path / "features/folder").manifest.layers.keys() == {"conv", "flatten"}
     assert extract("linear", "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize("layers", ["conv", "flatten"])
+def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extract, tmp_path, monkeypatch, layers):
+    """Its settings are the same, so the fingerprint is."""
+    assert extract("conv").returncode == 0
+    path = tmp_path / "features/folder"
+
+    def after_another(rank, prepared, **options):
+        monkeypatch.setattr("pipelines.extraction.extract_as", extract_as)
+        (tmp_path / "scale.json").write_text("1.01")
+        assert extract("conv", "--overwrite").returncode == 0
+        (tmp_path / "scale.json").write_text("1.0")
+        chunks.update(chunks_of(path))
+        return extract_as(rank, prepared, **options)
+
+    chunks = {}
+    extract_as = extraction.extract_as
+    monkeypatch.setattr("pipelines.extraction.extract_as", after_another)
+    refused = extract(layers)
+    assert refused.returncode == 2, refused.stderr
+    assert "layer conv: for a fixed image it differs by 0.0" in refused.stderr
+    assert chunks_of(path) == chunks
+    assert FeatureSet.open(path).manifest.layers.keys() == {"conv"}
 
 
 def test_a_set_without_a_summary_can_still_be_extended(extract, tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 import stat
@@ -27,6 +26,7 @@ from extract.data.images import EXTENSIONS, kind_of
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
 from store import nearest, some
+from store.documents import DocumentError, parse_json
 
 MAX_LIST_BYTES = 2**33
 """A list of a hundred million paths is smaller."""
@@ -416,7 +416,7 @@ def _columns(where: Path, rows: Sequence[Sequence[str]], *, first_line: int = 1)
 
 def _read_json(where: Path) -> FileList:
     try:
-        content: dict[str, Any] = json.loads(where.read_bytes())
+        content: dict[str, Any] = parse_json(where.read_bytes(), where=str(where))
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
         pairs = [(each["image_id"], each["category_id"]) for each in content.get("annotations", [])]
@@ -427,7 +427,7 @@ def _read_json(where: Path) -> FileList:
         if len(set(names.values())) < len(names):
             names = {}
         labels = [str(names.get(known.get(image), known.get(image, ""))) for image in files] if classes else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (DocumentError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{where}: expected images (id, file_name) and annotations (image_id, category_id), one for each image, as "
             f"COCO and iNaturalist have them; {type(error).__name__} at {error}"

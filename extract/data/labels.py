@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -20,6 +22,7 @@ import numpy as np
 from extract.data.filelists import FileList, numbered, read_list
 from extract.data.listing import DataError, Ints, Listing
 from store import some
+from store.documents import DocumentError, read_document
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,9 @@ BESIDE = ("LOC_val_solution.csv", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t1
 
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
+
+MOST_BYTES = 2**26
+"""Of a file of the development kit, and of all that is unpacked to reach it; the real one has 3 MB."""
 
 
 def labels_in(root: Path) -> Path | None:
@@ -95,8 +101,13 @@ def _by_name(listing: Listing, listed: FileList) -> Sequence[str]:
 
 
 def _by_devkit(listing: Listing, devkit: Path) -> Sequence[str]:
-    truth = [int(line) for line in _devkit_file(devkit, GROUND_TRUTH).split()]
     wnids = _wnids(_devkit_file(devkit, META), devkit)
+    try:
+        truth = [wnids[int(line)] for line in _devkit_file(devkit, GROUND_TRUTH).split()]
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"{devkit}: {GROUND_TRUTH} does not hold one of {META}'s numbers in each line: {error}"
+        ) from error
     found = []
     for path in listing.paths:
         number = re.search(r"_(\d{8})\.[A-Za-z]+$", path)
@@ -105,7 +116,7 @@ def _by_devkit(listing: Listing, devkit: Path) -> Sequence[str]:
                 f"{path}: ImageNet's development kit has labels for ILSVRC2012_val_00000001 to {len(truth):08d}; "
                 f"label other images with a list, data.val_labels=labels.csv"
             )
-        found.append(wnids[truth[int(number[1]) - 1]])
+        found.append(truth[int(number[1]) - 1])
     if len(found) != len(truth):
         logger.warning("%s: labels whose image is not there: %d", devkit, len(truth) - len(found))
     return found
@@ -119,19 +130,28 @@ def _wnids(meta: bytes, devkit: Path) -> dict[int, str]:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         numbers: Ints = np.array([int(each) for each in synsets["ILSVRC2012_ID"]], np.int64)
         return dict(zip(numbers.tolist(), map(str, synsets["WNID"]), strict=True))
-    except (ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # scipy raises many kinds for damaged files
         raise DataError(f"{devkit}: {META} is not that of ImageNet's development kit: {error}") from error
 
 
 def _devkit_file(devkit: Path, name: str) -> bytes:
     try:
         if devkit.is_dir():
-            return (devkit / name).read_bytes()
+            return read_document(devkit / name, most_bytes=MOST_BYTES)
         with tarfile.open(devkit) as archive:
-            inner = [each for each in archive.getnames() if each.endswith(name)]
-            file = archive.extractfile(inner[0]) if inner else None
-            if file is None:
-                raise DataError(f"{devkit}: {name} is not in it; it has {some(archive.getnames(), show=5)}")
-            return file.read()
-    except (OSError, tarfile.TarError) as error:
+            return _member(archive, devkit, name)
+    except (DocumentError, OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{devkit}: {name} cannot be read from ImageNet's development kit: {error}") from error
+
+
+def _member(archive: tarfile.TarFile, devkit: Path, name: str) -> bytes:
+    """Read one file of an archive, which may unpack to no more than the real one does many times over."""
+    names, unpacked = [], 0
+    for member in archive:
+        names.append(member.name)
+        unpacked += member.size
+        if unpacked > MOST_BYTES:
+            raise DataError(f"{devkit}: unpacks to more than {MOST_BYTES:,} bytes; ImageNet's development kit has 3 MB")
+        if member.name.endswith(name) and (file := archive.extractfile(member)) is not None:
+            return file.read()
+    raise DataError(f"{devkit}: {name} is not in it; it has {some(names, show=5)}")

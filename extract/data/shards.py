@@ -7,7 +7,6 @@ rows are in the shards' order. The tar's headers are read once and the images wh
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from extract.data.images import EXTENSIONS, is_leaving
 from extract.data.kept import stamp_of
 from extract.data.listing import DataError, Entries, Listing, first_duplicate
 from store import some
+from store.documents import DocumentError, parse_json
 
 MAX_LABEL_BYTES = 2**24
 """Of the text beside an image."""
@@ -127,9 +127,9 @@ def _label(shard: Path, key: str, sample: Sequence[Member], descriptor: int) -> 
         if ending != ".json":
             return text
         try:
-            facts = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{shard}: {member.path} is not JSON: {error}") from error
+            facts = parse_json(text, where=member.path)
+        except DocumentError as error:
+            raise DataError(f"{shard}: {error}") from error
         label = next((facts[name] for name in LABEL_KEYS if name in facts), None) if isinstance(facts, dict) else facts
         if label is not None:
             return str(label)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 import zipfile
@@ -18,6 +17,7 @@ from torch import Tensor
 from extract.weights.errors import WeightsError
 from extract.weights.formats import damaged_member, format_of
 from store import some
+from store.documents import DocumentError, parse_json
 
 __all__ = ["HUB_FILES", "WeightsError", "read_checkpoint", "sha256_of_files", "sha256_of_tensors", "weight_files"]
 
@@ -46,9 +46,9 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         raise WeightsError(f"{path}: no such file, given as weights")
     if path.name.endswith(".index.json"):
         try:
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            shards = sorted(set(parse_json(path.read_text(), where=path.name)["weight_map"].values()))
             outside = [shard for shard in shards if Path(shard).name != shard]
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except (DocumentError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightsError(f"{path}: not an index of weights ({type(error).__name__}: {error})") from error
         if outside or not shards:
             raise WeightsError(f"{path}: names files that are not beside it: {some(outside) or 'none'}")

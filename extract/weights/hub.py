@@ -6,13 +6,13 @@ transformers' and timm's configurations are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from extract.weights.checkpoints import HUB_FILES, WeightsError
+from store.documents import DocumentError, parse_json
 
 ACTIVATIONS: Mapping[str, str] = {
     "gelu": "gelu",
@@ -142,8 +142,8 @@ def read_json(file: Path) -> dict[str, Any]:
         If it can't be read, or holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(file.read_text(encoding="utf-8"), where=file.name)
+    except (OSError, ValueError, DocumentError) as error:
         raise WeightsError(
             f"{file}: cannot be read as JSON ({type(error).__name__}: {error}). Copy it again"
         ) from error

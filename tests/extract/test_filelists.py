@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from extract.data import labels
 from extract.data.listing import DataError
 from extract.data.sources import open_sources
 from tests.conftest import save_image
@@ -314,6 +315,32 @@ def test_a_damaged_development_kit_is_refused(imagenet):
     (devkit / "data" / "meta.mat").unlink()
     with pytest.raises(DataError, match=r"data/meta\.mat cannot be read"):
         open_sources(source="folder", root=imagenet)
+
+
+@pytest.mark.parametrize("truth", ["1\nx\n", "9999999\n", "\x00\n"])
+def test_a_development_kit_with_other_numbers_is_refused(imagenet, truth):
+    (write_devkit(imagenet) / "data/ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    with pytest.raises(DataError, match="does not hold one of data/meta.mat's numbers"):
+        open_sources(source="folder", root=imagenet)
+
+
+@pytest.mark.parametrize("kind", ["large", "large archive", "cut", "changed"])
+def test_a_hostile_development_kit_is_refused_without_reading_it_all(imagenet, monkeypatch, kind):
+    monkeypatch.setattr(labels, "MOST_BYTES", 2**18)
+    source = devkit = write_devkit(imagenet)
+    if kind.startswith("large"):
+        (devkit / "data" / "a.bin").write_bytes(bytes(2**19))
+        (devkit / "data" / "meta.mat").write_bytes(bytes(2**19))
+    if kind != "large":
+        source = imagenet.parent / "devkit.tar.gz"
+        with tarfile.open(source, "w:gz") as made:
+            made.add(devkit, devkit.name)
+        content = source.read_bytes()
+        source.write_bytes(
+            {"cut": content[:-30], "changed": content[:200] + b"\xff" * 9 + content[209:]}.get(kind, content)
+        )
+    with pytest.raises(DataError, match=r"bytes; |cannot be read from ImageNet's development kit"):
+        open_sources(source="folder", root=imagenet, val_labels=source)
 
 
 def test_labels_for_class_folders_are_refused(photographs, tmp_path):

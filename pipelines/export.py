@@ -37,7 +37,7 @@ from evaluate.views import stored_view
 from pipelines.evaluation import resources_of
 from pipelines.protocols import find_protocols
 from store import BenchError, FeatureSet, has_cached, save_cached
-from store.durable import PARTIAL, cannot_write
+from store.durable import cannot_write, partial_name
 from store.manifest import digest_of
 from store.names import visible
 
@@ -273,9 +273,9 @@ def _saved(path: Path, write: Callable[[Any], object]) -> Path:
     """Write a file that does not exist yet, whole or not at all."""
     if path.exists():
         raise ExportError(f"{path} exists; export into another folder, or remove it")
-    unfinished = path.with_name(path.name + PARTIAL)
+    unfinished = partial_name(path)
     try:
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:
             write(file)
         unfinished.rename(path)
     finally:

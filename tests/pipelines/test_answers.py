@@ -152,7 +152,11 @@ def test_export_leaves_what_vissl_leaves(bench, two, tmp_path):
 
 def test_exported_features_are_the_stored_ones(bench, two, tmp_path):
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "val_x.npy.partial").write_text("a file of the user's")
     assert bench("export", "b", "--what", "features", "--out", out).returncode == 0
+    assert (out / "val_x.npy.partial").read_text() == "a file of the user's"
+    assert {path.suffix for path in out.iterdir()} == {".npy", ".txt", ".partial"}
     features = FeatureSet.open(two / "b")
     for split in ("train", "val"):
         for layer in ("x", "y"):

@@ -180,6 +180,7 @@ def classify(
         _warn_of_missing_labels(name, unlabelled, retrieval=asked.retrieval, per_class=asked.per_class)
     results: list[Result] = []
     for view in views:
+        of_view: list[Result] = []
         for similarity in dict.fromkeys(rule.similarity for rule in rules.values()):
             ks_of = {each: ks[each] for each, rule in rules.items() if rule.similarity == similarity}
             k = max(map(max, ks_of.values()))
@@ -189,7 +190,10 @@ def classify(
                 on_rows=partial(on_rows, view.name),
             )  # fmt: skip
             searched = _Searched(view, train, val, queries, class_names, similarity, found, asked)
-            results += searched.unlabelled(k) if unlabelled else searched.results(ks_of)
+            of_view += searched.unlabelled(k) if unlabelled else searched.results(ks_of)
+        # As asked for, although those of one similarity are answered together; what is no protocol's comes last.
+        places = {each: place for place, each in enumerate(rules)}
+        results += sorted(of_view, key=lambda result: places.get(getattr(result, "protocol", ""), len(places)))
     return results
 
 
@@ -359,7 +363,7 @@ def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *
         return list(asked)
     fitting = [k for k in usual if k <= num_rows] or [num_rows]
     if len(fitting) < len(usual):
-        text = "%s has %d labelled rows, so k is %s instead of the usual %s"
+        text = "%s has %d labelled rows, so k is %s instead of %s"
         logger.warning(text, what, num_rows, fitting, list(usual))
     return fitting
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.evaluation import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
-from evaluate.labels import matched_labels
+from evaluate.labels import EvaluationError, matched_labels
 from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
 from evaluate.results import Accuracy, FewShotResult, Record, Spread
 from evaluate.shots import draw
@@ -61,15 +61,17 @@ def few_shot_results(
     Raises
     ------
     EvaluationError
-        If a k is larger than the images that were drawn.
+        If a k is not positive. Those larger than the number of images that were drawn are left out, with a warning.
     """
+    if k and min(k) < 1:
+        raise EvaluationError(f"k must be at least 1; got {min(k)}")
     rules = protocols_by_name(protocol)
     train, val, names = matched_labels(features)
     labels_N = train.by_row(features.split("train").num_rows)
     draws = {wanted: [draw(train, wanted, seed=seed + index) for index in range(tries)] for wanted in shots}
     ks_of = {
         wanted: {
-            name: usable_k(k, rule.k, len(drawn[0].rows), what=f"a try with {wanted} per class")
+            name: usable_k(None, k or rule.k, len(drawn[0].rows), what=f"a try with {wanted} per class")
             for name, rule in rules.items()
         }
         for wanted, drawn in draws.items()

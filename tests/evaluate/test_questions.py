@@ -242,9 +242,12 @@ def test_a_few_shot_try_is_a_search_among_the_drawn_images_alone(made, data):
     assert (record["num_train"], record["shots"], record["tries"]) == (8, "2", 3)
 
 
-def test_a_try_with_fewer_images_than_neighbours_is_refused_by_name(made):
-    with pytest.raises(EvaluationError, match=r"k must be in \[1, 8\], the labelled rows of a try with 2 per class"):
-        evaluate_few_shot(made, ["x"], shots=[2], k=[9])
+def test_a_try_with_fewer_images_than_neighbours_is_voted_on_by_those_that_fit(made, caplog):
+    asked = {shots: evaluate_few_shot(made, ["x"], shots=[shots], tries=1, k=[5, 9, 20]) for shots in (1, 2, 3)}
+    assert {shots: [r["k"] for r in records] for shots, records in asked.items()} == {1: [4], 2: [5], 3: [5, 9]}
+    assert "a try with 2 per class has 8 labelled rows, so k is [5] instead of [5, 9, 20]" in caplog.text
+    with pytest.raises(EvaluationError, match="k must be at least 1; got 0"):
+        evaluate_few_shot(made, ["x"], shots=[2], k=[0])
     assert [r["k"] for r in evaluate_few_shot(made, ["x"], shots=["10%"], tries=1)] == [8]
 
 
@@ -270,3 +273,11 @@ def test_probabilities_add_up_to_one_for_every_k(made, data):
         best = np.take_along_axis(probabilities, found.ranked_QT[:, :1], axis=1)
         assert np.allclose(best, probabilities.max(axis=1, keepdims=True))
         assert np.allclose(best, found.probabilities_QT[:, :1])
+
+
+@pytest.mark.parametrize("names", [["vissl", "solo_euclidean", "dino"], ["dino", "solo_euclidean", "vissl"]])
+def test_protocols_come_in_the_order_that_was_asked_for(made, names):
+    records = evaluate_knn(made, ["x"], protocol=names, k=[3, 1], retrieval=True, per_class=True)
+    assert list(dict.fromkeys(r["protocol"] for r in records if r["task"] == "knn")) == names
+    assert [r["k"] for r in records if r["task"] == "knn" and r["protocol"] == "dino"] == [3, 1]
+    assert records[-1]["task"] == "retrieval"

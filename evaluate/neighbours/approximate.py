@@ -171,10 +171,22 @@ def _train(index: Any, spec: IndexSpec, database: Selection, kind: Similarity, n
         _threads(1 if "_HNSW" in spec.factory else 0),
         spec.refusing(
             f"{len(training):,} rows of {database.layer.key} can't train it",
-            "Take one of fewer clusters, or leave --index out: the search is exact then.",
+            f"Take one of fewer clusters, such as IVF{_clusters_for(len(training))},Flat, or leave --index out: the "
+            f"search is exact then.",
         ),
     ):
         index.train(training)
+
+
+def _clusters_for(num_rows: int) -> int:
+    """Clusters that so many rows can train: a power of two, with the 39 rows for each that faiss wants.
+
+    Examples
+    --------
+    >>> _clusters_for(1_281_167), _clusters_for(1_200), _clusters_for(3)
+    (32768, 16, 1)
+    """
+    return int(2 ** max(0, (num_rows // 39).bit_length() - 1))
 
 
 def _fill(

@@ -6,7 +6,7 @@ so its checksum can be read off its last four bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ def create_array(
     dtype: str,
     compression: str = "none",
     attributes: Mapping[str, Any] | None = None,
+    dimension_names: Sequence[str] | None = None,
 ) -> zarr.Array[Any]:
     """Create one array; one that is there already under this key is replaced.
 
@@ -60,6 +61,8 @@ def create_array(
         A key of `COMPRESSIONS`.
     attributes : mapping, optional
         Attributes of the array.
+    dimension_names : sequence of str, optional
+        What its axes are called; xarray reads a group whose axes of one name have one length.
     """
     text = dtype == "str"
     fill: Any = {"int64": -1, "uint64": 0, "bool": False, "str": ""}.get(dtype, float("nan"))
@@ -74,6 +77,7 @@ def create_array(
         serializer=VLenUTF8Codec() if text else BytesCodec(endian="little"),
         compressors=(*COMPRESSIONS[compression], Crc32cCodec()),
         attributes=dict(attributes or {}),
+        dimension_names=dimension_names,
         config=cast(Any, WRITE_ALL),
         overwrite=True,
     )

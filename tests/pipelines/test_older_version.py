@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from store import FeatureSet
+from store import FeatureSet, verify
+from store.verify import repair
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 QUESTIONS = {
@@ -65,3 +66,19 @@ def test_a_layer_can_be_added_to_a_set_of_version_0_1_0(older, bench):
     assert features.layer("val", "res4").read().shape == (64, 256)
     assert all((features.layer(split, "res3").read() == before[split]).all() for split in before)
     assert bench("verify", older / "extracted").returncode == 0
+
+
+def test_metadata_of_version_0_1_0_is_put_back_as_it_was(older):
+    """Its arrays have no names of dimensions, and its results are a group."""
+    path = older / "imported"
+    files = {file: file.read_bytes() for file in path.rglob("zarr.json") if file.parent != path}
+    assert path / "results/zarr.json" in files
+    files = {
+        file: text for file, text in files.items() if "neighbours/" not in str(file) and "clusters/" not in str(file)
+    }
+    for file in files:
+        file.unlink()
+    (path / "journals/metadata.json").unlink()
+    repair(path)
+    assert all(file.read_bytes() == text for file, text in files.items())
+    assert not list(verify(path))

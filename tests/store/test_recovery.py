@@ -26,7 +26,7 @@ def chunks(path):
 
 
 PARTS = [
-    "journals", "neighbours", "clusters", "results", "train", "val/res5", "train/labels", "val/valid", "zarr.json",
+    "journals", "neighbours", "clusters", "train", "val/res5", "train/labels", "val/valid", "zarr.json",
     "train/zarr.json", "journals/metadata.json", "journals/zarr.json", "journals/rank-00000.jsonl", "train/res4/c",
 ]  # fmt: skip
 

@@ -30,7 +30,7 @@ from extract.model.tap_names import (
     token_names,
     tokens_of,
 )
-from extract.model.trunks import WithoutMemory, build_trunk, is_own
+from extract.model.trunks import build_trunk, build_without_memory, is_own
 from store import LayerInfo, LayerSpec, Pooling
 
 
@@ -274,10 +274,19 @@ def list_taps(
     ModelError
         If the trunk is unknown, or can't run on images of that size.
     """
-    with WithoutMemory():
-        trunk = build_trunk(name, options, heads=heads, image_size=(image_size, image_size))
-    trunk = trunk.to("meta")
-    image = torch.zeros(1, 3, image_size, image_size, device="meta")
+    side = (image_size, image_size)
+    trunk = build_without_memory(name, options, heads=heads, image_size=side)
+    device = next((parameter.device for parameter in trunk.parameters()), torch.device("cpu"))
+    try:
+        return _taps_of(trunk, name, torch.zeros(1, 3, *side, device=device))
+    except ModelError:
+        if device.type == "cpu":
+            raise
+        # A forward pass may ask for values, which tensors without memory have not.
+        return _taps_of(build_trunk(name, options, heads=heads, image_size=side), name, torch.zeros(1, 3, *side))
+
+
+def _taps_of(trunk: nn.Module, name: str, image: Tensor) -> list[TapInfo]:
     body, prefix = body_of(trunk)
     shapes: dict[str, tuple[int, ...]] = {}
 

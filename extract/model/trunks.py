@@ -206,6 +206,25 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
+def build_without_memory(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    heads: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    image_size: tuple[int, int] | None = None,
+) -> nn.Module:
+    """Build a model on torch's device `meta`; on the CPU where its constructor computes with its parameters.
+
+    Takes the arguments of `build_trunk`, and raises what it raises.
+    """
+    try:
+        with WithoutMemory():
+            trunk = build_trunk(name, options, heads=heads, image_size=image_size)
+        return trunk.to("meta")
+    except ModelError:
+        return build_trunk(name, options, heads=heads, image_size=image_size)
+
+
 def check_name(name: str) -> None:
     """Refuse a name that is no trunk's, without running anything.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from extract.model.options import TIMM
 from extract.model.positions import grid_of
 from extract.model.tap_names import ModelError, body_of
-from extract.model.trunks import WithoutMemory, build_trunk
+from extract.model.trunks import build_without_memory
 from extract.weights.checkpoints import WeightsError
 from extract.weights.hub import HubConfig
 
@@ -231,8 +231,7 @@ def _traits_of_transformers(config: HubConfig, ours: Traits) -> Traits:
 def _traits_of_timm(config: HubConfig) -> Traits:
     architecture, arguments = config.content["architecture"], config.content.get("model_args") or {}
     try:
-        with WithoutMemory():
-            reference = build_trunk(f"{TIMM}{architecture}", arguments)
+        reference = build_without_memory(f"{TIMM}{architecture}", arguments)
     except (ModelError, AttributeError) as error:
         raise WeightsError(f"{config.file}: its architecture {architecture!r} can't be compared: {error}") from error
     return traits_of(reference)

@@ -256,3 +256,28 @@ def test_the_layers_of_a_model_with_several_classifiers_are_listed_without_flatt
     taps = list_taps(f"timm:{name}", options, image_size=side)
     assert taps
     assert "flatten" not in {tap.name for tap in taps}
+
+
+COMPUTING = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 5)
+        if {in_constructor}:
+            self.scale = float(torch.linalg.matrix_norm(torch.empty(3, 3).fill_(1.0) + self.last.weight.detach()[:3, :3]))
+
+    def forward(self, images):
+        features = self.conv(images).mean((2, 3))
+        return self.last(features / (1.0 + features.abs().max().item()))
+"""
+
+
+@pytest.mark.parametrize("in_constructor", [True, False])
+def test_the_layers_of_a_model_that_computes_with_values_are_listed(tmp_path, in_constructor):
+    """Such as timm's ViTamin, whose constructor does; tensors without memory have no values."""
+    (tmp_path / "own.py").write_text(COMPUTING.format(in_constructor=in_constructor))
+    taps = {tap.name: tap.shape for tap in list_taps(f"{tmp_path}/own.py:Net", image_size=32)}
+    assert taps == {"conv": (6, 8, 8), "last": (5,), "flatten": (6,)}

@@ -187,6 +187,10 @@ class TappedTrunk:
                 f"{self.name}: {spec.tap} gives an activation of shape {tuple(output.shape)} for {len(images)} images: "
                 f"its first axis is not the images'. Tap a module around it; `bench layers {self.name}` lists them."
             )
+        if output.is_complex():
+            raise ModelError(
+                f"{self.name}: {spec.tap} gives complex numbers, which no layer can hold. Tap another module"
+            )
         view = output if tap.view is None else tap.view(output)
         axis = tap.channel_axis
         if view.ndim == 4 and axis is None:

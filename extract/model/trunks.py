@@ -25,7 +25,7 @@ from extract.model.options import TIMM, without_loading
 from extract.model.resnet import resnet
 from extract.model.tap_names import ModelError, classifier_of
 from extract.model.vit import ViT
-from store import nearest
+from store import nearest, some
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +178,7 @@ def build_trunk(
             raise ModelError(f"{name} cannot be built with model.options={options}{size}: {text}") from error
         if not isinstance(trunk, nn.Module):
             raise ModelError(f"{name} returned a {type(trunk).__name__}, not a torch.nn.Module")
+        _refuse_lazy(trunk, name)
         if heads:
             trunk = TrunkWithHeads(_without_classifier(trunk), build_heads(heads))
     return trunk.eval().requires_grad_(False)
@@ -204,6 +205,16 @@ class WithoutMemory(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make empty tensors, which parameters begin as, on torch's device without memory."""
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
+def _refuse_lazy(trunk: nn.Module, name: str) -> None:
+    tensors = [*trunk.named_parameters(), *trunk.named_buffers()]
+    lazy = [path for path, tensor in tensors if isinstance(tensor, nn.parameter.UninitializedTensorMixin)]
+    if lazy:
+        raise ModelError(
+            f"{name}: {len(lazy)} of its parameters have no shape yet: {some(lazy)}. They are of lazy modules: let its "
+            f"function run the model once, on an image of the size that it is for, before it returns it"
+        )
 
 
 def build_without_memory(

@@ -271,6 +271,9 @@ def make(width=4):
 
 def nothing():
     return 3
+
+def lazy():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))
 """
 
 
@@ -296,6 +299,7 @@ def test_a_model_of_ones_own_is_taken_from_a_package(tmp_path, monkeypatch):
     [
         ("own.py:mak", {}, "has no function 'mak'. Did you mean make"),
         ("own.py:nothing", {}, "returned a int, not a torch.nn.Module"),
+        ("own.py:lazy", {}, "2 of its parameters have no shape yet.*let its function run the model once"),
         ("own.py:make", {"depth": 3}, "unexpected keyword argument 'depth'"),
         ("missing.py:make", {}, "no file missing.py"),
         ("no.such.package:make", {}, "cannot be imported: ModuleNotFoundError"),

@@ -2,8 +2,8 @@
 
 `flatten` is what goes into the classifier: the last linear layer or convolution of a single position
 on the only way to the model's output. Behind it there may be what has no parameters, such as a
-softmax or a mean over positions. A norm of the output, or its sum with something else, shows that
-the output is an embedding and no classifier's.
+softmax or a mean over positions. A norm or a ReLU of the output, or its sum with something else,
+shows that the output is an embedding and no classifier's.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from extract.model.tap_names import (
 
 LINEAR = ("addmm", "mm", "linear", "matmul", "convolution", "bmm", "baddbmm", "mv", "addmv")
 """Operations that may multiply with a weight."""
+
+RECTIFYING = ("relu", "leaky_relu", "gelu", "silu", "elu", "hardtanh", "hardswish", "mish", "prelu")
+"""Operations that make an embedding of what a linear layer gives; SqueezeNet's class scores, a convolution's, go
+through one, too."""
 
 JOINING = ("add", "sub", "cat", "stack", "maximum", "minimum")
 """Operations that make one output of several heads."""
@@ -96,13 +100,17 @@ def _classifier(body: nn.Module, flow: Flow | None, *, own: bool) -> str | _Uncl
 
 def _walk(step: Step | None, flow: Flow, body: nn.Module) -> str | _Unclear:
     """Go back from the output over what has no parameters, to a linear layer or to something else."""
+    is_rectified = False
     while step is not None and step.from_image and step.operation:
+        is_rectified |= step.operation in RECTIFYING
         images = [parent for parent in step.parents if parent.from_image]
         weights = [parent for parent in step.parents if not parent.from_image and _has_parameters(parent)]
         if len(images) > 1:
             return _joined(images, flow, body) if step.operation in JOINING else ""
         (before,) = images
         if step.operation in LINEAR and weights:
+            if is_rectified and step.operation != "convolution":
+                return ""
             is_pointwise = all(side == 1 for side in step.kernel)
             return _place(step, before, flow, body) if is_pointwise and _has_parameters(before) else ""
         is_bias = step.operation in ("add", "sub") and all(weight.ndim <= 1 for weight in weights)
@@ -219,6 +227,8 @@ def _has_parameters(step: Step) -> bool:
 
 def _tensors(output: Any) -> list[Tensor]:
     """Tensors of what a model returned, however nested."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, type | Mapping):
+        output = vars(output) if hasattr(output, "__dict__") else {}
     if isinstance(output, Mapping):
         return [tensor for value in output.values() for tensor in _tensors(value)]
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,22 @@ class Embedding(Net):
         return F.normalize(self.linear(self.trunk(images)))
 
 
+class Rectified(Net):
+    """The last layer but one of VGG, say."""
+
+    def forward(self, images):
+        return F.relu(self.linear(self.trunk(images)))
+
+
+class Projected(Net):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.BatchNorm1d(5)
+
+    def forward(self, images):
+        return self.last(self.linear(self.trunk(images)))
+
+
 class Residual(Net):
     def forward(self, images):
         features = self.trunk(images)
@@ -107,6 +125,22 @@ class TwoOutputs(Net):
         return {"colour": self.linear(features), "shape": self.other(features)}
 
 
+@dataclasses.dataclass
+class Results:
+    colour: torch.Tensor
+    shape: torch.Tensor
+
+
+class TwoFields(TwoOutputs):
+    def forward(self, images):
+        return Results(**super().forward(images))
+
+
+class Complex(Net):
+    def forward(self, images):
+        return torch.fft.fft(self.trunk(images))
+
+
 class ThroughNumpy(Net):
     def forward(self, images):
         return torch.from_numpy(self.linear(self.trunk(images)).numpy().copy())
@@ -136,7 +170,7 @@ def test_flatten_is_what_goes_into_the_classifier_whatever_it_is_called(kind, im
     assert torch.allclose(layer(net, "flatten", images), net.trunk(images), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Embedding, Residual])
+@pytest.mark.parametrize("kind", [Embedding, Rectified, Projected, Residual])
 def test_flatten_is_the_output_where_that_is_no_classifiers(kind, images):
     net = made(kind)
     assert torch.equal(layer(net, "flatten", images), net(images))
@@ -149,6 +183,8 @@ def test_flatten_is_the_output_where_that_is_no_classifiers(kind, images):
         (Twice, "its classifier linear runs 2 times"),
         (Averaged, r"several classifiers. Tap what goes into one of them: 'linear\|input', 'third\|input'"),
         (TwoOutputs, r"returns 2 tensors. Tap what goes into one of them: 'linear\|input', 'other\|input'"),
+        (TwoFields, r"returns 2 tensors. Tap what goes into one of them: 'linear\|input', 'other\|input'"),
+        (Complex, "gives complex numbers"),
         (ThroughNumpy, "could not be followed back to the image"),
     ],
 )
@@ -267,7 +303,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.last = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 5)
         if {in_constructor}:
-            self.scale = float(torch.linalg.matrix_norm(torch.empty(3, 3).fill_(1.0) + self.last.weight.detach()[:3, :3]))
+            self.scale = float((torch.ones(5, 6) * self.last.weight.detach()).sum())
 
     def forward(self, images):
         features = self.conv(images).mean((2, 3))

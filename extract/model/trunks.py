@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torchvision.models.regnet import BlockParams, RegNet
 
@@ -209,7 +210,7 @@ class WithoutMemory(TorchFunctionMode):
 
 def _refuse_lazy(trunk: nn.Module, name: str) -> None:
     tensors = [*trunk.named_parameters(), *trunk.named_buffers()]
-    lazy = [path for path, tensor in tensors if isinstance(tensor, nn.parameter.UninitializedTensorMixin)]
+    lazy = [path for path, tensor in tensors if isinstance(tensor, UninitializedParameter | UninitializedBuffer)]
     if lazy:
         raise ModelError(
             f"{name}: {len(lazy)} of its parameters have no shape yet: {some(lazy)}. They are of lazy modules: let its "

@@ -129,7 +129,8 @@ def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[
             reporter.change("done")
             return ()
         queue = WorkQueue(features, layers, lock, rank=rank.rank, world_size=rank.world_size)
-        with watching(features, layers, rank.run, quiet=quiet) if rank.rank == 0 else nullcontext():
+        shown = watching(features, layers, rank.run, stopping=stopping, quiet=quiet)
+        with shown if rank.rank == 0 else nullcontext():
             try:
                 _extract(prepared, missing, rank, queue, ChunkWriter(features, rank=number), reporter, stopping)
             except BaseException as error:

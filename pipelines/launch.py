@@ -17,8 +17,9 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -79,7 +80,11 @@ def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
             return ()
         del prepared.trunk  # the ranks have their own
         lock.share()
-        with watching(prepared.features, list(prepared.layers), run, quiet=quiet), until_signalled() as stopping:
+        layers = list(prepared.layers)
+        with (
+            until_signalled() as stopping,
+            watching(prepared.features, layers, run, stopping=stopping, quiet=quiet),
+        ):
             ranks = supervise(prepared.pipeline, run, stopping)
     raise_faults(ranks.outcomes)
     if prepared.missing():
@@ -127,7 +132,11 @@ class _Child:
         ended = not self.process.is_alive()
         try:
             while self._connection and self._connection.poll():
-                self.outcome = self._connection.recv()
+                sent = self._connection.recv()
+                if isinstance(sent, Outcome):
+                    self.outcome = sent
+                else:
+                    logger.warning("%s", sent)
         except (EOFError, OSError):
             self._connection = None
         return ended
@@ -185,6 +194,7 @@ def _spawning() -> Iterator[None]:
     settings = {"PYTHONSAFEPATH": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to other ranks
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
+    resource_tracker.ensure_running()  # which the first process starts otherwise, and then SIGINT is let through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -194,12 +204,26 @@ def _spawning() -> Iterator[None]:
             del os.environ[name]
 
 
+class _ToParent(logging.Handler):
+    """Sends what is logged to the parent, which draws on the terminal."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self._connection.send(self.format(record))
+
+
 def _start(pipeline: Pipeline, rank: Rank, connection: Connection) -> None:
     """Entry of a rank's process."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    logging.basicConfig(level=logging.WARNING, format=f"rank {rank.rank}: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, format=f"rank {rank.rank}: %(message)s", handlers=[_ToParent(connection)], force=True
+    )
     connection.send(work(pipeline, rank, quiet=True))
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from pipelines.terminal import console
+from pipelines.terminal import console, logging_above_bar
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +32,13 @@ class Progress:
         elif sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}", markup=False),
-                BarColumn(),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            with Bar(*columns, console=console(stderr=True)) as bar:
+            with Bar(*columns, console=console(stderr=True), expand=True) as bar, logging_above_bar():
                 shown = bar.add_task(what, total=total, rate="")
                 meter = _Meter()
 

@@ -19,6 +19,12 @@ ONE_PRESS_S = 1.0
 """Ctrl-C reaches a rank from the terminal and again from its launcher: so close together, they are one."""
 
 
+NOTICE = "Stopping after the current chunk; once more stops at once."
+
+SHOW_CURSOR = b"\x1b[?25h\n"
+"""What a terminal needs that a bar is drawn on."""
+
+
 class Stopped(Exception):  # noqa: N818 -- no error: it was asked for
     """A signal ended the extraction before everything was done."""
 
@@ -32,6 +38,8 @@ class Stopping:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.signal: int | None = None
+        self.on_bar = False
+        """Whether a bar is being drawn, by whoever then shows the notice above it."""
         self._quiet = quiet
         self._since = 0.0
 
@@ -47,11 +55,12 @@ class Stopping:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; end the process at the second."""
         if self.signal is not None and time.monotonic() - self._since > ONE_PRESS_S:
-            self._say(b"Stopped at once; the unfinished chunk is lost.\n")
+            self._say((SHOW_CURSOR if self.on_bar else b"") + b"Stopped at once; the unfinished chunk is lost.\n")
             os._exit(128 + number)
         if self.signal is None:
             self._since = time.monotonic()
-            self._say(b"Stopping after the current chunk; once more stops at once.\n")
+            if not self.on_bar:
+                self._say(NOTICE.encode() + b"\n")
         self.signal = number
 
     def _say(self, text: bytes) -> None:

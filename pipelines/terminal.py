@@ -7,6 +7,7 @@ tables and bars, which need sequences of their own, are drawn by a `SafeConsole`
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,20 @@ def guarded() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def logging_above_bar() -> Iterator[None]:
+    """Let what is logged go where `sys.stderr` goes now: while a bar is drawn, above it instead of into it."""
+    stream = GuardedStream(sys.stderr)
+    handlers = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
+    before = [(handler, handler.setStream(stream)) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, old in before:
+            if old is not None:
+                handler.setStream(old)
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:

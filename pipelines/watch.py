@@ -21,7 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.terminal import console
+from pipelines.stopping import NOTICE, Stopping
+from pipelines.terminal import console, logging_above_bar
 from store import FeatureSet, RankStatus
 from store.status import read_statuses
 
@@ -32,6 +33,9 @@ SECONDS_PER_LOOK = 0.5
 
 WINDOW_S = 15.0
 """The speed "now" is that of so many seconds."""
+
+ROOMY = 110
+"""Columns of a terminal that shows more than the most important."""
 
 SILENT_S = 60.0
 """A rank that has posted nothing for so long is shown with the time since."""
@@ -81,6 +85,7 @@ class Watch:
         self._known = set(self._features.records)
         self._seen: deque[tuple[float, int]] = deque()
         self._first: tuple[float, int] | None = None
+        self._rows_seen = 0
 
     def look(self) -> Snapshot:
         """Read the journals and the statuses once more."""
@@ -88,7 +93,8 @@ class Watch:
         ranks = tuple(read_statuses(self._features.journals, self._run))
         in_hand = sum(status.rows_in_hand for status in ranks if status.state in ("extracting", "stopping"))
         left = self._rows(pending & self._pending)
-        rows = min(self._total, self._total - left + min(in_hand, left))
+        # A chunk that was committed between the two looks is in neither; what a lost rank had in hand is lost.
+        rows = self._rows_seen = max(self._rows_seen, self._total - left + min(in_hand, left))
         now = time.time()
         if self._first is None and rows:
             self._first = (now - SECONDS_PER_LOOK, 0)
@@ -110,15 +116,17 @@ class Watch:
 
 
 @contextmanager
-def watching(features: FeatureSet, layers: Sequence[str], run: str, *, quiet: bool) -> Iterator[None]:
-    """Show how far a run is for as long as the block lasts."""
+def watching(
+    features: FeatureSet, layers: Sequence[str], run: str, *, stopping: Stopping, quiet: bool
+) -> Iterator[None]:
+    """Show how far a run is for as long as the block lasts, and that it is stopping."""
     if quiet:
         yield
         return
     watch = Watch(features, layers, run)
     over = threading.Event()
     show = _show_live if sys.stderr.isatty() else _show_lines
-    shower = threading.Thread(target=show, args=(watch, over), name="watch", daemon=True)
+    shower = threading.Thread(target=show, args=(watch, over, stopping), name="watch", daemon=True)
     shower.start()
     try:
         yield
@@ -127,7 +135,7 @@ def watching(features: FeatureSet, layers: Sequence[str], run: str, *, quiet: bo
         shower.join(timeout=10)
 
 
-def _show_lines(watch: Watch, over: threading.Event) -> None:
+def _show_lines(watch: Watch, over: threading.Event, stopping: Stopping) -> None:
     next_line = time.monotonic() + SECONDS_PER_LINE
     while not over.wait(SECONDS_PER_LOOK):
         snapshot = watch.look()
@@ -137,30 +145,45 @@ def _show_lines(watch: Watch, over: threading.Event) -> None:
     logger.info("%s", watch.look())
 
 
-def _show_live(watch: Watch, over: threading.Event) -> None:
-    with Live(console=console(stderr=True), auto_refresh=False, transient=False) as live:
-        while True:
-            is_over = over.wait(SECONDS_PER_LOOK)
-            live.update(render(watch.look()), refresh=True)
-            if is_over:
-                return
+def _show_live(watch: Watch, over: threading.Event, stopping: Stopping) -> None:
+    drawn_on = console(stderr=True)
+    is_told = stopping()
+    with Live(console=drawn_on, auto_refresh=False, transient=False) as live, logging_above_bar():
+        stopping.on_bar = True
+        try:
+            while True:
+                is_over = over.wait(SECONDS_PER_LOOK)
+                if stopping() and not is_told:
+                    is_told = True
+                    drawn_on.print(NOTICE)
+                live.update(render(watch.look(), width=drawn_on.width), refresh=True)
+                if is_over:
+                    return
+        finally:
+            stopping.on_bar = False
 
 
-def render(snapshot: Snapshot) -> RenderableType:
-    """Draw a bar for all, and a line for each rank if there are several."""
+def render(snapshot: Snapshot, *, width: int) -> RenderableType:
+    """Draw a bar for all, and a line for each rank if there are several; no line is longer than `width`."""
     left = "" if snapshot.seconds_left is None else f"{duration(snapshot.seconds_left)} left"
-    total = Table.grid(padding=(0, 2))
-    total.add_row(
+    cells: list[RenderableType] = [
         "extract",
-        ProgressBar(total=max(1, snapshot.rows_total), completed=snapshot.rows, width=40),
-        f"{snapshot.rows:,}/{snapshot.rows_total:,} rows",
-        f"{snapshot.rows_per_s_now:,.0f} rows/s now, {snapshot.rows_per_s:,.0f} overall",
+        ProgressBar(total=max(1, snapshot.rows_total), completed=snapshot.rows),
+        f"{snapshot.rows:,}/{snapshot.rows_total:,}",
+        f"{snapshot.rows_per_s_now:,.0f} rows/s",
         left,
-        f"{snapshot.bytes / 2**20:,.1f} MiB",
-    )
+    ]
+    if width >= ROOMY:
+        cells += [f"{snapshot.rows_per_s:,.0f} overall", f"{snapshot.bytes / 2**20:,.1f} MiB"]
+    total = Table.grid(padding=(0, 2), expand=True)
+    for cell in cells:
+        total.add_column(no_wrap=True, ratio=1 if isinstance(cell, ProgressBar) else None)
+    total.add_row(*cells)
     if len(snapshot.ranks) < 2:
         return total
     ranks = Table.grid(padding=(0, 2))
+    for _ in range(5):
+        ranks.add_column(no_wrap=True)
     for status in snapshot.ranks:
         who = f"rank {status.rank}  {status.host}  pid {status.pid}"
         ranks.add_row("", who, Text(state_of(status, snapshot.time)), f"{status.rows:,} rows", status.error[:100])

@@ -77,7 +77,7 @@ def forget_statuses(folder: Path) -> None:
 
 
 class Reporter:
-    """Posts one rank's status: at once when its state changes, else at most once a second."""
+    """Posts one rank's status: at once when its state changes or a chunk counts, else at most once a second."""
 
     def __init__(self, folder: Path, status: RankStatus) -> None:
         self._folder = folder
@@ -107,6 +107,7 @@ class Reporter:
                 state=state or before.state,
                 error=error,
             )
-            if state is not None or time.monotonic() >= self._next:
+            # At once where the journals know of it too, or what is done and what is in hand would count it twice.
+            if state is not None or rows_in_hand < 0 or time.monotonic() >= self._next:
                 post(self._folder, self._status)
                 self._next = time.monotonic() + 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import multiprocessing
@@ -13,16 +14,18 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipelines import launch, watch
 from pipelines.pipeline import make_pipeline
 from pipelines.ranks import Rank, from_environment
 from pipelines.stopping import Stopping
 from store import FeatureSet, RankStatus, verify
-from store.status import post, read_statuses
+from store.status import Reporter, post, read_statuses
 from tests.conftest import ROOT, make_features, needs_proc
 from tests.reliability.ranks import chunks_of, committed, wait_for
 
@@ -128,6 +131,17 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_rank_does_not_hear_of_ctrl_c_before_it_ignores_it(monkeypatch):
+    """Python's own tracker lets SIGINT through once it has been started, which the first new process does."""
+    tracker = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    with launch._spawning():
+        resource_tracker.ensure_running()
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    tracker._stop()
 
 
 class Ending:
@@ -250,6 +264,71 @@ def test_progress_comes_from_journals_and_statuses(tmp_path, arrays):
     assert snapshot.rows == 10
     assert snapshot.bytes == sum(record.size for record in list(FeatureSet.open(made.path).records.values())[-6:])
     assert [rank.state for rank in snapshot.ranks] == ["done"]
+
+
+def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
+    """It is in hand until its journal has it; the last chunk of train is of 2 rows."""
+    features, labels = arrays
+    made = make_features(tmp_path / "f", features, labels)
+    journal = made.journals / "rank-00000.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-6]))
+    looking = watch.Watch(FeatureSet.open(made.path), ["res4", "res5"], "now")
+    reporter = Reporter(made.journals, RankStatus(run="now", rank=0, host="h", pid=1, state="starting"))
+    reporter.change("extracting")
+    reporter.processed(8)
+    reporter.change("extracting")  # as after a second
+    assert looking.look().rows == 8
+    journal.write_bytes(b"".join(lines[:-3]))
+    reporter.committed(8)
+    assert looking.look().rows == 8
+    reporter.processed(2)
+    reporter.change("extracting")
+    assert looking.look().rows == 10
+    post(made.journals, RankStatus(run="now", rank=0, host="h", pid=2, state="extracting"))
+    assert looking.look().rows == 10
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_progress_fits_the_terminal(width):
+    status = RankStatus(run="r", rank=7, host="a" * 70, pid=1234567, state="extracting", error="no " * 50)
+    snapshot = watch.Snapshot(
+        rows=1_181_167, rows_total=1_281_167, bytes=9 * 10**9, rows_per_s_now=1234.5, rows_per_s=1234.5,
+        ranks=(status, status), time=0.0,
+    )  # fmt: skip
+    drawn_on = Console(width=width, file=io.StringIO())
+    drawn_on.print(watch.render(snapshot, width=width))
+    lines = drawn_on.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= width
+    assert "1,181,167/1,281,167" in lines[0]
+    assert "81 s left" in lines[0]
+
+
+def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, arrays, monkeypatch):
+    """On a terminal of 80 columns; what is drawn over is gone."""
+    made = make_features(tmp_path / "f", *arrays)
+    screen = io.StringIO()
+    drawn_on = Console(width=80, file=screen, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    monkeypatch.setattr(watch, "console", lambda **_: drawn_on)
+    monkeypatch.setattr(watch, "SECONDS_PER_LOOK", 0.01)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(io.StringIO())])
+    stopping, over = Stopping(), threading.Event()
+    shower = threading.Thread(
+        target=watch._show_live, args=(watch.Watch(made, ["res5"], "now"), over, stopping), daemon=True
+    )
+    shower.start()
+    wait_for(lambda: screen.getvalue().count("rows/s") > 2, "nothing is drawn")
+    logging.getLogger().warning("a warning")
+    stopping.handle(signal.SIGINT, None)
+    wait_for(lambda: "once more stops at once" in screen.getvalue(), "the notice is not shown")
+    over.set()
+    shower.join()
+    seen = [line for line in screen.getvalue().split("\n") if "once more stops" in line or "a warning" in line]
+    assert [line.rstrip("\r").split("\x1b[2K")[-1].strip() for line in seen] == [
+        "a warning",
+        "Stopping after the current chunk; once more stops at once.",
+    ]
 
 
 def test_a_rank_that_is_not_heard_of_is_shown_so():

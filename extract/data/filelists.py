@@ -31,7 +31,10 @@ from store.documents import DocumentError, parse_json
 MAX_LIST_BYTES = 2**33
 """A list of a hundred million paths is smaller."""
 
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "imageid", "image_id", "name", "id")
+PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "file_path", "filepath", "image", "image_path", "image_file", "image_name",
+    "img", "img_path", "img_name", "imageid", "image_id", "name", "id",
+)  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "wnid", "predictionstring")
 
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")

@@ -27,7 +27,10 @@ EXTENSIONS = (
 """What counts as an image in a folder; anything else is ignored, and the number of ignored files is said."""
 
 
-_LEAVINGS = ("__MACOSX", "@eaDir", "Thumbs.db", "ehthumbs.db", "desktop.ini")
+_LEAVINGS = (
+    "__MACOSX", "@eaDir", "#recycle", "@Recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",
+    "__pycache__", "Thumbs.db", "ehthumbs.db", "desktop.ini",
+)  # fmt: skip
 """What systems leave among images, besides names that begin with a dot."""
 
 MAX_FILE_BYTES = 2**30

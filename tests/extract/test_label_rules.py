@@ -116,6 +116,8 @@ def test_a_list_whose_column_of_labels_is_unclear_asks_for_it(tmp_path):
     where.write_text("path,label,class\na.png,1,cat\nb.png,2,dog\n")
     with pytest.raises(DataError, match="which column holds the labels: label or class"):
         list_files(where, root=tmp_path)
+    where.write_text("img,label\na.png,cat\nb.png,dog\n")
+    assert list(list_files(where, root=tmp_path).paths) == ["a.png", "b.png"]
     where.write_text("ImageId,PredictionString\na.png,n01 1 2 3 4 n01 5 6 7 8\nb.png,\n")
     assert read_list(where).labels == ["n01", ""]
     where.write_text("ImageId,PredictionString\na.png,n01 1 2 3 4 n02 5 6 7 8\n")
@@ -164,7 +166,8 @@ def test_hugging_face_columns_of_labels_are_asked_for_where_unclear(tmp_path):
 LEAVINGS = (
     "train/cat/._000.jpg", "train/cat/.ipynb_checkpoints/000-checkpoint.jpg", "train/cat/@eaDir/000.jpg/SYNOPHOTO.jpg",
     "train/cat/Thumbs.db", "train/.DS_Store", "__MACOSX/train/cat/._000.jpg", "train/__MACOSX/cat/000.jpg",
-    "train/.hidden/x.jpg", "train/cat/deep/.git/x.png",
+    "train/.hidden/x.jpg", "train/cat/deep/.git/x.png", "train/lost+found/x.jpg", "train/$RECYCLE.BIN/S-1/$R1.jpg",
+    "train/System Volume Information/x.jpg", "train/#recycle/cat/000.jpg",
 )  # fmt: skip
 
 

@@ -97,18 +97,18 @@ def first_bytes(path: Path) -> bytes:
     """Read how a regular file begins; refuses folders, pipes and devices, which may never end."""
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            is_zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
-            what = "a Zarr store: save its arrays with numpy.savez" if is_zarr else "a folder"
-            raise ImportingError(f"{path}: {what}; expected a file: {KINDS}")
-        if not stat.S_ISREG(mode):
-            raise ImportingError(f"{path}: not a regular file; expected {KINDS}")
-        with path.open("rb") as file:
-            return file.read(4096)
+        if stat.S_ISREG(mode):
+            with path.open("rb") as file:
+                return file.read(4096)
     except OSError as error:
         raise ImportingError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # a NUL within the path
         raise ImportingError(f"{path}: cannot be the path of a file ({error})") from error
+    if not stat.S_ISDIR(mode):
+        raise ImportingError(f"{path}: not a regular file; expected {KINDS}")
+    is_zarr = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+    what = "a Zarr store: save its arrays with numpy.savez" if is_zarr else "a folder"
+    raise ImportingError(f"{path}: {what}; expected a file: {KINDS}")
 
 
 def _open_npy(path: Path) -> Container:

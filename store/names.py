@@ -9,10 +9,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-_MARKS = frozenset("\u061c\u200e\u200f\u2028\u2029\ufeff") | {
+_MARKS = frozenset("\xad\u034f\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u2060\ufeff") | {
     chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
-"""Marks that turn the direction of text, end a line, or show nothing."""
+"""Marks that turn the direction of text, end a line, or show nothing; not those that join letters or emoji."""
 
 
 def normal_name(name: str) -> str:

@@ -247,7 +247,9 @@ def write_odd_file(path, kind):
 )
 def test_a_kind_that_is_not_read_is_named_with_what_to_do(refused, tmp_path, kind, name, says):
     write_odd_file(tmp_path / name, kind)
-    assert says in refused("--train", name, "--val", name)
+    message = refused("--train", name, "--val", name)
+    assert says in message
+    assert message.count(f"{name}: ") == 1
 
 
 def test_a_path_with_a_nul_is_refused():

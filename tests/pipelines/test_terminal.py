@@ -141,12 +141,23 @@ def test_columns_of_bars_interpret_no_markup(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "code", [*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xD800]
+    "code",
+    [
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+        0xAD,
+        0x200B,
+        0x2060,
+        0xFEFF,
+        0xD800,
+    ],
 )
 def test_every_character_that_acts_is_spelled_out(code):
     character = chr(code)
     assert visible(f"a{character}b", keep="") == "a" + character.encode("unicode_escape").decode() + "b"
-    assert visible("é 日本 🙂 a\u0301") == "é 日本 🙂 a\u0301"
+    assert visible("é 日本 🙂 a\u0301 👩\u200d💻") == "é 日本 🙂 a\u0301 👩\u200d💻"
 
 
 def test_consoles_are_made_in_one_place():

@@ -11,6 +11,7 @@ Every change of a file goes through the few functions of `os` that are called he
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -114,6 +115,8 @@ def opened(folder: Path) -> Iterator[int]:
 
 def cannot_write(path: Path, error: OSError) -> str:
     """Say why the file system refused, and that nothing is lost."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path}: cannot write: this path or name is too long for the file system. Choose a shorter one."
     return (
         f"{path}: cannot write: {error.strerror or error}. What was committed before is safe. "
         f"Make room or permission there, and run the same command again: it goes on where it stopped."

@@ -165,7 +165,7 @@ def locked(features):
         return True
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_no_change_of_a_file_gives_a_traceback_or_a_wrong_number(tmp_path, arrays, caplog, count):
     caplog.set_level(logging.CRITICAL)
     features, labels = arrays
@@ -198,7 +198,7 @@ def bring_back(path, expected, features, labels, what):
     assert ask(FeatureSet.open(path)) == expected, what
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(120, marks=pytest.mark.slow)])
 def test_no_set_that_someone_made_up_gives_a_traceback(tmp_path, arrays, caplog, count):
     """With digests that are right, so that every value of manifest and copy is believed to be what was written."""
     caplog.set_level(logging.CRITICAL)

@@ -187,6 +187,11 @@ def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_paren
     assert folders == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
 
 
+def test_a_name_that_is_too_long_is_not_called_a_full_disk(tmp_path, arrays):
+    with pytest.raises(StoreError, match="too long for the file system. Choose a shorter one"):
+        make_features(tmp_path / ("x" * 250), *arrays)
+
+
 FILES = ["zarr.json", "journals/metadata.json", "journals/rank-00000.jsonl", "journals/lock", "train/res5/zarr.json",
          "train/res5/c/0/0", "train/labels/c/0", "neighbours/k/zarr.json", "neighbours/k/rows/zarr.json",
          "neighbours/k/rows/c/0"]  # fmt: skip

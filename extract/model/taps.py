@@ -33,6 +33,12 @@ from extract.model.tap_names import (
 from extract.model.trunks import build_trunk, build_without_memory, is_own
 from store import LayerInfo, LayerSpec, Pooling
 
+CHANNELS_FIRST = (
+    nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm, nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveMaxPool1d, nn.Unfold,
+)  # fmt: skip
+"""Modules whose activations of three axes are (B, C, positions); those of others are (B, positions, C)."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -165,6 +171,9 @@ class TappedTrunk:
             if path in started or any(path.startswith(f"{parent}.") for parent in whole if parent)
         }
 
+    def _has_channels_first(self, place: str) -> bool:
+        return isinstance(self.trunk.get_submodule(place.removesuffix(INPUT)), CHANNELS_FIRST)
+
     def _faults(self, image: Tensor) -> list[str]:
         """What is wrong with each layer by itself, if there are several."""
         faults = []
@@ -196,6 +205,8 @@ class TappedTrunk:
         if view.ndim == 4 and axis is None:
             path = place.removeprefix(body_of(self.trunk)[1])
             axis = channel_axis(self.name, path, tuple(view.shape), square=images.shape[2] == images.shape[3])
+        if spec.pooling is None and tap.view is None and view.ndim == 3 and self._has_channels_first(place):
+            view = view.transpose(1, 2)
         try:
             return pool(view, spec.pooling, channel_axis=axis)
         except (ValueError, RuntimeError, MemoryError, OverflowError) as error:  # of sizes that are too large, too
@@ -298,16 +309,18 @@ def _taps_of(trunk: nn.Module, name: str, image: Tensor) -> list[TapInfo]:
         if isinstance(output, Tensor) and output.ndim > 1 and len(output) == 1:
             shapes[path.removeprefix(prefix)] = tuple(output.shape[1:])
 
-    modules = {path for path, _ in trunk.named_modules() if path}
-    with _hooks(trunk, modules, note), torch.inference_mode():
+    with _hooks(trunk, {path for path, _ in trunk.named_modules() if path}, note), torch.inference_mode():
         run(trunk, image, name=name)
     learn(trunk, image, own=is_own(name))
     aliases: dict[str, list[str]] = {}
     for alias, place in aliases_of(trunk).items():
         aliases.setdefault(place.removeprefix(prefix), []).append(alias)
-    taps = [
-        TapInfo(tap, tuple(aliases.get(tap, ())), shape, _mean_size(name, tap, shape)) for tap, shape in shapes.items()
-    ]
+    modules = dict(trunk.named_modules())
+    taps = []
+    for tap, shape in shapes.items():
+        is_turned = len(shape) == 2 and isinstance(modules.get(prefix + tap, modules.get(tap)), CHANNELS_FIRST)
+        mean_size = _mean_size(name, tap, shape[::-1] if is_turned else shape)
+        taps.append(TapInfo(tap, tuple(aliases.get(tap, ())), shape, mean_size))
     tokens = tokens_of(body)
     views = [*(token_names(tokens) if tokens else ()), *(["flatten"] if "flatten" in aliases_of(trunk) else [])]
     whole = [LayerSpec(view, view, Pooling.of("Identity")) for view in views]

@@ -254,6 +254,34 @@ def test_poolings_are_torchs_modules_of_that_name(text, module, axis):
     assert torch.equal(pool(given, pooling, channel_axis=axis), module(activation))
 
 
+SEQUENCES = """
+from torch import nn
+
+def net():
+    sequence = nn.Unfold(4, stride=4), nn.Conv1d(48, 7, 1), nn.BatchNorm1d(7)
+    return nn.Sequential(*sequence, nn.Flatten(), nn.Linear(448, 3))
+"""
+
+
+def test_the_mean_of_a_sequence_is_over_its_positions_where_channels_come_first(tmp_path):
+    """As in timm's NextViT, whose keys are pooled as (channels, positions)."""
+    (tmp_path / "own.py").write_text(SEQUENCES)
+    name = f"{tmp_path}/own.py:net"
+    images = torch.rand(2, 3, 32, 32)
+    net = build_trunk(name)
+    layers = tapped(net, name, ["0", "1", "2", "2|input", "1:Identity"], images)
+    unfolded = F.unfold(images, 4, stride=4)
+    mapped = torch.einsum("bcl,dc->bdl", unfolded, net[1].weight[:, :, 0]) + net[1].bias[:, None]
+    assert torch.allclose(layers["0"], unfolded.mean(2), atol=1e-6)
+    assert torch.allclose(layers["1"], mapped.mean(2), atol=1e-5)
+    assert torch.allclose(layers["2"], mapped.mean(2) / (1 + 1e-5) ** 0.5, atol=1e-5)
+    assert torch.allclose(layers["2.input"], mapped.mean(2), atol=1e-5)
+    assert torch.allclose(layers["1.Identity"], mapped, atol=1e-5)
+    assert {tap.name: tap.pooled for tap in list_taps(name, image_size=32)} == {
+        "0": 48, "1": 7, "2": 7, "3": 448, "4": 3, "flatten": 448,
+    }  # fmt: skip
+
+
 def test_default_pooling_is_the_mean_of_maps_and_tokens():
     assert torch.equal(pool(torch.ones(2, 3), None), torch.ones(2, 3))
     tokens = torch.rand(2, 4, 3)

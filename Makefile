@@ -39,7 +39,7 @@ places205: install  ## the Places205 benchmark: make places205 DATA=/data/places
 	$(RUN)
 
 test: install  ## the tests that need neither root, GPU nor minutes
-	$(BIN)/python -m pytest -m 'not slow and not root and not gpu'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not root and not gpu'
 
 test-all: install  ## every test this machine can run; says what it skipped and why
 	$(BIN)/python -m pytest

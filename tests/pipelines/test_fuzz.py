@@ -23,9 +23,8 @@ def check(seed, count):
     assert sum(number for how, number in ended.items() if how.endswith(" 0")) > count // 10, "hardly any could run"
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_command_lines_end_with_an_answer_or_one_message(workspace, seed):
-    check(seed, 100)
+def test_random_command_lines_end_with_an_answer_or_one_message(workspace):
+    check(seed=1, count=100)
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def two_ranks(tmp_path):
             "pipelines",
             "extract",
             *DIGITS,
-            "data.limit=600",
+            "data.limit=320",
             "--ranks",
             "2",
             "--name",
@@ -56,7 +56,7 @@ def two_ranks(tmp_path):
         path = tmp_path / "features" / name
 
         def statuses():
-            if not (path / "journals/lock").exists() or committed(path) < 10:
+            if not (path / "journals/lock").exists() or committed(path) < 6:
                 return []
             run = json.loads((path / "journals/lock").read_text())["run"]
             alive = tree(running.pid)
@@ -107,7 +107,7 @@ def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_pro
     path = tmp_path / "features/two"
     assert read_statuses(path / "journals", run)[statuses[0].rank].pid == statuses[0].pid
     assert not list(verify(path))
-    assert bench("extract", *DIGITS, "data.limit=600", "--name", "one").returncode == 0
+    assert bench("extract", *DIGITS, "data.limit=320", "--name", "one").returncode == 0
     assert chunks_of(path) == chunks_of(tmp_path / "features/one")
 
 

@@ -45,6 +45,7 @@ class FeatureSet:
         self.path = path
         self.manifest = manifest
         self._held: Folder | None = None
+        self._mark: tuple[int, int, int] | None = None
         self._lock: RunLock | None = None
 
     @classmethod
@@ -113,19 +114,23 @@ class FeatureSet:
         MismatchError
             If it is another feature set than was opened.
         """
+        self._read_manifest()
+        self.reread()
+        self.check()
+
+    def _read_manifest(self) -> None:
+        mark = self.folder.mark("zarr.json")
         content = self.folder.read("zarr.json")
         if content is None:
             raise DamagedError(f"{self.path}/zarr.json: missing. {REWRITE}")
         found = Manifest.read(content, where=str(self.path))
         if found.fingerprint != self.manifest.fingerprint:
             raise MismatchError(
-                f"{self.path} was replaced by another run while this one was starting:\n  "
+                f"{self.path} was replaced while this run was starting or writing:\n  "
                 + "\n  ".join(differences(found, self.manifest))
-                + "\nNothing was written to it. Choose another --name, or run the same command again."
+                + "\nNothing was written to it since. Choose another --name, or run the same command again."
             )
-        self.manifest = found
-        self.reread()
-        self.check()
+        self.manifest, self._mark = found, mark
 
     def check(self) -> None:
         """Make sure that what is written to is still what its path names.
@@ -133,7 +138,7 @@ class FeatureSet:
         Raises
         ------
         StoreError
-            If someone has renamed, removed or replaced the folder, or the lock in it.
+            If someone has renamed, removed or replaced the folder, the lock in it, or the manifest.
         """
         if self._held is None:
             return
@@ -143,10 +148,12 @@ class FeatureSet:
                 f"writing to it, so the run stops. Nothing was written into what is there now. If the folder was "
                 f"renamed, what was committed is in it, and safe: run the same command with its new --name to go on."
             )
+        if self._mark is not None and self._held.mark("zarr.json") != self._mark:  # another rank may have added layers
+            self._read_manifest()
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens the folder for itself."""
-        return {"path": self.path, "manifest": self.manifest, "_held": None, "_lock": None}
+        return {"path": self.path, "manifest": self.manifest, "_held": None, "_mark": None, "_lock": None}
 
     def sweep(self) -> int:
         """Remove what killed runs left half-written, and return how much; call it under the lock.

@@ -47,6 +47,14 @@ class Folder:
         except OSError:
             return False
 
+    def mark(self, key: str) -> tuple[int, int, int] | None:
+        """Return what changes when a file of the folder is replaced or written to; None if there is none."""
+        try:
+            found = os.stat(checked_key(key), dir_fd=self._descriptor, follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     def read(self, key: str) -> bytes | None:
         """Return the content of a file, None if there is none.
 

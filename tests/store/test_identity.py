@@ -51,7 +51,7 @@ def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(tmp_path
     shutil.rmtree(made.path)
     other.path.rename(made.path)
     before = content(made.path)
-    with pytest.raises(MismatchError, match=r"replaced by another run.*\n.*two.*one"), made.lock():
+    with pytest.raises(MismatchError, match=r"replaced while this run was starting.*\n.*two.*one"), made.lock():
         pass
     with pytest.raises(MismatchError):
         ChunkWriter(made)
@@ -189,3 +189,19 @@ def test_an_unnamed_leftover_of_a_user_survives(tmp_path, arrays):
     assert not list(verify(made.path))
     assert all(folder.exists() for folder in beside)
     assert not doomed.exists()
+
+
+def test_a_running_writer_stops_when_another_set_is_copied_over_its_own(tmp_path, arrays, other):
+    """Folder and lock are the same files as before, their contents are not."""
+    features, _ = arrays
+    made = begun(tmp_path / "f", arrays, trunk="one")
+    with made.lock() as lock:
+        writer = ChunkWriter(made, rank=lock.claim_journal(0))
+        first, second, *_ = made.pending(LAYERS)
+        write_one(made, writer, first, features)
+        shutil.copytree(other.path, made.path, dirs_exist_ok=True)
+        before = content(made.path)
+        with pytest.raises(MismatchError, match=r"replaced while this run was starting or writing.*\n.*two.*one"):
+            write_one(made, writer, second, features)
+    assert content(made.path) == before
+    assert not [fault for fault in verify(made.path) if not fault.is_pending]

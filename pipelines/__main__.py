@@ -18,6 +18,7 @@ MOST_CHARACTERS = 20_000
 
 def main() -> None:
     """Run the command line; a fault that the user can cure is one message and exit code 2."""
+    open_closed_streams()
     speak_utf8()
     clash = name_clash()
     if clash:
@@ -56,6 +57,16 @@ def fail(text: str) -> NoReturn:
     cut = f"\n... ({len(text):,} characters in all)" if len(text) > MOST_CHARACTERS else ""
     print(f"error: {text[:MOST_CHARACTERS]}{cut}", file=sys.stderr)
     sys.exit(2)
+
+
+def open_closed_streams() -> None:
+    """Connect stdin, stdout and stderr, where they are closed (`>&-`), to the null device.
+
+    Else the next file that is opened would get the number of the closed one, and what libraries print would go into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))  # the lowest number that is free
 
 
 def speak_utf8() -> None:

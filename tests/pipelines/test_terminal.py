@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import logging
+import os
 import shutil
 import sys
 import unicodedata
@@ -18,6 +19,7 @@ from rich.progress import Progress as Bar
 
 import pipelines
 from pipelines import progress, terminal
+from pipelines.__main__ import open_closed_streams
 from pipelines.importing import Arrays, import_features
 from store.names import visible
 
@@ -167,3 +169,16 @@ def test_consoles_are_made_in_one_place():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != Console.__name__, f"{path}:{node.lineno} makes a console of its own"
+
+
+def test_streams_that_are_closed_are_written_to_nowhere(monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        assert stream.write("text") == 4
+        assert not stream.isatty()
+    assert sys.stdin.read() == ""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert os.path.samestat(os.fstat(stream.fileno()), Path(os.devnull).stat())
+        stream.close()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evaluate.results import ClusterResult, KnnResult
+    from featbench._extract import extract
     from featbench._features import Features, open
     from featbench._kmeans import ClusterResults, kmeans
     from featbench._knn import KnnResults, knn
@@ -24,6 +25,7 @@ _HOMES = {
     "Features": "featbench._features",
     "KnnResult": "evaluate.results",
     "KnnResults": "featbench._knn",
+    "extract": "featbench._extract",
     "kmeans": "featbench._kmeans",
     "knn": "featbench._knn",
     "open": "featbench._features",
@@ -37,6 +39,7 @@ __all__ = [
     "Features",
     "KnnResult",
     "KnnResults",
+    "extract",
     "kmeans",
     "knn",
     "open",

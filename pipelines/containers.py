@@ -220,11 +220,11 @@ def _named(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _as_array(value: object) -> Array | None:
-    """A dense tensor, or a list of numbers or names, as an array; None for anything else."""
+    """A dense tensor with data, or a list of numbers or names, as an array; None for anything else."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_quantized:
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             return None
         value = value.detach().resolve_conj().resolve_neg()
         if value.is_floating_point() and value.dtype not in (torch.float64, torch.float32, torch.float16):

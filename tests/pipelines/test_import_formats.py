@@ -343,3 +343,9 @@ def test_features_of_several_batches_are_refused_with_what_joins_them(tmp_path, 
     torch.save(list(torch.from_numpy(data[0]).split(8)), tmp_path / "x.pt")
     with pytest.raises(ImportingError, match=r"torch.cat"):
         open_container(tmp_path / "x.pt")
+
+
+def test_tensors_without_data_are_no_features(tmp_path):
+    torch.save({"features": torch.zeros(3, 4, device="meta")}, tmp_path / "x.pt")
+    with pytest.raises(ImportingError, match="without dense tensors"):
+        open_container(tmp_path / "x.pt")

@@ -122,7 +122,8 @@ def load_strictly(
     wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith(COUNTERS)}
     state, notes = positioned(trunk, wanted, state, where=where, grid=grid)
     fitting = {name: state[name] for name in wanted if name in state and _alike(state[name], wanted[name])}
-    missing = [name for name in wanted if name not in state]
+    filled_in = {_memory(wanted[name]) for name in fitting}
+    missing = [name for name in wanted if name not in state and _memory(wanted[name]) not in filled_in]
     reshaped = [name for name in wanted if name in state and name not in fitting]
     unexpected = [name for name in state if name not in wanted and not name.endswith(COUNTERS)]
     faults = [name for name in missing + reshaped if name.rpartition(".")[0] in used]
@@ -214,6 +215,11 @@ def _alike(given: Tensor, wanted: Tensor) -> bool:
     if given.layout != torch.strided or given.is_meta or given.is_quantized or _is_float8(given):
         return False
     return given.shape == wanted.shape and given.is_floating_point() == wanted.is_floating_point()
+
+
+def _memory(tensor: Tensor) -> object:
+    """What is equal for the names of one shared parameter; files hold it once, under any of them."""
+    return (tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else id(tensor)
 
 
 def _is_float8(tensor: Tensor) -> bool:

@@ -273,3 +273,19 @@ def test_a_model_that_reads_the_version_of_its_state_dict_is_loaded():
     poison(trunk)
     load_strictly(trunk, dict(state), used={name for name, _ in trunk.named_modules()}, where="x")
     assert all(torch.equal(value, state[name]) for name, value in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize("kept", ["0.", "1."])
+def test_a_shared_parameter_is_loaded_under_any_of_its_names(kept):
+    """As safetensors' `save_model` writes it: once."""
+    block = torch.nn.Conv2d(3, 3, 1)
+    trunk = torch.nn.Sequential(block, block)
+    whole = {name: torch.rand(tensor.shape) for name, tensor in trunk.state_dict().items()}
+    once = {name: tensor for name, tensor in whole.items() if name.startswith(kept)}
+    poison(trunk)
+    report = load_strictly(trunk, once, used={"", "0", "1"}, where="shared.safetensors")
+    assert report.missing == ()
+    assert torch.equal(block.weight, once[f"{kept}weight"])
+    assert torch.equal(block.bias, once[f"{kept}bias"])
+    with pytest.raises(WeightsError, match="does not fit the model"):
+        load_strictly(trunk, {f"{kept}weight": once[f"{kept}weight"]}, used={"", "0", "1"}, where="x")

@@ -64,7 +64,7 @@ def change(path, files, dice):
     elif way == "delete":
         path.unlink()
     elif way == "copy of another":
-        shutil.copy(dice.choice(files), path)
+        shutil.copy(dice.choice([file for file in files if file != path]), path)
     elif way == "a line twice":
         lines = content.splitlines(keepends=True) or [b""]
         path.write_bytes(content + dice.choice(lines))

@@ -198,7 +198,7 @@ def undisturbed(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("sample", [pytest.param(5, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sample", [pytest.param(3, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_after_a_kill_at_any_operation_the_same_command_gives_the_same_bytes(tmp_path, undisturbed, name, sample):
     scenario = SCENARIOS[name]

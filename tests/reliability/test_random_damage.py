@@ -20,7 +20,7 @@ def content_of(path):
     return found
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [9, pytest.param(300, marks=pytest.mark.slow)])
 def test_random_damage_is_noticed_gives_no_wrong_number_and_is_mended(tmp_path, arrays, count):
     features, labels = arrays
     path = make_features(tmp_path / "f", features, labels).path

@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
-.PHONY: install demo test test-all lint benchmark in1k places205 clean help
+.PHONY: install demo test test-all lint links benchmark in1k places205 clean help
 
 install: $(INSTALLED)  ## set up .venv with the tested versions
 
@@ -30,7 +30,7 @@ demo: install  ## extract and evaluate the embedded digits: both stages, under 3
 OPTIONS = $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
 TORCHRUN = $(BIN)/torchrun --nnodes=$(NODES) --nproc-per-node=$(or $(GPUS),1) --rdzv-backend=c10d \
 	--rdzv-endpoint=$(or $(MASTER),$(error NODES needs MASTER=HOST:PORT, the first node and a free port))
-RUN = $(if $(NODES),$(TORCHRUN) -m pipelines extract,$(BIN)/bench run) $@ $(if $(GPUS),$(if $(NODES),,--gpus $(GPUS))) $(OPTIONS)
+RUN = $(if $(NODES),$(TORCHRUN) -m featbench extract,$(BIN)/bench run) $@ $(if $(GPUS),$(if $(NODES),,--gpus $(GPUS))) $(OPTIONS)
 
 in1k: install  ## the ImageNet-1k benchmark: make in1k DATA=/data/imagenet WEIGHTS=resnet50.pth GPUS=8
 	$(RUN)
@@ -44,16 +44,21 @@ test: install  ## the tests that need neither root, GPU nor minutes
 test-all: install  ## every test this machine can run; says what it skipped and why
 	$(BIN)/python -m pytest
 
-lint: install  ## ruff and mypy (strict)
+lint: install links  ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+links:  # mypy does not follow editable installs: links to the folders, where they are once installed
+	@rm -rf .links
+	@mkdir -p .links/featbench
+	@ln -s $(addprefix ../../,$(wildcard featbench/*.py) featbench/py.typed store extract evaluate pipelines) .links/featbench
 
 benchmark: install  ## measure the numbers the design promises, side by side
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove caches (not .venv, not features/)
-	rm -rf .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .links .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
 
 help:  ## this list

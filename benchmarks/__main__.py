@@ -25,21 +25,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evaluate import evaluation, kmeans
-from evaluate.memory import BLOCK, SearchPlan
-from evaluate.neighbours.engines import choose
-from evaluate.neighbours.search import search as streamed_search
-from evaluate.selection import Selection
-from extract.data.pictures import Picture
-from extract.data.sources import ImageSource, open_sources
-from extract.extraction import extract_chunks
-from extract.loading import batches
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import build_trunk
-from extract.transform import Transform
-from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
-from store.layers import layers_of
-from store.layout import RowRange
+from featbench.evaluate import evaluation, kmeans
+from featbench.evaluate.memory import BLOCK, SearchPlan
+from featbench.evaluate.neighbours.engines import choose
+from featbench.evaluate.neighbours.search import search as streamed_search
+from featbench.evaluate.selection import Selection
+from featbench.extract.data.pictures import Picture
+from featbench.extract.data.sources import ImageSource, open_sources
+from featbench.extract.extraction import extract_chunks
+from featbench.extract.loading import batches
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import build_trunk
+from featbench.extract.transform import Transform
+from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
+from featbench.store.layers import layers_of
+from featbench.store.layout import RowRange
 
 BLOCK_MIB = 512
 
@@ -319,7 +319,7 @@ def safety(folder):
         with (
             mock.patch("os.fsync"),
             mock.patch("google_crc32c.value", return_value=0),
-            mock.patch("store.journal.Journal.append"),
+            mock.patch("featbench.store.journal.Journal.append"),
         ):
             return run()
 

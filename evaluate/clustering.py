@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate import metrics
-from evaluate.kmeans import Clustering, assign, kmeans
-from evaluate.labels import EvaluationError, Labelled, matched_labels, refuse_if_gone
-from evaluate.memory import free_memory, rows_per_block
-from evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
-from evaluate.views import View, short, views_of
-from store import FeatureSet, load_cached, save_cached
-from store.manifest import digest_of
+from featbench.evaluate import metrics
+from featbench.evaluate.kmeans import Clustering, assign, kmeans
+from featbench.evaluate.labels import EvaluationError, Labelled, matched_labels, refuse_if_gone
+from featbench.evaluate.memory import free_memory, rows_per_block
+from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
+from featbench.evaluate.views import View, short, views_of
+from featbench.store import FeatureSet, load_cached, save_cached
+from featbench.store.manifest import digest_of
 
 ALGORITHM = 6
 """Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
@@ -88,7 +88,7 @@ def cluster(
     find : callable
         `find_clusters` of a feature set, or `search_clusters`, which keeps nothing.
     normalize, iterations, restarts, seed
-        As for `evaluate.kmeans.kmeans`.
+        As for `featbench.evaluate.kmeans.kmeans`.
     memory : int, optional
         Bytes; half of what is free by default.
     """

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from evaluate.memory import parse_memory
-from evaluate.protocols import PROTOCOLS
-from evaluate.shots import parse_shots
-from store import nearest
-from store.config import Config
+from featbench.evaluate.memory import parse_memory
+from featbench.evaluate.protocols import PROTOCOLS
+from featbench.evaluate.shots import parse_shots
+from featbench.store import nearest
+from featbench.store.config import Config
 
 MAX_SEED = 2**31 - 2
 """faiss counts them from 1, in 32 bits."""

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.labels import EvaluationError, Labelled
-from evaluate.memory import in_words
-from evaluate.selection import Layer, Selection, lengths_of, scale_to_unit_length
-from evaluate.views import View
-from store import Block
-from store.manifest import digest_of
+from featbench.evaluate.labels import EvaluationError, Labelled
+from featbench.evaluate.memory import in_words
+from featbench.evaluate.selection import Layer, Selection, lengths_of, scale_to_unit_length
+from featbench.evaluate.views import View
+from featbench.store import Block
+from featbench.store.manifest import digest_of
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -68,7 +68,10 @@ class Projection:
 
 
 class DerivedLayer:
-    """A layer of one split that is computed from stored ones as it is read; see `evaluate.selection.Layer`."""
+    """A layer of one split that is computed from stored ones as it is read.
+
+    See `featbench.evaluate.selection.Layer`.
+    """
 
     def __init__(self, sources: Sequence[Layer], projection: Projection | None = None) -> None:
         self._sources = sources

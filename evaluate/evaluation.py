@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluate import metrics
-from evaluate.clustering import counts_of
-from evaluate.labels import EvaluationError, Labelled, matched_labels
-from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
-from evaluate.neighbours.kept import Found
-from evaluate.per_class import class_accuracies
-from evaluate.protocols import Protocol, Similarity, find_protocol, preprocessing_differs
-from evaluate.results import (
+from featbench.evaluate import metrics
+from featbench.evaluate.clustering import counts_of
+from featbench.evaluate.labels import EvaluationError, Labelled, matched_labels
+from featbench.evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.neighbours.kept import Found
+from featbench.evaluate.per_class import class_accuracies
+from featbench.evaluate.protocols import Protocol, Similarity, find_protocol, preprocessing_differs
+from featbench.evaluate.results import (
     Accuracy,
     ClassResult,
     KnnResult,
@@ -31,10 +31,10 @@ from evaluate.results import (
     RetrievalResult,
     uniform,
 )
-from evaluate.retrieval import retrieval_metrics
-from evaluate.views import View, views_of
-from evaluate.vote import Ballot, vote_weights
-from store import FeatureSet
+from featbench.evaluate.retrieval import retrieval_metrics
+from featbench.evaluate.views import View, views_of
+from featbench.evaluate.vote import Ballot, vote_weights
+from featbench.store import FeatureSet
 
 __all__ = ["KnnQuestion", "classify", "evaluate_knn", "knn_results", "uniform"]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.evaluation import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
-from evaluate.labels import EvaluationError, matched_labels
-from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
-from evaluate.results import Accuracy, FewShotResult, Record, Spread
-from evaluate.shots import draw
-from evaluate.views import View, views_of
-from store import FeatureSet
+from featbench.evaluate.evaluation import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
+from featbench.evaluate.labels import EvaluationError, matched_labels
+from featbench.evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.results import Accuracy, FewShotResult, Record, Spread
+from featbench.evaluate.shots import draw
+from featbench.evaluate.views import View, views_of
+from featbench.store import FeatureSet
 
 
 def evaluate_few_shot(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
@@ -44,7 +44,7 @@ def few_shot_results(
     Parameters
     ----------
     features, layers, protocol, k, temperature, resources, on_rows
-        As for `evaluate.evaluation.evaluate_knn`.
+        As for `featbench.evaluate.evaluation.evaluate_knn`.
     shots : sequence of int or str
         Images of each class, or parts of them such as "10%".
     tries : int

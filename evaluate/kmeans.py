@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from evaluate.labels import EvaluationError
-from evaluate.selection import Part, Selection
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.selection import Part, Selection
 
 logger = logging.getLogger(__name__)
 

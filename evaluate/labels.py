@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from store import BenchError, FeatureSet, SplitInfo, StoreError
-from store.names import clashing_names, likeness, normal_name
+from featbench.store import BenchError, FeatureSet, SplitInfo, StoreError
+from featbench.store.names import clashing_names, likeness, normal_name
 
 logger = logging.getLogger(__name__)
 

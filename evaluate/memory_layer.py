@@ -12,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.results import LayerFacts
-from evaluate.selection import Layer
-from evaluate.views import View
-from store import Block
-from store.layout import Grid
+from featbench.evaluate.results import LayerFacts
+from featbench.evaluate.selection import Layer
+from featbench.evaluate.views import View
+from featbench.store import Block
+from featbench.store.layout import Grid
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -26,7 +26,7 @@ ROWS_PER_CHUNK = 1024
 
 
 class MemoryLayer:
-    """A layer of one split that is an array; see `evaluate.selection.Layer`.
+    """A layer of one split that is an array; see `featbench.evaluate.selection.Layer`.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.contingency import adjusted_mutual_information, largest_matching
+from featbench.evaluate.contingency import adjusted_mutual_information, largest_matching
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

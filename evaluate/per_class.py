@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.metrics import proportion
-from evaluate.results import ClassAccuracy
+from featbench.evaluate.metrics import proportion
+from featbench.evaluate.results import ClassAccuracy
 
 Ints = npt.NDArray[np.int64]
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.evaluation import usable_k
-from evaluate.labels import EvaluationError, matched_labels
-from evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
-from evaluate.neighbours.kept import ALGORITHM
-from evaluate.neighbours.search import Neighbours
-from evaluate.protocols import Protocol
-from evaluate.views import View
-from evaluate.vote import Ballot, vote_weights
-from store import FeatureSet
-from store.manifest import digest_of
+from featbench.evaluate.evaluation import usable_k
+from featbench.evaluate.labels import EvaluationError, matched_labels
+from featbench.evaluate.neighbours.finding import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.neighbours.kept import ALGORITHM
+from featbench.evaluate.neighbours.search import Neighbours
+from featbench.evaluate.protocols import Protocol
+from featbench.evaluate.views import View
+from featbench.evaluate.vote import Ballot, vote_weights
+from featbench.store import FeatureSet
+from featbench.store.manifest import digest_of
 
 Ints = npt.NDArray[np.int64]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from evaluate.labels import EvaluationError
-from store import nearest
+from featbench.evaluate.labels import EvaluationError
+from featbench.store import nearest
 
 Similarity = Literal["cosine", "inner_product", "euclidean"]
 Vote = Literal["exponential", "inverse_distance", "uniform"]

@@ -1,7 +1,7 @@
 """What an evaluation finds, as values with names: one result for each layer and setting.
 
 A result's `record()` is the flat dict that `--json`, the kept results and data frames hold; this module is the only
-place that spells its keys. `pipelines.report` makes tables of the results themselves.
+place that spells its keys. `featbench.pipelines.report` makes tables of the results themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.metrics import Estimate
+from featbench.evaluate.metrics import Estimate
 
 Ints = npt.NDArray[np.int64]
 Record = dict[str, Any]
@@ -261,7 +261,7 @@ class FewShotResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterMetrics:
-    """How well clusters match classes; 1 is a perfect match. See `evaluate.metrics.cluster_metrics`."""
+    """How well clusters match classes; 1 is a perfect match. See `featbench.evaluate.metrics.cluster_metrics`."""
 
     nmi: float
     ami: float

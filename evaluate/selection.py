@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.labels import EvaluationError
-from store import Block
+from featbench.evaluate.labels import EvaluationError
+from featbench.store import Block
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ _SHORT, _LONG = 2.0**-40, 2.0**60
 
 
 class Layer(Protocol):
-    """What an evaluation needs of a layer: a `store.LayerReader`, or something made of several."""
+    """What an evaluation needs of a layer: a `featbench.store.LayerReader`, or something made of several."""
 
     key: str
     """What messages call it."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluate.labels import EvaluationError, Labelled
+from featbench.evaluate.labels import EvaluationError, Labelled
 
 
 def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluate.labels import EvaluationError, Labelled
-from evaluate.results import LayerFacts
-from evaluate.selection import Layer, Selection
-from store import FeatureSet
+from featbench.evaluate.labels import EvaluationError, Labelled
+from featbench.evaluate.results import LayerFacts
+from featbench.evaluate.selection import Layer, Selection
+from featbench.store import FeatureSet
 
 _LONGEST = 100
 """Letters of a layer's name in the name of a folder; a file system takes 255 bytes, with digests and endings."""

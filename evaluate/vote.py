@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.protocols import Vote
+from featbench.evaluate.protocols import Vote
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

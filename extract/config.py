@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from store.config import Config
+from featbench.store.config import Config
 
 
 def _fraction(value: Any) -> Any:

@@ -32,10 +32,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from extract.lifetime import end_with_parent
-from extract.memory import OutOfMemoryError, is_out_of_memory
-from store import BenchError
-from store.layout import RowRange
+from featbench.extract.lifetime import end_with_parent
+from featbench.extract.memory import OutOfMemoryError, is_out_of_memory
+from featbench.store import BenchError
+from featbench.store.layout import RowRange
 
 Piece = tuple[str, RowRange]
 """A split and some of its rows."""

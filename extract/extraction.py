@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from extract.data.images import ImageError
-from extract.data.listing import DataError
-from extract.data.pictures import ImageSource
-from extract.loading import Batch, batches
-from extract.memory import out_of_memory_is
-from extract.model.taps import TappedTrunk
-from extract.transform import Transform
-from store import ChunkWriter, FeatureSet, Work
-from store.layout import RowRange
+from featbench.extract.data.images import ImageError
+from featbench.extract.data.listing import DataError
+from featbench.extract.data.pictures import ImageSource
+from featbench.extract.loading import Batch, batches
+from featbench.extract.memory import out_of_memory_is
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.transform import Transform
+from featbench.store import ChunkWriter, FeatureSet, Work
+from featbench.store.layout import RowRange
 
 logger = logging.getLogger(__name__)
 

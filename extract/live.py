@@ -21,10 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from extract.data.pictures import digest_of_bytes
-from extract.model.repeatability import TOLERANCE, Summary, check_repeatable, distance, fixed_images, summaries
-from extract.model.taps import TappedTrunk
-from store import (
+from featbench.extract.data.pictures import digest_of_bytes
+from featbench.extract.model.repeatability import (
+    TOLERANCE,
+    Summary,
+    check_repeatable,
+    distance,
+    fixed_images,
+    summaries,
+)
+from featbench.extract.model.taps import TappedTrunk
+from featbench.store import (
     BenchError,
     ChunkWriter,
     FeatureSet,
@@ -37,7 +44,7 @@ from store import (
     make_ready,
     open_or_create,
 )
-from store.layout import rows_per_chunk_for
+from featbench.store.layout import rows_per_chunk_for
 
 Array = npt.NDArray[Any]
 

@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from extract.data.images import ImageError
-from extract.data.listing import DataError
-from extract.data.pictures import ImageSource
-from extract.decoders import Decoders, Loaded, Piece
-from extract.transform import Transform
-from store.layout import RowRange
+from featbench.extract.data.images import ImageError
+from featbench.extract.data.listing import DataError
+from featbench.extract.data.pictures import ImageSource
+from featbench.extract.decoders import Decoders, Loaded, Piece
+from featbench.extract.transform import Transform
+from featbench.store.layout import RowRange
 
 AHEAD = 3
 """Batches that are asked for before they are needed, of each process."""
@@ -37,7 +37,7 @@ class Batch:
     """uint8, shape (B, 3, H, W)."""
 
     digests: npt.NDArray[np.uint64]
-    """Shape (B,): of each image's bytes, see `extract.data.pictures`; 0 where it is missing."""
+    """Shape (B,): of each image's bytes, see `featbench.extract.data.pictures`; 0 where it is missing."""
 
     unreadable: Mapping[int, str]
 

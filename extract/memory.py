@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from store import BenchError
-from store.errors import first_line
+from featbench.store import BenchError
+from featbench.store.errors import first_line
 
 
 class OutOfMemoryError(BenchError):

@@ -8,12 +8,12 @@ from contextlib import closing
 
 import torch
 
-from extract.data.sources import ImageSource
-from extract.extraction import forward
-from extract.loading import batches
-from extract.model.taps import TappedTrunk
-from extract.transform import Transform
-from store.layout import RowRange
+from featbench.extract.data.sources import ImageSource
+from featbench.extract.extraction import forward
+from featbench.extract.loading import batches
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.transform import Transform
+from featbench.store.layout import RowRange
 
 
 def images_per_second(
@@ -34,7 +34,7 @@ def images_per_second(
     trunk : TappedTrunk
         On `device`; has been probed.
     sources, transform, batch_size, device, precision, workers
-        As for `extract.extraction.extract_chunks`.
+        As for `featbench.extract.extraction.extract_chunks`.
     seconds : float
         How long to measure, at least one batch.
     """

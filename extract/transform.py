@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from extract.data.images import ImageError, refuse_to_blame_an_image
+from featbench.extract.data.images import ImageError, refuse_to_blame_an_image
 
 MAX_PIXELS = 178_956_970
 """Of an image after it was resized: Pillow's own limit of what it decodes."""

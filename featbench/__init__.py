@@ -11,19 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evaluate.results import ClusterResult, KnnResult
     from featbench._extract import extract
     from featbench._features import Features, open
     from featbench._kmeans import ClusterResults, kmeans
     from featbench._knn import KnnResults, knn
-    from store.errors import BenchError
+    from featbench.evaluate.results import ClusterResult, KnnResult
+    from featbench.store.errors import BenchError
+
+__version__ = "0.1.0"
 
 _HOMES = {
-    "BenchError": "store.errors",
-    "ClusterResult": "evaluate.results",
+    "BenchError": "featbench.store.errors",
+    "ClusterResult": "featbench.evaluate.results",
     "ClusterResults": "featbench._kmeans",
     "Features": "featbench._features",
-    "KnnResult": "evaluate.results",
+    "KnnResult": "featbench.evaluate.results",
     "KnnResults": "featbench._knn",
     "extract": "featbench._extract",
     "kmeans": "featbench._kmeans",

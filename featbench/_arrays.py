@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.arrays import ImportingError, are_row_numbers, plain_labels
-from pipelines.rounding import rounding_of
-from store import BenchError
+from featbench.pipelines.arrays import ImportingError, are_row_numbers, plain_labels
+from featbench.pipelines.rounding import rounding_of
+from featbench.store import BenchError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

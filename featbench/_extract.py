@@ -12,14 +12,14 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from extract.live import DatasetError, LiveModel, TensorSource, checked_batch, extract_live, tapped
-from extract.model.tap_names import ModelError
 from featbench._arrays import Array, labels_of
 from featbench._features import Features, MemoryFeatures, StoredFeatures
-from pipelines.arrays import numbered
-from pipelines.pipeline import NAME_PATTERN
-from store import LayerSpec, SplitRows
-from store.layers import layers_of, split_layers
+from featbench.extract.live import DatasetError, LiveModel, TensorSource, checked_batch, extract_live, tapped
+from featbench.extract.model.tap_names import ModelError
+from featbench.pipelines.arrays import numbered
+from featbench.pipelines.pipeline import NAME_PATTERN
+from featbench.store import LayerSpec, SplitRows
+from featbench.store.layers import layers_of, split_layers
 
 Data = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.clustering import FindClusters, find_clusters, search_clusters
-from evaluate.evaluation import Find
-from evaluate.labels import Labelled, LabelSource, matched_labels
-from evaluate.memory_layer import memory_view
-from evaluate.neighbours.finding import Resources, find_neighbours, search_neighbours
-from evaluate.neighbours.kept import Found, KeptLists
-from evaluate.views import View, stored_view
 from featbench._arrays import ArrayError, Floats, labels_of, layers_of, warn_of_equal_splits
-from pipelines.arrays import numbered
-from store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, nearest
-from store.layers import split_layers
+from featbench.evaluate.clustering import FindClusters, find_clusters, search_clusters
+from featbench.evaluate.evaluation import Find
+from featbench.evaluate.labels import Labelled, LabelSource, matched_labels
+from featbench.evaluate.memory_layer import memory_view
+from featbench.evaluate.neighbours.finding import Resources, find_neighbours, search_neighbours
+from featbench.evaluate.neighbours.kept import Found, KeptLists
+from featbench.evaluate.views import View, stored_view
+from featbench.pipelines.arrays import numbered
+from featbench.store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, nearest
+from featbench.store.layers import split_layers
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.clustering import cluster
-from evaluate.results import ClusterResult, Record, uniform
 from featbench._arrays import ArrayError
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
+from featbench.evaluate.clustering import cluster
+from featbench.evaluate.results import ClusterResult, Record, uniform
 
 if TYPE_CHECKING:
     import pandas as pd

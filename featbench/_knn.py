@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.evaluation import Find, KnnQuestion, classify
-from evaluate.memory import free_memory, parse_memory
-from evaluate.neighbours.finding import Resources
-from evaluate.neighbours.kept import Found
-from evaluate.protocols import Protocol
-from evaluate.results import KnnResult, Record, Result, records_of
-from evaluate.views import View
 from featbench._arrays import ArrayError
 from featbench._features import Features, Layers, MemoryFeatures
-from pipelines.protocols import find_protocols
+from featbench.evaluate.evaluation import Find, KnnQuestion, classify
+from featbench.evaluate.memory import free_memory, parse_memory
+from featbench.evaluate.neighbours.finding import Resources
+from featbench.evaluate.neighbours.kept import Found
+from featbench.evaluate.protocols import Protocol
+from featbench.evaluate.results import KnnResult, Record, Result, records_of
+from featbench.evaluate.views import View
+from featbench.pipelines.protocols import find_protocols
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store import BenchError, SplitRows
-from store.names import clashing_names, normal_name
+from featbench.store import BenchError, SplitRows
+from featbench.store.names import clashing_names, normal_name
 
 Array = npt.NDArray[Any]
 

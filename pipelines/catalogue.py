@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from extract.config import DataConfig
-from extract.data.archives import ENDINGS
-from pipelines.documents import read_yaml
-from store import BenchError, nearest
-from store.documents import DocumentError, brief, brief_text
+from featbench.extract.config import DataConfig
+from featbench.extract.data.archives import ENDINGS
+from featbench.pipelines.documents import read_yaml
+from featbench.store import BenchError, nearest
+from featbench.store.documents import DocumentError, brief, brief_text
 
 FILE = "datasets.yaml"
 SHIPPED = Path(__file__).parent / FILE

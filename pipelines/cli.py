@@ -1,10 +1,10 @@
-"""The `bench` command: which commands there are. What each does is in `pipelines.commands`."""
+"""The `bench` command: which commands there are. What each does is in `featbench.pipelines.commands`."""
 
 from __future__ import annotations
 
 import typer
 
-from pipelines.commands import answers, feature_sets, models, planning, stages, vissl
+from featbench.pipelines.commands import answers, feature_sets, models, planning, stages, vissl
 
 app = typer.Typer(
     name="bench",

@@ -8,17 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from evaluate.config import EvaluateConfig
-from evaluate.evaluation import temperatures_of, usable_k
-from evaluate.labels import EvaluationError, class_names_of, matched_labels
-from evaluate.metrics import paired_difference
-from evaluate.predictions import Predictions, predict
-from evaluate.results import Record
-from evaluate.views import stored_view
-from pipelines.evaluation import resources_of
-from pipelines.protocols import find_protocols
-from store import FeatureSet
-from store.names import normal_name
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.evaluation import temperatures_of, usable_k
+from featbench.evaluate.labels import EvaluationError, class_names_of, matched_labels
+from featbench.evaluate.metrics import paired_difference
+from featbench.evaluate.predictions import Predictions, predict
+from featbench.evaluate.results import Record
+from featbench.evaluate.views import stored_view
+from featbench.pipelines.evaluation import resources_of
+from featbench.pipelines.protocols import find_protocols
+from featbench.store import FeatureSet
+from featbench.store.names import normal_name
 
 
 def compare(

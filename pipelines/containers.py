@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.memory import free_memory
-from pipelines.arrays import ImportingError
-from pipelines.tables import open_table
-from store.names import visible
+from featbench.evaluate.memory import free_memory
+from featbench.pipelines.arrays import ImportingError
+from featbench.pipelines.tables import open_table
+from featbench.store.names import visible
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from store.documents import MOST_BYTES, DocumentError, brief, brief_text, read_document
+from featbench.store.documents import MOST_BYTES, DocumentError, brief, brief_text, read_document
 
 MOST_VALUES = 50_000
 """Keys and values, each alias counted as what it stands for."""

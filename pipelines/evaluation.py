@@ -12,20 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluate.clustering import kmeans_results, numbers_of_clusters
-from evaluate.config import EvaluateConfig
-from evaluate.derived import Recipe, derived_views
-from evaluate.evaluation import knn_results
-from evaluate.few_shot import few_shot_results
-from evaluate.labels import EvaluationError, matched_labels, refuse_if_gone
-from evaluate.memory import free_memory, parse_memory
-from evaluate.neighbours.finding import Resources
-from evaluate.results import Record, Result, records_of
-from evaluate.views import views_of
-from pipelines.progress import Progress
-from pipelines.protocols import find_protocols
-from pipelines.ranks import Rank, alone, from_environment
-from store import FeatureSet, StoreError
+from featbench.evaluate.clustering import kmeans_results, numbers_of_clusters
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.derived import Recipe, derived_views
+from featbench.evaluate.evaluation import knn_results
+from featbench.evaluate.few_shot import few_shot_results
+from featbench.evaluate.labels import EvaluationError, matched_labels, refuse_if_gone
+from featbench.evaluate.memory import free_memory, parse_memory
+from featbench.evaluate.neighbours.finding import Resources
+from featbench.evaluate.results import Record, Result, records_of
+from featbench.evaluate.views import views_of
+from featbench.pipelines.progress import Progress
+from featbench.pipelines.protocols import find_protocols
+from featbench.pipelines.ranks import Rank, alone, from_environment
+from featbench.store import FeatureSet, StoreError
 
 logger = logging.getLogger(__name__)
 

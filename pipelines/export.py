@@ -26,20 +26,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.config import EvaluateConfig
-from evaluate.evaluation import usable_k
-from evaluate.labels import class_names_of, has_labels, readable_rows, shared_names
-from evaluate.neighbours.finding import find_neighbours
-from evaluate.neighbours.search import Neighbours
-from evaluate.per_class import confusion_matrix
-from evaluate.predictions import Predictions, predict
-from evaluate.views import stored_view
-from pipelines.evaluation import resources_of
-from pipelines.protocols import find_protocols
-from store import BenchError, FeatureSet, has_cached, save_cached
-from store.durable import cannot_write, partial_name
-from store.manifest import digest_of
-from store.names import visible
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.evaluation import usable_k
+from featbench.evaluate.labels import class_names_of, has_labels, readable_rows, shared_names
+from featbench.evaluate.neighbours.finding import find_neighbours
+from featbench.evaluate.neighbours.search import Neighbours
+from featbench.evaluate.per_class import confusion_matrix
+from featbench.evaluate.predictions import Predictions, predict
+from featbench.evaluate.views import stored_view
+from featbench.pipelines.evaluation import resources_of
+from featbench.pipelines.protocols import find_protocols
+from featbench.store import BenchError, FeatureSet, has_cached, save_cached
+from featbench.store.durable import cannot_write, partial_name
+from featbench.store.manifest import digest_of
+from featbench.store.names import visible
 
 logger = logging.getLogger(__name__)
 

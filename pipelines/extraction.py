@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from extract.extraction import extract_chunks
-from extract.loading import default_workers
-from pipelines.pipeline import Pipeline
-from pipelines.preparation import Prepared, choose_device, prepare
-from pipelines.ranks import Rank, alone, from_environment
-from pipelines.stopping import Stopped, Stopping, until_signalled
-from pipelines.watch import watching
-from store import (
+from featbench.extract.extraction import extract_chunks
+from featbench.extract.loading import default_workers
+from featbench.pipelines.pipeline import Pipeline
+from featbench.pipelines.preparation import Prepared, choose_device, prepare
+from featbench.pipelines.ranks import Rank, alone, from_environment
+from featbench.pipelines.stopping import Stopped, Stopping, until_signalled
+from featbench.pipelines.watch import watching
+from featbench.store import (
     BenchError,
     ChunkWriter,
     FeatureSet,
@@ -27,8 +27,8 @@ from store import (
     Work,
     WorkQueue,
 )
-from store.errors import first_line
-from store.status import Reporter
+from featbench.store.errors import first_line
+from featbench.store.status import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,11 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
     before = prepared.features
     known, pending = set(before.records), before.pending(list(prepared.layers))
     if rank is None and pipeline.extract.slurm:
-        from pipelines.slurm import submit
+        from featbench.pipelines.slurm import submit
 
         new = submit(prepared, quiet=quiet)
     elif rank is None and pipeline.extract.num_ranks > 1:
-        from pipelines.launch import launch
+        from featbench.pipelines.launch import launch
 
         new = launch(prepared, quiet=quiet)
     else:

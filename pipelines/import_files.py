@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.arrays import Array, Arrays, ImportingError
-from pipelines.containers import Container, first_bytes, open_container
-from pipelines.tables import LABEL_COLUMNS, PATH_COLUMNS, values_of
-from store import nearest
+from featbench.pipelines.arrays import Array, Arrays, ImportingError
+from featbench.pipelines.containers import Container, first_bytes, open_container
+from featbench.pipelines.tables import LABEL_COLUMNS, PATH_COLUMNS, values_of
+from featbench.store import nearest
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Features computed elsewhere become a feature set.
 
-`pipelines.import_files` and `pipelines.vissl_shards` read them; this module checks and stores them.
+`featbench.pipelines.import_files` and `featbench.pipelines.vissl_shards` read them; this module checks and stores them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels, split_rows
-from pipelines.pipeline import NAME_PATTERN
-from pipelines.rounding import blocks_of, rounding_of
-from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, make_ready, open_or_create
-from store.layers import check_name
-from store.layout import rows_per_chunk_for
+from featbench.pipelines.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels, split_rows
+from featbench.pipelines.pipeline import NAME_PATTERN
+from featbench.pipelines.rounding import blocks_of, rounding_of
+from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, make_ready, open_or_create
+from featbench.store.layers import check_name
+from featbench.store.layout import rows_per_chunk_for
 
 __all__ = ["Arrays", "ImportingError", "import_features"]
 

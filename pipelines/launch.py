@@ -25,14 +25,14 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from extract.lifetime import end_with_parent
-from pipelines.extraction import extract_as
-from pipelines.pipeline import Pipeline
-from pipelines.preparation import Prepared, prepare
-from pipelines.ranks import Rank
-from pipelines.stopping import Stopped, Stopping, until_signalled
-from pipelines.watch import watching
-from store import BenchError
+from featbench.extract.lifetime import end_with_parent
+from featbench.pipelines.extraction import extract_as
+from featbench.pipelines.pipeline import Pipeline
+from featbench.pipelines.preparation import Prepared, prepare
+from featbench.pipelines.ranks import Rank
+from featbench.pipelines.stopping import Stopped, Stopping, until_signalled
+from featbench.pipelines.watch import watching
+from featbench.store import BenchError
 
 logger = logging.getLogger(__name__)
 

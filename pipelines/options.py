@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pipelines.pipeline import Pipeline
+    from featbench.pipelines.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def takes(*tables: Mapping[str, Option]) -> Callable[[Callable[..., None]], Call
 
 def settings_of(given: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
     """Values by dotted key, of those options that were given."""
-    from store.layers import split_layers
+    from featbench.store.layers import split_layers
 
     settings: dict[str, Any] = {}
     for name, value in given.items():
@@ -201,7 +201,7 @@ def settings_of(given: Mapping[str, Any], options: Mapping[str, Option]) -> dict
 
 def listed(text: str) -> list[Any]:
     """Read a comma-separated list of numbers or words."""
-    from pipelines.pipeline import parse_overrides
+    from featbench.pipelines.pipeline import parse_overrides
 
     return [parse_overrides([f"value={part}"])["value"] for part in text.split(",") if part]
 
@@ -237,7 +237,7 @@ def read_pipeline(
     files = settings.pop("vissl_config", None)
     if files:
         return _from_vissl(files, words, settings)
-    from pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
+    from featbench.pipelines.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
 
     is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
     name = words.pop(0) if is_named else None
@@ -255,15 +255,15 @@ def read_pipeline(
     if unnamed and not quiet:
         typer.echo(f"Settings from {' and '.join(unnamed)} of this folder.", err=True)
     if unnamed and not may_run_code:
-        from pipelines.trust import refuse_unnamed_code
+        from featbench.pipelines.trust import refuse_unnamed_code
 
         refuse_unnamed_code(pipeline, files=unnamed, named=overrides)
     return pipeline
 
 
 def _from_vissl(files: list[str], words: list[str], settings: Mapping[str, Any]) -> Pipeline:
-    from pipelines.pipeline import make_pipeline, parse_overrides
-    from pipelines.vissl import is_override, read_vissl
+    from featbench.pipelines.pipeline import make_pipeline, parse_overrides
+    from featbench.pipelines.vissl import is_override, read_vissl
 
     translation = read_vissl([Path(file) for file in files], [word for word in words if is_override(word)])
     if translation.ignored:
@@ -274,8 +274,8 @@ def _from_vissl(files: list[str], words: list[str], settings: Mapping[str, Any])
 
 def _unnamed_files(name: str | None, pipeline: Pipeline) -> list[str]:
     """Files of the working folder that a pipeline was taken from though nobody named them."""
-    from pipelines.catalogue import is_local
-    from pipelines.pipeline import LOCAL
+    from featbench.pipelines.catalogue import is_local
+    from featbench.pipelines.pipeline import LOCAL
 
     found = [str(LOCAL)] if name is None and LOCAL.is_file() else []
     return found + (["datasets.yaml"] if pipeline.data.name and is_local(pipeline.data.name) else [])

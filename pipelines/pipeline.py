@@ -15,15 +15,15 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from evaluate.config import EvaluateConfig
-from extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
-from pipelines.catalogue import CatalogueError, settings_of
-from pipelines.documents import parse_yaml, read_yaml
-from store import BenchError, LayerSpec, StoreError, nearest
-from store.config import Config, StoreConfig
-from store.documents import DocumentError, brief, brief_text
-from store.layers import layers_of
-from store.names import visible
+from featbench.evaluate.config import EvaluateConfig
+from featbench.extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
+from featbench.pipelines.catalogue import CatalogueError, settings_of
+from featbench.pipelines.documents import parse_yaml, read_yaml
+from featbench.store import BenchError, LayerSpec, StoreError, nearest
+from featbench.store.config import Config, StoreConfig
+from featbench.store.documents import DocumentError, brief, brief_text
+from featbench.store.layers import layers_of
+from featbench.store.names import visible
 
 SHIPPED = Path(__file__).parent
 _NO_PIPELINES = ("datasets",)

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.labels import EvaluationError
-from evaluate.neighbours.engines import choose
-from evaluate.neighbours.finding import plan_within
-from evaluate.protocols import Similarity
-from extract.loading import default_workers
-from extract.probe import images_per_second
-from pipelines.evaluation import resources_of
-from pipelines.pipeline import Pipeline
-from pipelines.preparation import Checked, check, choose_device, moved_layers
-from pipelines.protocols import find_protocols
-from pipelines.watch import duration
-from store import FeatureSet, SplitRows
-from store.layout import Grid
-from store.manifest import differences
-from store.names import normal_name
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.neighbours.engines import choose
+from featbench.evaluate.neighbours.finding import plan_within
+from featbench.evaluate.protocols import Similarity
+from featbench.extract.loading import default_workers
+from featbench.extract.probe import images_per_second
+from featbench.pipelines.evaluation import resources_of
+from featbench.pipelines.pipeline import Pipeline
+from featbench.pipelines.preparation import Checked, check, choose_device, moved_layers
+from featbench.pipelines.protocols import find_protocols
+from featbench.pipelines.watch import duration
+from featbench.store import FeatureSet, SplitRows
+from featbench.store.layout import Grid
+from featbench.store.manifest import differences
+from featbench.store.names import normal_name
 
 GIB = 2**30
 

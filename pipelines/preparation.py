@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from extract.data.images import ImageError
-from extract.data.pictures import ImageSource
-from extract.data.same_images import note_missing_digests, refuse_other_images
-from extract.data.sources import open_sources
-from extract.model.code import digests, watching_code
-from extract.model.repeatability import (
+from featbench.extract.data.images import ImageError
+from featbench.extract.data.pictures import ImageSource
+from featbench.extract.data.same_images import note_missing_digests, refuse_other_images
+from featbench.extract.data.sources import open_sources
+from featbench.extract.model.code import digests, watching_code
+from featbench.extract.model.repeatability import (
     TOLERANCE,
     Summary,
     check_repeatable,
@@ -29,16 +29,16 @@ from extract.model.repeatability import (
     fixed_images,
     summaries,
 )
-from extract.model.seeding import build_random
-from extract.model.tap_names import INPUT, ModelError, aliases_of, body_of
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
-from extract.transform import Transform
-from extract.weights.checkpoints import WeightsError
-from extract.weights.filling import Filled, fill
-from pipelines.pipeline import Pipeline
-from pipelines.transforming import choose_transform
-from store import (
+from featbench.extract.model.seeding import build_random
+from featbench.extract.model.tap_names import INPUT, ModelError, aliases_of, body_of
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
+from featbench.extract.transform import Transform
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.filling import Filled, fill
+from featbench.pipelines.pipeline import Pipeline
+from featbench.pipelines.transforming import choose_transform
+from featbench.store import (
     BenchError,
     FeatureSet,
     LayerInfo,
@@ -49,9 +49,9 @@ from store import (
     make_ready,
     open_or_create,
 )
-from store.layout import rows_per_chunk_for
-from store.manifest import Json
-from store.status import forget_statuses
+from featbench.store.layout import rows_per_chunk_for
+from featbench.store.manifest import Json
+from featbench.store.status import forget_statuses
 
 KEPT_LISTINGS = ".listings"
 """Folder beside the feature sets of a store."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from pipelines.terminal import console, logging_above_bar
+from featbench.pipelines.terminal import console, logging_above_bar
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluate.labels import EvaluationError
-from evaluate.protocols import Protocol, find_protocol, make_protocol
-from pipelines.documents import read_yaml
-from store.documents import DocumentError
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.protocols import Protocol, find_protocol, make_protocol
+from featbench.pipelines.documents import read_yaml
+from featbench.store.documents import DocumentError
 
 
 def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evaluate.metrics import Estimate
-from evaluate.protocols import Protocol
-from evaluate.results import (
+from featbench.evaluate.metrics import Estimate
+from featbench.evaluate.protocols import Protocol
+from featbench.evaluate.results import (
     ClassResult,
     ClusterResult,
     FewShotResult,
@@ -21,7 +21,7 @@ from evaluate.results import (
     Result,
     RetrievalResult,
 )
-from store import Fault, FeatureSet, StoreError
+from featbench.store import Fault, FeatureSet, StoreError
 
 R = TypeVar("R")
 

@@ -9,11 +9,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from store.names import visible
+from featbench.store.names import visible
 
 
 class SafeConsole(Console):
-    """Spells out control characters in every text, and interprets no markup; see `pipelines.terminal`."""
+    """Spells out control characters in every text, and interprets no markup; see `featbench.pipelines.terminal`."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a renderable of a string: a table's cell, title or caption."""

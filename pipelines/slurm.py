@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.launch import Outcome, raise_faults, work
-from pipelines.pipeline import Pipeline
-from pipelines.preparation import Prepared
-from pipelines.ranks import alone, from_environment
-from pipelines.stopping import Stopped
-from store import BenchError, nearest
+from featbench.pipelines.launch import Outcome, raise_faults, work
+from featbench.pipelines.pipeline import Pipeline
+from featbench.pipelines.preparation import Prepared
+from featbench.pipelines.ranks import alone, from_environment
+from featbench.pipelines.stopping import Stopped
+from featbench.store import BenchError, nearest
 
 logger = logging.getLogger(__name__)
 

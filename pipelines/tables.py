@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.arrays import ImportingError
-from store.names import visible
+from featbench.pipelines.arrays import ImportingError
+from featbench.store.names import visible
 
 Array = npt.NDArray[Any]
 

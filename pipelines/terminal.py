@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from store.names import visible
+from featbench.store.names import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,7 @@ def logging_above_bar() -> Iterator[None]:
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Make the console that tables and bars are drawn on."""
-    from pipelines.safe_console import SafeConsole
+    from featbench.pipelines.safe_console import SafeConsole
 
     stream = sys.stderr if stderr else sys.stdout
     return SafeConsole(file=getattr(stream, "unguarded", stream), width=width, markup=False, emoji=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from extract.config import TransformConfig
-from extract.model.options import TIMM
-from extract.model.trunks import timm_preprocessing
-from extract.transform import Transform
-from extract.weights.checkpoints import WeightsError
-from extract.weights.preprocessing import of_timm, preprocessing_of
-from extract.weights.strict import torchvision_weights
-from pipelines.pipeline import Pipeline
+from featbench.extract.config import TransformConfig
+from featbench.extract.model.options import TIMM
+from featbench.extract.model.trunks import timm_preprocessing
+from featbench.extract.transform import Transform
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.preprocessing import of_timm, preprocessing_of
+from featbench.extract.weights.strict import torchvision_weights
+from featbench.pipelines.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipelines.pipeline import LOCAL, Pipeline, PipelineError
+from featbench.pipelines.pipeline import LOCAL, Pipeline, PipelineError
 
 BENCH = str(LOCAL)
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import yaml
 
-from pipelines.documents import read_yaml
-from pipelines.pipeline import MOST_FAULTS, PipelineError, parse_overrides
-from pipelines.vissl_keys import Keys, is_ignored
-from pipelines.vissl_model import translate_model
-from store import StoreError
-from store.documents import DocumentError, brief, brief_text
-from store.layers import LayerSpec
-from store.names import visible
+from featbench.pipelines.documents import read_yaml
+from featbench.pipelines.pipeline import MOST_FAULTS, PipelineError, parse_overrides
+from featbench.pipelines.vissl_keys import Keys, is_ignored
+from featbench.pipelines.vissl_model import translate_model
+from featbench.store import StoreError
+from featbench.store.documents import DocumentError, brief, brief_text
+from featbench.store.layers import LayerSpec
+from featbench.store.names import visible
 
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """By Pillow's numbers."""

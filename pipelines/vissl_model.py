@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.vissl_keys import Keys, is_ignored
-from store import nearest
+from featbench.pipelines.vissl_keys import Keys, is_ignored
+from featbench.store import nearest
 
 CLASSY_REGNETS = {
     "regnet_y_256gf": {"depth": 27, "w_0": 640, "w_a": 124.47, "w_m": 2.04, "group_width": 848},

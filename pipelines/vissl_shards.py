@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels
-from pipelines.containers import open_container
-from store import nearest
-from store.layers import check_name
+from featbench.pipelines.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels
+from featbench.pipelines.containers import open_container
+from featbench.store import nearest
+from featbench.store.layers import check_name
 
 logger = logging.getLogger(__name__)
 

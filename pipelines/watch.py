@@ -21,10 +21,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.stopping import NOTICE, Stopping
-from pipelines.terminal import console, logging_above_bar
-from store import FeatureSet, RankStatus
-from store.status import read_statuses
+from featbench.pipelines.stopping import NOTICE, Stopping
+from featbench.pipelines.terminal import console, logging_above_bar
+from featbench.store import FeatureSet, RankStatus
+from featbench.store.status import read_statuses
 
 logger = logging.getLogger(__name__)
 

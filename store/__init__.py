@@ -5,9 +5,9 @@ dataset, all layers and both splits, as Zarr arrays with a manifest and journals
 `store/FORMAT.md` is the contract. Nothing here knows of models or of search.
 """
 
-from store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
-from store.creation import SplitRows, add_layers, make_ready, open_or_create
-from store.errors import (
+from featbench.store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
+from featbench.store.creation import SplitRows, add_layers, make_ready, open_or_create
+from featbench.store.errors import (
     BenchError,
     DamagedError,
     IncompleteError,
@@ -17,14 +17,14 @@ from store.errors import (
     nearest,
     some,
 )
-from store.feature_set import FeatureSet
-from store.layers import LayerSpec, Pooling
-from store.manifest import LayerInfo, Manifest, SplitInfo
-from store.reader import Block, LayerReader
-from store.status import RankStatus
-from store.verify import Fault, verify
-from store.work import Work, WorkQueue
-from store.writer import ChunkWriter
+from featbench.store.feature_set import FeatureSet
+from featbench.store.layers import LayerSpec, Pooling
+from featbench.store.manifest import LayerInfo, Manifest, SplitInfo
+from featbench.store.reader import Block, LayerReader
+from featbench.store.status import RankStatus
+from featbench.store.verify import Fault, verify
+from featbench.store.work import Work, WorkQueue
+from featbench.store.writer import ChunkWriter
 
 __all__ = [
     "BenchError",

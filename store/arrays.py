@@ -15,8 +15,8 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 
-from store.durable import DurableStore
-from store.folder import Folder
+from featbench.store.durable import DurableStore
+from featbench.store.folder import Folder
 
 COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
     "none": (),

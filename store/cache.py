@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from store import arrays
-from store.durable import DurableStore, cannot_write, partial_name, sync_folder
-from store.errors import DamagedError, StoreError
-from store.feature_set import FeatureSet
-from store.layers import checked_name
-from store.manifest import Json, digest_of
-from store.regular import read_regular
+from featbench.store import arrays
+from featbench.store.durable import DurableStore, cannot_write, partial_name, sync_folder
+from featbench.store.errors import DamagedError, StoreError
+from featbench.store.feature_set import FeatureSet
+from featbench.store.layers import checked_name
+from featbench.store.manifest import Json, digest_of
+from featbench.store.regular import read_regular
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from store import arrays, journal
-from store.durable import PARTIAL, cannot_write, is_leftover_of, make_folder, partial_name, sync_folder
-from store.errors import MismatchError, StoreError
-from store.feature_set import FeatureSet, looks_like_feature_set, record_of
-from store.journal import JOURNALS
-from store.lock import join_run
-from store.manifest import MAX_CHUNK_BYTES, Json, LayerInfo, Manifest, SplitInfo, differences
-from store.metadata import renew_copy, save
-from store.skeleton import write_groups, write_layer, write_rows_arrays
+from featbench.store import arrays, journal
+from featbench.store.durable import PARTIAL, cannot_write, is_leftover_of, make_folder, partial_name, sync_folder
+from featbench.store.errors import MismatchError, StoreError
+from featbench.store.feature_set import FeatureSet, looks_like_feature_set, record_of
+from featbench.store.journal import JOURNALS
+from featbench.store.lock import join_run
+from featbench.store.manifest import MAX_CHUNK_BYTES, Json, LayerInfo, Manifest, SplitInfo, differences
+from featbench.store.metadata import renew_copy, save
+from featbench.store.skeleton import write_groups, write_layer, write_rows_arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

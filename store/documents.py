@@ -1,6 +1,6 @@
 """JSON, and files that users hand over, read within bounds; values and texts made short for messages.
 
-`pipelines.documents` reads YAML in the same way.
+`featbench.pipelines.documents` reads YAML in the same way.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from store.errors import BenchError
-from store.names import visible
+from featbench.store.errors import BenchError
+from featbench.store.names import visible
 
 MOST_BYTES = 2**18
 """Of a file of settings; the largest of VISSL's have 30 kB."""

@@ -5,7 +5,7 @@ leave empty files under final names (measured). Here the data reach the disk bef
 and the name of a new folder before anything in it counts.
 
 Every change of a file goes through the few functions of `os` that are called here and in
-`store.folder`: `tests/reliability` stops at each of these calls, and loses what was not synced by then.
+`featbench.store.folder`: `tests/reliability` stops at each of these calls, and loses what was not synced by then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from zarr.storage import LocalStore
 
-from store.errors import StoreError
+from featbench.store.errors import StoreError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
     from zarr.core.common import AccessModeLiteral
 
-    from store.folder import Folder
+    from featbench.store.folder import Folder
 
 PARTIAL = ".partial"
 """Ending of what is being written; a leftover of a killed run, never read."""

@@ -1,6 +1,6 @@
 """A feature set: one model's features of one dataset, and the paths of everything in it.
 
-Made by `store.creation`, written by `store.writer`, read by `store.reader`.
+Made by `featbench.store.creation`, written by `featbench.store.writer`, read by `featbench.store.reader`.
 Nothing outside this package spells a file name of the store.
 """
 
@@ -21,19 +21,19 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from store import arrays
-from store.durable import sweep_partials, write_durably
-from store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, nearest
-from store.folder import Folder
-from store.journal import JOURNALS, Journal, JournalReader, Record
-from store.layers import LayerSpec
-from store.layout import Grid
-from store.lock import RunLock, join_run
-from store.manifest import ATTRIBUTE, DIGESTS, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
-from store.metadata import COPY
-from store.reader import LayerReader, checked_rows
-from store.regular import read_regular
-from store.work import Work
+from featbench.store import arrays
+from featbench.store.durable import sweep_partials, write_durably
+from featbench.store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, nearest
+from featbench.store.folder import Folder
+from featbench.store.journal import JOURNALS, Journal, JournalReader, Record
+from featbench.store.layers import LayerSpec
+from featbench.store.layout import Grid
+from featbench.store.lock import RunLock, join_run
+from featbench.store.manifest import ATTRIBUTE, DIGESTS, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from featbench.store.metadata import COPY
+from featbench.store.reader import LayerReader, checked_rows
+from featbench.store.regular import read_regular
+from featbench.store.work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class FeatureSet:
 
     @contextmanager
     def lock(self, run: str | None = None) -> Iterator[RunLock]:
-        """Be one of the processes of a run, or by default the only process that writes; see `store.lock`.
+        """Be one of the processes of a run, or by default the only process that writes; see `featbench.store.lock`.
 
         Raises
         ------

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from store.durable import cannot_write, write_all, write_in
-from store.errors import DamagedError, StoreError
-from store.layers import checked_name
-from store.regular import NOT_REGULAR, open_regular
+from featbench.store.durable import cannot_write, write_all, write_in
+from featbench.store.errors import DamagedError, StoreError
+from featbench.store.layers import checked_name
+from featbench.store.regular import NOT_REGULAR, open_regular
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

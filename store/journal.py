@@ -18,9 +18,9 @@ from pathlib import Path
 
 import google_crc32c
 
-from store.errors import DamagedError
-from store.folder import Folder, checked_key
-from store.regular import open_regular
+from featbench.store.errors import DamagedError
+from featbench.store.folder import Folder, checked_key
+from featbench.store.regular import open_regular
 
 JOURNALS = "journals"
 """Folder of a feature set."""

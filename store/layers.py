@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from store.errors import DamagedError, StoreError, nearest
+from featbench.store.errors import DamagedError, StoreError, nearest
 
 RESERVED = ("labels", "paths", "valid", "digests", "zarr.json")
 """What else lies in a split's group."""

@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from store.durable import cannot_write
-from store.errors import StoreError
-from store.regular import open_regular
+from featbench.store.durable import cannot_write
+from featbench.store.errors import StoreError
+from featbench.store.regular import open_regular
 
 PATIENCE_S = 5.0
 """How long the file may name another run than that of the process which has just taken the lock."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from store.errors import DamagedError, StoreError
-from store.layers import RESERVED, checked_name
+from featbench.store.errors import DamagedError, StoreError
+from featbench.store.layers import RESERVED, checked_name
 
 FORMAT = 1
 """Version of the format; a reader refuses a higher one."""
@@ -56,7 +56,7 @@ class LayerInfo:
 
     tap: str
     pooling: str | None
-    """As `store.layers.Pooling` writes it; None is the mean over height and width."""
+    """As `featbench.store.layers.Pooling` writes it; None is the mean over height and width."""
 
     shape: tuple[int, ...]
     """Shape of one row, without the row axis."""

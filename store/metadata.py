@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.errors import BenchError
-from store.folder import Folder
-from store.journal import JOURNALS, journalled
-from store.manifest import Manifest, digest_of
-from store.regular import read_regular
+from featbench.store.errors import BenchError
+from featbench.store.folder import Folder
+from featbench.store.journal import JOURNALS, journalled
+from featbench.store.manifest import Manifest, digest_of
+from featbench.store.regular import read_regular
 
 COPY = f"{JOURNALS}/metadata.json"
 ROOT = "zarr.json"

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from store import arrays
-from store.errors import DamagedError
-from store.journal import Record
-from store.layout import Grid, RowRange
-from store.regular import open_regular
+from featbench.store import arrays
+from featbench.store.errors import DamagedError
+from featbench.store.journal import Record
+from featbench.store.layout import Grid, RowRange
+from featbench.store.regular import open_regular
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")

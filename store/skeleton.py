@@ -9,10 +9,10 @@ from pathlib import Path
 
 import zarr
 
-from store import arrays
-from store.durable import DurableStore
-from store.folder import Folder
-from store.manifest import DIGESTS, LayerInfo, Manifest
+from featbench.store import arrays
+from featbench.store.durable import DurableStore
+from featbench.store.folder import Folder
+from featbench.store.manifest import DIGESTS, LayerInfo, Manifest
 
 GROUPS = ("journals", "neighbours", "clusters")
 """Besides the splits. `results` is a plain folder, so that all `.json` files in it are results."""

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from store.durable import partial_name
-from store.regular import read_regular
+from featbench.store.durable import partial_name
+from featbench.store.regular import read_regular
 
 SUFFIX = ".status.json"
 

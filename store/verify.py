@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from store import journal
-from store.errors import StoreError
-from store.feature_set import FeatureSet, looks_like_feature_set, open_checked
-from store.folder import Folder
-from store.journal import JOURNALS
-from store.lock import join_run
-from store.manifest import DIGESTS
-from store.metadata import metadata_faults, restore
-from store.reader import checked_rows
-from store.skeleton import expected_metadata
+from featbench.store import journal
+from featbench.store.errors import StoreError
+from featbench.store.feature_set import FeatureSet, looks_like_feature_set, open_checked
+from featbench.store.folder import Folder
+from featbench.store.journal import JOURNALS
+from featbench.store.lock import join_run
+from featbench.store.manifest import DIGESTS
+from featbench.store.metadata import metadata_faults, restore
+from featbench.store.reader import checked_rows
+from featbench.store.skeleton import expected_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from store.layout import share
-from store.lock import CHUNKS, RunLock
+from featbench.store.layout import share
+from featbench.store.lock import CHUNKS, RunLock
 
 if TYPE_CHECKING:
-    from store.feature_set import FeatureSet
+    from featbench.store.feature_set import FeatureSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store import arrays
-from store.errors import StoreError, some
-from store.feature_set import FeatureSet, open_checked, record_of
-from store.manifest import DIGESTS
-from store.work import Work
+from featbench.store import arrays
+from featbench.store.errors import StoreError, some
+from featbench.store.feature_set import FeatureSet, open_checked, record_of
+from featbench.store.manifest import DIGESTS
+from featbench.store.work import Work
 
 
 class ChunkWriter:

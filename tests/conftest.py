@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.__main__ import main
-from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, make_ready, open_or_create
+from featbench.__main__ import main
+from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, make_ready, open_or_create
 from tests.peak import STATUS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def bench_process(tmp_path):
 
     def run(*arguments, env=None):
         return subprocess.run(
-            [sys.executable, "-m", "pipelines", *map(str, arguments)],
+            [sys.executable, "-m", "featbench", *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             capture_output=True,

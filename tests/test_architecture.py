@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+
+import featbench
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("store", "extract", "evaluate", "pipelines")
@@ -29,34 +33,68 @@ EXCEPTIONS = {"evaluate/neighbours/bfloat16.py": {"torch"}}
 """Modules that are only loaded where what they need is wanted."""
 
 
-def imported(path):
-    """Each top-level package that a file imports, wherever it does, with the line."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def python_files(*folders):
+    """Every Python file of the packages, or of these folders."""
+    return sorted(chain.from_iterable((ROOT / each).rglob("*.py") for each in folders or ("featbench", *PACKAGES)))
+
+
+def module_of(path):
+    """Dotted name under which a file of the packages is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "featbench" else ("featbench", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in python_files()}
+
+
+def imported(path, *, for_types=True):
+    """Each module that a file imports, wherever it does, with the line; `for_types` also under TYPE_CHECKING."""
+    stack = [ast.parse(path.read_text())]
+    while stack:
+        node = stack.pop()
         if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0], node.lineno
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} imports relatively; say where from"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield (name if name in MODULES else node.module), node.lineno
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+            stack += node.orelse
+        else:
+            stack += ast.iter_child_nodes(node)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_only_what_lies_below_them(package):
-    files = list((ROOT / package).rglob("*.py"))
+    files = python_files(package)
     assert files
     for path in files:
         for name, line in imported(path):
-            foreign = name in PACKAGES and name != package and name not in MAY_IMPORT[package]
+            top, _, below = name.partition(".")
+            ours = below.split(".")[0] if top == "featbench" else ""
+            foreign = ours and ours != package and ours not in MAY_IMPORT[package]
             assert not foreign, f"{path}:{line} imports {name}; {package} may import only {MAY_IMPORT[package]}"
             banned = BANNED[package] - EXCEPTIONS.get(str(path.relative_to(ROOT)), set())
-            assert name not in banned, f"{path}:{line} imports {name}, which {package} must do without"
+            assert top not in banned, f"{path}:{line} imports {name}, which {package} must do without"
+
+
+def test_nothing_is_imported_by_the_bare_name_of_a_folder():
+    """From the repository's root, `import store` would work, and load a second copy of every class."""
+    for path in python_files("featbench", *PACKAGES, "tests", "benchmarks"):
+        for name, line in imported(path):
+            assert name.split(".")[0] not in PACKAGES, f"{path}:{line} imports {name}, not featbench.{name}"
 
 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("store", {"torch", "faiss", "typer", "sklearn", "pydantic"}),
-        ("evaluate.evaluation", {"torch", "torchvision", "PIL"}),
-        ("pipelines.cli", {"torch", "faiss", "zarr", "pydantic", "sklearn", "numpy"}),
-        ("pipelines.evaluation", {"torch", "torchvision"}),
+        ("featbench", {"numpy", "torch", "faiss", "zarr", "featbench.store"}),
+        ("featbench.store", {"torch", "faiss", "typer", "sklearn", "pydantic"}),
+        ("featbench.evaluate.evaluation", {"torch", "torchvision", "PIL"}),
+        ("featbench.pipelines.cli", {"torch", "faiss", "zarr", "pydantic", "sklearn", "numpy"}),
+        ("featbench.pipelines.evaluation", {"torch", "torchvision"}),
     ],
 )
 def test_a_package_loads_without_what_it_does_not_need(module, absent):
@@ -65,33 +103,31 @@ def test_a_package_loads_without_what_it_does_not_need(module, absent):
     assert loaded.stdout.strip() == "[]"
 
 
-def test_the_packages_are_those_of_this_repository():
-    import evaluate
-    import extract
-    import pipelines
-    import store
+def test_what_is_tested_is_this_repository():
+    import featbench.evaluate
+    import featbench.extract
+    import featbench.pipelines
+    import featbench.store
 
-    for package in (store, extract, evaluate, pipelines):
+    for package in (featbench, featbench.store, featbench.extract, featbench.evaluate, featbench.pipelines):
         assert Path(package.__file__).resolve().is_relative_to(ROOT)
 
 
-def test_a_foreign_package_of_the_same_name_is_named_with_the_cure(tmp_path):
-    """Hugging Face's `evaluate` has the same import name."""
-    (tmp_path / "evaluate").mkdir()
-    (tmp_path / "evaluate" / "__init__.py").write_text("")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pipelines.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "evaluate" in result.stderr
-    assert "make install" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_every_package_is_listed_for_installation():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(module_of(path) for path in python_files() if path.name == "__init__.py")
+    assert project["tool"]["setuptools"]["package-dir"] == {
+        "featbench": "featbench",
+        **{f"featbench.{name}": name for name in PACKAGES},
+    }
+    assert project["project"]["version"] == featbench.__version__
 
 
 def test_every_public_function_and_class_has_a_docstring():
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            tree = ast.parse(path.read_text())
-            assert ast.get_docstring(tree), f"{path} says nothing of itself"
-            for node in tree.body:
-                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                    assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"
+    for path in python_files():
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), f"{path} says nothing of itself"
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"

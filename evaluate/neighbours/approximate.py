@@ -21,14 +21,14 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.labels import EvaluationError
-from evaluate.memory import MIB, SearchPlan, in_words
-from evaluate.neighbours.exact import search_in_float64
-from evaluate.neighbours.index_spec import IndexSpec
-from evaluate.neighbours.rescore import lengths_of_rows, rescore
-from evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
-from evaluate.protocols import Similarity
-from evaluate.selection import Selection, scale_to_unit_length
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.memory import MIB, SearchPlan, in_words
+from featbench.evaluate.neighbours.exact import search_in_float64
+from featbench.evaluate.neighbours.index_spec import IndexSpec
+from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
+from featbench.evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
+from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.selection import Selection, scale_to_unit_length
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -78,7 +78,7 @@ def search_approximately(
     Parameters
     ----------
     database, queries, k, similarity, plan, on_rows
-        As for `evaluate.neighbours.search.search`.
+        As for `featbench.evaluate.neighbours.search.search`.
     index : str
         faiss's factory string, with parameters of search after a colon.
     memory : int

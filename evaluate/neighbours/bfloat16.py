@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evaluate.neighbours.certificate import (
+from featbench.evaluate.neighbours.certificate import (
     BFLOAT16,
     FLOAT32,
     Error,
@@ -27,8 +27,8 @@ from evaluate.neighbours.certificate import (
     relative_error,
     rounded_error,
 )
-from evaluate.neighbours.proposing import Asked
-from evaluate.neighbours.tiles import squares_of
+from featbench.evaluate.neighbours.proposing import Asked
+from featbench.evaluate.neighbours.tiles import squares_of
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ _PIECE = 2**18
 
 
 class Bfloat16Products:
-    """`evaluate.neighbours.tiles.Products` of rows and queries rounded to bfloat16, with sums in float32."""
+    """`featbench.evaluate.neighbours.tiles.Products` of rows and queries rounded to bfloat16, with sums in float32."""
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked

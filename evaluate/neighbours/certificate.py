@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.protocols import Similarity
+from featbench.evaluate.protocols import Similarity
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -1,6 +1,6 @@
 """Which engine searches: faiss on a GPU, or the CPU's matrix products in float32 or bfloat16.
 
-All find the same neighbours, to the bit; see `evaluate.neighbours.search`. Where numbers of few bits leave
+All find the same neighbours, to the bit; see `featbench.evaluate.neighbours.search`. Where numbers of few bits leave
 many queries undecided, float32 takes them.
 """
 
@@ -15,11 +15,11 @@ from typing import Literal
 
 import faiss
 
-from evaluate.labels import EvaluationError
-from evaluate.neighbours.flat import MAX_GPU_K, FlatEngine, gpu_index, list_length
-from evaluate.neighbours.proposing import Asked, Engine
-from evaluate.neighbours.tiles import Float32Products, TiledEngine
-from evaluate.protocols import Similarity
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.neighbours.flat import MAX_GPU_K, FlatEngine, gpu_index, list_length
+from featbench.evaluate.neighbours.proposing import Asked, Engine
+from featbench.evaluate.neighbours.tiles import Float32Products, TiledEngine
+from featbench.evaluate.protocols import Similarity
 
 MakeEngine = Callable[[Asked], Engine]
 Low = Literal["float16", "bfloat16"]
@@ -65,7 +65,9 @@ class Choice:
         if self.where == "cpu":
             if self.low:
                 try:
-                    from evaluate.neighbours.bfloat16 import Bfloat16Products  # imports torch, which takes seconds
+                    from featbench.evaluate.neighbours.bfloat16 import (
+                        Bfloat16Products,  # imports torch, which takes seconds
+                    )
                 except ImportError as error:
                     raise EvaluationError("bfloat16 needs torch; leave --search-precision out") from error
                 yield partial(TiledEngine, make_products=Bfloat16Products)

@@ -1,7 +1,7 @@
 """The second look: search in float64, for queries whose neighbours float32 can't tell apart.
 
 Every row whose similarity could be among the first k, by a bound on the error of a matrix product in
-float64, has it computed in the fixed order of `evaluate.neighbours.rescore`. So the lists are right by
+float64, has it computed in the fixed order of `featbench.evaluate.neighbours.rescore`. So the lists are right by
 construction, also where thousands of rows are equal or nearly so: a trunk that has collapsed, images
 that occur many times.
 
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.neighbours.certificate import highest
-from evaluate.neighbours.rescore import BYTES, lengths_of_rows, similarities
-from evaluate.protocols import Similarity
-from evaluate.selection import Selection
+from featbench.evaluate.neighbours.certificate import highest
+from featbench.evaluate.neighbours.rescore import BYTES, lengths_of_rows, similarities
+from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.selection import Selection
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

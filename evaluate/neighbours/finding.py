@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 
 import faiss
 
-from evaluate.labels import EvaluationError, Labelled, refuse_if_gone
-from evaluate.memory import SearchPlan, free_memory, plan_search
-from evaluate.neighbours.approximate import PARTS, recalls, search_approximately
-from evaluate.neighbours.engines import TORCH_MEMORY, choose
-from evaluate.neighbours.kept import Found, KeptLists
-from evaluate.neighbours.search import Neighbours, search
-from evaluate.neighbours.shares import by_one_rank, search_shares
-from evaluate.neighbours.shortlist import room_for
-from evaluate.protocols import Similarity
-from evaluate.selection import Selection
-from evaluate.views import View
-from store import FeatureSet
+from featbench.evaluate.labels import EvaluationError, Labelled, refuse_if_gone
+from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
+from featbench.evaluate.neighbours.approximate import PARTS, recalls, search_approximately
+from featbench.evaluate.neighbours.engines import TORCH_MEMORY, choose
+from featbench.evaluate.neighbours.kept import Found, KeptLists
+from featbench.evaluate.neighbours.search import Neighbours, search
+from featbench.evaluate.neighbours.shares import by_one_rank, search_shares
+from featbench.evaluate.neighbours.shortlist import room_for
+from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.selection import Selection
+from featbench.evaluate.views import View
+from featbench.store import FeatureSet
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Resources:
     """Bytes; half of what is free by default."""
 
     device: str = "auto"
-    """What searches: auto, cpu, gpu, gpu:1 or faiss-cpu; see `evaluate.neighbours.engines`."""
+    """What searches: auto, cpu, gpu, gpu:1 or faiss-cpu; see `featbench.evaluate.neighbours.engines`."""
 
     precision: str = "auto"
     """What with: auto, float32 or low."""
@@ -83,7 +83,8 @@ def find_neighbours(
         Neighbours.
     similarity : {"cosine", "inner_product", "euclidean"}
     index : str, optional
-        Search approximately, by an index that faiss's factory makes of this; see `evaluate.neighbours.approximate`.
+        Search approximately, by an index that faiss's factory makes of this; see
+        `featbench.evaluate.neighbours.approximate`.
     resources : Resources
         Memory, device and ranks.
     on_rows : callable
@@ -221,7 +222,7 @@ def plan_within(
     similarity: Similarity,
     parts: int = 1,
 ) -> SearchPlan:
-    """Cut a search so that it fits into the memory; see `evaluate.memory.plan_search`.
+    """Cut a search so that it fits into the memory; see `featbench.evaluate.memory.plan_search`.
 
     Raises
     ------

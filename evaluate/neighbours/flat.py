@@ -3,7 +3,7 @@
 Two indexes take turns, each with a block: while one is searched, in a thread of its own, the other is
 filled. On a GPU each has a stream and temporary memory of its own. There faiss multiplies float32 as
 float32 (no TF32: `CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION`), and sums products of float16 in
-float32; were it otherwise, `evaluate.neighbours.search` would notice by the scores.
+float32; were it otherwise, `featbench.evaluate.neighbours.search` would notice by the scores.
 
 Shape suffixes:  Q queries   R rows of one block   K neighbours listed   D feature dimension
 """
@@ -20,9 +20,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.neighbours.certificate import float16_error, float32_error
-from evaluate.neighbours.proposing import Asked, Proposals
-from evaluate.neighbours.shortlist import Shortlist, room_for
+from featbench.evaluate.neighbours.certificate import float16_error, float32_error
+from featbench.evaluate.neighbours.proposing import Asked, Proposals
+from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.labels import Labelled
-from evaluate.neighbours import approximate
-from evaluate.neighbours.search import Neighbours
-from evaluate.protocols import Similarity
-from evaluate.results import SearchFacts
-from evaluate.views import View, short
-from store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
-from store.manifest import digest_of
+from featbench.evaluate.labels import Labelled
+from featbench.evaluate.neighbours import approximate
+from featbench.evaluate.neighbours.search import Neighbours
+from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.results import SearchFacts
+from featbench.evaluate.views import View, short
+from featbench.store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
+from featbench.store.manifest import digest_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What an engine is asked, and what it proposes; see `evaluate.neighbours.engines` for those there are.
+"""What an engine is asked, and what it proposes; see `featbench.evaluate.neighbours.engines` for those there are.
 
 Shape suffixes:  Q queries   R rows of one block   C candidates   D feature dimension
 """
@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.neighbours.certificate import Error
-from evaluate.neighbours.shortlist import Shortlist
-from evaluate.protocols import Similarity
+from featbench.evaluate.neighbours.certificate import Error
+from featbench.evaluate.neighbours.shortlist import Shortlist
+from featbench.evaluate.protocols import Similarity
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ class Proposals:
     """-1 where a query has fewer candidates."""
 
     scores_QC: Floats
-    """As `evaluate.neighbours.certificate` defines them, less `shift_Q`; -inf where there is no candidate."""
+    """As `featbench.evaluate.neighbours.certificate` defines them, less `shift_Q`; -inf where there is no candidate."""
 
     floor_Q: Floats
     """No other row scored more, less `shift_Q`."""

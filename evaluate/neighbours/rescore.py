@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.protocols import Similarity
-from evaluate.selection import Layer
+from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.selection import Layer
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

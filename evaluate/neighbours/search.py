@@ -22,16 +22,16 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from evaluate.labels import EvaluationError
-from evaluate.memory import SearchPlan
-from evaluate.neighbours.certificate import is_finite_in_float32, score_of, similarity_of
-from evaluate.neighbours.engines import Choice, MakeEngine, choose
-from evaluate.neighbours.exact import search_in_float64
-from evaluate.neighbours.flat import MAX_GPU_K
-from evaluate.neighbours.proposing import Asked, Proposals
-from evaluate.neighbours.rescore import lengths_of_rows, rescore
-from evaluate.protocols import Similarity
-from evaluate.selection import Selection, scale_to_unit_length
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.memory import SearchPlan
+from featbench.evaluate.neighbours.certificate import is_finite_in_float32, score_of, similarity_of
+from featbench.evaluate.neighbours.engines import Choice, MakeEngine, choose
+from featbench.evaluate.neighbours.exact import search_in_float64
+from featbench.evaluate.neighbours.flat import MAX_GPU_K
+from featbench.evaluate.neighbours.proposing import Asked, Proposals
+from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
+from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.selection import Selection, scale_to_unit_length
 
 logger = logging.getLogger(__name__)
 

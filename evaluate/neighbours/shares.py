@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluate.neighbours.kept import Found, KeptLists
-from evaluate.neighbours.search import Neighbours, merged
-from evaluate.selection import Selection
-from store.layout import share
+from featbench.evaluate.neighbours.kept import Found, KeptLists
+from featbench.evaluate.neighbours.search import Neighbours, merged
+from featbench.evaluate.selection import Selection
+from featbench.store.layout import share
 
 _POLL_S = 0.2
 """How often a rank looks for the lists of the others."""

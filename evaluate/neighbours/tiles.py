@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from evaluate.neighbours.certificate import Error, float32_error
-from evaluate.neighbours.proposing import Asked, Proposals
-from evaluate.neighbours.shortlist import Shortlist
+from featbench.evaluate.neighbours.certificate import Error, float32_error
+from featbench.evaluate.neighbours.proposing import Asked, Proposals
+from featbench.evaluate.neighbours.shortlist import Shortlist
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.data.images import MAX_FILE_BYTES, ImageError, refuse_to_blame_an_image
-from extract.data.listing import DataError
+from featbench.extract.data.images import MAX_FILE_BYTES, ImageError, refuse_to_blame_an_image
+from featbench.extract.data.listing import DataError
 
 ENDINGS = (".tar", ".zip")
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image, to_rgb
-from extract.data.kept import stamp_of
-from extract.data.listing import DataError, Entries, Ints, Listing
-from extract.data.pictures import ImageSource, Picture, digest_of_bytes, digest_of_pixels
-from store import SplitRows, nearest, some
+from featbench.extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image, to_rgb
+from featbench.extract.data.kept import stamp_of
+from featbench.extract.data.listing import DataError, Entries, Ints, Listing
+from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes, digest_of_pixels
+from featbench.store import SplitRows, nearest, some
 
 
 class TorchvisionSource(ImageSource):

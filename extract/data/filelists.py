@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extract.data.images import EXTENSIONS, kind_of
-from extract.data.kept import stamp_of
-from extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
-from store import nearest, some
-from store.documents import DocumentError, parse_json
+from featbench.extract.data.images import EXTENSIONS, kind_of
+from featbench.extract.data.kept import stamp_of
+from featbench.extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
+from featbench.store import nearest, some
+from featbench.store.documents import DocumentError, parse_json
 
 MAX_LIST_BYTES = 2**33
 """A list of a hundred million paths is smaller."""

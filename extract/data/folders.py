@@ -2,7 +2,7 @@
 
 Classes are the folders in alphabetical order, rows the images in alphabetical order of their folder
 and name within the class, as in torchvision's ImageFolder, also where they lie in an archive. A
-folder with images and no class folders has no labels of its own; `extract.data.labels` finds them.
+folder with images and no class folders has no labels of its own; `featbench.extract.data.labels` finds them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from extract.data.archives import ENDINGS, members
-from extract.data.images import EXTENSIONS, is_leaving
-from extract.data.kept import stamp_of
-from extract.data.listing import DataError, Entries, Listing
-from store import some
+from featbench.extract.data.archives import ENDINGS, members
+from featbench.extract.data.images import EXTENSIONS, is_leaving
+from featbench.extract.data.kept import stamp_of
+from featbench.extract.data.listing import DataError, Entries, Listing
+from featbench.store import some
 
 logger = logging.getLogger(__name__)
 

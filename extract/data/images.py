@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from extract.data.pictures import Picture, digest_of_bytes
-from extract.memory import OutOfMemoryError
-from store import BenchError
+from featbench.extract.data.pictures import Picture, digest_of_bytes
+from featbench.extract.memory import OutOfMemoryError
+from featbench.store import BenchError
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",

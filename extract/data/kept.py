@@ -4,7 +4,7 @@ A kept listing counts while nothing that it was made from has changed: the folde
 and renaming a file changes its folder), lists and archives, all of them, and a sample of the files.
 A file between the samples that has got another size is noticed when it is read, by name; that also
 discards the kept listing, so that the next run lists again. Other contents of the same size are for
-the digests that are kept with the features (`extract.data.same_images`).
+the digests that are kept with the features (`featbench.extract.data.same_images`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from extract.data.listing import Listing, Paths
-from store import StoreError
-from store.durable import write_durably
+from featbench.extract.data.listing import Listing, Paths
+from featbench.store import StoreError
+from featbench.store.durable import write_durably
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Labels of a folder without class folders, such as ImageNet's val as it is distributed.
 
 They come from a list (a `.csv` such as Kaggle's LOC_val_solution.csv, or any list that
-`extract.data.filelists` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
+`featbench.extract.data.filelists` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
 table of which class each number means.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.data.filelists import FileList, numbered, read_list
-from extract.data.listing import DataError, Ints, Listing
-from store import some
-from store.documents import DocumentError, read_document
+from featbench.extract.data.filelists import FileList, numbered, read_list
+from featbench.extract.data.listing import DataError, Ints, Listing
+from featbench.store import some
+from featbench.store.documents import DocumentError, read_document
 
 logger = logging.getLogger(__name__)
 

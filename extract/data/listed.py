@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from extract.data.archives import read_member
-from extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image
-from extract.data.kept import stamp_of
-from extract.data.labels import with_labels
-from extract.data.listing import ChangedError, Ints, Listing, Paths
-from extract.data.pictures import ImageSource, Picture, digest_of_bytes
-from store import SplitRows
+from featbench.extract.data.archives import read_member
+from featbench.extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image
+from featbench.extract.data.kept import stamp_of
+from featbench.extract.data.labels import with_labels
+from featbench.extract.data.listing import ChangedError, Ints, Listing, Paths
+from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes
+from featbench.store import SplitRows
 
 
 class ListedSource(ImageSource):
@@ -82,7 +82,7 @@ class ListedSource(ImageSource):
         return str(self._root / path)
 
     def labelled(self, labels: Path, class_names: Sequence[str], *, label_column: str | None = None) -> ListedSource:
-        """Return the same images with labels from a list; see `extract.data.labels`."""
+        """Return the same images with labels from a list; see `featbench.extract.data.labels`."""
         listing = with_labels(self._listing, labels, class_names, label_column=label_column)
         return ListedSource(listing, self._root, kept=self._kept)
 

@@ -15,7 +15,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from store import BenchError
+from featbench.store import BenchError
 
 Ints = npt.NDArray[np.int64]
 

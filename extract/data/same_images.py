@@ -1,6 +1,6 @@
 """Whether the images are still those that the features were made from, looked at before anything is computed.
 
-Every image that is read is compared with the digest that was kept of it (`store.writer`). This finds
+Every image that is read is compared with the digest that was kept of it (`featbench.store.writer`). This finds
 other images also where nothing of them would be read: in chunks that are complete.
 """
 
@@ -13,11 +13,11 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from extract.data.images import ImageError
-from extract.data.listing import Ints
-from extract.data.pictures import ImageSource
-from store import FeatureSet
-from store.writer import other_images
+from featbench.extract.data.images import ImageError
+from featbench.extract.data.listing import Ints
+from featbench.extract.data.pictures import ImageSource
+from featbench.store import FeatureSet
+from featbench.store.writer import other_images
 
 logger = logging.getLogger(__name__)
 

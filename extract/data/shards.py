@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.data.archives import Member, members, read_member
-from extract.data.filelists import numbered, read_classes
-from extract.data.folders import note_leavings
-from extract.data.images import EXTENSIONS, is_leaving
-from extract.data.kept import stamp_of
-from extract.data.listing import DataError, Entries, Listing, first_duplicate
-from store import some
-from store.documents import DocumentError, parse_json
+from featbench.extract.data.archives import Member, members, read_member
+from featbench.extract.data.filelists import numbered, read_classes
+from featbench.extract.data.folders import note_leavings
+from featbench.extract.data.images import EXTENSIONS, is_leaving
+from featbench.extract.data.kept import stamp_of
+from featbench.extract.data.listing import DataError, Entries, Listing, first_duplicate
+from featbench.store import some
+from featbench.store.documents import DocumentError, parse_json
 
 MAX_LABEL_BYTES = 2**24
 """Of the text beside an image."""

@@ -15,24 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from extract.data.datasets import (
+from featbench.extract.data.datasets import (
     DigitsSource,
     HuggingFaceSource,
     TorchvisionSource,
     torchvision_data,
     torchvision_listing,
 )
-from extract.data.filelists import list_files
-from extract.data.folders import ArchiveTree, list_classes, tree_of
-from extract.data.kept import kept_or_made, place_of
-from extract.data.labels import BESIDE, labels_in
-from extract.data.listed import ListedSource, SubsetSource
-from extract.data.listing import DataError, Listing, hashes_of
-from extract.data.pictures import ImageSource
-from extract.data.shards import find_shards, list_shards
-from extract.data.subsets import chosen_rows
-from store import SplitRows, nearest, some
-from store.names import normal_name
+from featbench.extract.data.filelists import list_files
+from featbench.extract.data.folders import ArchiveTree, list_classes, tree_of
+from featbench.extract.data.kept import kept_or_made, place_of
+from featbench.extract.data.labels import BESIDE, labels_in
+from featbench.extract.data.listed import ListedSource, SubsetSource
+from featbench.extract.data.listing import DataError, Listing, hashes_of
+from featbench.extract.data.pictures import ImageSource
+from featbench.extract.data.shards import find_shards, list_shards
+from featbench.extract.data.subsets import chosen_rows
+from featbench.store import SplitRows, nearest, some
+from featbench.store.names import normal_name
 
 __all__ = ["DataError", "ImageSource", "open_sources"]
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the images and labels of one split are; see `extract.config.DataConfig`."""
+    """Where the images and labels of one split are; see `featbench.extract.config.DataConfig`."""
 
     split: str
     root: Path | None
@@ -92,7 +92,7 @@ def open_sources(
     kept : Path, optional
         Folder where long listings are kept from run to run.
 
-    The others are the settings of `extract.config.DataConfig`.
+    The others are the settings of `featbench.extract.config.DataConfig`.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extract.data.listing import Ints
+from featbench.extract.data.listing import Ints
 
 
 def chosen_rows(

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from extract.model.tap_names import ModelError
+from featbench.extract.model.tap_names import ModelError
 
 _ran: dict[Path, str] = {}
 """sha256 of each file of the user's as it last ran, in the order in which they ran."""
@@ -29,7 +29,9 @@ _ran: dict[Path, str] = {}
 _watchers: list[dict[Path, None]] = []
 _state = {"hooked": False}
 
-_OURS = tuple(Path(__file__).resolve().parents[2] / name for name in ("extract", "store", "evaluate", "pipelines"))
+_OURS = tuple(
+    Path(__file__).resolve().parents[2] / name for name in ("featbench", "extract", "store", "evaluate", "pipelines")
+)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from store import BenchError, nearest
+from featbench.store import BenchError, nearest
 
 
 class HeadError(BenchError):

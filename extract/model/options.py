@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from extract.model.tap_names import ModelError
+from featbench.extract.model.tap_names import ModelError
 
 TIMM = "timm:"
 """Before the name of a model of timm's."""
@@ -25,7 +25,7 @@ def is_own(name: str) -> bool:
 def without_loading(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of a library's constructor without those that load weights, which must be `null` or `false`.
 
-    A function of the user's may do as it likes; see `extract.model.seeding`.
+    A function of the user's may do as it likes; see `featbench.extract.model.seeding`.
 
     Raises
     ------

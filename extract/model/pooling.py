@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from store import Pooling
+from featbench.store import Pooling
 
 
 def pool(activation: Tensor, pooling: Pooling | None, *, channel_axis: int | None = 1) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from extract.model.tap_names import body_of
+from featbench.extract.model.tap_names import body_of
 
 Grid = tuple[int, int]
 

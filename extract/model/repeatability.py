@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from extract.model.dataflow import first_tensor
-from extract.model.tap_names import ModelError, body_of, structure_of
-from extract.model.taps import TappedTrunk
+from featbench.extract.model.dataflow import first_tensor
+from featbench.extract.model.tap_names import ModelError, body_of, structure_of
+from featbench.extract.model.taps import TappedTrunk
 
 Summary = Mapping[str, Any]
 """Of one layer: `image` [H, W], `norms` of both images' features, `products` with each vector, for both."""

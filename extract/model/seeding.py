@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extract.model.options import is_own
-from extract.model.tap_names import ModelError
-from extract.model.trunks import build_trunk
-from store import some
+from featbench.extract.model.options import is_own
+from featbench.extract.model.tap_names import ModelError
+from featbench.extract.model.trunks import build_trunk
+from featbench.store import some
 
 _NUM_SAMPLES = 4096
 """Numbers of each parameter that are compared."""

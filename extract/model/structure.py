@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from extract.model.dataflow import Flow, Seen, Step, trace
-from extract.model.tap_names import (
+from featbench.extract.model.dataflow import Flow, Seen, Step, trace
+from featbench.extract.model.tap_names import (
     INPUT,
     OUTPUT,
     Structure,

@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from extract.model.dataflow import CLASS_TOKENS
-from extract.model.heads import TrunkWithHeads
-from store import BenchError, nearest
+from featbench.extract.model.dataflow import CLASS_TOKENS
+from featbench.extract.model.heads import TrunkWithHeads
+from featbench.store import BenchError, nearest
 
 INPUT = "|input"
 """After a module's path: what goes into the module, not what it returns."""

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extract.model.dataflow import first_tensor
-from extract.model.pooling import pool
-from extract.model.structure import learn
-from extract.model.tap_names import (
+from featbench.extract.model.dataflow import first_tensor
+from featbench.extract.model.pooling import pool
+from featbench.extract.model.structure import learn
+from featbench.extract.model.tap_names import (
     INPUT,
     ModelError,
     Tap,
@@ -30,8 +30,8 @@ from extract.model.tap_names import (
     token_names,
     tokens_of,
 )
-from extract.model.trunks import build_trunk, build_without_memory, is_own
-from store import LayerInfo, LayerSpec, Pooling
+from featbench.extract.model.trunks import build_trunk, build_without_memory, is_own
+from featbench.store import LayerInfo, LayerSpec, Pooling
 
 CHANNELS_FIRST = (
     nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm, nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d,

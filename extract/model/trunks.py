@@ -21,12 +21,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torchvision.models.regnet import BlockParams, RegNet
 
-from extract.model.heads import TrunkWithHeads, build_heads
-from extract.model.options import TIMM, without_loading
-from extract.model.resnet import resnet
-from extract.model.tap_names import ModelError, classifier_of
-from extract.model.vit import ViT
-from store import nearest, some
+from featbench.extract.model.heads import TrunkWithHeads, build_heads
+from featbench.extract.model.options import TIMM, without_loading
+from featbench.extract.model.resnet import resnet
+from featbench.extract.model.tap_names import ModelError, classifier_of
+from featbench.extract.model.vit import ViT
+from featbench.store import nearest, some
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def build_trunk(
     options : mapping, optional
         Keyword arguments of the model's constructor.
     heads : sequence of (str, mapping)
-        Names and parameters of heads on the trunk's output; see `extract.model.heads`.
+        Names and parameters of heads on the trunk's output; see `featbench.extract.model.heads`.
     seed : int
         Of the parameters.
     image_size : (int, int), optional

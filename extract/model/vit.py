@@ -43,7 +43,7 @@ class ViT(nn.Module):
     num_classes : int
         Outputs of a linear classifier `head`; 0 is none.
     position_resize : {"bicubic", "offset", "antialias"}
-        How position embeddings of a file are brought to another grid; see `extract.model.positions`.
+        How position embeddings of a file are brought to another grid; see `featbench.extract.model.positions`.
 
     References
     ----------

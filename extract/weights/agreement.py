@@ -1,6 +1,6 @@
 """What shapes can't show must agree between a file and a trunk: heads, activations, epsilons, strides.
 
-The file's configuration (`extract.weights.hub`), its names and its other content say how it was trained.
+The file's configuration (`featbench.extract.weights.hub`), its names and its other content say how it was trained.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extract.model.options import TIMM
-from extract.model.positions import grid_of
-from extract.model.tap_names import ModelError, body_of
-from extract.model.trunks import build_without_memory
-from extract.weights.checkpoints import WeightsError
-from extract.weights.hub import HubConfig
+from featbench.extract.model.options import TIMM
+from featbench.extract.model.positions import grid_of
+from featbench.extract.model.tap_names import ModelError, body_of
+from featbench.extract.model.trunks import build_without_memory
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.hub import HubConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "gelutanh": "gelu_tanh", "quickgelu": "quick_gelu", "relu": "relu", "silu": "silu"}
 _METADATA = ("num_heads", "num_attention_heads")

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.weights.errors import WeightsError
-from extract.weights.formats import damaged_member, format_of
-from store import some
-from store.documents import DocumentError, parse_json
+from featbench.extract.weights.errors import WeightsError
+from featbench.extract.weights.formats import damaged_member, format_of
+from featbench.store import some
+from featbench.store.documents import DocumentError, parse_json
 
 __all__ = ["HUB_FILES", "WeightsError", "read_checkpoint", "sha256_of_files", "sha256_of_tensors", "weight_files"]
 

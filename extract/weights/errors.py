@@ -1,6 +1,6 @@
 """The error of everything that has to do with weights."""
 
-from store import BenchError
+from featbench.store import BenchError
 
 
 class WeightsError(BenchError):

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extract.weights.checkpoints import WeightsError
-from extract.weights.layouts import HEADS, laid_out
-from store import nearest, some
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.layouts import HEADS, laid_out
+from featbench.store import nearest, some
 
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 """What DataParallel, torch.compile, FSDP and activation checkpointing put into names, wherever they wrap a module."""

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from extract.config import WeightsConfig
-from extract.model.positions import Grid, is_position
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import code_of
-from extract.weights.agreement import agree, check_heads_of_attention
-from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
-from extract.weights.families import advice, find_weights, flattened
-from extract.weights.hub import HubConfig, read_config
-from extract.weights.layouts import laid_out
-from extract.weights.strict import (
+from featbench.extract.config import WeightsConfig
+from featbench.extract.model.positions import Grid, is_position
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import code_of
+from featbench.extract.weights.agreement import agree, check_heads_of_attention
+from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
+from featbench.extract.weights.families import advice, find_weights, flattened
+from featbench.extract.weights.hub import HubConfig, read_config
+from featbench.extract.weights.layouts import laid_out
+from featbench.extract.weights.strict import (
     LoadReport,
     download,
     load_strictly,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extract.weights.checkpoints import HUB_FILES, WeightsError
-from store.documents import DocumentError, parse_json
+from featbench.extract.weights.checkpoints import HUB_FILES, WeightsError
+from featbench.store.documents import DocumentError, parse_json
 
 ACTIVATIONS: Mapping[str, str] = {
     "gelu": "gelu",

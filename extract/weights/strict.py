@@ -18,13 +18,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from extract.model.heads import TrunkWithHeads
-from extract.model.positions import Grid
-from extract.model.tap_names import body_of, classifier_of
-from extract.weights.checkpoints import WeightsError
-from extract.weights.layouts import HEADS
-from extract.weights.positioning import positioned
-from store import nearest, some
+from featbench.extract.model.heads import TrunkWithHeads
+from featbench.extract.model.positions import Grid
+from featbench.extract.model.tap_names import body_of, classifier_of
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.layouts import HEADS
+from featbench.extract.weights.positioning import positioned
+from featbench.store import nearest, some
 
 PREFIXES = (
     "module.", "backbone.", "encoder.", "model.", "base_encoder.", "encoder_q.", "teacher.", "student.", "trunk.",

@@ -12,7 +12,7 @@ from typing import Any
 
 def show(renderable: Any) -> None:
     """Print a table on stdout; in a file, as wide as is usual."""
-    from pipelines.terminal import console
+    from featbench.pipelines.terminal import console
 
     console(width=None if sys.stdout.isatty() else 120).print(renderable)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import set_level, show
-from pipelines.commands.feature_sets import open_features
-from pipelines.options import EVALUATION, FeatureSetName, Json, Layers, Store, read_pipeline, takes
+from featbench.pipelines.commands import set_level, show
+from featbench.pipelines.commands.feature_sets import open_features
+from featbench.pipelines.options import EVALUATION, FeatureSetName, Json, Layers, Store, read_pipeline, takes
 
 STAGE_TWO = ("evaluate",)
 SETTINGS = ("protocol", "k", "temperature", "memory", "search_device", "search_precision")
@@ -25,10 +25,10 @@ def protocols(
     """List what each protocol fixes, or how two differ: `bench protocols diff dino vissl`."""
     from dataclasses import asdict
 
-    from evaluate.labels import EvaluationError
-    from evaluate.protocols import PROTOCOLS, difference
-    from pipelines.protocols import find_protocols
-    from pipelines.report import difference_table, protocol_table
+    from featbench.evaluate.labels import EvaluationError
+    from featbench.evaluate.protocols import PROTOCOLS, difference
+    from featbench.pipelines.protocols import find_protocols
+    from featbench.pipelines.report import difference_table, protocol_table
 
     names = list(names or [])
     if names[:1] == ["diff"]:
@@ -60,9 +60,9 @@ def compare(
 ) -> None:
     """Say whether one feature set, or layer, is better than another on the same queries."""
     set_level(True)
-    from pipelines.compare import compare as compare_features
-    from pipelines.report import comparison_table
-    from store.layers import split_layers
+    from featbench.pipelines.compare import compare as compare_features
+    from featbench.pipelines.report import comparison_table
+    from featbench.store.layers import split_layers
 
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     sets = open_features(first, store), open_features(second, store)
@@ -87,8 +87,8 @@ def export(
 ) -> None:
     """Write features, neighbours or predictions as files of another format."""
     set_level(True)
-    from pipelines.export import export as export_features
-    from store.layers import split_layers
+    from featbench.pipelines.export import export as export_features
+    from featbench.store.layers import split_layers
 
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     written = export_features(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands import show
-from pipelines.options import FeatureSetName, Overwrite, Store
+from featbench.pipelines.commands import show
+from featbench.pipelines.options import FeatureSetName, Overwrite, Store
 
 if TYPE_CHECKING:
-    from store import FeatureSet
+    from featbench.store import FeatureSet
 
 UNFINISHED = 3
 """Exit code of `bench verify` where chunks are still to be written and none is damaged."""
@@ -56,10 +56,10 @@ def import_(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a feature set of features that were computed elsewhere."""
-    from pipelines.import_files import read_dino, read_files, read_labels
-    from pipelines.importing import ImportingError, import_features
-    from pipelines.vissl_shards import read_vissl
-    from store.layers import layers_of, split_layers
+    from featbench.pipelines.import_files import read_dino, read_files, read_labels
+    from featbench.pipelines.importing import ImportingError, import_features
+    from featbench.pipelines.vissl_shards import read_vissl
+    from featbench.store.layers import layers_of, split_layers
 
     if dtype not in ("float32", "float16"):
         raise ImportingError(f"--dtype must be float32 or float16; got {dtype}")
@@ -99,10 +99,10 @@ def verify(
     ] = False,
 ) -> None:
     """Check every chunk of a feature set against the journals; exit code 3 if none is damaged but some are missing."""
-    from pipelines.report import fault_lines
-    from store import FeatureSet, StoreError
-    from store import verify as find_faults
-    from store.verify import repair as put_back
+    from featbench.pipelines.report import fault_lines
+    from featbench.store import FeatureSet, StoreError
+    from featbench.store import verify as find_faults
+    from featbench.store.verify import repair as put_back
 
     path = path_of(name, store)
     faults = list(find_faults(path))
@@ -132,9 +132,9 @@ def verify(
 
 def ls(store: Store = None) -> None:
     """List the feature sets of a store."""
-    from pipelines.report import store_table
-    from store import StoreError
-    from store.feature_set import feature_sets
+    from featbench.pipelines.report import store_table
+    from featbench.store import StoreError
+    from featbench.store.feature_set import feature_sets
 
     folder = store or Path("features")
     if not folder.is_dir():
@@ -144,14 +144,14 @@ def ls(store: Store = None) -> None:
 
 def info(name: FeatureSetName, store: Store = None) -> None:
     """Show what a feature set was made from, and how complete it is."""
-    from pipelines.report import info_table
+    from featbench.pipelines.report import info_table
 
     show(info_table(open_features(name, store)))
 
 
 def open_features(name: str, store: Path | None) -> FeatureSet:
     """Open the feature set that a name, or a path, means."""
-    from store import FeatureSet
+    from featbench.store import FeatureSet
 
     return FeatureSet.open(path_of(name, store))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands import show
+from featbench.pipelines.commands import show
 
 
 def layers(
@@ -27,8 +27,8 @@ def layers(
     """List the taps of a model: name, VISSL's name for it, shape, and the numbers that are stored of an image."""
     from rich.table import Table
 
-    from extract.model.taps import list_taps
-    from pipelines.pipeline import make_pipeline, parse_overrides
+    from featbench.extract.model.taps import list_taps
+    from featbench.pipelines.pipeline import make_pipeline, parse_overrides
 
     settings = {"model.trunk": words[0], **parse_overrides(words[1:])}
     model = make_pipeline({}, settings, where="command line").model
@@ -53,7 +53,7 @@ def models(
     ] = None,
 ) -> None:
     """List the trunks that can be asked for; besides, `file.py:function` and `package.module:function`."""
-    from extract.model.trunks import timm_names, trunk_names
+    from featbench.extract.model.trunks import timm_names, trunk_names
 
     names = trunk_names() if pattern is None else [n for n in [*trunk_names(), *timm_names()] if pattern in n]
     typer.echo("\n".join(names))

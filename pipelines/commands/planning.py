@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import set_level, show
-from pipelines.options import EVALUATION, EXTRACTION, STORE, TrustCode, Words, read_pipeline, takes
+from featbench.pipelines.commands import set_level, show
+from featbench.pipelines.options import EVALUATION, EXTRACTION, STORE, TrustCode, Words, read_pipeline, takes
 
 
 @takes(EXTRACTION, STORE, EVALUATION)
@@ -23,9 +23,9 @@ def plan(
     """Check a pipeline and say what it will take of disk, memory and time; nothing is written."""
     from rich.table import Table
 
-    from pipelines.plan import plan as make_plan
-    from pipelines.plan import plan_lines
-    from store import BenchError
+    from featbench.pipelines.plan import plan as make_plan
+    from featbench.pipelines.plan import plan_lines
+    from featbench.store import BenchError
 
     set_level(quiet=True)
     made = make_plan(read_pipeline(words, settings, may_run_code=trust_code), probe_seconds=probe)
@@ -43,7 +43,7 @@ def datasets() -> None:
     """List the data sets of the catalogue, with what is found of them on this machine."""
     from rich.table import Table
 
-    from pipelines.catalogue import catalogue_files, list_datasets
+    from featbench.pipelines.catalogue import catalogue_files, list_datasets
 
     table = Table(box=None, pad_edge=False)
     for column in ("data set", "where", "found", "what it is"):
@@ -60,6 +60,6 @@ def datasets() -> None:
 
 def schema() -> None:
     """Print the JSON schema of pipeline files, by which editors complete and check them."""
-    from pipelines.pipeline import json_schema
+    from featbench.pipelines.pipeline import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands import set_level, show
-from pipelines.options import (
+from featbench.pipelines.commands import set_level, show
+from featbench.pipelines.options import (
     EVALUATION,
     EXTRACTION,
     STORE,
@@ -25,7 +25,7 @@ from pipelines.options import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.pipeline import Pipeline
+    from featbench.pipelines.pipeline import Pipeline
 
 STAGE_TWO = ("evaluate", "store", "name")
 """Settings that `bench evaluate` heeds."""
@@ -85,15 +85,15 @@ def run(
 
 
 def _print_settings(pipeline: Pipeline) -> None:
-    from pipelines.pipeline import as_yaml
+    from featbench.pipelines.pipeline import as_yaml
 
     typer.echo(as_yaml(pipeline), nl=False)
 
 
 def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
     set_level(quiet)
-    from pipelines.extraction import extract as extract_features
-    from pipelines.stopping import Stopped
+    from featbench.pipelines.extraction import extract as extract_features
+    from featbench.pipelines.stopping import Stopped
 
     try:
         report = extract_features(pipeline, overwrite=overwrite, quiet=quiet)
@@ -116,10 +116,10 @@ def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
 
 def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: bool) -> None:
     set_level(quiet)
-    from pipelines.evaluation import evaluate as evaluate_features
-    from pipelines.progress import Progress
-    from pipelines.report import evaluation_tables
-    from store.layers import split_layers
+    from featbench.pipelines.evaluation import evaluate as evaluate_features
+    from featbench.pipelines.progress import Progress
+    from featbench.pipelines.report import evaluation_tables
+    from featbench.store.layers import split_layers
 
     path = pipeline.store / pipeline.name
     chosen = split_layers(layers or "")

@@ -18,8 +18,8 @@ def import_vissl(
     ],
 ) -> None:
     """Print the pipeline that a configuration of VISSL's nearest-neighbour benchmark means."""
-    from pipelines.pipeline import make_pipeline
-    from pipelines.vissl import is_override, read_vissl
+    from featbench.pipelines.pipeline import make_pipeline
+    from featbench.pipelines.vissl import is_override, read_vissl
 
     files = [Path(word) for word in words if not is_override(word)]
     where = " + ".join(map(str, files))

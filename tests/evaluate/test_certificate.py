@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from evaluate.neighbours.certificate import (
+from featbench.evaluate.neighbours.certificate import (
     BFLOAT16,
     FLOAT32,
     FLOAT64,

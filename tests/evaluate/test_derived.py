@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from evaluate.derived import Recipe, derived_views
-from evaluate.evaluation import evaluate_knn
-from evaluate.labels import EvaluationError, matched_labels
-from evaluate.views import views_of
+from featbench.evaluate.derived import Recipe, derived_views
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.labels import EvaluationError, matched_labels
+from featbench.evaluate.views import views_of
 from tests.conftest import make_features
 
 

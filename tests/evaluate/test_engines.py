@@ -12,20 +12,20 @@ import faiss
 import numpy as np
 import pytest
 
-from evaluate.labels import EvaluationError
-from evaluate.neighbours import engines
-from evaluate.neighbours.engines import Choice, choose, multiplies_bfloat16
-from evaluate.neighbours.flat import MAX_GPU_K, FlatEngine
-from evaluate.neighbours.proposing import Asked
-from evaluate.neighbours.search import search
-from evaluate.neighbours.tiles import Float32Products, TiledEngine
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.neighbours import engines
+from featbench.evaluate.neighbours.engines import Choice, choose, multiplies_bfloat16
+from featbench.evaluate.neighbours.flat import MAX_GPU_K, FlatEngine
+from featbench.evaluate.neighbours.proposing import Asked
+from featbench.evaluate.neighbours.search import search
+from featbench.evaluate.neighbours.tiles import Float32Products, TiledEngine
 from tests.conftest import ROOT
 from tests.evaluate.test_search import assert_equal, awkward, cut, held
 
 LISTS = """
 import hashlib
 import numpy as np
-from evaluate.neighbours.search import search
+from featbench.evaluate.neighbours.search import search
 from tests.evaluate.test_search import SIMILARITIES, awkward, cut, held
 digest = hashlib.sha256()
 for kind in ("random", "duplicates", "collapsed"):

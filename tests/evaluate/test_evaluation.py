@@ -8,14 +8,14 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluate import clustering
-from evaluate.clustering import evaluate_kmeans
-from evaluate.evaluation import evaluate_knn, uniform
-from evaluate.labels import EvaluationError, matched_labels
-from evaluate.neighbours import finding as neighbours
-from evaluate.predictions import predict
-from evaluate.protocols import PROTOCOLS
-from evaluate.views import stored_view
+from featbench.evaluate import clustering
+from featbench.evaluate.clustering import evaluate_kmeans
+from featbench.evaluate.evaluation import evaluate_knn, uniform
+from featbench.evaluate.labels import EvaluationError, matched_labels
+from featbench.evaluate.neighbours import finding as neighbours
+from featbench.evaluate.predictions import predict
+from featbench.evaluate.protocols import PROTOCOLS
+from featbench.evaluate.views import stored_view
 from tests.conftest import make_features
 
 
@@ -190,7 +190,7 @@ def test_many_layers_side_by_side_are_kept_under_a_name_that_a_folder_can_have(t
 
 
 def test_a_layer_without_numbers_is_refused_by_its_shape(made, monkeypatch):
-    from store import LayerInfo
+    from featbench.store import LayerInfo
 
     monkeypatch.setattr(type(made), "layer_info", lambda *_: LayerInfo(tap="x", pooling=None, shape=(0,)))
     with pytest.raises(EvaluationError, match="a row of x has the shape 0, so it holds no number"):

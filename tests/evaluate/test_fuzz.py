@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from evaluate.config import EvaluateConfig
-from pipelines.evaluation import evaluate
-from pipelines.progress import Progress
-from store import BenchError
+from featbench.evaluate.config import EvaluateConfig
+from featbench.pipelines.evaluation import evaluate
+from featbench.pipelines.progress import Progress
+from featbench.store import BenchError
 from tests.conftest import make_features
 
 NUMBERS = (1, 2, 3, 0, -1, -(10**20), 7, 20, 21, 10**6, 2**31 - 1, 2**31, 2**63, 10**20, 0.5, 1e-320, 1e308, math.nan)

@@ -8,14 +8,23 @@ import sys
 import numpy as np
 import pytest
 
-from evaluate.labels import EvaluationError
-from evaluate.memory import SearchPlan, free_memory, plan_search
-from evaluate.neighbours import engines
-from evaluate.neighbours.finding import Resources, plan_within
-from evaluate.neighbours.search import search
-from evaluate.neighbours.shortlist import room_for
-from evaluate.selection import Selection
-from store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, load_cached, open_or_create
+from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
+from featbench.evaluate.neighbours import engines
+from featbench.evaluate.neighbours.finding import Resources, plan_within
+from featbench.evaluate.neighbours.search import search
+from featbench.evaluate.neighbours.shortlist import room_for
+from featbench.evaluate.selection import Selection
+from featbench.store import (
+    ChunkWriter,
+    FeatureSet,
+    LayerInfo,
+    Manifest,
+    SplitRows,
+    add_layers,
+    load_cached,
+    open_or_create,
+)
 from tests.conftest import ROOT, make_features, needs_proc
 
 MIB = 2**20
@@ -24,9 +33,9 @@ DIM = 256
 MEASURE = """
 import sys
 from pathlib import Path
-from evaluate.evaluation import evaluate_knn
-from evaluate.neighbours.finding import Resources
-from store import FeatureSet
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.neighbours.finding import Resources
+from featbench.store import FeatureSet
 from tests.peak import peak_kb
 resources = Resources(memory=int(sys.argv[2]) * 2**20)
 print(evaluate_knn(FeatureSet.open(Path(sys.argv[1])), ["x"], k=[200], resources=resources)[0]["top1"])

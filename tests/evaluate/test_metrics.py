@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as peer
 
-from evaluate.contingency import expected_mutual_information
-from evaluate.metrics import cluster_metrics, mean_per_class, paired_difference, proportion
+from featbench.evaluate.contingency import expected_mutual_information
+from featbench.evaluate.metrics import cluster_metrics, mean_per_class, paired_difference, proportion
 from tests.conftest import ROOT, needs_proc
 
 
@@ -171,8 +171,8 @@ def test_as_many_classes_and_clusters_as_rows_need_no_table_of_all_pairs():
     code = """
 import numpy as np
 from sklearn import metrics
-from evaluate.metrics import cluster_metrics
-from evaluate.per_class import class_accuracies
+from featbench.evaluate.metrics import cluster_metrics
+from featbench.evaluate.per_class import class_accuracies
 from tests.peak import peak_kb
 before, labels = peak_kb(), np.arange(30_000)
 clusters = np.random.default_rng(0).permutation(30_000)

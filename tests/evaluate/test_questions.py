@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.evaluation import evaluate_knn
-from evaluate.few_shot import evaluate_few_shot
-from evaluate.labels import EvaluationError, matched_labels
-from evaluate.neighbours.finding import find_neighbours
-from evaluate.per_class import class_accuracies, confusion_matrix
-from evaluate.predictions import predict
-from evaluate.protocols import PROTOCOLS, Protocol
-from evaluate.retrieval import retrieval_metrics
-from evaluate.shots import draw
-from evaluate.views import stored_view
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.few_shot import evaluate_few_shot
+from featbench.evaluate.labels import EvaluationError, matched_labels
+from featbench.evaluate.neighbours.finding import find_neighbours
+from featbench.evaluate.per_class import class_accuracies, confusion_matrix
+from featbench.evaluate.predictions import predict
+from featbench.evaluate.protocols import PROTOCOLS, Protocol
+from featbench.evaluate.retrieval import retrieval_metrics
+from featbench.evaluate.shots import draw
+from featbench.evaluate.views import stored_view
 from tests.conftest import make_features
 
 
@@ -90,7 +90,7 @@ def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path):
 
 
 def test_several_protocols_share_one_search_for_each_similarity(made, monkeypatch):
-    from evaluate.neighbours import finding as neighbours
+    from featbench.evaluate.neighbours import finding as neighbours
 
     searches = []
     original = neighbours.search

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from evaluate.neighbours.rescore import lengths_of_rows, rescore, similarities
+from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore, similarities
 from tests.evaluate.test_search import Held
 
 KINDS = ["cosine", "inner_product", "euclidean"]

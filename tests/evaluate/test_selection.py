@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate import selection
-from evaluate.selection import Selection
+from featbench.evaluate import selection
+from featbench.evaluate.selection import Selection
 from tests.conftest import make_features
 
 

@@ -12,18 +12,18 @@ import time
 import numpy as np
 import pytest
 
-from evaluate.evaluation import evaluate_knn
-from evaluate.neighbours.finding import Resources
-from store import load_cached
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.neighbours.finding import Resources
+from featbench.store import load_cached
 from tests.conftest import ROOT, make_features
 
 RANK = """
 import sys, time
 from pathlib import Path
-from evaluate.neighbours import finding as neighbours
-from evaluate.evaluation import evaluate_knn
-from evaluate.neighbours.finding import Resources
-from store import FeatureSet
+from featbench.evaluate.neighbours import finding as neighbours
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.neighbours.finding import Resources
+from featbench.store import FeatureSet
 original = neighbours.search
 def slow(*arguments, **settings):
     print("searching", flush=True)
@@ -114,7 +114,7 @@ def test_the_share_of_a_rank_that_died_is_taken_by_another(two):
 
 def test_the_ranks_of_a_launcher_share_the_search_and_the_first_reports(two, tmp_path):
     alone, together = two
-    command = [sys.executable, "-m", "pipelines", "evaluate", "--store", str(tmp_path), "--features", "b",
+    command = [sys.executable, "-m", "featbench", "evaluate", "--store", str(tmp_path), "--features", "b",
                "--k", "9", "--json", "--quiet"]  # fmt: skip
     launched = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     ranks = [

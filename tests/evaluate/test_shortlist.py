@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate.neighbours.certificate import Error
-from evaluate.neighbours.shortlist import Shortlist, room_for
+from featbench.evaluate.neighbours.certificate import Error
+from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
 
 
 def offered(scores_QN, *, k, errors_Q, rows_at_once, relative=0.0):

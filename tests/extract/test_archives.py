@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.data.archives import members
-from extract.data.listing import ChangedError, DataError
-from extract.data.sources import open_sources
+from featbench.extract.data.archives import members
+from featbench.extract.data.listing import ChangedError, DataError
+from featbench.extract.data.sources import open_sources
 
 
 def packed(folder, archive, *, inside="", compression=zipfile.ZIP_STORED):

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from extract.model.code import digests, watching_code
-from extract.model.tap_names import ModelError
-from extract.model.trunks import build_trunk, code_of
+from featbench.extract.model.code import digests, watching_code
+from featbench.extract.model.tap_names import ModelError
+from featbench.extract.model.trunks import build_trunk, code_of
 
 NET = """
 import torch

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from extract import decoders, lifetime
-from extract.decoders import DecoderError, Decoders, RemoteError
-from extract.memory import OutOfMemoryError
-from store import BenchError
-from store.layout import RowRange
+from featbench.extract import decoders, lifetime
+from featbench.extract.decoders import DecoderError, Decoders, RemoteError
+from featbench.extract.memory import OutOfMemoryError
+from featbench.store import BenchError
+from featbench.store.layout import RowRange
 from tests.conftest import ROOT
 
 PIECE = ("train", RowRange(start=8, stop=12))

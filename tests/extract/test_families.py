@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import WithoutMemory, build_trunk, trunk_names
-from extract.weights.checkpoints import WeightsError, read_checkpoint
-from extract.weights.families import FAMILIES, find_weights
-from extract.weights.layouts import laid_out
-from extract.weights.strict import load_strictly, names_of, poison
-from store.layers import layers_of
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import WithoutMemory, build_trunk, trunk_names
+from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint
+from featbench.extract.weights.families import FAMILIES, find_weights
+from featbench.extract.weights.layouts import laid_out
+from featbench.extract.weights.strict import load_strictly, names_of, poison
+from featbench.store.layers import layers_of
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 VIT = {"dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from extract.data import labels
-from extract.data.listing import DataError
-from extract.data.sources import open_sources
+from featbench.extract.data import labels
+from featbench.extract.data.listing import DataError
+from featbench.extract.data.sources import open_sources
 from tests.conftest import save_image
 
 CLASSES = ["cat", "dog's", "émeu bleu"]

@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from extract.config import WeightsConfig
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import build_trunk
-from extract.weights.checkpoints import WeightsError, read_checkpoint
-from extract.weights.filling import fill
-from extract.weights.formats import format_of
-from store import BenchError
-from store.layers import layers_of
+from featbench.extract.config import WeightsConfig
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import build_trunk
+from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint
+from featbench.extract.weights.filling import fill
+from featbench.extract.weights.formats import format_of
+from featbench.store import BenchError
+from featbench.store.layers import layers_of
 
 VIT = {"dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "image_size": 16}
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

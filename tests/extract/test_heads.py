@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from extract.model.heads import build_heads
+from featbench.extract.model.heads import build_heads
 
 FEATURES = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
 

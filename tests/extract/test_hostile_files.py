@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.data.archives import members, read_member
-from extract.data.filelists import list_files, read_classes, read_list
-from extract.data.images import ImageError, UnavailableError, read_picture
-from extract.data.listing import DataError
-from extract.data.sources import open_sources
-from extract.memory import OutOfMemoryError
-from extract.transform import Transform
-from store import BenchError
+from featbench.extract.data.archives import members, read_member
+from featbench.extract.data.filelists import list_files, read_classes, read_list
+from featbench.extract.data.images import ImageError, UnavailableError, read_picture
+from featbench.extract.data.listing import DataError
+from featbench.extract.data.sources import open_sources
+from featbench.extract.memory import OutOfMemoryError
+from featbench.extract.transform import Transform
+from featbench.store import BenchError
 from tests.conftest import save_image
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from extract.data.images import ImageError, read_picture, to_rgb
+from featbench.extract.data.images import ImageError, read_picture, to_rgb
 from tests.conftest import save_image
 
 MODES = [

@@ -11,9 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from extract.data.filelists import list_files, numbered, read_list
-from extract.data.listing import DataError
-from extract.data.sources import open_sources
+from featbench.extract.data.filelists import list_files, numbered, read_list
+from featbench.extract.data.listing import DataError
+from featbench.extract.data.sources import open_sources
 from tests.conftest import save_image
 
 JUNK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(140)

@@ -9,10 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from extract.data import kept
-from extract.data.listing import ChangedError, DataError, Paths, first_duplicate
-from extract.data.sources import open_sources
-from extract.data.subsets import chosen_rows
+from featbench.extract.data import kept
+from featbench.extract.data.listing import ChangedError, DataError, Paths, first_duplicate
+from featbench.extract.data.sources import open_sources
+from featbench.extract.data.subsets import chosen_rows
 from tests.conftest import save_image
 
 NAMES = ["a/1.jpg", "", "émeu bleu/ü.png", "caf\udce9/x.jpg", "b" * 300]
@@ -61,7 +61,7 @@ def age(root, by=10 * 10**9):
 
 def counted(monkeypatch):
     """Count how often a split is listed from its files."""
-    from extract.data import sources
+    from featbench.extract.data import sources
 
     calls = []
     original = sources.list_classes

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
-from extract.config import WeightsConfig
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import build_trunk
-from extract.weights.checkpoints import WeightsError
-from extract.weights.filling import fill
-from store.layers import layers_of
+from featbench.extract.config import WeightsConfig
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import build_trunk
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.filling import fill
+from featbench.store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 1, "num_heads": 2, "patch_size": 4}
 KINDS = {

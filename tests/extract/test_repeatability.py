@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from extract.model.repeatability import check_repeatable, distance, fixed_images, summaries
-from extract.model.tap_names import ModelError
-from extract.model.taps import TappedTrunk
-from store.layers import layers_of
+from featbench.extract.model.repeatability import check_repeatable, distance, fixed_images, summaries
+from featbench.extract.model.tap_names import ModelError
+from featbench.extract.model.taps import TappedTrunk
+from featbench.store.layers import layers_of
 
 
 class Net(nn.Module):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchvision
 
-from extract.model.seeding import build_random
-from extract.model.tap_names import ModelError
-from extract.model.trunks import build_trunk
+from featbench.extract.model.seeding import build_random
+from featbench.extract.model.tap_names import ModelError
+from featbench.extract.model.trunks import build_trunk
 
 OWN = """
 import pathlib, random, numpy as np, torch, torchvision

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from extract.data.datasets import DigitsSource, TorchvisionSource
-from extract.data.sources import DataError, open_sources
+from featbench.extract.data.datasets import DigitsSource, TorchvisionSource
+from featbench.extract.data.sources import DataError, open_sources
 from tests.conftest import save_image
 
 

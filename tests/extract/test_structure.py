@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from extract.model.tap_names import ModelError
-from extract.model.taps import TappedTrunk, list_taps
-from extract.model.trunks import build_trunk
-from store.layers import LayerSpec, layers_of
+from featbench.extract.model.tap_names import ModelError
+from featbench.extract.model.taps import TappedTrunk, list_taps
+from featbench.extract.model.trunks import build_trunk
+from featbench.store.layers import LayerSpec, layers_of
 
 OWN = "own.py:net"
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from extract.model.pooling import pool
-from extract.model.tap_names import ModelError
-from extract.model.taps import TappedTrunk, list_taps
-from extract.model.trunks import build_trunk
-from store import LayerSpec, Pooling
-from store.layers import layers_of
+from featbench.extract.model.pooling import pool
+from featbench.extract.model.tap_names import ModelError
+from featbench.extract.model.taps import TappedTrunk, list_taps
+from featbench.extract.model.trunks import build_trunk
+from featbench.store import LayerSpec, Pooling
+from featbench.store.layers import layers_of
 
 
 @pytest.fixture(scope="module")

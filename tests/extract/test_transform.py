@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from extract.transform import Transform
+from featbench.extract.transform import Transform
 
 
 def photograph(size, seed=0):

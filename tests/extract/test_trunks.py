@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from extract.model.heads import HeadError
-from extract.model.tap_names import ModelError, aliases_of
-from extract.model.taps import TappedTrunk, list_taps
-from extract.model.trunks import TRUNKS, WithoutMemory, build_trunk, trunk_names
-from extract.model.vit import ViT
-from store.layers import layers_of
+from featbench.extract.model.heads import HeadError
+from featbench.extract.model.tap_names import ModelError, aliases_of
+from featbench.extract.model.taps import TappedTrunk, list_taps
+from featbench.extract.model.trunks import TRUNKS, WithoutMemory, build_trunk, trunk_names
+from featbench.extract.model.vit import ViT
+from featbench.store.layers import layers_of
 from tests.conftest import needs_proc
 from tests.peak import forget_peak, peak_kb
 

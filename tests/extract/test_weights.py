@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.model.taps import TappedTrunk
-from extract.model.trunks import build_trunk
-from extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
-from extract.weights.families import find_weights
-from extract.weights.strict import load_strictly, names_of, poison, torchvision_weights
-from store.layers import layers_of
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import build_trunk
+from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
+from featbench.extract.weights.families import find_weights
+from featbench.extract.weights.strict import load_strictly, names_of, poison, torchvision_weights
+from featbench.store.layers import layers_of
 
 WANTED = names_of(build_trunk("resnet18", {}))
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import featbench
-from store import FeatureSet, verify
+from featbench.store import FeatureSet, verify
 
 
 class Net(nn.Module):
@@ -87,7 +87,7 @@ def test_features_in_a_store_are_the_same_and_verify_clean(model, data, tmp_path
 
 def test_the_same_call_does_what_is_missing(model, data, tmp_path, monkeypatch):
     """Stopped after two chunks, it goes on; a layer is added; a third call computes nothing."""
-    monkeypatch.setattr("extract.live.rows_per_chunk_for", lambda **_: 16)
+    monkeypatch.setattr("featbench.extract.live.rows_per_chunk_for", lambda **_: 16)
     computed = []
     forward = Net.forward
 

@@ -23,8 +23,8 @@ import torch
 import typer
 from PIL import Image
 
-from pipelines.__main__ import main
-from pipelines.cli import app
+from featbench.__main__ import main
+from featbench.pipelines.cli import app
 
 SECONDS = 90
 

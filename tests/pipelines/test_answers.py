@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evaluate.evaluation import evaluate_knn
-from evaluate.metrics import paired_difference
-from store import FeatureSet, load_cached
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.metrics import paired_difference
+from featbench.store import FeatureSet, load_cached
 from tests.conftest import make_features
 
 

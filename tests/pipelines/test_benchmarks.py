@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from benchmarks.synthetic import make_in1k, make_places205
-from extract.data.sources import open_sources
-from store import FeatureSet
+from featbench.extract.data.sources import open_sources
+from featbench.store import FeatureSet
 from tests.conftest import ROOT, needs_proc
 
 MEASURED = """
 import atexit, runpy
 from tests.peak import peak_kb
 atexit.register(lambda: print(peak_kb()))
-runpy.run_module("pipelines", run_name="__main__", alter_sys=True)
+runpy.run_module("featbench", run_name="__main__", alter_sys=True)
 """
 """Runs a command, and prints the peak of its memory in kB: what `wait4` says counts that of the tests, too."""
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from extract.data import kept
+from featbench.extract.data import kept
 from tests.conftest import save_image
 
 

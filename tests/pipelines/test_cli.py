@@ -13,8 +13,8 @@ import pytest
 import torch
 import zarr
 
-from extract.model.trunks import build_trunk
-from store import FeatureSet, StoreError
+from featbench.extract.model.trunks import build_trunk
+from featbench.store import FeatureSet, StoreError
 from tests.conftest import save_image
 
 MODEL = ("model.trunk=squeezenet1_1", "transform.resize=64", "transform.crop=64", "--workers", "0")
@@ -364,13 +364,13 @@ def test_images_of_different_sizes_are_refused_though_pooling_would_hide_them(ex
 
 def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, tmp_path, monkeypatch):
     extract()
-    from store import durable
+    from featbench.store import durable
 
     def refuse(path, content):
         raise StoreError(durable.cannot_write(path, OSError(30, "Read-only file system")))
 
-    monkeypatch.setattr("store.durable.write_durably", refuse)
-    monkeypatch.setattr("store.feature_set.write_durably", refuse)
+    monkeypatch.setattr("featbench.store.durable.write_durably", refuse)
+    monkeypatch.setattr("featbench.store.feature_set.write_durably", refuse)
     result = bench("evaluate", "--features", "mine", "--k", "1")
     assert result.returncode == 0, result.stderr
     assert "not kept" in result.stderr
@@ -378,9 +378,9 @@ def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, t
 
 
 def test_weights_of_torchvision_bring_their_transform_and_options():
-    from pipelines.pipeline import make_pipeline
-    from pipelines.preparation import model_options
-    from pipelines.transforming import choose_transform
+    from featbench.pipelines.pipeline import make_pipeline
+    from featbench.pipelines.preparation import model_options
+    from featbench.pipelines.transforming import choose_transform
 
     settings = {"model": {"trunk": "efficientnet_b0"}, "weights": {"torchvision": "DEFAULT"}}
     transform, origin = choose_transform(make_pipeline(dict(settings), where=""))

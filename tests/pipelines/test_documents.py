@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import pipelines
-from pipelines.documents import parse_yaml, read_yaml
-from store.documents import DocumentError, brief, parse_json
+import featbench.pipelines
+from featbench.pipelines.documents import parse_yaml, read_yaml
+from featbench.store.documents import DocumentError, brief, parse_json
 
-SHIPPED = sorted(Path(pipelines.__file__).parent.glob("*.yaml"))
+SHIPPED = sorted(Path(featbench.pipelines.__file__).parent.glob("*.yaml"))
 
 
 def bomb(levels=8, width=9):

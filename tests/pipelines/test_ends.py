@@ -9,9 +9,9 @@ import signal
 import pytest
 import torch
 
-from extract.transform import Transform
-from pipelines.__main__ import main
-from store import ChunkWriter, FeatureSet
+from featbench.__main__ import main
+from featbench.extract.transform import Transform
+from featbench.store import ChunkWriter, FeatureSet
 
 MODEL = """
 import torch
@@ -100,7 +100,7 @@ def test_memory_that_runs_out_anywhere_else_is_a_message(monkeypatch, capsys, er
     def command():
         raise error
 
-    monkeypatch.setattr("pipelines.cli.app", command)
+    monkeypatch.setattr("featbench.pipelines.cli.app", command)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2

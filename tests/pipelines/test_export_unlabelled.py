@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from pipelines.importing import Arrays, import_features
-from store import FeatureSet, load_cached
+from featbench.pipelines.importing import Arrays, import_features
+from featbench.store import FeatureSet, load_cached
 
 TRAIN, VAL, DIM, K = 50, 20, 8, 3
 

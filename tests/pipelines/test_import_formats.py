@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.arrays import Arrays, ImportingError, plain_labels
-from pipelines.containers import open_container
-from pipelines.importing import import_features
-from store import FeatureSet
+from featbench.pipelines.arrays import Arrays, ImportingError, plain_labels
+from featbench.pipelines.containers import open_container
+from featbench.pipelines.importing import import_features
+from featbench.store import FeatureSet
 
 N_TRAIN, N_VAL, DIM = 40, 20, 8
 

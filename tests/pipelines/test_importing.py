@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.importing import Arrays, ImportingError, import_features
-from store import FeatureSet, MismatchError
+from featbench.pipelines.importing import Arrays, ImportingError, import_features
+from featbench.store import FeatureSet, MismatchError
 
 
 @pytest.fixture

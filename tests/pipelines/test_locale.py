@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from pipelines import __main__
-from store import FeatureSet
+from featbench import __main__
+from featbench.store import FeatureSet
 from tests.conftest import ROOT, save_image
 
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
@@ -66,7 +66,7 @@ def test_what_a_terminal_cannot_show_is_escaped_and_files_are_utf8(monkeypatch, 
 
 def test_tables_reach_a_terminal_without_an_encoding(images):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "pipelines", "protocols"]
+    command = [sys.executable, "-m", "featbench", "protocols"]
     ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **NOT_UTF8}, stdout=theirs, timeout=120, check=False)
     os.close(theirs)
     assert ended.returncode == 0

@@ -7,8 +7,8 @@ import argparse
 import pytest
 import torch
 
-from extract.model.trunks import build_trunk
-from store import FeatureSet
+from featbench.extract.model.trunks import build_trunk
+from featbench.store import FeatureSet
 
 SMALL = ("transform.resize=32", "transform.crop=32", "extract.workers=0", "--quiet")
 VIT = ("model.trunk=vit", "model.options.dim=24", "model.options.depth=3", "model.options.num_heads=2",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from store import FeatureSet, verify
-from store.verify import repair
+from featbench.store import FeatureSet, verify
+from featbench.store.verify import repair
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 QUESTIONS = {

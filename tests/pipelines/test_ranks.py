@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines import launch, watch
-from pipelines.pipeline import make_pipeline
-from pipelines.ranks import Rank, from_environment
-from pipelines.stopping import Stopping
-from store import FeatureSet, RankStatus, verify
-from store.status import Reporter, post, read_statuses
+from featbench.pipelines import launch, watch
+from featbench.pipelines.pipeline import make_pipeline
+from featbench.pipelines.ranks import Rank, from_environment
+from featbench.pipelines.stopping import Stopping
+from featbench.store import FeatureSet, RankStatus, verify
+from featbench.store.status import Reporter, post, read_statuses
 from tests.conftest import ROOT, make_features, needs_proc
 from tests.reliability.ranks import chunks_of, committed, wait_for
 
@@ -41,7 +41,7 @@ def two_ranks(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "pipelines",
+            "featbench",
             "extract",
             *DIGITS,
             "data.limit=320",
@@ -189,7 +189,7 @@ def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(ben
 
 def test_a_second_signal_is_one_with_the_first_only_if_it_comes_at_once():
     code = (
-        "import os, signal, time\nfrom pipelines.stopping import until_signalled\n"
+        "import os, signal, time\nfrom featbench.pipelines.stopping import until_signalled\n"
         "with until_signalled() as stopping:\n"
         "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stopping()\n    time.sleep(1.1); print('still here', flush=True)\n"
@@ -233,7 +233,7 @@ def test_torchrun_is_recognised_also_within_slurm():
 
 
 def test_slurm_parameters_are_translated_and_unknown_ones_refused(bench):
-    slurm = pytest.importorskip("pipelines.slurm")
+    slurm = pytest.importorskip("featbench.pipelines.slurm")
     pytest.importorskip("submitit")
     assert slurm.parameters({"time": "24:00:00"})["time"] == 24 * 60
     assert slurm.parameters({"time": "90", "ranks-per-node": "4"}) == {"time": 90, "ntasks_per_node": 4}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.data import kept, same_images
-from store import FeatureSet, journal, verify
-from store.metadata import save
-from store.verify import repair
+from featbench.extract.data import kept, same_images
+from featbench.store import FeatureSet, journal, verify
+from featbench.store.metadata import save
+from featbench.store.verify import repair
 from tests.conftest import save_image
 
 SMALL = [
@@ -193,7 +193,7 @@ def test_a_layer_cannot_be_called_digests(bench, bitmaps):
 
 
 def test_other_pixels_of_one_size_are_other_digests():
-    from extract.data.pictures import digest_of_pixels
+    from featbench.extract.data.pictures import digest_of_pixels
 
     black, white = Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2), (255, 255, 255))
     assert len({digest_of_pixels(image) for image in (black, white, black.transpose(2))}) == 3

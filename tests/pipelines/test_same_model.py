@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipelines import extraction
-from store import FeatureSet
+from featbench.pipelines import extraction
+from featbench.store import FeatureSet
 from tests.reliability.ranks import chunks_of
 
 SMALL = ("transform.resize=32", "transform.crop=32", "extract.workers=0", "--quiet")
@@ -83,7 +83,7 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
     path = tmp_path / "features/folder"
 
     def after_another(rank, prepared, **options):
-        monkeypatch.setattr("pipelines.extraction.extract_as", extract_as)
+        monkeypatch.setattr("featbench.pipelines.extraction.extract_as", extract_as)
         (tmp_path / "scale.json").write_text("1.01")
         assert extract("conv", "--overwrite").returncode == 0
         (tmp_path / "scale.json").write_text("1.0")
@@ -92,7 +92,7 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
 
     chunks = {}
     extract_as = extraction.extract_as
-    monkeypatch.setattr("pipelines.extraction.extract_as", after_another)
+    monkeypatch.setattr("featbench.pipelines.extraction.extract_as", after_another)
     refused = extract(layers)
     assert refused.returncode == 2, refused.stderr
     assert "layer conv: for a fixed image it differs by 0.0" in refused.stderr
@@ -103,7 +103,7 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
 def test_a_set_without_a_summary_can_still_be_extended(extract, tmp_path):
     assert extract("conv").returncode == 0
     path = tmp_path / "features/folder/zarr.json"
-    from store.manifest import ATTRIBUTE, DIGEST, digest_of
+    from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
 
     text = json.loads(path.read_text())
     del text["attributes"][ATTRIBUTE]["notes"]["probe"]
@@ -148,7 +148,7 @@ def test_what_is_wrong_with_the_model_is_said_before_any_image_is_listed(
     def listed(*_, **__):
         pytest.fail("the images were listed first")
 
-    monkeypatch.setattr("pipelines.preparation.open_sources", listed)
+    monkeypatch.setattr("featbench.pipelines.preparation.open_sources", listed)
     result = bench("extract", "folder", "--data", photographs, *SMALL, *settings)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr

@@ -17,11 +17,12 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-import pipelines
-from pipelines import progress, terminal
-from pipelines.__main__ import open_closed_streams
-from pipelines.importing import Arrays, import_features
-from store.names import visible
+import featbench.pipelines
+from featbench.__main__ import open_closed_streams
+from featbench.pipelines import progress, terminal
+from featbench.pipelines.importing import Arrays, import_features
+from featbench.pipelines.safe_console import SafeConsole
+from featbench.store.names import visible
 
 HOSTILE = [
     "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "a\rb",
@@ -121,7 +122,7 @@ def test_a_pipeline_printed_for_reading_again_keeps_its_text(bench, tmp_path):
 def test_bars_and_log_lines_show_text_as_it_is(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(terminal, "console", lambda **given: None)
-    console = __import__("pipelines.safe_console").safe_console.SafeConsole(file=out, width=200, markup=False)
+    console = SafeConsole(file=out, width=200, markup=False)
     console.print("[/b]x \x1b[2J", "[red]y")
     with Bar(console=console) as bar:
         bar.add_task("a\x9bb", total=1)
@@ -163,7 +164,7 @@ def test_every_character_that_acts_is_spelled_out(code):
 
 
 def test_consoles_are_made_in_one_place():
-    for path in Path(pipelines.__file__).parent.rglob("*.py"):
+    for path in Path(featbench.pipelines.__file__).parent.rglob("*.py"):
         if path.name == "safe_console.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):

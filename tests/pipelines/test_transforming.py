@@ -10,10 +10,10 @@ import timm
 from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
-from extract.weights.checkpoints import WeightsError
-from extract.weights.preprocessing import of_timm
-from pipelines.pipeline import Pipeline
-from pipelines.transforming import choose_transform
+from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.weights.preprocessing import of_timm
+from featbench.pipelines.pipeline import Pipeline
+from featbench.pipelines.transforming import choose_transform
 
 VIT = {  # as transformers' ViTImageProcessor writes it
     "do_resize": True, "do_rescale": True, "do_normalize": True, "image_mean": [0.5, 0.5, 0.5],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pipelines.options import read_pipeline
-from pipelines.pipeline import PipelineError, make_pipeline
-from pipelines.trust import code_settings
+from featbench.pipelines.options import read_pipeline
+from featbench.pipelines.pipeline import PipelineError, make_pipeline
+from featbench.pipelines.trust import code_settings
 
 EVIL = "from pathlib import Path\nPath('ran').touch()\ndef net(): raise SystemExit\n"
 

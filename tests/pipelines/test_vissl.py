@@ -10,10 +10,10 @@ import torch
 import yaml
 from PIL import Image
 
-from extract.model.trunks import build_trunk
-from pipelines.pipeline import PipelineError, make_pipeline
-from pipelines.vissl import read_vissl, translate
-from store import FeatureSet
+from featbench.extract.model.trunks import build_trunk
+from featbench.pipelines.pipeline import PipelineError, make_pipeline
+from featbench.pipelines.vissl import read_vissl, translate
+from featbench.store import FeatureSet
 
 MANY_LAYERS = """
 MODEL:

@@ -8,8 +8,8 @@ import json
 import pytest
 import yaml
 
-from pipelines.pipeline import PipelineError, as_yaml, make_pipeline
-from pipelines.vissl import read_vissl, translate
+from featbench.pipelines.pipeline import PipelineError, as_yaml, make_pipeline
+from featbench.pipelines.vissl import read_vissl, translate
 
 CONFIG = yaml.safe_load("""
 DATA:

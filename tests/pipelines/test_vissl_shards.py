@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.arrays import ImportingError
-from pipelines.vissl_shards import read_vissl
+from featbench.pipelines.arrays import ImportingError
+from featbench.pipelines.vissl_shards import read_vissl
 
 N = {"train": 60, "test": 20}
 

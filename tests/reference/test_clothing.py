@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluate.evaluation import evaluate_knn
-from store import FeatureSet
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.store import FeatureSet
 
 LAYERS = (5, 10, 12)
 K = (1, 5, 10, 20, 100, 200)

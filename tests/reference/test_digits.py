@@ -10,16 +10,16 @@ import json
 import numpy as np
 import pytest
 
-from evaluate.clustering import evaluate_kmeans
-from evaluate.evaluation import evaluate_knn
-from evaluate.kmeans import assign, kmeans
-from evaluate.labels import matched_labels
-from evaluate.metrics import cluster_metrics
-from evaluate.neighbours.finding import find_neighbours
-from evaluate.selection import Selection
-from evaluate.views import stored_view
-from evaluate.vote import Ballot, vote_weights
-from store import FeatureSet
+from featbench.evaluate.clustering import evaluate_kmeans
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.kmeans import assign, kmeans
+from featbench.evaluate.labels import matched_labels
+from featbench.evaluate.metrics import cluster_metrics
+from featbench.evaluate.neighbours.finding import find_neighbours
+from featbench.evaluate.selection import Selection
+from featbench.evaluate.views import stored_view
+from featbench.evaluate.vote import Ballot, vote_weights
+from featbench.store import FeatureSet
 
 K = (1, 5, 10, 20, 100, 200)
 TEMPERATURES = (0.07, 0.1)

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from store import FeatureSet
+from featbench.store import FeatureSet
 
 LAYERS = ("features.5", "features.12")
 

@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from store import verify
+from featbench.store import verify
 from tests.reliability.ranks import chunks_of, finish, small_pipeline, start
 
 

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from store import FeatureSet, verify
+from featbench.store import FeatureSet, verify
 from tests.reliability.ranks import chunks_of, finish, small_pipeline, start
 
 pytestmark = [

@@ -18,13 +18,13 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from evaluate.clustering import evaluate_kmeans
-from evaluate.evaluation import evaluate_knn
-from store import BenchError, FeatureSet, verify
-from store.feature_set import feature_sets
-from store.manifest import ATTRIBUTE, DIGEST, digest_of
-from store.status import RankStatus, post, read_statuses
-from store.verify import repair
+from featbench.evaluate.clustering import evaluate_kmeans
+from featbench.evaluate.evaluation import evaluate_knn
+from featbench.store import BenchError, FeatureSet, verify
+from featbench.store.feature_set import feature_sets
+from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
+from featbench.store.status import RankStatus, post, read_statuses
+from featbench.store.verify import repair
 from tests.conftest import make_features
 from tests.reliability.disk import without_waiting
 

@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from store import FeatureSet, verify
+from featbench.store import FeatureSet, verify
 from tests.reliability.ranks import chunks_of, finish, keys_journalled, small_pipeline, start, wait_for
 
 

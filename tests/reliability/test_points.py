@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.importing import Arrays, import_features
-from store import (
+from featbench.pipelines.importing import Arrays, import_features
+from featbench.store import (
     ChunkWriter,
     FeatureSet,
     LayerInfo,
@@ -29,8 +29,8 @@ from store import (
     save_cached,
     verify,
 )
-from store.metadata import COPY
-from store.verify import repair
+from featbench.store.metadata import COPY
+from featbench.store.verify import repair
 from tests.reliability.disk import Killed, Recorder, dying, lay_out, without_waiting
 
 RANDOM = np.random.default_rng(3)

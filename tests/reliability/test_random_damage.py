@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from store import FeatureSet, StoreError, verify
-from store.verify import repair
+from featbench.store import FeatureSet, StoreError, verify
+from featbench.store.verify import repair
 from tests.conftest import make_features
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from store import verify
+from featbench.store import verify
 from tests.conftest import ROOT
 from tests.reliability.ranks import chunks_of, committed, wait_for
 
@@ -111,7 +111,7 @@ class Cluster:
 
     def bench(self, *arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines", *arguments],
+            [sys.executable, "-m", "featbench", *arguments],
             cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -185,7 +185,7 @@ def test_a_job_that_is_cut_off_requeues_itself_and_goes_on(cluster):
 
 
 def test_srun_starts_ranks_without_a_launcher(cluster):
-    command = [sys.executable, "-m", "pipelines", "extract", *DIGITS, "--name", "by_srun"]
+    command = [sys.executable, "-m", "featbench", "extract", *DIGITS, "--name", "by_srun"]
     done = subprocess.run(
         ["srun", "-N2", "-n2", *command], cwd=cluster.folder, env=cluster.environment, capture_output=True, text=True,
         timeout=300, check=False,

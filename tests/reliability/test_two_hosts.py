@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from store import verify
+from featbench.store import verify
 from tests.conftest import ROOT
 from tests.reliability.ranks import chunks_of, committed
 
@@ -66,7 +66,7 @@ def torchrun(host, folder, log):
     line = (
         f"hostname {host}; exec {sys.executable} -m torch.distributed.run --nnodes=1:2 --nproc-per-node=1 "
         f"--max-restarts=3 --rdzv-backend=c10d --rdzv-endpoint=benchhost1:29400 --rdzv-id=bench "
-        f"--rdzv-conf=last_call_timeout=5 -m pipelines extract {' '.join(DIGITS)} --name two_hosts"
+        f"--rdzv-conf=last_call_timeout=5 -m featbench extract {' '.join(DIGITS)} --name two_hosts"
     )
     return subprocess.Popen(
         ["ip", "netns", "exec", host, "unshare", "-u", "bash", "-c", line],
@@ -82,7 +82,7 @@ def kill_host(name):
 
 
 def test_one_of_two_hosts_is_killed_and_the_other_finishes(hosts, tmp_path):
-    alone = [sys.executable, "-m", "pipelines", "extract", *DIGITS, "--name", "alone", "--quiet"]
+    alone = [sys.executable, "-m", "featbench", "extract", *DIGITS, "--name", "alone", "--quiet"]
     subprocess.run(alone, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     logs = [(tmp_path / f"{host}.log").open("w+") for host in hosts]
     running = [torchrun(host, tmp_path, log) for host, log in zip(hosts, logs, strict=True)]

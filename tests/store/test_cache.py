@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from store import load_cached, save_cached
+from featbench.store import load_cached, save_cached
 from tests.conftest import make_features
 
 KIND, KEY = "neighbours", "res5-cosine-0123456789abcdef"

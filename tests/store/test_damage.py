@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from store import DamagedError, FeatureSet, verify
-from store.verify import repair
+from featbench.store import DamagedError, FeatureSet, verify
+from featbench.store.verify import repair
 from tests.conftest import make_features, write_pending
 
 

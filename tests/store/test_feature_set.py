@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from store import (
+from featbench.store import (
     FeatureSet,
     IncompleteError,
     LayerInfo,
@@ -23,7 +23,7 @@ from store import (
     open_or_create,
     verify,
 )
-from store.manifest import ATTRIBUTE, DIGEST, digest_of
+from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
 from tests.conftest import make_features, write_pending
 
 
@@ -196,7 +196,7 @@ def test_an_unknown_layer_or_split_is_refused_with_the_nearest(tmp_path, arrays)
 def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_path, arrays):
     made = make_features(tmp_path / "f", *arrays)
     code = (
-        "import sys, time; from pathlib import Path; from store import FeatureSet\n"
+        "import sys, time; from pathlib import Path; from featbench.store import FeatureSet\n"
         f"with FeatureSet.open(Path({str(tmp_path / 'f')!r})).lock():\n    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -228,7 +228,7 @@ import resource, signal, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import numpy as np
 from pathlib import Path
-from store import ChunkWriter, FeatureSet, LayerInfo, StoreError, add_layers
+from featbench.store import ChunkWriter, FeatureSet, LayerInfo, StoreError, add_layers
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 features = FeatureSet.open(Path({str(tmp_path / "f")!r}))
 add_layers(features, {{"big": LayerInfo(tap="big", pooling=None, shape=(4096,))}})

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import BenchError, DamagedError, FeatureSet, StoreError, load_cached, save_cached, verify
-from store.durable import write_durably
-from store.lock import join_run
-from store.manifest import ATTRIBUTE, DIGEST, digest_of
-from store.verify import repair
+from featbench.store import BenchError, DamagedError, FeatureSet, StoreError, load_cached, save_cached, verify
+from featbench.store.durable import write_durably
+from featbench.store.lock import join_run
+from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
+from featbench.store.verify import repair
 from tests.conftest import make_features, write_pending
 
 

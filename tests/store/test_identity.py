@@ -8,8 +8,17 @@ import shutil
 import numpy as np
 import pytest
 
-from store import ChunkWriter, FeatureSet, MismatchError, SplitRows, StoreError, WorkQueue, open_or_create, verify
-from store.creation import make_ready
+from featbench.store import (
+    ChunkWriter,
+    FeatureSet,
+    MismatchError,
+    SplitRows,
+    StoreError,
+    WorkQueue,
+    open_or_create,
+    verify,
+)
+from featbench.store.creation import make_ready
 from tests.conftest import make_features
 
 LAYERS = ["res4", "res5"]

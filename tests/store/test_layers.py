@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from store import DamagedError, LayerSpec, StoreError
-from store.layers import LONGEST_NAME, checked_name, layers_of, split_layers
+from featbench.store import DamagedError, LayerSpec, StoreError
+from featbench.store.layers import LONGEST_NAME, checked_name, layers_of, split_layers
 
 
 @pytest.mark.parametrize(

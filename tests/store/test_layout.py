@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from store.layout import BYTES_PER_CHUNK, Grid, RowRange, rows_per_chunk_for, share
+from featbench.store.layout import BYTES_PER_CHUNK, Grid, RowRange, rows_per_chunk_for, share
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 100])

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from store import ChunkWriter, FeatureSet, StoreError, WorkQueue
-from store.lock import join_run
+from featbench.store import ChunkWriter, FeatureSet, StoreError, WorkQueue
+from featbench.store.lock import join_run
 from tests.conftest import ROOT, make_features
 
 
@@ -43,7 +43,7 @@ def test_processes_of_one_run_come_in_once_the_first_has_prepared(made):
 
 
 def test_a_dead_run_is_taken_over(made):
-    code = "import sys, time; from pathlib import Path; from store import FeatureSet\n"
+    code = "import sys, time; from pathlib import Path; from featbench.store import FeatureSet\n"
     code += f"with FeatureSet.open(Path({str(made.path)!r})).lock('dead') as lock:\n"
     code += "    lock.share(); lock.claim(2**20); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -57,7 +57,7 @@ def test_a_dead_run_is_taken_over(made):
 
 def test_a_forked_process_does_not_keep_the_lock(made, monkeypatch):
     """Processes that decode images outlive a killed rank by seconds."""
-    monkeypatch.setattr("store.lock.PATIENCE_S", 60)  # a loaded machine is slow to run the new process
+    monkeypatch.setattr("featbench.store.lock.PATIENCE_S", 60)  # a loaded machine is slow to run the new process
     with made.lock("one"):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))
         child.start()

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import store.reader
-from store import DamagedError
+import featbench.store.reader
+from featbench.store import DamagedError
 from tests.conftest import make_features
 
 KINDS = [("float32", "none"), ("float16", "none"), ("float32", "zstd")]
@@ -102,7 +102,7 @@ def test_no_read_fails_unseen(tmp_path, values, monkeypatch):
             futures.append(super().submit(*arguments, **settings))
             return futures[-1]
 
-    monkeypatch.setattr(store.reader, "ThreadPoolExecutor", Noted)
+    monkeypatch.setattr(featbench.store.reader, "ThreadPoolExecutor", Noted)
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
     assert len([block.start for block in layer.blocks(8)]) == 4
     assert futures

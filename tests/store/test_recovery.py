@@ -10,9 +10,9 @@ import warnings
 import pytest
 import zarr
 
-from store import DamagedError, FeatureSet, StoreError, verify
-from store.creation import remove
-from store.verify import repair
+from featbench.store import DamagedError, FeatureSet, StoreError, verify
+from featbench.store.creation import remove
+from featbench.store.verify import repair
 from tests.conftest import make_features
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from store import (
+from featbench.store import (
     ChunkWriter,
     FeatureSet,
     LayerInfo,

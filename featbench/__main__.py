@@ -1,15 +1,13 @@
-"""Entry point of the `bench` command, and of `python -m pipelines`."""
+"""Entry point of the `bench` command, and of `python -m featbench`."""
 
 from __future__ import annotations
 
 import codecs
-import importlib.util
 import io
 import locale
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 MOST_CHARACTERS = 20_000
@@ -20,11 +18,7 @@ def main() -> None:
     """Run the command line; a fault that the user can cure is one message and exit code 2."""
     open_closed_streams()
     speak_utf8()
-    clash = name_clash()
-    if clash:
-        print(clash, file=sys.stderr)
-        sys.exit(2)
-    from pipelines.terminal import guarded
+    from featbench.pipelines.terminal import guarded
 
     with guarded():
         run()
@@ -32,8 +26,8 @@ def main() -> None:
 
 def run() -> None:
     """Run the command line, with output that is guarded already."""
-    from pipelines.cli import app
-    from store.errors import BenchError, first_line
+    from featbench.pipelines.cli import app
+    from featbench.store.errors import BenchError, first_line
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it loads
@@ -87,21 +81,6 @@ def _encoding_of(stream: io.TextIOWrapper) -> str:
     """The terminal's own encoding, if it has one beyond ASCII (which is what says nothing, see PEP 540); else UTF-8."""
     named = codecs.lookup(locale.getencoding()).name
     return named if stream.isatty() and named != "ascii" else "utf-8"
-
-
-def name_clash() -> str:
-    """Say so if another distribution's `evaluate`, `extract` or `store` would be imported instead of ours."""
-    home = Path(__file__).resolve().parent.parent
-    for package in ("store", "extract", "evaluate"):
-        spec = importlib.util.find_spec(package)
-        found = Path(spec.origin).resolve() if spec and spec.origin else None
-        if found is None or home not in found.parents:
-            return (
-                f"error: the package {package!r} of bench lies in {home}, but Python imports {found}: another "
-                f"distribution of that name (Hugging Face's `evaluate`?) is installed beside it. "
-                f"Run bench in its own environment: `make install` sets up .venv."
-            )
-    return ""
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from featbench.evaluate import evaluation, kmeans
+from featbench.evaluate.clustering import kmeans
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.knn import classification
 from featbench.evaluate.memory import BLOCK, SearchPlan
-from featbench.evaluate.neighbours.engines import choose
+from featbench.evaluate.neighbours.backends import choose
 from featbench.evaluate.neighbours.search import search as streamed_search
-from featbench.evaluate.selection import Selection
 from featbench.extract.data.pictures import Picture
 from featbench.extract.data.sources import ImageSource, open_sources
 from featbench.extract.extraction import extract_chunks
@@ -171,11 +172,11 @@ def sweep(folder):
     num_rows = 200_000
     features = made_features(folder / "sweep", clustered(num_rows, 512, 1), clustered(10_000, 512, 2))
     start = time.perf_counter()
-    evaluation.evaluate_knn(features, ["x"], k=[200])
+    classification.evaluate_knn(features, ["x"], k=[200])
     searched = time.perf_counter() - start
     ks, temperatures = range(1, 200, 20), [0.01 * i for i in range(1, 11)]
     start = time.perf_counter()
-    records = evaluation.evaluate_knn(features, ["x"], k=list(ks), temperature=temperatures)
+    records = classification.evaluate_knn(features, ["x"], k=list(ks), temperature=temperatures)
     each = (time.perf_counter() - start) / len(records)
     what = f"a further k or T (of {len(records)}), 10,000 queries, {num_rows:,} x 512"
     yield what, f"{each:.3f} s", f"first search {searched:.2f} s", f"{each / searched:.4f}x", "<= 0.01x"

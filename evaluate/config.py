@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from featbench.evaluate.knn.protocols import PROTOCOLS
+from featbench.evaluate.knn.shots import parse_shots
 from featbench.evaluate.memory import parse_memory
-from featbench.evaluate.protocols import PROTOCOLS
-from featbench.evaluate.shots import parse_shots
 from featbench.store import nearest
 from featbench.store.config import Config
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.errors import EvaluationError
 
 MIB = 2**20
 
@@ -48,7 +48,7 @@ class SearchPlan:
 
     device: str = "auto"
     precision: str = "auto"
-    """See `featbench.evaluate.neighbours.engines.choose`; they change no result."""
+    """See `featbench.evaluate.neighbours.backends.choose`; they change no result."""
 
 
 def plan_search(

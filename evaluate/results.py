@@ -1,7 +1,7 @@
 """What an evaluation finds, as values with names: one result for each layer and setting.
 
 A result's `record()` is the flat dict that `--json`, the kept results and data frames hold; this module is the only
-place that spells its keys. `featbench.pipelines.report` makes tables of the results themselves.
+place that spells its keys. `featbench.pipelines.cli.tables` makes tables of the results themselves.
 """
 
 from __future__ import annotations

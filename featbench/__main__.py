@@ -18,7 +18,7 @@ def main() -> None:
     """Run the command line; a fault that the user can cure is one message and exit code 2."""
     open_closed_streams()
     speak_utf8()
-    from featbench.pipelines.terminal import guarded
+    from featbench.pipelines.terminal.output import guarded
 
     with guarded():
         run()
@@ -26,7 +26,7 @@ def main() -> None:
 
 def run() -> None:
     """Run the command line, with output that is guarded already."""
-    from featbench.pipelines.cli import app
+    from featbench.pipelines.cli.app import app
     from featbench.store.errors import BenchError, first_line
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)

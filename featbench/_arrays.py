@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featbench.pipelines.arrays import ImportingError, are_row_numbers, plain_labels
-from featbench.pipelines.rounding import rounding_of
+from featbench.pipelines.foreign.arrays import ImportingError, are_row_numbers, plain_labels
+from featbench.pipelines.foreign.rounding import rounding_of
 from featbench.store import BenchError
 
 Array = npt.NDArray[Any]

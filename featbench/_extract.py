@@ -16,8 +16,8 @@ from featbench._arrays import Array, labels_of
 from featbench._features import Features, MemoryFeatures, StoredFeatures
 from featbench.extract.live import DatasetError, LiveModel, TensorSource, checked_batch, extract_live, tapped
 from featbench.extract.model.tap_names import ModelError
-from featbench.pipelines.arrays import numbered
-from featbench.pipelines.pipeline import NAME_PATTERN
+from featbench.pipelines.config.pipeline import NAME_PATTERN
+from featbench.pipelines.foreign.arrays import numbered
 from featbench.store import LayerSpec, SplitRows
 from featbench.store.layers import layers_of, split_layers
 

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from featbench._arrays import ArrayError, Floats, labels_of, layers_of, warn_of_equal_splits
-from featbench.evaluate.clustering import FindClusters, find_clusters, search_clusters
-from featbench.evaluate.evaluation import Find
-from featbench.evaluate.labels import Labelled, LabelSource, matched_labels
-from featbench.evaluate.memory_layer import memory_view
-from featbench.evaluate.neighbours.finding import Resources, find_neighbours, search_neighbours
-from featbench.evaluate.neighbours.kept import Found, KeptLists
-from featbench.evaluate.views import View, stored_view
-from featbench.pipelines.arrays import numbered
+from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
+from featbench.evaluate.features.labels import Labelled, LabelSource, matched_labels
+from featbench.evaluate.features.layers import View, stored_view
+from featbench.evaluate.features.memory_layer import memory_view
+from featbench.evaluate.knn.classification import Find
+from featbench.evaluate.neighbours.cache import Found, KeptLists
+from featbench.evaluate.neighbours.cached_search import Resources, find_neighbours, search_neighbours
+from featbench.pipelines.foreign.arrays import numbered
 from featbench.store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, nearest
 from featbench.store.layers import split_layers
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featbench._arrays import ArrayError
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
-from featbench.evaluate.clustering import cluster
+from featbench.evaluate.clustering.evaluation import cluster
 from featbench.evaluate.results import ClusterResult, Record, uniform
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from featbench._arrays import ArrayError
 from featbench._features import Features, Layers, MemoryFeatures
-from featbench.evaluate.evaluation import Find, KnnQuestion, classify
+from featbench.evaluate.features.layers import View
+from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
+from featbench.evaluate.knn.protocols import Protocol
 from featbench.evaluate.memory import free_memory, parse_memory
-from featbench.evaluate.neighbours.finding import Resources
-from featbench.evaluate.neighbours.kept import Found
-from featbench.evaluate.protocols import Protocol
+from featbench.evaluate.neighbours.cache import Found
+from featbench.evaluate.neighbours.cached_search import Resources
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
-from featbench.evaluate.views import View
-from featbench.pipelines.protocols import find_protocols
+from featbench.pipelines.config.protocols import find_protocols
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.evaluate.labels import EvaluationError
-from featbench.evaluate.neighbours.engines import choose
-from featbench.evaluate.neighbours.finding import plan_within
-from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.neighbours.backends import choose
+from featbench.evaluate.neighbours.cached_search import plan_within
+from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.extract.loading import default_workers
 from featbench.extract.probe import images_per_second
-from featbench.pipelines.evaluation import resources_of
-from featbench.pipelines.pipeline import Pipeline
-from featbench.pipelines.preparation import Checked, check, choose_device, moved_layers
-from featbench.pipelines.protocols import find_protocols
-from featbench.pipelines.watch import duration
+from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.run import resources_of
+from featbench.pipelines.extraction.job import Checked, check, choose_device, moved_layers
+from featbench.pipelines.extraction.monitor import duration
 from featbench.store import FeatureSet, SplitRows
 from featbench.store.layout import Grid
 from featbench.store.manifest import differences

@@ -1,6 +1,6 @@
 """JSON, and files that users hand over, read within bounds; values and texts made short for messages.
 
-`featbench.pipelines.documents` reads YAML in the same way.
+`featbench.pipelines.config.documents` reads YAML in the same way.
 """
 
 from __future__ import annotations

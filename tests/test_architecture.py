@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
 
@@ -87,14 +88,45 @@ def test_nothing_is_imported_by_the_bare_name_of_a_folder():
             assert name.split(".")[0] not in PACKAGES, f"{path}:{line} imports {name}, not featbench.{name}"
 
 
+def acyclic(arrows):
+    """Raise `graphlib.CycleError`, which names the modules, if imports go round in a circle."""
+    TopologicalSorter(arrows).prepare()
+
+
+def test_no_modules_import_each_other():
+    """Imports within functions count, too; those for types alone do not."""
+    arrows = {}
+    for path in python_files():
+        name = module_of(path)
+        arrows[name] = {other for other, _ in imported(path, for_types=False) if other in MODULES and other != name}
+    acyclic(arrows)
+
+
+def room_of(name):
+    """Folder of a module, by its path; a module that lies directly in one of the four is a room by itself."""
+    return ".".join(name.split(".")[:3])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_rooms_import_each_other(package):
+    arrows = {}
+    for path in python_files(package):
+        room = room_of(module_of(path))
+        ours = {
+            room_of(name) for name, _ in imported(path, for_types=False) if name.startswith(f"featbench.{package}.")
+        }
+        arrows.setdefault(room, set()).update(ours - {room})
+    acyclic(arrows)
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
         ("featbench", {"numpy", "torch", "faiss", "zarr", "featbench.store"}),
         ("featbench.store", {"torch", "faiss", "typer", "sklearn", "pydantic"}),
-        ("featbench.evaluate.evaluation", {"torch", "torchvision", "PIL"}),
-        ("featbench.pipelines.cli", {"torch", "faiss", "zarr", "pydantic", "sklearn", "numpy"}),
-        ("featbench.pipelines.evaluation", {"torch", "torchvision"}),
+        ("featbench.evaluate.knn.classification", {"torch", "torchvision", "PIL"}),
+        ("featbench.pipelines.cli.app", {"torch", "faiss", "zarr", "pydantic", "sklearn", "numpy"}),
+        ("featbench.pipelines.evaluation.run", {"torch", "torchvision"}),
     ],
 )
 def test_a_package_loads_without_what_it_does_not_need(module, absent):

@@ -94,7 +94,7 @@ def environment(tmp_path):
 
 BENCH_WORKS = """
 import pathlib, featbench.store, featbench.extract, featbench.evaluate, featbench.pipelines
-from featbench.pipelines.cli import app
+from featbench.pipelines.cli.app import app
 for package in (featbench, featbench.store, featbench.extract, featbench.evaluate, featbench.pipelines):
     assert pathlib.Path(package.__file__).is_relative_to({venv!r}), package.__file__
 """

@@ -21,14 +21,14 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.selection import Selection, scale_to_unit_length
 from featbench.evaluate.memory import MIB, SearchPlan, in_words
-from featbench.evaluate.neighbours.exact import search_in_float64
+from featbench.evaluate.neighbours.float64_search import search_in_float64
 from featbench.evaluate.neighbours.index_spec import IndexSpec
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
 from featbench.evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
-from featbench.evaluate.protocols import Similarity
-from featbench.evaluate.selection import Selection, scale_to_unit_length
+from featbench.evaluate.neighbours.similarity import Similarity
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

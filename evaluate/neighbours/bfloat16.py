@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featbench.evaluate.neighbours.certificate import (
+from featbench.evaluate.neighbours.engine import Asked
+from featbench.evaluate.neighbours.error_bounds import (
     BFLOAT16,
     FLOAT32,
     Error,
@@ -27,8 +28,7 @@ from featbench.evaluate.neighbours.certificate import (
     relative_error,
     rounded_error,
 )
-from featbench.evaluate.neighbours.proposing import Asked
-from featbench.evaluate.neighbours.tiles import squares_of
+from featbench.evaluate.neighbours.tiled_engine import squares_of
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -38,7 +38,9 @@ _PIECE = 2**18
 
 
 class Bfloat16Products:
-    """`featbench.evaluate.neighbours.tiles.Products` of rows and queries rounded to bfloat16, with sums in float32."""
+    """`featbench.evaluate.neighbours.tiled_engine.Products` of rows and queries rounded to bfloat16, with sums in
+    float32.
+    """
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked

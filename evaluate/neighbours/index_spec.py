@@ -14,9 +14,9 @@ from typing import Any
 
 import faiss
 
-from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.memory import in_words
-from featbench.evaluate.protocols import Similarity
+from featbench.evaluate.neighbours.similarity import Similarity
 
 _ADVICE = "Try IVF4096,Flat:nprobe=16 or HNSW32, or leave --index out: the search is exact then."
 

@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.protocols import Similarity
-from featbench.evaluate.selection import Layer
+from featbench.evaluate.features.selection import Layer
+from featbench.evaluate.neighbours.similarity import Similarity
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -1,9 +1,9 @@
 """Exact k-nearest-neighbour search over a layer that streams from the store.
 
-An engine (`engines`) proposes, block by block, all rows that may be neighbours; then their similarities
+An engine (`backends`) proposes, block by block, all rows that may be neighbours; then their similarities
 are computed again from the stored features, in float64 and in a fixed order of summation (`rescore`).
-Where the rounding of the engine's scores (`certificate`) could have kept a neighbour from being proposed,
-the query gets a second look: by an engine of more bits, or in float64 (`exact`). So neither the size of a
+Where the rounding of the engine's scores (`error_bounds`) could have kept a neighbour from being proposed,
+the query gets a second look: by an engine of more bits, or in float64 (`float64_search`). So neither the size of a
 block nor engines, threads, ranks, devices and machines change a bit, and equal similarities are ordered
 by row.
 
@@ -22,16 +22,16 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.selection import Selection, scale_to_unit_length
 from featbench.evaluate.memory import SearchPlan
-from featbench.evaluate.neighbours.certificate import is_finite_in_float32, score_of, similarity_of
-from featbench.evaluate.neighbours.engines import Choice, MakeEngine, choose
-from featbench.evaluate.neighbours.exact import search_in_float64
-from featbench.evaluate.neighbours.flat import MAX_GPU_K
-from featbench.evaluate.neighbours.proposing import Asked, Proposals
+from featbench.evaluate.neighbours.backends import Choice, MakeEngine, choose
+from featbench.evaluate.neighbours.engine import Asked, Proposals
+from featbench.evaluate.neighbours.error_bounds import is_finite_in_float32, score_of, similarity_of
+from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K
+from featbench.evaluate.neighbours.float64_search import search_in_float64
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
-from featbench.evaluate.protocols import Similarity
-from featbench.evaluate.selection import Selection, scale_to_unit_length
+from featbench.evaluate.neighbours.similarity import Similarity
 
 logger = logging.getLogger(__name__)
 

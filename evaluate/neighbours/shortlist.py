@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.neighbours.certificate import Error
+from featbench.evaluate.neighbours.error_bounds import Error
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

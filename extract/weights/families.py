@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.layouts import HEADS, laid_out
+from featbench.extract.weights.key_mappings import HEADS, laid_out
 from featbench.store import nearest, some
 
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))

@@ -11,20 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from featbench.extract.model.heads import TrunkWithHeads
 from featbench.extract.model.positions import Grid
 from featbench.extract.model.tap_names import body_of, classifier_of
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.layouts import HEADS
+from featbench.extract.weights.key_mappings import HEADS
 from featbench.extract.weights.positioning import positioned
-from featbench.store import nearest, some
+from featbench.store import some
 
 PREFIXES = (
     "module.", "backbone.", "encoder.", "model.", "base_encoder.", "encoder_q.", "teacher.", "student.", "trunk.",
@@ -141,41 +138,6 @@ def load_strictly(
         reshaped=tuple(reshaped),
         interpolated=tuple(notes),
     )
-
-
-def torchvision_weights(trunk: str, name: str) -> Any:
-    """Find torchvision's own weights by name, such as IMAGENET1K_V2 or DEFAULT; nothing is downloaded yet.
-
-    Raises
-    ------
-    WeightsError
-        If torchvision has none of that name for this trunk.
-    """
-    if trunk not in torchvision.models.list_models(module=torchvision.models):
-        raise WeightsError(f"torchvision has no trunk {trunk}, and so no weights {name!r} for it: give --weights FILE")
-    known = torchvision.models.get_model_weights(trunk)
-    short = name.split(".")[-1].removeprefix("torchvision:")
-    if short not in known.__members__:
-        raise WeightsError(f"torchvision has no weights {name!r} for {trunk}. {nearest(short, known.__members__)}")
-    return known[short]
-
-
-def download(weights: Any) -> dict[str, Tensor]:
-    """Fetch torchvision's weights, or take them from torch's cache.
-
-    Raises
-    ------
-    WeightsError
-        If there is no network and nothing in the cache.
-    """
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise WeightsError(
-            f"{weights}: cannot be downloaded ({error}). Fetch {weights.url} elsewhere and put it at {cache}, "
-            f"or give a file with --weights FILE."
-        ) from error
 
 
 def _addressed(trunk: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import SearchPlan
 from featbench.evaluate.neighbours.search import search
-from featbench.evaluate.selection import Selection
 
 NUM_ROWS, DIM = 70, 6
 
@@ -17,8 +17,8 @@ def same(block):
 
 
 class LayerTests:
-    """Tests of `featbench.evaluate.selection.Layer`; a subclass makes a layer of rows, and says what rows it then
-    has.
+    """Tests of `featbench.evaluate.features.selection.Layer`; a subclass makes a layer of rows, and says what rows it
+    then has.
     """
 
     def make(self, tmp_path, rows, *, rows_per_chunk):

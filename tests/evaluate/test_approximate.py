@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.evaluate.evaluation import evaluate_knn
-from featbench.evaluate.labels import EvaluationError, matched_labels
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.neighbours.approximate import num_training_rows, recalls, search_approximately
-from featbench.evaluate.neighbours.finding import find_neighbours
+from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import UNDEFINED, search
-from featbench.evaluate.views import stored_view
 from tests.conftest import make_features
 from tests.evaluate.test_questions import cosines
 from tests.evaluate.test_search import awkward, cut, held, with_threads

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from featbench.evaluate.derived import Recipe, derived_views
-from featbench.evaluate.evaluation import evaluate_knn
-from featbench.evaluate.labels import EvaluationError, matched_labels
-from featbench.evaluate.views import views_of
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.derived import Recipe, derived_views
+from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.layers import views_of
+from featbench.evaluate.knn.classification import evaluate_knn
 from tests.conftest import make_features
 
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from featbench.evaluate.config import EvaluateConfig
-from featbench.pipelines.evaluation import evaluate
-from featbench.pipelines.progress import Progress
+from featbench.pipelines.evaluation.run import evaluate
+from featbench.pipelines.terminal.progress import Progress
 from featbench.store import BenchError
 from tests.conftest import make_features
 

@@ -9,12 +9,12 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-import featbench.evaluate.kmeans
-from featbench.evaluate.clustering import evaluate_kmeans
-from featbench.evaluate.kmeans import assign, kmeans
-from featbench.evaluate.labels import EvaluationError
+import featbench.evaluate.clustering.kmeans
+from featbench.evaluate.clustering.evaluation import evaluate_kmeans
+from featbench.evaluate.clustering.kmeans import assign, kmeans
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.metrics import cluster_metrics
-from featbench.evaluate.selection import Selection
 from tests.conftest import make_features
 from tests.evaluate.test_search import Held, held
 
@@ -127,7 +127,7 @@ def test_an_improvement_below_the_tolerance_ends_it():
 def test_a_cluster_of_one_row_moves_onto_it_and_one_of_none_stays(monkeypatch):
     values = np.array([[0, 1], [1, 0], [8, 8]], np.float32)
     start = np.array([[0, 0], [9, 9], [50, 50]], np.float32)
-    monkeypatch.setattr(featbench.evaluate.kmeans, "_initial_centroids", lambda *args, **settings: start)
+    monkeypatch.setattr(featbench.evaluate.clustering.kmeans, "_initial_centroids", lambda *args, **settings: start)
     ours = kmeans(held(values), 3, rows_per_block=2, normalize=False)
     assert ours.centroids_KD.tolist() == [[0.5, 0.5], [8, 8], [50, 50]]
     assert ours.objective == 1

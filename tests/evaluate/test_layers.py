@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.evaluate.derived import DerivedLayer, Projection
-from featbench.evaluate.memory_layer import MemoryLayer
+from featbench.evaluate.features.derived import DerivedLayer, Projection
+from featbench.evaluate.features.memory_layer import MemoryLayer
 from tests.conftest import make_features
 from tests.evaluate.layers import LayerTests
 

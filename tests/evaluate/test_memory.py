@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
-from featbench.evaluate.neighbours import engines
-from featbench.evaluate.neighbours.finding import Resources, plan_within
+from featbench.evaluate.neighbours import backends
+from featbench.evaluate.neighbours.cached_search import Resources, plan_within
 from featbench.evaluate.neighbours.search import search
 from featbench.evaluate.neighbours.shortlist import room_for
-from featbench.evaluate.selection import Selection
 from featbench.store import (
     ChunkWriter,
     FeatureSet,
@@ -33,8 +33,8 @@ DIM = 256
 MEASURE = """
 import sys
 from pathlib import Path
-from featbench.evaluate.evaluation import evaluate_knn
-from featbench.evaluate.neighbours.finding import Resources
+from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.evaluate.neighbours.cached_search import Resources
 from featbench.store import FeatureSet
 from tests.peak import peak_kb
 resources = Resources(memory=int(sys.argv[2]) * 2**20)
@@ -164,7 +164,7 @@ def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, 
 
 def test_torch_is_planned_for_and_done_without_where_there_is_no_room(monkeypatch):
     """Its libraries take more than a small search is allowed in all."""
-    monkeypatch.setattr(engines, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(backends, "multiplies_bfloat16", lambda: True)
     sizes = {
         "num_rows": 10**7, "rows_per_chunk": 64, "dim": 512, "num_queries": 10**4, "k": 20, "similarity": "cosine",
     }  # fmt: skip

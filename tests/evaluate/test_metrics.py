@@ -172,7 +172,7 @@ def test_as_many_classes_and_clusters_as_rows_need_no_table_of_all_pairs():
 import numpy as np
 from sklearn import metrics
 from featbench.evaluate.metrics import cluster_metrics
-from featbench.evaluate.per_class import class_accuracies
+from featbench.evaluate.knn.per_class import class_accuracies
 from tests.peak import peak_kb
 before, labels = peak_kb(), np.arange(30_000)
 clusters = np.random.default_rng(0).permutation(30_000)

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from featbench.evaluate.evaluation import evaluate_knn
-from featbench.evaluate.few_shot import evaluate_few_shot
-from featbench.evaluate.labels import EvaluationError, matched_labels
-from featbench.evaluate.neighbours.finding import find_neighbours
-from featbench.evaluate.per_class import class_accuracies, confusion_matrix
-from featbench.evaluate.predictions import predict
-from featbench.evaluate.protocols import PROTOCOLS, Protocol
-from featbench.evaluate.retrieval import retrieval_metrics
-from featbench.evaluate.shots import draw
-from featbench.evaluate.views import stored_view
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.evaluate.knn.few_shot import evaluate_few_shot
+from featbench.evaluate.knn.per_class import class_accuracies, confusion_matrix
+from featbench.evaluate.knn.predictions import predict
+from featbench.evaluate.knn.protocols import PROTOCOLS, Protocol
+from featbench.evaluate.knn.retrieval import retrieval_metrics
+from featbench.evaluate.knn.shots import draw
+from featbench.evaluate.neighbours.cached_search import find_neighbours
 from tests.conftest import make_features
 
 
@@ -90,7 +91,7 @@ def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path):
 
 
 def test_several_protocols_share_one_search_for_each_similarity(made, monkeypatch):
-    from featbench.evaluate.neighbours import finding as neighbours
+    from featbench.evaluate.neighbours import cached_search as neighbours
 
     searches = []
     original = neighbours.search

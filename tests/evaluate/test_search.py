@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from featbench.evaluate.labels import EvaluationError
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import SearchPlan
 from featbench.evaluate.neighbours.search import UNDEFINED, merged, search
-from featbench.evaluate.selection import Selection
 from featbench.store import Block
 from tests.conftest import make_features
 
@@ -48,7 +48,7 @@ def assert_equal(found, rows, similarities):
 
 
 class Held:
-    """A layer in memory, as `featbench.evaluate.selection.Layer` wants it: quicker than a store."""
+    """A layer in memory, as `featbench.evaluate.features.selection.Layer` wants it: quicker than a store."""
 
     key = "held"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.evaluate import selection
-from featbench.evaluate.selection import Selection
+from featbench.evaluate.features import selection
+from featbench.evaluate.features.selection import Selection
 from tests.conftest import make_features
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.evaluate.neighbours.certificate import Error
+from featbench.evaluate.neighbours.error_bounds import Error
 from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
 
 

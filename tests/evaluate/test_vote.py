@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from featbench.evaluate.vote import Ballot, vote_weights
+from featbench.evaluate.knn.vote import Ballot, vote_weights
 
 
 def neighbours(seed=0, queries=40, k=30, classes=6):

@@ -13,7 +13,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.filling import fill
+from featbench.extract.weights.loading import fill
 from featbench.store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 2, "patch_size": 8}

@@ -23,8 +23,8 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint
-from featbench.extract.weights.filling import fill
 from featbench.extract.weights.formats import format_of
+from featbench.extract.weights.loading import fill
 from featbench.store import BenchError
 from featbench.store.layers import layers_of
 

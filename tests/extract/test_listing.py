@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from featbench.extract.data import kept
+from featbench.extract.data import listing_cache
 from featbench.extract.data.listing import ChangedError, DataError, Paths, first_duplicate
 from featbench.extract.data.sources import open_sources
 from featbench.extract.data.subsets import chosen_rows
@@ -48,7 +48,7 @@ def test_a_path_that_occurs_twice_is_found():
 @pytest.fixture
 def settled(photographs, tmp_path, monkeypatch):
     """The photographs, listed long after they were last changed, and a folder where any listing is kept."""
-    monkeypatch.setattr(kept, "MANY", 1)
+    monkeypatch.setattr(listing_cache, "MANY", 1)
     age(photographs)
     return photographs, tmp_path / "kept"
 
@@ -121,7 +121,7 @@ def test_any_flipped_bit_of_a_kept_listing_means_listing_again(settled, monkeypa
 
 def test_a_listing_of_a_folder_that_was_just_changed_is_not_kept(photographs, tmp_path, monkeypatch):
     """Another change within the clock's tick would not show."""
-    monkeypatch.setattr(kept, "MANY", 1)
+    monkeypatch.setattr(listing_cache, "MANY", 1)
     (photographs / "train" / "cat" / "000.jpg").touch()
     save_image(photographs / "train" / "cat" / "new.jpg")
     open_sources(source="folder", root=photographs, kept=tmp_path / "kept")
@@ -131,7 +131,7 @@ def test_a_listing_of_a_folder_that_was_just_changed_is_not_kept(photographs, tm
 @pytest.mark.parametrize(("change", "message"), [("vanish", "is gone"), ("rewrite", "was changed since")])
 def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, monkeypatch, change, message):
     root, folder = settled
-    monkeypatch.setattr(kept, "SAMPLE", 1)  # only row 0 is looked up before the listing is believed
+    monkeypatch.setattr(listing_cache, "SAMPLE", 1)  # only row 0 is looked up before the listing is believed
     open_sources(source="folder", root=root, kept=folder)
     name = root / "train" / "cat" / "003.jpg"
     if change == "vanish":

@@ -12,7 +12,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.filling import fill
+from featbench.extract.weights.loading import fill
 from featbench.store.layers import layers_of
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ import typer
 from PIL import Image
 
 from featbench.__main__ import main
-from featbench.pipelines.cli import app
+from featbench.pipelines.cli.app import app
 
 SECONDS = 90
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from featbench.pipelines.catalogue import CatalogueError, list_datasets, read_catalogue
-from featbench.pipelines.pipeline import load_pipeline, pipeline_names
+from featbench.pipelines.config.catalogue import CatalogueError, list_datasets, read_catalogue
+from featbench.pipelines.config.pipeline import load_pipeline, pipeline_names
 
 
 @pytest.fixture

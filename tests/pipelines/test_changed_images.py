@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from featbench.extract.data import kept
+from featbench.extract.data import listing_cache
 from tests.conftest import save_image
 
 
@@ -15,8 +15,10 @@ from tests.conftest import save_image
 def test_an_image_that_changed_after_it_was_listed_stops_the_run_by_name(
     bench, photographs, monkeypatch, workers, change
 ):
-    monkeypatch.setattr(kept, "MANY", 1)
-    monkeypatch.setattr(kept, "SAMPLE", 1)  # only the first file is looked up before the kept listing is believed
+    monkeypatch.setattr(listing_cache, "MANY", 1)
+    monkeypatch.setattr(
+        listing_cache, "SAMPLE", 1
+    )  # only the first file is looked up before the kept listing is believed
     for path in (photographs, *photographs.rglob("*")):
         os.utime(path, (1, 1))
     words = [

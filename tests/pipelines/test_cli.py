@@ -378,9 +378,9 @@ def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, t
 
 
 def test_weights_of_torchvision_bring_their_transform_and_options():
-    from featbench.pipelines.pipeline import make_pipeline
-    from featbench.pipelines.preparation import model_options
-    from featbench.pipelines.transforming import choose_transform
+    from featbench.pipelines.config.pipeline import make_pipeline
+    from featbench.pipelines.extraction.job import model_options
+    from featbench.pipelines.extraction.transforming import choose_transform
 
     settings = {"model": {"trunk": "efficientnet_b0"}, "weights": {"torchvision": "DEFAULT"}}
     transform, origin = choose_transform(make_pipeline(dict(settings), where=""))

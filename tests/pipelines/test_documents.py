@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import featbench.pipelines
-from featbench.pipelines.documents import parse_yaml, read_yaml
+from featbench.pipelines import config
+from featbench.pipelines.config.documents import parse_yaml, read_yaml
 from featbench.store.documents import DocumentError, brief, parse_json
 
-SHIPPED = sorted(Path(featbench.pipelines.__file__).parent.glob("*.yaml"))
+SHIPPED = sorted(Path(config.__file__).parent.glob("*.yaml"))
 
 
 def bomb(levels=8, width=9):

@@ -100,7 +100,7 @@ def test_memory_that_runs_out_anywhere_else_is_a_message(monkeypatch, capsys, er
     def command():
         raise error
 
-    monkeypatch.setattr("featbench.pipelines.cli.app", command)
+    monkeypatch.setattr("featbench.pipelines.cli.app.app", command)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2

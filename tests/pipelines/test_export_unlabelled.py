@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from featbench.pipelines.importing import Arrays, import_features
+from featbench.pipelines.foreign.importing import Arrays, import_features
 from featbench.store import FeatureSet, load_cached
 
 TRAIN, VAL, DIM, K = 50, 20, 8, 3

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from featbench.pipelines.arrays import Arrays, ImportingError, plain_labels
-from featbench.pipelines.containers import open_container
-from featbench.pipelines.importing import import_features
+from featbench.pipelines.foreign.arrays import Arrays, ImportingError, plain_labels
+from featbench.pipelines.foreign.containers import open_container
+from featbench.pipelines.foreign.importing import import_features
 from featbench.store import FeatureSet
 
 N_TRAIN, N_VAL, DIM = 40, 20, 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featbench.pipelines.importing import Arrays, ImportingError, import_features
+from featbench.pipelines.foreign.importing import Arrays, ImportingError, import_features
 from featbench.store import FeatureSet, MismatchError
 
 

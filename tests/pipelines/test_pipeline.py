@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from featbench.pipelines.pipeline import SHIPPED as FOLDER
-from featbench.pipelines.pipeline import PipelineError, as_yaml, json_schema, load_pipeline, pipeline_names
+from featbench.pipelines.config.pipeline import SHIPPED as FOLDER
+from featbench.pipelines.config.pipeline import PipelineError, as_yaml, json_schema, load_pipeline, pipeline_names
 
 SHIPPED = [
     *("in1k", "places205", "places365", "inat18", "cifar10", "cifar100", "stl10", "mnist", "fashion_mnist"),

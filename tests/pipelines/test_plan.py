@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from featbench.pipelines.pipeline import load_pipeline
+from featbench.pipelines.config.pipeline import load_pipeline
 from featbench.pipelines.plan import plan
 from featbench.store import FeatureSet
 
@@ -70,7 +70,7 @@ def test_too_little_disk_or_memory_is_a_problem(small, monkeypatch):
     from collections import namedtuple
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(1000))
-    monkeypatch.setattr("featbench.pipelines.evaluation.free_memory", lambda: 1000)
+    monkeypatch.setattr("featbench.pipelines.evaluation.run.free_memory", lambda: 1000)
     disk, memory = plan(load_pipeline("folder", small)).problems
     assert "of disk, 0.0 MiB are free" in disk
     assert "--dtype float16" in disk

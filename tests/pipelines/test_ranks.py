@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from featbench.pipelines import launch, watch
-from featbench.pipelines.pipeline import make_pipeline
+from featbench.pipelines.config.pipeline import make_pipeline
+from featbench.pipelines.extraction import launch, monitor
+from featbench.pipelines.extraction.signals import Stopping
 from featbench.pipelines.ranks import Rank, from_environment
-from featbench.pipelines.stopping import Stopping
 from featbench.store import FeatureSet, RankStatus, verify
 from featbench.store.status import Reporter, post, read_statuses
 from tests.conftest import ROOT, make_features, needs_proc
@@ -189,7 +189,7 @@ def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(ben
 
 def test_a_second_signal_is_one_with_the_first_only_if_it_comes_at_once():
     code = (
-        "import os, signal, time\nfrom featbench.pipelines.stopping import until_signalled\n"
+        "import os, signal, time\nfrom featbench.pipelines.extraction.signals import until_signalled\n"
         "with until_signalled() as stopping:\n"
         "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stopping()\n    time.sleep(1.1); print('still here', flush=True)\n"
@@ -233,7 +233,7 @@ def test_torchrun_is_recognised_also_within_slurm():
 
 
 def test_slurm_parameters_are_translated_and_unknown_ones_refused(bench):
-    slurm = pytest.importorskip("featbench.pipelines.slurm")
+    slurm = pytest.importorskip("featbench.pipelines.extraction.slurm")
     pytest.importorskip("submitit")
     assert slurm.parameters({"time": "24:00:00"})["time"] == 24 * 60
     assert slurm.parameters({"time": "90", "ranks-per-node": "4"}) == {"time": 90, "ntasks_per_node": 4}
@@ -251,7 +251,7 @@ def test_progress_comes_from_journals_and_statuses(tmp_path, arrays):
     lines = whole.splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-6]))  # the last two chunks of train, 8 and 2 rows
     made = FeatureSet.open(tmp_path / "f")
-    looking = watch.Watch(made, ["res4", "res5"], "now")
+    looking = monitor.Watch(made, ["res4", "res5"], "now")
     status = RankStatus(run="now", rank=1, host="h", pid=1, state="extracting", rows=3, rows_in_hand=3)
     post(made.journals, status)
     post(made.journals, RankStatus(run="before", rank=2, host="h", pid=1, state="extracting", rows_in_hand=5))
@@ -273,7 +273,7 @@ def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
     journal = made.journals / "rank-00000.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-6]))
-    looking = watch.Watch(FeatureSet.open(made.path), ["res4", "res5"], "now")
+    looking = monitor.Watch(FeatureSet.open(made.path), ["res4", "res5"], "now")
     reporter = Reporter(made.journals, RankStatus(run="now", rank=0, host="h", pid=1, state="starting"))
     reporter.change("extracting")
     reporter.processed(8)
@@ -292,12 +292,12 @@ def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
 @pytest.mark.parametrize("width", [60, 80, 110, 200])
 def test_progress_fits_the_terminal(width):
     status = RankStatus(run="r", rank=7, host="a" * 70, pid=1234567, state="extracting", error="no " * 50)
-    snapshot = watch.Snapshot(
+    snapshot = monitor.Snapshot(
         rows=1_181_167, rows_total=1_281_167, bytes=9 * 10**9, rows_per_s_now=1234.5, rows_per_s=1234.5,
         ranks=(status, status), time=0.0,
     )  # fmt: skip
     drawn_on = Console(width=width, file=io.StringIO())
-    drawn_on.print(watch.render(snapshot, width=width))
+    drawn_on.print(monitor.render(snapshot, width=width))
     lines = drawn_on.file.getvalue().splitlines()
     assert len(lines) == 3
     assert max(map(len, lines)) <= width
@@ -310,12 +310,12 @@ def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, array
     made = make_features(tmp_path / "f", *arrays)
     screen = io.StringIO()
     drawn_on = Console(width=80, file=screen, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
-    monkeypatch.setattr(watch, "console", lambda **_: drawn_on)
-    monkeypatch.setattr(watch, "SECONDS_PER_LOOK", 0.01)
+    monkeypatch.setattr(monitor, "console", lambda **_: drawn_on)
+    monkeypatch.setattr(monitor, "SECONDS_PER_LOOK", 0.01)
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(io.StringIO())])
     stopping, over = Stopping(), threading.Event()
     shower = threading.Thread(
-        target=watch._show_live, args=(watch.Watch(made, ["res5"], "now"), over, stopping), daemon=True
+        target=monitor._show_live, args=(monitor.Watch(made, ["res5"], "now"), over, stopping), daemon=True
     )
     shower.start()
     wait_for(lambda: screen.getvalue().count("rows/s") > 2, "nothing is drawn")
@@ -333,8 +333,8 @@ def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, array
 
 def test_a_rank_that_is_not_heard_of_is_shown_so():
     status = RankStatus(run="r", rank=0, host="h", pid=1, state="extracting", time=1000.0)
-    assert watch.state_of(status, 1010.0) == "extracting"
-    assert watch.state_of(status, 1300.0) == "extracting, silent for 5 min"
+    assert monitor.state_of(status, 1010.0) == "extracting"
+    assert monitor.state_of(status, 1300.0) == "extracting, silent for 5 min"
 
 
 def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(monkeypatch, caplog):

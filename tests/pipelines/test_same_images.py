@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featbench.extract.data import kept, same_images
+from featbench.extract.data import listing_cache, same_images
 from featbench.store import FeatureSet, journal, verify
 from featbench.store.metadata import save
 from featbench.store.verify import repair
@@ -94,7 +94,7 @@ def test_a_resumed_run_notices_that_the_images_of_finished_chunks_are_others(ben
 
 
 def test_a_copied_data_set_goes_on_with_a_kept_listing_too(bench, bitmaps, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "MANY", 1)
+    monkeypatch.setattr(listing_cache, "MANY", 1)
     for path in (bitmaps, *bitmaps.rglob("*")):
         os.utime(path, (1, 1))
     extracted(bench, bitmaps)

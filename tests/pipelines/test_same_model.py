@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from featbench.pipelines import extraction
+from featbench.pipelines.extraction import run
 from featbench.store import FeatureSet
 from tests.reliability.ranks import chunks_of
 
@@ -83,7 +83,7 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
     path = tmp_path / "features/folder"
 
     def after_another(rank, prepared, **options):
-        monkeypatch.setattr("featbench.pipelines.extraction.extract_as", extract_as)
+        monkeypatch.setattr("featbench.pipelines.extraction.rank.extract_as", extract_as)
         (tmp_path / "scale.json").write_text("1.01")
         assert extract("conv", "--overwrite").returncode == 0
         (tmp_path / "scale.json").write_text("1.0")
@@ -91,8 +91,8 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
         return extract_as(rank, prepared, **options)
 
     chunks = {}
-    extract_as = extraction.extract_as
-    monkeypatch.setattr("featbench.pipelines.extraction.extract_as", after_another)
+    extract_as = run.extract_as
+    monkeypatch.setattr("featbench.pipelines.extraction.rank.extract_as", after_another)
     refused = extract(layers)
     assert refused.returncode == 2, refused.stderr
     assert "layer conv: for a fixed image it differs by 0.0" in refused.stderr
@@ -148,7 +148,7 @@ def test_what_is_wrong_with_the_model_is_said_before_any_image_is_listed(
     def listed(*_, **__):
         pytest.fail("the images were listed first")
 
-    monkeypatch.setattr("featbench.pipelines.preparation.open_sources", listed)
+    monkeypatch.setattr("featbench.pipelines.extraction.job.open_sources", listed)
     result = bench("extract", "folder", "--data", photographs, *SMALL, *settings)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.pipelines.arrays import ImportingError
-from featbench.pipelines.containers import open_container
-from featbench.pipelines.import_files import read_labels
+from featbench.pipelines.foreign.arrays import ImportingError
+from featbench.pipelines.foreign.containers import open_container
+from featbench.pipelines.foreign.import_files import read_labels
 
 VALUES = np.array([[0.5, -1.25, 3.0], [1.5, 2.25, -0.125], [4.0, 0.0, 8.5], [1.0, 1.0, 1.0]])
 LABELS = ["3", "0", "3", "1"]

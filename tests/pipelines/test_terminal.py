@@ -19,9 +19,9 @@ from rich.progress import Progress as Bar
 
 import featbench.pipelines
 from featbench.__main__ import open_closed_streams
-from featbench.pipelines import progress, terminal
-from featbench.pipelines.importing import Arrays, import_features
-from featbench.pipelines.safe_console import SafeConsole
+from featbench.pipelines.foreign.importing import Arrays, import_features
+from featbench.pipelines.terminal import output, progress
+from featbench.pipelines.terminal.console import SafeConsole
 from featbench.store.names import visible
 
 HOSTILE = [
@@ -121,14 +121,14 @@ def test_a_pipeline_printed_for_reading_again_keeps_its_text(bench, tmp_path):
 
 def test_bars_and_log_lines_show_text_as_it_is(monkeypatch):
     out = io.StringIO()
-    monkeypatch.setattr(terminal, "console", lambda **given: None)
+    monkeypatch.setattr(output, "console", lambda **given: None)
     console = SafeConsole(file=out, width=200, markup=False)
     console.print("[/b]x \x1b[2J", "[red]y")
     with Bar(console=console) as bar:
         bar.add_task("a\x9bb", total=1)
     harmless(out.getvalue().replace("\x1b[?25l", "").replace("\x1b[?25h", ""))
     assert "[/b]x \\x1b[2J [red]y" in out.getvalue()
-    with terminal.guarded():
+    with output.guarded():
         monkeypatch.setattr(sys.stderr, "unguarded", out)
         logging.StreamHandler(sys.stderr).emit(logging.makeLogRecord({"msg": "%s", "args": ("\x1b[1mlog[/b]",)}))
     assert "\\x1b[1mlog[/b]" in out.getvalue()
@@ -165,7 +165,7 @@ def test_every_character_that_acts_is_spelled_out(code):
 
 def test_consoles_are_made_in_one_place():
     for path in Path(featbench.pipelines.__file__).parent.rglob("*.py"):
-        if path.name == "safe_console.py":
+        if path.name == "console.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -12,8 +12,8 @@ from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.preprocessing import of_timm
-from featbench.pipelines.pipeline import Pipeline
-from featbench.pipelines.transforming import choose_transform
+from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.extraction.transforming import choose_transform
 
 VIT = {  # as transformers' ViTImageProcessor writes it
     "do_resize": True, "do_rescale": True, "do_normalize": True, "image_mean": [0.5, 0.5, 0.5],

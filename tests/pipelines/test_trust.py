@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from featbench.pipelines.options import read_pipeline
-from featbench.pipelines.pipeline import PipelineError, make_pipeline
-from featbench.pipelines.trust import code_settings
+from featbench.pipelines.cli.options import read_pipeline
+from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
+from featbench.pipelines.config.trust import code_settings
 
 EVIL = "from pathlib import Path\nPath('ran').touch()\ndef net(): raise SystemExit\n"
 

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from featbench.extract.model.trunks import build_trunk
-from featbench.pipelines.pipeline import PipelineError, make_pipeline
-from featbench.pipelines.vissl import read_vissl, translate
+from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
+from featbench.pipelines.foreign.vissl import read_vissl, translate
 from featbench.store import FeatureSet
 
 MANY_LAYERS = """

@@ -8,8 +8,8 @@ import json
 import pytest
 import yaml
 
-from featbench.pipelines.pipeline import PipelineError, as_yaml, make_pipeline
-from featbench.pipelines.vissl import read_vissl, translate
+from featbench.pipelines.config.pipeline import PipelineError, as_yaml, make_pipeline
+from featbench.pipelines.foreign.vissl import read_vissl, translate
 
 CONFIG = yaml.safe_load("""
 DATA:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.pipelines.arrays import ImportingError
-from featbench.pipelines.vissl_shards import read_vissl
+from featbench.pipelines.foreign.arrays import ImportingError
+from featbench.pipelines.foreign.vissl_shards import read_vissl
 
 N = {"train": 60, "test": 20}
 

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.store import FeatureSet
 
 LAYERS = (5, 10, 12)

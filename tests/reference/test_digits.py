@@ -10,15 +10,15 @@ import json
 import numpy as np
 import pytest
 
-from featbench.evaluate.clustering import evaluate_kmeans
-from featbench.evaluate.evaluation import evaluate_knn
-from featbench.evaluate.kmeans import assign, kmeans
-from featbench.evaluate.labels import matched_labels
+from featbench.evaluate.clustering.evaluation import evaluate_kmeans
+from featbench.evaluate.clustering.kmeans import assign, kmeans
+from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.evaluate.knn.vote import Ballot, vote_weights
 from featbench.evaluate.metrics import cluster_metrics
-from featbench.evaluate.neighbours.finding import find_neighbours
-from featbench.evaluate.selection import Selection
-from featbench.evaluate.views import stored_view
-from featbench.evaluate.vote import Ballot, vote_weights
+from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.store import FeatureSet
 
 K = (1, 5, 10, 20, 100, 200)

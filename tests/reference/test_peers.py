@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.knn.predictions import predict
+from featbench.evaluate.knn.protocols import PROTOCOLS
+from featbench.evaluate.neighbours.distributed import shares_of
 from featbench.evaluate.neighbours.search import merged, search
-from featbench.evaluate.neighbours.shares import shares_of
-from featbench.evaluate.predictions import predict
-from featbench.evaluate.protocols import PROTOCOLS
-from featbench.evaluate.selection import Selection
-from featbench.evaluate.views import stored_view
 from tests.conftest import make_features
 from tests.evaluate.test_search import ENGINES, SIMILARITIES, assert_equal, cut, with_threads
 

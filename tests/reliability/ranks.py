@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from featbench.pipelines.pipeline import make_pipeline
+from featbench.pipelines.config.pipeline import make_pipeline
+from featbench.pipelines.extraction.signals import Stopped
 from featbench.pipelines.ranks import Rank
-from featbench.pipelines.stopping import Stopped
 from featbench.store import FeatureSet
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["featbench.pipelines.extraction", "sklearn.datasets"])
+CONTEXT.set_forkserver_preload(["featbench.pipelines.extraction.run", "sklearn.datasets"])
 
 
 def small_pipeline(store, name):
@@ -84,8 +84,8 @@ def wait_for(condition, what, seconds=90):
 
 
 def _work(pipeline, rank):
-    from featbench.pipelines.extraction import extract_as
-    from featbench.pipelines.preparation import prepare
+    from featbench.pipelines.extraction.job import prepare
+    from featbench.pipelines.extraction.rank import extract_as
 
     logging.getLogger().setLevel(logging.ERROR)
     os.environ.pop("TORCHELASTIC_RUN_ID", None)

@@ -18,8 +18,8 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from featbench.evaluate.clustering import evaluate_kmeans
-from featbench.evaluate.evaluation import evaluate_knn
+from featbench.evaluate.clustering.evaluation import evaluate_kmeans
+from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.store import BenchError, FeatureSet, verify
 from featbench.store.feature_set import feature_sets
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of

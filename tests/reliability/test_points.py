@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featbench.pipelines.importing import Arrays, import_features
+from featbench.pipelines.foreign.importing import Arrays, import_features
 from featbench.store import (
     ChunkWriter,
     FeatureSet,

@@ -1,0 +1,1 @@
+"""k-means, and how well its clusters match the classes."""

@@ -1,0 +1,214 @@
+"""k-means of a feature set's layers (cached) and how well the clusters match the classes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featbench.evaluate import metrics
+from featbench.evaluate.clustering.kmeans import Clustering, assign, kmeans
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import Labelled, matched_labels, refuse_if_gone
+from featbench.evaluate.features.layers import View, short, views_of
+from featbench.evaluate.memory import free_memory, rows_per_block
+from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
+from featbench.store import FeatureSet, load_cached, save_cached
+from featbench.store.manifest import digest_of
+
+ALGORITHM = 6
+"""Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
+
+
+FindClusters = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+
+
+def evaluate_kmeans(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+    """Cluster train by k-means and return flat records; see `kmeans_results`."""
+    return [result.record() for result in kmeans_results(features, layers, **settings)]
+
+
+def kmeans_results(
+    features: FeatureSet, layers: Sequence[str | View], *, clusters: Sequence[int | str], **settings: Any
+) -> list[ClusterResult]:
+    """Cluster train by k-means and compare the clusters of both splits with the classes.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Has the layers, complete, in both splits; clusterings are kept there.
+    layers : sequence of str or View
+        What to cluster.
+    clusters : sequence of int or "classes"
+        Numbers of clusters.
+    **settings
+        As for `cluster`: `normalize`, `iterations`, `restarts`, `seed`, `memory`.
+
+    Returns
+    -------
+    list of ClusterResult
+        One for each layer, number of clusters and split.
+
+    Raises
+    ------
+    EvaluationError
+        If there are more clusters than rows, or as many as classes are wanted where train has no labels.
+    """
+    train, val, _ = matched_labels(features, needed=False)
+    find = partial(find_clusters, features)
+    return cluster(views_of(features, layers), train, val, clusters=clusters, find=find, **settings)
+
+
+def cluster(
+    views: Sequence[View],
+    train: Labelled,
+    val: Labelled,
+    *,
+    clusters: Sequence[int | str],
+    find: FindClusters,
+    normalize: bool = True,
+    iterations: int = 100,
+    restarts: int = 10,
+    seed: int = 0,
+    memory: int | None = None,
+) -> list[ClusterResult]:
+    """Cluster layers, wherever they are.
+
+    Parameters
+    ----------
+    views : sequence of View
+        The layers.
+    train, val : Labelled
+        Rows that take part.
+    clusters : sequence of int or "classes"
+        Numbers of clusters.
+    find : callable
+        `find_clusters` of a feature set, or `search_clusters`, which keeps nothing.
+    normalize, iterations, restarts, seed
+        As for `featbench.evaluate.clustering.kmeans.kmeans`.
+    memory : int, optional
+        Bytes; half of what is free by default.
+    """
+    counts = numbers_of_clusters(clusters, train)
+    settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
+    results = []
+    for view in views:
+        for count in counts:
+            start = time.perf_counter()
+            rows = rows_per_block(memory or free_memory() // 2, dim=view.dim)
+            clusters_of, facts = find(view, count, train, val, settings, rows)
+            seconds = round(time.perf_counter() - start, 3)
+            for part in (train, val):
+                results.append(
+                    ClusterResult(
+                        layer=view.facts,
+                        counts=counts_of(train, val),
+                        split=part.split,
+                        clusters=count,
+                        seed=seed,
+                        metrics=_against_classes(clusters_of[part.split], part),
+                        objective=facts["objective"],
+                        iterations=facts["iterations"],
+                        seconds=seconds,
+                        assignments=clusters_of[part.split],
+                    )
+                )
+    return results
+
+
+def numbers_of_clusters(wanted: Sequence[int | str], train: Labelled) -> list[int]:
+    """Say how many clusters are wanted, and refuse those that can't be: before anything takes long.
+
+    Raises
+    ------
+    EvaluationError
+        As `evaluate_kmeans`.
+    """
+    if "classes" in wanted and not train.has_labels:
+        raise EvaluationError(
+            "as many clusters as classes are wanted, but no row of train has a label: give a number, such as 100"
+        )
+    counts = [len(np.unique(train.labels)) if each == "classes" else int(each) for each in wanted]
+    refused = [count for count in counts if not 1 <= count <= len(train.rows)]
+    if refused:
+        raise EvaluationError(
+            f"clusters must be in [1, {len(train.rows)}], the rows to cluster; got {', '.join(map(str, refused))}"
+        )
+    return counts
+
+
+def counts_of(train: Labelled, val: Labelled) -> Counts:
+    """Count the rows that took part."""
+    labels = np.union1d(train.labels, val.labels)
+    return Counts(
+        num_train=len(train.rows),
+        num_val=len(val.rows),
+        num_left_out=train.left_out + val.left_out,
+        num_classes=int((labels >= 0).sum()),
+    )
+
+
+def _against_classes(clusters: npt.NDArray[np.int64], part: Labelled) -> ClusterMetrics | None:
+    return ClusterMetrics(**metrics.cluster_metrics(clusters, part.labels)) if part.has_labels else None
+
+
+def find_clusters(
+    features: FeatureSet,
+    view: View,
+    count: int,
+    train: Labelled,
+    val: Labelled,
+    settings: dict[str, Any],
+    rows: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take a clustering from the feature set, or make it and keep it there.
+
+    Returns
+    -------
+    clusters_of : dict of str to ndarray
+        Cluster of each row that takes part, by split.
+    facts : dict
+        With `objective` and `iterations`.
+    """
+    made_from = [view.made_from[split] for split in ("train", "val")]
+    key = f"{short(view.name)}-{count}-{digest_of([ALGORITHM, count, settings, *made_from])[:16]}"
+    kept = load_cached(features, "clusters", key)
+    if kept and _has_its_form(*kept, count=count, parts=(train, val)):
+        return kept
+    arrays, facts = search_clusters(view, count, train, val, settings, rows)
+    refuse_if_gone(features)
+    facts |= {"layer": view.name, "made_from": made_from, "settings": settings}
+    save_cached(features, "clusters", key, arrays, facts)
+    return arrays, facts
+
+
+def search_clusters(
+    view: View, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make a clustering, and keep nothing; returns what `find_clusters` does, with the `centroids`."""
+    data = {part.split: view.select(part) for part in (train, val)}
+    found: Clustering = kmeans(data["train"], count, rows_per_block=rows, **settings)
+    clusters_of = {
+        split: assign(part, found, rows_per_block=rows, normalize=settings["normalize"]) for split, part in data.items()
+    }
+    facts = {"objective": found.objective, "iterations": found.iterations}
+    return clusters_of | {"centroids": found.centroids_KD}, facts
+
+
+def _has_its_form(arrays: dict[str, Any], facts: dict[str, Any], *, count: int, parts: Sequence[Labelled]) -> bool:
+    """Whether what was read is a clustering of these rows."""
+    return (
+        isinstance(facts.get("objective"), float)
+        and isinstance(facts.get("iterations"), int)
+        and all(
+            part.split in arrays
+            and arrays[part.split].shape == part.rows.shape
+            and arrays[part.split].dtype == np.int64
+            and 0 <= arrays[part.split].min() <= arrays[part.split].max() < count
+            for part in parts
+        )
+    )

@@ -1,0 +1,9 @@
+"""The error of an evaluation."""
+
+from __future__ import annotations
+
+from featbench.store import BenchError
+
+
+class EvaluationError(BenchError, ValueError):
+    """An evaluation that can't be done, or not as asked."""

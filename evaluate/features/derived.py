@@ -1,0 +1,206 @@
+"""Layers made of stored ones: several side by side, centred, projected on principal components, whitened.
+
+What is fitted (mean, components, variances) is fitted on the rows of train that take part, in float64.
+A derived row is computed from its stored row whenever it is read, chunk by chunk, so it is never on disk.
+
+Shape suffixes:  N rows   D numbers of the sources   P numbers of the result
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import Labelled
+from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.selection import Layer, Selection, lengths_of, scale_to_unit_length
+from featbench.evaluate.memory import in_words
+from featbench.store import Block
+from featbench.store.manifest import digest_of
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+ALGORITHM = 2
+"""Enters the digests of derived layers; raised when a change gives other numbers."""
+
+_NOISE = 2.0**-20
+"""Variances below this part of the largest are what rounding to float32 leaves of none at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is made of layers."""
+
+    concatenate: bool = False
+    """Put the layers side by side, each row of each layer scaled to length 1 before."""
+
+    center: bool = False
+    """Subtract the mean of train."""
+
+    pca: int | None = None
+    """Keep so many principal components; implies centring."""
+
+    whiten: bool = False
+    """Scale every principal component to variance 1; implies centring."""
+
+    def __bool__(self) -> bool:
+        return self != Recipe()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """Subtract `mean_D`, then multiply by `axes_DP`; None leaves that out."""
+
+    mean_D: Doubles
+    axes_DP: Doubles | None = None
+
+    def __call__(self, features_ND: Floats) -> Floats:
+        centred_ND = features_ND - self.mean_D
+        projected = centred_ND if self.axes_DP is None else centred_ND @ self.axes_DP
+        return projected.astype(np.float32)
+
+
+class DerivedLayer:
+    """A layer of one split that is computed from stored ones as it is read.
+
+    See `featbench.evaluate.features.selection.Layer`.
+    """
+
+    def __init__(self, sources: Sequence[Layer], projection: Projection | None = None) -> None:
+        self._sources = sources
+        self._projection = projection
+        self.key = " + ".join(source.key for source in sources)
+        self.num_rows = sources[0].num_rows
+        self.dim = sum(source.dim for source in sources)
+        if projection is not None and projection.axes_DP is not None:
+            self.dim = projection.axes_DP.shape[1]
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Of all layers of a feature set."""
+        return self._sources[0].rows_per_chunk
+
+    def map_blocks(
+        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+    ) -> Iterator[T]:
+        """Yield what `prepare` makes of each block; the sources are read ahead."""
+        for blocks in zip(*(each.map_blocks(_same, rows_per_block, chunks) for each in self._sources), strict=True):
+            features = np.empty((len(blocks[0].features), self.dim), np.float32)
+            for at in range(0, len(features), self.rows_per_chunk):  # as `peek` does, to the bit
+                piece = slice(at, at + self.rows_per_chunk)
+                features[piece] = self._derive([block.features[piece] for block in blocks])
+            yield prepare(Block(start=blocks[0].start, features=features))
+
+    def peek(self, chunk: int) -> Floats:
+        """Return the rows of one chunk that was read before."""
+        return self._derive([source.peek(chunk) for source in self._sources])
+
+    def _derive(self, stored: Sequence[Floats]) -> Floats:
+        if len(stored) > 1:
+            stored = [np.array(each) for each in stored]
+            for each in stored:
+                scale_to_unit_length(each, lengths_of(each))
+        features = np.concatenate(stored, axis=1) if len(stored) > 1 else stored[0]
+        return self._projection(features) if self._projection else features
+
+
+def derived_views(views: Sequence[View], recipe: Recipe, train: Labelled, *, memory: int) -> list[View]:
+    """Make what a recipe says of layers: one of all of them, or one of each.
+
+    Parameters
+    ----------
+    views : sequence of View
+        Layers as they are stored.
+    recipe : Recipe
+        What to make.
+    train : Labelled
+        Rows to fit on.
+    memory : int
+        Bytes that fitting may take.
+
+    Raises
+    ------
+    EvaluationError
+        If more components are asked for than there are, or fitting does not fit into the memory.
+    """
+    groups = [list(views)] if recipe.concatenate else [[view] for view in views]
+    return [_derived(group, recipe, train, memory) for group in groups]
+
+
+def _derived(group: Sequence[View], recipe: Recipe, train: Labelled, memory: int) -> View:
+    names = [view.name for view in group]
+    fitted_on = Selection(layer=DerivedLayer([view.layers["train"] for view in group]), rows=train.rows)
+    projection = _fit(fitted_on, recipe, memory)
+    layers: dict[str, Layer] = {
+        split: DerivedLayer([view.layers[split] for view in group], projection) for split in ("train", "val")
+    }
+    steps = {"center": recipe.center, f"pca{recipe.pca}": recipe.pca, "whiten": recipe.whiten}
+    name = ".".join(["+".join(names), *(step for step, wanted in steps.items() if wanted)])
+    rows = hashlib.sha256(train.rows.tobytes()).hexdigest()
+    sources = [dict(view.made_from) for view in group]
+    made_from = {
+        split: digest_of([ALGORITHM, split, names, sources, rows, [recipe.center, recipe.pca, recipe.whiten]])
+        for split in ("train", "val")
+    }
+    facts = replace(
+        group[0].facts,
+        layer=name,
+        dim=layers["train"].dim,
+        tap=" + ".join(str(view.facts.tap) for view in group),
+        pooling=" + ".join(str(view.facts.pooling) for view in group),
+    )
+    return View(name=name, layers=layers, made_from=made_from, facts=facts)
+
+
+def _fit(train: Selection, recipe: Recipe, memory: int) -> Projection | None:
+    if not (recipe.center or recipe.pca or recipe.whiten):
+        return None
+    mean_D = _sum(train, lambda features: features.sum(axis=0)) / len(train)
+    if not (recipe.pca or recipe.whiten):
+        return Projection(mean_D=mean_D)
+    dim = train.layer.dim
+    needed = 4 * dim**2 * 8
+    if needed > memory:
+        raise EvaluationError(
+            f"{train.layer.key}: components of {dim:,} numbers need {in_words(needed)} of memory; "
+            f"{in_words(memory)} are allowed. Give more with --memory, or pool the layer to fewer numbers."
+        )
+
+    def scatter(features: Doubles) -> Doubles:
+        centred = features - mean_D
+        product: Doubles = centred.T @ centred
+        return product
+
+    variances, axes_DP = np.linalg.eigh(_sum(train, scatter) / max(1, len(train) - 1))
+    variances, axes_DP = variances[::-1], axes_DP[:, ::-1]
+    rank = int((variances > variances[0] * _NOISE).sum()) if variances[0] > 0 else 0
+    wanted = recipe.pca or rank
+    if not 1 <= wanted <= rank:
+        raise EvaluationError(
+            f"{train.layer.key}: --pca must be in [1, {rank}], the directions in which {len(train):,} rows of "
+            f"{dim:,} numbers vary; got {wanted}"
+        )
+    axes_DP = axes_DP[:, :wanted]
+    if recipe.whiten:
+        axes_DP = axes_DP / np.sqrt(variances[:wanted])
+    return Projection(mean_D=mean_D, axes_DP=np.ascontiguousarray(axes_DP))
+
+
+def _sum(train: Selection, of: Callable[[Doubles], Doubles]) -> Doubles:
+    """Add up something of all rows, chunk by chunk."""
+    total: Any = 0.0
+    for part in train.parts(train.layer.rows_per_chunk, unit_length=False):
+        total = total + of(part.features.astype(np.float64))
+    return np.asarray(total)
+
+
+def _same(block: Block) -> Block:
+    return block

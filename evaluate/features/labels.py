@@ -1,0 +1,202 @@
+"""Which rows take part, and what their classes are: the two splits speak of classes by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.store import FeatureSet, SplitInfo, StoreError
+from featbench.store.names import clashing_names, likeness, normal_name
+
+logger = logging.getLogger(__name__)
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Rows of one split that take part, in order: those with a label and a readable image.
+
+    Where no row of the split has a label, all with a readable image take part, and their class is -1.
+    """
+
+    split: str
+
+    rows: Ints
+    """Positions in the split, shape (n,), rising."""
+
+    labels: Ints
+    """Class of each, shape (n,); an index into the names that both splits share."""
+
+    left_out: int = 0
+    """Rows that do not take part."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the rows have classes: all of them do, or none."""
+        return bool((self.labels >= 0).all())
+
+    def by_row(self, num_rows: int) -> Ints:
+        """Class of each row of the split, -1 where one does not take part."""
+        labels = np.full(num_rows, -1, np.int64)
+        labels[self.rows] = self.labels
+        return labels
+
+
+class LabelSource(Protocol):
+    """What is needed of the splits to say which rows take part: a `FeatureSet`, or arrays in memory."""
+
+    @property
+    def name(self) -> str:
+        """What warnings call it."""
+
+    @property
+    def path(self) -> object:
+        """What errors call it."""
+
+    def split(self, split: str) -> SplitInfo:
+        """Facts of a split."""
+
+    def labels(self, split: str) -> Ints:
+        """Labels, indices into the split's class names; -1 where there is none."""
+
+    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+        """Whether each row can take part."""
+
+
+def matched_labels(features: LabelSource, *, needed: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    """Match the labels of train and val by the names of their classes, in Unicode's normal form.
+
+    Parameters
+    ----------
+    features : LabelSource
+        Such as a `FeatureSet`.
+    needed : bool
+        Whether a split without any label is refused; otherwise all of its rows take part.
+
+    Returns
+    -------
+    train, val : Labelled
+        Classes of train come first; one that only val has gets an index after them, so it can't be predicted.
+    class_names : tuple of str
+
+    Raises
+    ------
+    EvaluationError
+        If a split has no labelled row although labels are needed, or no row at all, or two classes whose names
+        differ in their Unicode spelling alone.
+    """
+    train_names, val_names = (class_names_of(features, split) for split in ("train", "val"))
+    names = shared_names(features)
+    position = {name: index for index, name in enumerate(names)}
+    train = _labelled(features, "train", np.array([position[name] for name in train_names], np.int64), needed)
+    val = _labelled(features, "val", np.array([position[name] for name in val_names], np.int64), needed)
+    unknown = np.setdiff1d(val.labels, train.labels)
+    if len(unknown) and train.has_labels and val.has_labels:
+        wrong = int(np.isin(val.labels, unknown).sum())
+        named = ", ".join(names[index] for index in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        text = "%s: classes of val without an image in train (%s): their images count as wrong, %d of them%s"
+        alike = alike_names([names[index] for index in unknown], train_names)
+        logger.warning(text, features.name, named, wrong, f". {alike}" if alike else "")
+    for split, part in (("train", train), ("val", val)):
+        if part.left_out:
+            text = "%s: rows of %s without a label or a readable image, left out: %d"
+            logger.warning(text, features.name, split, part.left_out)
+    return train, val, names
+
+
+def shared_names(features: LabelSource) -> tuple[str, ...]:
+    """Return the class names of both splits, those of train first; needs no labelled row."""
+    return tuple(dict.fromkeys([*class_names_of(features, "train"), *class_names_of(features, "val")]))
+
+
+def has_labels(features: LabelSource, split: str) -> bool:
+    """Whether a readable row of the split has a label."""
+    return bool((features.valid(split) & (features.labels(split) >= 0)).any())
+
+
+def readable_rows(features: LabelSource, split: str) -> Labelled:
+    """Take all readable rows of a split, as rows without labels.
+
+    Raises
+    ------
+    EvaluationError
+        If there is none.
+    """
+    valid = features.valid(split)
+    rows = np.flatnonzero(valid).astype(np.int64)
+    if not len(rows):
+        raise EvaluationError(f"{features.path}: no row of {split} has a readable image")
+    return Labelled(split=split, rows=rows, labels=np.full(len(rows), -1, np.int64), left_out=int((~valid).sum()))
+
+
+def class_names_of(features: LabelSource, split: str) -> tuple[str, ...]:
+    """Return the class names of a split in Unicode's normal form NFC.
+
+    Raises
+    ------
+    EvaluationError
+        If two of them are the same in it.
+    """
+    names = features.split(split).class_names
+    if clash := clashing_names(names):
+        raise EvaluationError(
+            f"{features.path}: two classes of {split} have the same name in two Unicode spellings, "
+            f"{clash[0]!a} and {clash[1]!a}. Give them one name and make the feature set again."
+        )
+    return tuple(map(normal_name, names))
+
+
+def alike_names(unmatched: Sequence[str], known: Sequence[str], *, show: int = 3) -> str:
+    """Say which names differ from a known one in case, spaces or look-alike characters alone; spelled out."""
+    by_likeness = {likeness(name): name for name in known}
+    pairs = [(name, by_likeness[likeness(name)]) for name in unmatched if likeness(name) in by_likeness]
+    pairs = [(name, other) for name, other in pairs if name != other]
+    if not pairs:
+        return ""
+    listed = ", ".join(f"{name!a} and {other!a}" for name, other in pairs[:show])
+    more = f", ... ({len(pairs)} in all)" if len(pairs) > show else ""
+    return f"Differing only in case, spaces or look-alike characters from a class of train: {listed}{more}"
+
+
+def _labelled(features: LabelSource, split: str, class_of: Ints, needed: bool) -> Labelled:
+    labels = features.labels(split)
+    if labels.max(initial=-1) >= len(class_of) or labels.min(initial=0) < -1:
+        raise EvaluationError(
+            f"{features.path}: labels of {split} reach {labels.max()}, but it has {len(class_of)} class names"
+        )
+    rows = np.flatnonzero(features.valid(split) & (labels >= 0)).astype(np.int64)
+    if not len(rows) and not needed:
+        return readable_rows(features, split)
+    if not len(rows):
+        raise EvaluationError(
+            f"{features.path}: no row of {split} has a label, and this needs labels. Put the images into one "
+            f"folder for each class and extract again, or import labels with the features."
+        )
+    return Labelled(split=split, rows=rows, labels=class_of[labels[rows]], left_out=len(labels) - len(rows))
+
+
+def refuse_if_gone(features: FeatureSet) -> None:
+    """Refuse to keep results where the feature set is no longer the one that was opened: they would start a new folder.
+
+    Raises
+    ------
+    EvaluationError
+        If it was renamed, removed or replaced.
+    """
+    try:
+        found = FeatureSet.open(features.path).manifest
+        is_same = (found.fingerprint, found.created) == (features.manifest.fingerprint, features.manifest.created)
+    except StoreError:
+        is_same = False
+    if not is_same:
+        raise EvaluationError(
+            f"{features.path} was renamed, removed or replaced while it was evaluated. Run the same command again, "
+            f"with its new name."
+        )

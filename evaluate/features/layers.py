@@ -1,0 +1,93 @@
+"""What is evaluated: a layer of a feature set, as it is stored, or made of stored ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import Labelled
+from featbench.evaluate.features.selection import Layer, Selection
+from featbench.evaluate.results import LayerFacts
+from featbench.store import FeatureSet
+
+_LONGEST = 100
+"""Letters of a layer's name in the name of a folder; a file system takes 255 bytes, with digests and endings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One layer of both splits."""
+
+    name: str
+    layers: Mapping[str, Layer]
+    """By split."""
+
+    made_from: Mapping[str, str]
+    """By split: digest of all that its numbers are computed from."""
+
+    facts: LayerFacts
+    """What every result says of it."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers in one row."""
+        return self.layers["train"].dim
+
+    def select(self, part: Labelled) -> Selection:
+        """Take the rows that take part."""
+        return Selection(layer=self.layers[part.split], rows=part.rows)
+
+
+def stored_view(features: FeatureSet, layer: str) -> View:
+    """View a layer as it is stored; refuses one that is incomplete.
+
+    Raises
+    ------
+    StoreError
+        If there is no such layer, or it is incomplete or damaged.
+    EvaluationError
+        If its rows hold no number.
+    """
+    info = features.layer_info(layer)
+    if not info.dim:
+        raise EvaluationError(
+            f"{features.path}: a row of {layer} has the shape {' x '.join(map(str, info.shape))}, so it holds no "
+            f"number to evaluate. Extract or import the layer again."
+        )
+    splits = ("train", "val")
+    return View(
+        name=layer,
+        layers={split: features.layer(split, layer) for split in splits},
+        made_from={split: features.digest(split, layer) for split in splits},
+        facts=LayerFacts(
+            features=features.name,
+            layer=layer,
+            tap=info.tap,
+            pooling=info.pooling or "mean",
+            dim=info.dim,
+            weights=features.manifest.notes.get("weights", "unknown"),
+            fingerprint=features.manifest.fingerprint,
+        ),
+    )
+
+
+def views_of(features: FeatureSet, layers: Sequence[str | View]) -> list[View]:
+    """View layers by name; those that are views already stay."""
+    return [layer if isinstance(layer, View) else stored_view(features, layer) for layer in layers]
+
+
+def short(name: str) -> str:
+    """Return a name that a folder can have: the name itself, or its beginning and a digest of all of it.
+
+    Examples
+    --------
+    >>> short("res4+res5")
+    'res4+res5'
+    >>> len(short("+".join(["blocks.11.norm1"] * 12)))
+    100
+    """
+    if len(name.encode()) <= _LONGEST:
+        return name
+    return f"{name.encode()[: _LONGEST - 17].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -1,0 +1,187 @@
+"""Rows of a layer that take part in an evaluation, in blocks, checked and scaled on the way.
+
+Shape suffixes:  N rows   D feature dimension
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.store import Block
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+_SHORT, _LONG = 2.0**-40, 2.0**60
+"""Lengths between them are measured and divided by in float32; squares of others may be too small or large for it."""
+
+
+class Layer(Protocol):
+    """What an evaluation needs of a layer: a `featbench.store.LayerReader`, or something made of several."""
+
+    key: str
+    """What messages call it."""
+    num_rows: int
+    dim: int
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Rows that are read together."""
+
+    def map_blocks(
+        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+    ) -> Iterator[T]:
+        """Yield what `prepare` makes of each block, while the next one is read."""
+
+    def peek(self, chunk: int) -> Floats:
+        """Return the rows of one chunk that was read before, for picking some of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rows of one block that take part; `features` is valid until the next part is asked for."""
+
+    rows: Ints
+    features: Floats
+    num_read: int
+    """Rows of the block, whether they take part or not."""
+
+    longest: float
+    """Largest Euclidean length of a row, before any scaling; 0 if there is none."""
+
+    zeros: Ints
+    """Rows of zeros that were left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Some rows of one layer.
+
+    Attributes
+    ----------
+    layer : Layer
+        Of one split.
+    rows : ndarray of int64, rising
+        Those that take part.
+    """
+
+    layer: Layer
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: slice) -> Selection:
+        """Select some of the selected rows."""
+        return replace(self, rows=self.rows[positions])
+
+    @property
+    def chunks(self) -> range:
+        """The consecutive chunks in which the rows lie."""
+        return range(self.rows[0] // self.layer.rows_per_chunk, self.rows[-1] // self.layer.rows_per_chunk + 1)
+
+    def parts(self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False) -> Iterator[Part]:
+        """Yield all rows that take part, block by block, each scaled to length 1 if asked.
+
+        Raises
+        ------
+        EvaluationError
+            If a row that takes part holds NaN or infinity.
+        """
+        keep = np.zeros(self.layer.num_rows, np.bool_)
+        keep[self.rows] = True
+        rows_at_once = max(1, _BYTES // (4 * self.layer.dim))
+
+        def prepare(block: Block) -> Part:
+            taken, longest, zeros = 0, 0.0, []
+            mask = keep[block.start : block.start + len(block.features)]
+            # Piece by piece, so that each is in the cache for every step, and what is left out is closed up in place.
+            for at in range(0, len(block.features), rows_at_once):
+                piece, wanted = block.features[at : at + rows_at_once], mask[at : at + rows_at_once]
+                if not wanted.all():
+                    piece = piece[wanted]
+                lengths = lengths_of(piece)
+                self._check_finite(block.start + at + np.flatnonzero(wanted), piece, lengths)
+                longest = max(longest, lengths.max(initial=0))
+                if without_zeros and (is_zero := lengths == 0).any():
+                    chosen = np.flatnonzero(wanted)
+                    zeros.append(block.start + at + chosen[is_zero])
+                    wanted[chosen[is_zero]] = False
+                    piece, lengths = piece[~is_zero], lengths[~is_zero]
+                if taken < at or len(piece) < len(wanted):
+                    block.features[taken : taken + len(piece)] = piece
+                    piece = block.features[taken : taken + len(piece)]
+                if unit_length:
+                    scale_to_unit_length(piece, lengths)
+                taken += len(piece)
+            rows = block.start + np.flatnonzero(mask).astype(np.int64)
+            left_out = np.concatenate(zeros) if zeros else rows[:0]
+            return Part(
+                rows=rows, features=block.features[:taken], num_read=len(mask), longest=float(longest), zeros=left_out
+            )
+
+        return self.layer.map_blocks(prepare, rows_per_block, self.chunks)
+
+    def read(self) -> Floats:
+        """Return all rows that take part, in memory, shape (n, D)."""
+        features = np.empty((len(self), self.layer.dim), np.float32)
+        filled = 0
+        for part in self.parts(_READ // (4 * self.layer.dim), unit_length=False):
+            features[filled : filled + len(part.rows)] = part.features
+            filled += len(part.rows)
+        return features
+
+    def _check_finite(self, rows: Ints, features: Floats, lengths: npt.NDArray[np.float64]) -> None:
+        suspects = ~np.isfinite(lengths)  # not finite if any value is not: cheaper than looking at each value
+        if suspects.any():
+            bad = rows[suspects][~np.isfinite(features[suspects]).all(axis=1)]
+            if len(bad):
+                named = ", ".join(map(str, bad[:5].tolist())) + (", ..." if len(bad) > 5 else "")
+                raise EvaluationError(
+                    f"{self.layer.key}: {len(bad)} rows hold NaN or infinity: row {named}. Such a feature has no "
+                    f"neighbours. Extract or import the layer again from a model that gives finite numbers."
+                )
+
+
+_BYTES = 2**20
+"""Size of the pieces in which a block is prepared: within a core's cache."""
+
+
+_READ = 2**25
+"""Size of the blocks in which rows are read into memory: several chunks at once."""
+
+
+def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
+    """Euclidean length of each row, 0 only for a row of zeros: in float32, or in float64 where that is too narrow."""
+    with np.errstate(all="ignore"):
+        squares: npt.NDArray[Any] = np.einsum("nd,nd->n", features_ND, features_ND)
+        lengths: npt.NDArray[np.float64] = np.sqrt(squares, dtype=np.float64)
+        extreme = _is_extreme(lengths)
+        if extreme.any():
+            some = features_ND[extreme]
+            lengths[extreme] = np.sqrt(np.einsum("nd,nd->n", some, some, dtype=np.float64))
+    return lengths
+
+
+def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]) -> None:
+    """Divide each row by its length, in place; a row of zeros stays."""
+    extreme = np.flatnonzero(_is_extreme(lengths_N))
+    divisors = lengths_N.copy()
+    divisors[extreme] = 1
+    with np.errstate(invalid="ignore"):  # rows that are not finite are refused by number
+        # Three times as fast as dividing by float64.
+        np.divide(features_ND, divisors.astype(np.float32)[:, None], out=features_ND)
+        if len(extreme):
+            lengths = np.where(lengths_N[extreme] == 0, 1, lengths_N[extreme])
+            features_ND[extreme] = features_ND[extreme] / lengths[:, None]
+
+
+def _is_extreme(lengths_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    return ~((lengths_N >= _SHORT) & (lengths_N <= _LONG))

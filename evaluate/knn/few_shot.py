@@ -1,0 +1,120 @@
+"""Few labels: the same classification with a few images of each class in the database, several times over.
+
+Every try draws its images anew, and searches among them alone. Reported are the mean and the standard
+deviation over the tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.layers import View, views_of
+from featbench.evaluate.knn.classification import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
+from featbench.evaluate.knn.shots import draw
+from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.results import Accuracy, FewShotResult, Record, Spread
+from featbench.store import FeatureSet
+
+
+def evaluate_few_shot(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+    """Classify val by few images of train and return flat records; see `few_shot_results`."""
+    return [result.record() for result in few_shot_results(features, layers, **settings)]
+
+
+def few_shot_results(
+    features: FeatureSet,
+    layers: Sequence[str | View],
+    *,
+    shots: Sequence[int | str],
+    tries: int = 5,
+    seed: int = 0,
+    protocol: Protocols = "dino",
+    k: Sequence[int] | None = None,
+    temperature: Sequence[float] | None = None,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[str, int], None] = lambda layer, rows: None,
+) -> list[FewShotResult]:
+    """Classify val by few images of train.
+
+    Parameters
+    ----------
+    features, layers, protocol, k, temperature, resources, on_rows
+        As for `featbench.evaluate.knn.classification.evaluate_knn`.
+    shots : sequence of int or str
+        Images of each class, or parts of them such as "10%".
+    tries : int
+        Draws for each of these.
+    seed : int
+        Of the first draw; the next ones follow.
+
+    Returns
+    -------
+    list of FewShotResult
+        One for each layer, protocol, number of images, k and temperature: `top1`, `top5` and
+        `mean_per_class` as means over the tries, each with the standard deviation of the tries.
+
+    Raises
+    ------
+    EvaluationError
+        If a k is not positive. Those larger than the number of images that were drawn are left out, with a warning.
+    """
+    if k and min(k) < 1:
+        raise EvaluationError(f"k must be at least 1; got {min(k)}")
+    rules = protocols_by_name(protocol)
+    train, val, names = matched_labels(features)
+    labels_N = train.by_row(features.split("train").num_rows)
+    draws = {wanted: [draw(train, wanted, seed=seed + index) for index in range(tries)] for wanted in shots}
+    ks_of = {
+        wanted: {
+            name: usable_k(None, k or rule.k, len(drawn[0].rows), what=f"a try with {wanted} per class")
+            for name, rule in rules.items()
+        }
+        for wanted, drawn in draws.items()
+    }
+    results = []
+    for wanted, drawn in draws.items():
+        size, ks = len(drawn[0].rows), ks_of[wanted]
+        for view in views_of(features, layers):
+            for name, rule in rules.items():
+                accuracies: dict[tuple[int, float | None], list[Accuracy]] = {}
+                longest = max(max(ks[other]) for other in rules if rules[other].similarity == rule.similarity)
+                for database in drawn:
+                    found = find_neighbours(
+                        features, view, database=database, queries=val, k=longest, similarity=rule.similarity,
+                        resources=resources, on_rows=partial(on_rows, view.name),
+                    ).neighbours  # fmt: skip
+                    lists_QK = labels_N[found.rows_QK[:, : max(ks[name])]]
+                    judge = Judge.of(lists_QK, found.similarities_QK, val, len(names), None)
+                    for each_t in temperatures_of(name, rule, temperature):
+                        judged = judge.accuracies(rule, ks[name], each_t)
+                        for each_k, (accuracy, _) in zip(ks[name], judged, strict=True):
+                            accuracies.setdefault((each_k, each_t), []).append(accuracy)
+                for (each_k, each_t), several in accuracies.items():
+                    results.append(
+                        FewShotResult(
+                            layer=view.facts,
+                            protocol=name,
+                            shots=str(wanted),
+                            tries=tries,
+                            num_train=size,
+                            num_val=len(val.rows),
+                            num_classes=len(np.unique(train.labels)),
+                            k=each_k,
+                            temperature=each_t,
+                            top1=_spread([each.top1.value for each in several]),
+                            top5=_spread([each.top5.value for each in several]),
+                            mean_per_class=_spread([each.mean_per_class.value for each in several]),
+                        )
+                    )
+    return results
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of accuracies over tries."""
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=len(values) > 1)))

@@ -1,0 +1,160 @@
+"""Neighbour lists that are kept beside the features, under a key made of what they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featbench.evaluate.features.labels import Labelled
+from featbench.evaluate.features.layers import View, short
+from featbench.evaluate.neighbours import approximate
+from featbench.evaluate.neighbours.search import Neighbours
+from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.evaluate.results import SearchFacts
+from featbench.store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
+from featbench.store.manifest import digest_of
+
+logger = logging.getLogger(__name__)
+
+ALGORITHM = 5
+"""Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
+
+_KIND = "neighbours"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Neighbours, and whether they had to be searched for."""
+
+    neighbours: Neighbours
+    reused: bool
+    seconds: float
+    recalls: npt.NDArray[np.float64] | None = None
+    """Part of the true k nearest in the first k of each list, for every k from 1; None if the search was exact."""
+
+    def facts(self, k: int | None = None) -> SearchFacts:
+        """What results say of the search, with the recall among the k nearest; by default, in all of the lists."""
+        k = k or self.neighbours.rows_QK.shape[1]
+        return SearchFacts(
+            certified=self.recalls is None,
+            recall=None if self.recalls is None else float(self.recalls[k - 1]),
+            num_second_look=len(self.neighbours.second_look),
+            num_zero_rows=self.neighbours.num_zeros,
+            engine=self.neighbours.engine,
+            seconds=self.seconds,
+            neighbours_reused=self.reused,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLists:
+    """Where the lists of one search are kept, if they are."""
+
+    features: FeatureSet
+    key: str
+    origin: dict[str, Any]
+    """For the record: layer, similarity, digests."""
+
+    @classmethod
+    def of(
+        cls,
+        features: FeatureSet,
+        view: View,
+        database: Labelled,
+        queries: Labelled,
+        similarity: Similarity,
+        index: str | None = None,
+        length: int | None = None,
+    ) -> KeptLists:
+        """Say where the lists of a search are, before it is done.
+
+        Exact lists serve every shorter k. What an index finds depends on the length that it is asked for, so
+        its lists are those of one `length`.
+        """
+        made_from = [
+            [part.split, view.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
+            for part in (database, queries)
+        ]
+        request = None if index is None else [index, length, approximate.ALGORITHM]
+        return cls(
+            features=features,
+            key=f"{short(view.name)}-{similarity}-{digest_of([ALGORITHM, similarity, request, *made_from])[:16]}",
+            origin={"layer": view.name, "similarity": similarity, "index": index, "made_from": made_from},
+        )
+
+    def part(self, name: str) -> KeptLists:
+        """Say where a part of these lists is."""
+        return replace(self, key=f"{self.key}.{name}")
+
+    def exists(self) -> bool:
+        """Whether something is there; it may still be damaged."""
+        return has_cached(self.features, _KIND, self.key)
+
+    def load(self, k: int) -> Found | None:
+        """Return the lists, if they are there, can be trusted, and are long enough."""
+        is_exact = self.origin["index"] is None
+        # Version 0.1.0 kept facts without a digest: those of exact lists are no more than remarks.
+        kept = load_cached(self.features, _KIND, self.key, without_digest=is_exact)
+        if not kept:
+            return None
+        found = _checked(*kept, is_approximate=not is_exact)
+        if found is None:
+            logger.warning("%s: kept lists in another form than they are written in; searched again", self.key)
+            return None
+        return found if found.neighbours.rows_QK.shape[1] >= k else None
+
+    def save(self, found: Found) -> None:
+        """Keep lists; where that can't be, warn and go on."""
+        lists = found.neighbours
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries,
+            "second_look": lists.second_look,
+        }  # fmt: skip
+        if found.recalls is not None:
+            arrays["recalls"] = found.recalls
+        facts = {"num_zeros": lists.num_zeros, "engine": lists.engine, "seconds": found.seconds}
+        save_cached(self.features, _KIND, self.key, arrays, self.origin | facts)
+
+    def drop(self) -> None:
+        """Remove them."""
+        drop_cached(self.features, _KIND, self.key)
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Claim the search; yields False if another process that is alive has it."""
+        with claimed(self.features, _KIND, self.key) as is_mine:
+            yield is_mine
+
+
+def _checked(arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_approximate: bool) -> Found | None:
+    """Make of what was read what was kept; None if it is not of that form."""
+    names = ("rows", "similarities", "queries", "second_look")
+    if not all(name in arrays for name in names):
+        return None
+    rows_QK, similarities_QK, queries, second_look = (arrays[name] for name in names)
+    num_zeros, engine, seconds = (facts.get(name) for name in ("num_zeros", "engine", "seconds"))
+    recalls = arrays.get("recalls")
+    is_of_form = (
+        [each.dtype.name for each in (rows_QK, similarities_QK, queries, second_look)]
+        == ["int64", "float64", "int64", "int64"]
+        and rows_QK.shape == similarities_QK.shape == (len(queries), *rows_QK.shape[1:2])
+        and queries.ndim == second_look.ndim == 1
+        and rows_QK.ndim == 2
+        and (recalls.shape == rows_QK.shape[1:] if recalls is not None else not is_approximate)
+    )
+    if not is_of_form:
+        return None
+    if not (isinstance(num_zeros, int) and isinstance(engine, str) and isinstance(seconds, int | float)):
+        return None
+    neighbours = Neighbours(
+        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries, second_look=second_look,
+        num_zeros=num_zeros, engine=engine,
+    )  # fmt: skip
+    return Found(neighbours=neighbours, reused=True, seconds=seconds, recalls=recalls)

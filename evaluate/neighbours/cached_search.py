@@ -1,0 +1,286 @@
+"""Neighbours of a feature set's rows: searched for once, kept beside the features, found again.
+
+Kept lists serve every k up to their own; a larger k searches again. Those of an approximate search serve only
+the length that was searched for. They are found by what they were computed from, down to the checksum of every
+chunk, so those of other features never match.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import faiss
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import Labelled, refuse_if_gone
+from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
+from featbench.evaluate.neighbours.approximate import PARTS, recalls, search_approximately
+from featbench.evaluate.neighbours.backends import TORCH_MEMORY, choose
+from featbench.evaluate.neighbours.cache import Found, KeptLists
+from featbench.evaluate.neighbours.distributed import by_one_rank, search_shares
+from featbench.evaluate.neighbours.search import Neighbours, search
+from featbench.evaluate.neighbours.shortlist import room_for
+from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.store import FeatureSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a search may use; changes no result."""
+
+    memory: int | None = None
+    """Bytes; half of what is free by default."""
+
+    device: str = "auto"
+    """What searches: auto, cpu, gpu, gpu:1 or faiss-cpu; see `featbench.evaluate.neighbours.backends`."""
+
+    precision: str = "auto"
+    """What with: auto, float32 or low."""
+
+    num_shares: int = 1
+    """Ranks that search together: each runs the same evaluation on the same store."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory to plan with."""
+        return self.memory or free_memory() // 2
+
+
+DEFAULT = Resources()
+"""Half of the free memory, a GPU if there is one, alone."""
+
+
+def find_neighbours(
+    features: FeatureSet,
+    view: View,
+    *,
+    database: Labelled,
+    queries: Labelled,
+    k: int,
+    similarity: Similarity,
+    index: str | None = None,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Found:
+    """Take the neighbours from the feature set, or search for them and keep them there.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Where lists are kept.
+    view : View
+        What is searched.
+    database, queries : Labelled
+        Rows that take part. Where both are of one split, no query is its own neighbour (leave-one-out).
+    k : int
+        Neighbours.
+    similarity : {"cosine", "inner_product", "euclidean"}
+    index : str, optional
+        Search approximately, by an index that faiss's factory makes of this; see
+        `featbench.evaluate.neighbours.approximate`.
+    resources : Resources
+        Memory, device and ranks.
+    on_rows : callable
+        Told the number of database rows after each block.
+
+    Returns
+    -------
+    Found
+        With lists of at least k, longer if such are kept; of just k, if the search is approximate.
+
+    Raises
+    ------
+    EvaluationError
+        If k is out of range, a row is not finite, or the search does not fit into the memory.
+    """
+    search = _Search(view, database, queries, k, similarity, resources, on_rows)
+    lists = KeptLists.of(features, view, database, queries, similarity, index, search.length)
+    kept = lists.load(k)
+    if kept:
+        return kept
+    search.refuse_too_long()
+
+    def keep(found: Found) -> Found:
+        refuse_if_gone(features)
+        lists.save(found)
+        return found
+
+    if resources.num_shares == 1:
+        return keep(search.run(index))
+    if index is not None:
+        return by_one_rank(lists, k, lambda: keep(search.run(index)))
+    return search_shares(
+        search.whole, search.among, lambda neighbours: keep(search.finish(neighbours)), lists, k=k,
+        length=search.length, num_shares=resources.num_shares,
+    )  # fmt: skip
+
+
+def search_neighbours(
+    view: View,
+    *,
+    database: Labelled,
+    queries: Labelled,
+    k: int,
+    similarity: Similarity,
+    index: str | None = None,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Found:
+    """Search for neighbours, and keep them nowhere; parameters and errors are those of `find_neighbours`."""
+    search = _Search(view, database, queries, k, similarity, resources, on_rows)
+    search.refuse_too_long()
+    return search.run(index)
+
+
+class _Search:
+    """One search among the rows of a view."""
+
+    def __init__(
+        self,
+        view: View,
+        database: Labelled,
+        queries: Labelled,
+        k: int,
+        similarity: Similarity,
+        resources: Resources,
+        on_rows: Callable[[int], None],
+    ) -> None:
+        self.whole = view.select(database)
+        self.is_leave_one_out = database.split == queries.split
+        self.length = k + self.is_leave_one_out
+        self._queries = view.select(queries)
+        self._view, self._split, self._similarity = view, database.split, similarity
+        self._resources, self._on_rows = resources, on_rows
+        self._start = time.perf_counter()
+
+    def refuse_too_long(self) -> None:
+        """Refuse lists that are longer than the database."""
+        if not 1 <= self.length <= len(self.whole):
+            raise EvaluationError(
+                f"k must be in [1, {len(self.whole) - self.is_leave_one_out}], the rows of the database; "
+                f"got {self.length - self.is_leave_one_out}"
+            )
+
+    def run(self, index: str | None) -> Found:
+        """Search the whole database, by an index if one is given."""
+        return self.finish(self.among(self.whole)) if index is None else self._by_index(index)
+
+    def among(self, part: Selection) -> Neighbours:
+        """Search a part of the database, exactly."""
+        return search(
+            part, self._queries, k=min(self.length, len(part)), similarity=self._similarity, plan=self._plan(part),
+            on_rows=self._on_rows,
+        )  # fmt: skip
+
+    def finish(self, neighbours: Neighbours, truth: Neighbours | None = None) -> Found:
+        """Take queries out of their own lists, and say how long it took and what an index has missed."""
+        if neighbours.num_zeros:
+            text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
+            logger.warning(text, self._view.name, self._split, neighbours.num_zeros)
+        if self.is_leave_one_out:
+            neighbours = without_themselves(neighbours)
+            truth = truth and without_themselves(truth)
+        seconds = round(time.perf_counter() - self._start, 3)
+        recall_of_k = None if truth is None else recalls(neighbours, truth)
+        return Found(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
+
+    def _by_index(self, index: str) -> Found:
+        found = search_approximately(
+            self.whole, self._queries, k=self.length, similarity=self._similarity, index=index,
+            plan=self._plan(self.whole, parts=PARTS), memory=self._resources.bytes // PARTS, on_rows=self._on_rows,
+        )  # fmt: skip
+        return self.finish(*found)
+
+    def _plan(self, part: Selection, parts: int = 1) -> SearchPlan:
+        return plan_within(
+            self._resources,
+            num_rows=len(part),
+            rows_per_chunk=part.layer.rows_per_chunk,
+            dim=self._view.dim,
+            num_queries=len(self._queries),
+            k=min(self.length, len(part)),
+            similarity=self._similarity,
+            parts=parts,
+        )
+
+
+def plan_within(
+    resources: Resources,
+    *,
+    num_rows: int,
+    rows_per_chunk: int,
+    dim: int,
+    num_queries: int,
+    k: int,
+    similarity: Similarity,
+    parts: int = 1,
+) -> SearchPlan:
+    """Cut a search so that it fits into the memory; see `featbench.evaluate.memory.plan_search`.
+
+    Raises
+    ------
+    EvaluationError
+        If it can't fit; the message says what would.
+    """
+    choice = choose(
+        resources.device, resources.precision, k=k, similarity=similarity,
+        multiplications=num_rows * num_queries * dim,
+    )  # fmt: skip
+
+    def plan_with(precision: str, libraries: int = 0) -> SearchPlan:
+        cut = plan_search(
+            resources.bytes,
+            num_rows=num_rows,
+            rows_per_chunk=rows_per_chunk,
+            dim=dim,
+            num_queries=num_queries,
+            k=k,
+            room=room_for(k),
+            num_blocks=choice.num_blocks,
+            num_threads=faiss.omp_get_max_threads(),
+            libraries=libraries,
+            parts=parts,
+        )
+        return replace(cut, device=resources.device, precision=precision)
+
+    if choice.low != "bfloat16" or "torch" in sys.modules:
+        return plan_with(resources.precision)
+    try:
+        return plan_with("low", libraries=TORCH_MEMORY)
+    except EvaluationError:
+        if resources.precision == "low":
+            raise
+        return plan_with("float32")
+
+
+def without_themselves(neighbours: Neighbours) -> Neighbours:
+    """Take each query out of its own list; where it is not in it, the last neighbour.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lists = np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.5], [1.0, 0.9]])
+    >>> both = Neighbours(
+    ...     rows_QK=lists[0], similarities_QK=lists[1], queries=np.array([0, 1]),
+    ...     second_look=lists[0][0, :0], num_zeros=0, engine="",
+    ... )
+    >>> without_themselves(both).rows_QK.tolist()
+    [[1], [0]]
+    """
+    rows_QK = neighbours.rows_QK
+    others_QK = rows_QK != neighbours.queries[:, None]
+    others_QK[others_QK.all(axis=1), -1] = False
+    shape = (len(rows_QK), rows_QK.shape[1] - 1)
+    return replace(
+        neighbours,
+        rows_QK=rows_QK[others_QK].reshape(shape),
+        similarities_QK=neighbours.similarities_QK[others_QK].reshape(shape),
+    )

@@ -1,0 +1,111 @@
+"""One search by several ranks: each takes shares of the database's chunks, and the store carries the lists.
+
+Ranks need no connection, only the same store and the same command. Each claims shares that nobody has,
+searches them and leaves their lists; whoever finds all of them merges them. A rank that dies loses
+its claim, and another takes the share. Lists of shares are exact and ordered by (similarity, row), so
+the merged ones are those of one search, to the bit. An index that is made for an approximate search is
+made by one rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.neighbours.cache import Found, KeptLists
+from featbench.evaluate.neighbours.search import Neighbours, merged
+from featbench.store.layout import share
+
+_POLL_S = 0.2
+"""How often a rank looks for the lists of the others."""
+
+
+def search_shares(
+    whole: Selection,
+    search_among: Callable[[Selection], Neighbours],
+    finish: Callable[[Neighbours], Found],
+    lists: KeptLists,
+    *,
+    k: int,
+    length: int,
+    num_shares: int,
+) -> Found:
+    """Search together with other ranks.
+
+    Parameters
+    ----------
+    whole : Selection
+        The database.
+    search_among : callable
+        Searches a part of it, for at most `length` neighbours.
+    finish : callable
+        Keeps the merged lists.
+    lists : KeptLists
+        Where `finish` keeps them.
+    k : int
+        Length that kept lists must have.
+    length : int
+        Length of the lists to search for.
+    num_shares : int
+        Into how many parts to cut; the same on every rank.
+
+    Raises
+    ------
+    StoreError
+        If the store can't be written.
+    """
+    shares = shares_of(whole, num_shares)
+    kept = [lists.part(f"{length}-{index}-of-{len(shares)}") for index in range(len(shares))]
+    while True:
+        for part, place in zip(shares, kept, strict=True):
+            with place.claim() as is_mine:
+                if is_mine and not place.exists() and not lists.load(k):
+                    place.save(Found(neighbours=search_among(part), reused=False, seconds=0))
+        with lists.claim() as is_mine:
+            if is_mine and (done := lists.load(k) or _merge(kept, finish, length)):
+                for place in kept:
+                    place.drop()
+                return done
+        time.sleep(_POLL_S)
+
+
+def by_one_rank(lists: KeptLists, k: int, search: Callable[[], Found]) -> Found:
+    """Have one rank search, while the others wait for its lists."""
+    while True:
+        with lists.claim() as is_mine:
+            if is_mine:
+                return lists.load(k) or search()
+        time.sleep(_POLL_S)
+
+
+def _merge(kept: list[KeptLists], finish: Callable[[Neighbours], Found], length: int) -> Found | None:
+    """Merge the lists of all shares, if they are there."""
+    if not all(place.exists() for place in kept):
+        return None
+    found = []
+    for place in kept:
+        lists = place.load(1)
+        if lists is None:  # damaged: to be searched again
+            place.drop()
+            return None
+        found.append(lists.neighbours)
+    return finish(merged(found, length))
+
+
+def shares_of(whole: Selection, num_shares: int) -> list[Selection]:
+    """Cut a database into parts of whole chunks, none of them empty.
+
+    Raises
+    ------
+    ValueError
+        If `num_shares` is not positive.
+    """
+    if num_shares < 1:
+        raise ValueError(f"num_shares must be positive; got {num_shares}")
+    parts = [share(whole.chunks, rank=rank, world_size=num_shares) for rank in range(num_shares)]
+    starts = [int(np.searchsorted(whole.rows, part[0] * whole.layer.rows_per_chunk)) for part in parts if len(part)]
+    pairs = zip(starts, [*starts[1:], len(whole)], strict=True)
+    return [whole[start:stop] for start, stop in pairs if start < stop]

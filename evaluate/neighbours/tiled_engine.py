@@ -1,0 +1,157 @@
+"""Search on the CPU: products of some queries with some rows at a time, whose best go to shortlists.
+
+A tile of products stays within a core's cache, where it is compared with the floors of its queries; few
+of its rows pass, so that the time is that of the matrix product. Each thread multiplies tiles of its own.
+
+Shape suffixes:  Q queries   R rows of one block   D feature dimension
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from itertools import pairwise
+from typing import Protocol
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
+
+from featbench.evaluate.neighbours.engine import Asked, Proposals
+from featbench.evaluate.neighbours.error_bounds import Error, float32_error
+from featbench.evaluate.neighbours.shortlist import Shortlist
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+QUERIES = 512
+"""Of one tile at most."""
+
+ROWS = 1024
+"""Of one tile at most: the products are 2 MiB."""
+
+_FEWEST = 16
+"""Queries of one tile at least: with fewer, the product of matrices is slow."""
+
+
+class Products(Protocol):
+    """Scores of the queries with the rows of one block after the other, in some number format."""
+
+    shift_Q: Doubles
+    """To be added to the scores of a query."""
+
+    def workers(self, num_threads: int) -> AbstractContextManager[ThreadPoolExecutor]:
+        """Threads each of which multiplies alone."""
+
+    def load(self, features_RD: Floats, workers: ThreadPoolExecutor) -> None:
+        """Take the next block."""
+
+    def fill(self, queries: slice, rows: slice, scores_QR: Floats) -> None:
+        """Compute the scores of some queries with some rows; called by the workers."""
+
+    def error(self, longest: float) -> Error:
+        """Error of all scores so far, with rows of this length at most."""
+
+
+class TiledEngine:
+    """An `Engine` that multiplies on the CPU."""
+
+    def __init__(self, asked: Asked, make_products: Callable[[Asked], Products]) -> None:
+        self._products = make_products(asked)
+        self._num_threads = faiss.omp_get_max_threads()
+        self._tiles = [
+            (queries, Shortlist(queries.stop - queries.start, asked.k))
+            for queries in tiles_of(len(asked.queries_QD), self._num_threads)
+        ]
+        self._error = self._products.error(0.0)
+
+    def add(self, rows_R: Ints, features_RD: Floats, *, longest: float) -> None:
+        """See `Engine`."""
+
+        def search(tile: tuple[slice, Shortlist]) -> None:
+            queries, shortlist = tile
+            shortlist.error = self._error[queries]
+            products = np.empty((queries.stop - queries.start) * ROWS, np.float32)
+            for at in range(0, len(rows_R), ROWS):
+                rows = slice(at, min(at + ROWS, len(rows_R)))
+                size = (queries.stop - queries.start) * (rows.stop - rows.start)
+                scores_QR = products[:size].reshape(-1, rows.stop - rows.start)
+                self._products.fill(queries, rows, scores_QR)
+                shortlist.offer(scores_QR, rows_R[rows])
+
+        with self._products.workers(self._num_threads) as workers:
+            self._products.load(features_RD, workers)
+            self._error = self._products.error(longest)
+            list(workers.map(search, self._tiles))
+
+    def close(self) -> Proposals:
+        """See `Engine`."""
+        shortlists = [shortlist for _, shortlist in self._tiles]
+        return Proposals.of(shortlists, shift_Q=self._products.shift_Q, error=self._error)
+
+
+class Float32Products:
+    """Products in float32, by numpy's BLAS."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._is_euclidean = asked.similarity == "euclidean"
+        self._queries_QD = asked.queries_QD * np.float32(2) if self._is_euclidean else asked.queries_QD
+        self.shift_Q = np.zeros(len(asked.queries_QD))
+
+    @contextmanager
+    def workers(self, num_threads: int) -> Iterator[ThreadPoolExecutor]:
+        """See `Products`."""
+        with (
+            _libraries().limit(limits=1, user_api="blas"),
+            ThreadPoolExecutor(num_threads) as workers,
+        ):
+            yield workers
+
+    def load(self, features_RD: Floats, workers: ThreadPoolExecutor) -> None:
+        """See `Products`."""
+        self._features_RD = features_RD
+        if self._is_euclidean:
+            self._squares_R = squares_of(features_RD)
+
+    def fill(self, queries: slice, rows: slice, scores_QR: Floats) -> None:
+        """See `Products`."""
+        with np.errstate(over="ignore", invalid="ignore"):  # queries whose scores may overflow are not used
+            np.matmul(self._queries_QD[queries], self._features_RD[rows].T, out=scores_QR)
+            if self._is_euclidean:
+                scores_QR -= self._squares_R[rows]
+
+    def error(self, longest: float) -> Error:
+        """See `Products`."""
+        return float32_error(self._asked.lengths_Q, longest, self._queries_QD.shape[1], self._asked.similarity)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Find the libraries that have threads of their own: looking for them takes 50 ms."""
+    return ThreadpoolController()
+
+
+def squares_of(features_RD: Floats) -> Floats:
+    """Squared lengths of rows in float32, shape (R,)."""
+    with np.errstate(over="ignore"):
+        squares: Floats = np.einsum("rd,rd->r", features_RD, features_RD)
+    return squares
+
+
+def tiles_of(num_queries: int, num_threads: int) -> list[slice]:
+    """Cut queries into tiles of about the same size, as many for each thread.
+
+    Examples
+    --------
+    >>> tiles_of(1100, 2)
+    [slice(0, 275, None), slice(275, 550, None), slice(550, 825, None), slice(825, 1100, None)]
+    """
+    rounds = -(-num_queries // (QUERIES * num_threads))
+    count = max(1, min(rounds * num_threads, num_queries // _FEWEST))
+    edges = [index * num_queries // count for index in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -1,0 +1,162 @@
+"""What lies in a store: `bench import`, `verify`, `ls` and `info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featbench.pipelines.cli import show
+from featbench.pipelines.cli.options import FeatureSetName, Overwrite, Store
+
+if TYPE_CHECKING:
+    from featbench.store import FeatureSet
+
+UNFINISHED = 3
+"""Exit code of `bench verify` where chunks are still to be written and none is damaged."""
+
+
+def import_(
+    name: Annotated[str, typer.Option("--name", help="Name of the feature set.")],
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Features and labels: .npz, .npy, .pt, .csv or .parquet.")
+    ] = None,
+    val: Annotated[
+        Path | None, typer.Option("--val", help="The same of the queries, unless --train holds x_train and x_test.")
+    ] = None,
+    train_labels: Annotated[
+        Path | None, typer.Option("--train-labels", help="Labels in a file of their own: one array, or a text file.")
+    ] = None,
+    val_labels: Annotated[Path | None, typer.Option("--val-labels", help="The same of the queries.")] = None,
+    vissl: Annotated[Path | None, typer.Option("--vissl", help="Folder of VISSL's rank*_chunk*_*.npy.")] = None,
+    dino: Annotated[
+        Path | None, typer.Option("--dino", help="Folder of DINO's trainfeat.pth, testfeat.pth, ...")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="What to call the layer; for VISSL, those to take, NAME=LAYER.")
+    ] = None,
+    features_key: Annotated[
+        str | None,
+        typer.Option("--features-key", help="Array with the features, or TRAIN,VAL; usual names by default."),
+    ] = None,
+    labels_key: Annotated[str | None, typer.Option("--labels-key", help="Array with the labels, likewise.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Import features without labels.")] = False,
+    copy_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--copy-tolerance",
+            min=0,
+            max=0.1,
+            help="How far two copies of a row in VISSL's shards may lie apart, relative to its length.",
+        ),
+    ] = 0.0,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the stored features: float32 or float16.")] = "float32",
+    store: Store = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a feature set of features that were computed elsewhere."""
+    from featbench.pipelines.foreign.import_files import read_dino, read_files, read_labels
+    from featbench.pipelines.foreign.importing import ImportingError, import_features
+    from featbench.pipelines.foreign.vissl_shards import read_vissl
+    from featbench.store.layers import layers_of, split_layers
+
+    if dtype not in ("float32", "float16"):
+        raise ImportingError(f"--dtype must be float32 or float16; got {dtype}")
+    sources = {"--train": train, "--vissl": vissl, "--dino": dino}
+    if sum(path is not None for path in sources.values()) != 1:
+        raise ImportingError(
+            "say what to import, by one of --train and --val (with --train-labels and --val-labels where labels are in "
+            "files of their own), --vissl and --dino"
+        )
+    specs = layers_of(split_layers(layer or ""))
+    if len(specs) > 1 and vissl is None:
+        raise ImportingError(f"--layer: several layers can be named with --vissl alone; got {layer}")
+    usual = specs[0].name if specs else "features"
+    label_files = {s: path for s, path in (("train", train_labels), ("val", val_labels)) if path is not None}
+    if vissl is not None:
+        labels = {split: read_labels(path) for split, path in label_files.items()}
+        wanted = {spec.name: spec.tap if spec.pooling is None else spec.name for spec in specs}
+        splits = read_vissl(vissl, wanted, label_files=labels, unlabelled=unlabelled, copy_tolerance=copy_tolerance)
+    elif dino is not None:
+        splits = read_dino(dino, layer=usual)
+    else:
+        assert train is not None
+        files = {"train": train} | ({} if val is None else {"val": val})
+        keys = {"features_key": features_key, "labels_key": labels_key}
+        splits = read_files(files, label_files, layer=usual, unlabelled=unlabelled, **keys)
+    made = import_features(splits, store=store or Path("features"), name=name, dtype=dtype, overwrite=overwrite)
+    counts = " and ".join(f"{info.num_rows:,} {split}" for split, info in made.manifest.splits.items())
+    typer.echo(f"Imported {', '.join(splits['train'].layers)}: {counts} rows, in {made.path}")
+    typer.echo(f"Next: bench evaluate --features {name}" + (f" --store {store}" if store else ""))
+
+
+def verify(
+    name: FeatureSetName,
+    store: Store = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mark damaged chunks as pending, to be extracted again.")
+    ] = False,
+) -> None:
+    """Check every chunk of a feature set against the journals; exit code 3 if none is damaged but some are missing."""
+    from featbench.pipelines.cli.tables import fault_lines
+    from featbench.store import FeatureSet, StoreError
+    from featbench.store import verify as find_faults
+    from featbench.store.verify import repair as put_back
+
+    path = path_of(name, store)
+    faults = list(find_faults(path))
+    damage = [fault for fault in faults if not fault.is_pending]
+    if not faults:
+        typer.echo(f"{path}: no faults in {len(FeatureSet.open(path).records):,} chunks")
+        return
+    if not damage:
+        features = FeatureSet.open(path)
+        written, total = features.progress()
+        typer.echo(
+            f"{path}: unfinished, not damaged: {written:,} of {total:,} chunks are written, without faults.\n"
+            f"{fault_lines(faults)}\n{features.way_to_finish}",
+            err=True,
+        )
+        raise typer.Exit(UNFINISHED)
+    listed = f"{path}: faults found: {len(damage)}\n{fault_lines(faults)}"
+    if not repair:
+        raise StoreError(f"{listed}\nSet damaged chunks back with --repair, then extract again: it writes just those.")
+    typer.echo(listed, err=True)
+    done = put_back(path)
+    left = [fault for fault in find_faults(path) if not fault.is_pending]
+    typer.echo(f"Repaired or set back: {len(done)}. Run the same `bench extract` again to write what is pending.")
+    if left:
+        raise StoreError(f"{path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
+
+
+def ls(store: Store = None) -> None:
+    """List the feature sets of a store."""
+    from featbench.pipelines.cli.tables import store_table
+    from featbench.store import StoreError
+    from featbench.store.feature_set import feature_sets
+
+    folder = store or Path("features")
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder. Say where the feature sets are with --store")
+    show(store_table(feature_sets(folder)))
+
+
+def info(name: FeatureSetName, store: Store = None) -> None:
+    """Show what a feature set was made from, and how complete it is."""
+    from featbench.pipelines.cli.tables import info_table
+
+    show(info_table(open_features(name, store)))
+
+
+def open_features(name: str, store: Path | None) -> FeatureSet:
+    """Open the feature set that a name, or a path, means."""
+    from featbench.store import FeatureSet
+
+    return FeatureSet.open(path_of(name, store))
+
+
+def path_of(name: str, store: Path | None) -> Path:
+    """Return the folder of the feature set that a name, or a path, means."""
+    path = (store or Path("features")) / name
+    return Path(name) if not path.exists() and Path(name).exists() else path

@@ -1,0 +1,65 @@
+"""What can be run, and what it will take: `bench plan`, `bench datasets` and `bench schema`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from featbench.pipelines.cli import set_level, show
+from featbench.pipelines.cli.options import EVALUATION, EXTRACTION, STORE, TrustCode, Words, read_pipeline, takes
+
+
+@takes(EXTRACTION, STORE, EVALUATION)
+def plan(
+    settings: dict[str, Any],
+    words: Words = None,
+    trust_code: TrustCode = False,
+    probe: Annotated[
+        float, typer.Option("--probe", metavar="SECONDS", help="How long the model is measured; 0: not at all.")
+    ] = 10.0,
+) -> None:
+    """Check a pipeline and say what it will take of disk, memory and time; nothing is written."""
+    from rich.table import Table
+
+    from featbench.pipelines.plan import plan as make_plan
+    from featbench.pipelines.plan import plan_lines
+    from featbench.store import BenchError
+
+    set_level(quiet=True)
+    made = make_plan(read_pipeline(words, settings, may_run_code=trust_code), probe_seconds=probe)
+    table = Table(
+        title=f"{made.name}: what it takes", box=None, title_justify="left", show_header=False, pad_edge=False
+    )
+    for what, how_much in plan_lines(made):
+        table.add_row(what, how_much)
+    show(table)
+    if made.problems:
+        raise BenchError(f"{made.name} cannot work:\n  " + "\n  ".join(made.problems))
+
+
+def datasets() -> None:
+    """List the data sets of the catalogue, with what is found of them on this machine."""
+    from rich.table import Table
+
+    from featbench.pipelines.config.catalogue import catalogue_files, list_datasets
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("data set", "where", "found", "what it is"):
+        table.add_column(column)
+    for listed in list_datasets():
+        root = listed.entry.root
+        found = "yes" if listed.found else f"missing: {', '.join(listed.missing)}" if listed.missing else "no place yet"
+        table.add_row(listed.name, str(root) if root else "-", found, listed.entry.about)
+    show(table)
+    typer.echo(
+        f"Say where one lies in {' or '.join(map(str, catalogue_files()[1:]))}: name: {{root: FOLDER}}", err=True
+    )
+
+
+def schema() -> None:
+    """Print the JSON schema of pipeline files, by which editors complete and check them."""
+    from featbench.pipelines.config.pipeline import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1))

@@ -1,0 +1,134 @@
+"""The two stages: `bench extract`, `bench evaluate`, and `bench run` for both."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featbench.pipelines.cli import set_level, show
+from featbench.pipelines.cli.options import (
+    EVALUATION,
+    EXTRACTION,
+    STORE,
+    DryRun,
+    Json,
+    Layers,
+    Overwrite,
+    Quiet,
+    Store,
+    TrustCode,
+    Words,
+    read_pipeline,
+    takes,
+)
+
+if TYPE_CHECKING:
+    from featbench.pipelines.config.pipeline import Pipeline
+
+STAGE_TWO = ("evaluate", "store", "name")
+"""Settings that `bench evaluate` heeds."""
+
+
+@takes(EXTRACTION, STORE)
+def extract(
+    settings: dict[str, Any],
+    words: Words = None,
+    overwrite: Overwrite = False,
+    trust_code: TrustCode = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage one: run the model over both splits and store the layers' features."""
+    pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
+    if dry_run:
+        _print_settings(pipeline)
+    else:
+        _extract(pipeline, overwrite=overwrite, quiet=quiet)
+
+
+@takes(EVALUATION)
+def evaluate(
+    settings: dict[str, Any],
+    words: Words = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="Name of the feature set; by default the pipeline's.")
+    ] = None,
+    layers: Layers = None,
+    store: Store = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
+    where = {key: value for key, value in (("store", store), ("name", features)) if value is not None}
+    pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO, quiet=quiet)
+    _evaluate(pipeline, layers, as_json=as_json, quiet=quiet)
+
+
+@takes(EXTRACTION, STORE, EVALUATION)
+def run(
+    settings: dict[str, Any],
+    words: Words = None,
+    overwrite: Overwrite = False,
+    trust_code: TrustCode = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Both stages, doing only what is missing."""
+    pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
+    if dry_run:
+        return _print_settings(pipeline)
+    _extract(pipeline, overwrite=overwrite, quiet=quiet)
+    _evaluate(pipeline, ",".join(spec.name for spec in pipeline.layer_specs), as_json=as_json, quiet=quiet)
+
+
+def _print_settings(pipeline: Pipeline) -> None:
+    from featbench.pipelines.config.pipeline import as_yaml
+
+    typer.echo(as_yaml(pipeline), nl=False)
+
+
+def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
+    set_level(quiet)
+    from featbench.pipelines.extraction.run import extract as extract_features
+    from featbench.pipelines.extraction.signals import Stopped
+
+    try:
+        report = extract_features(pipeline, overwrite=overwrite, quiet=quiet)
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(stopped.exit_code) from None
+    where = report.features.path
+    if not report.new:
+        typer.echo(f"Nothing to do: {', '.join(report.layers)} of {where} are complete.", err=True)
+        return
+    typer.echo(
+        f"Extracted {', '.join(report.new)}: {report.rows:,} images in {report.seconds:.0f} s, "
+        f"{report.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}."
+        + (f" {report.flatten}." if report.flatten else ""),
+        err=True,
+    )
+    if report.unreadable:
+        typer.echo(f"Images that could not be read, left out of every evaluation: {report.unreadable}", err=True)
+
+
+def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: bool) -> None:
+    set_level(quiet)
+    from featbench.pipelines.cli.tables import evaluation_tables
+    from featbench.pipelines.evaluation.run import evaluate as evaluate_features
+    from featbench.pipelines.terminal.progress import Progress
+    from featbench.store.layers import split_layers
+
+    path = pipeline.store / pipeline.name
+    chosen = split_layers(layers or "")
+    report = evaluate_features(path, pipeline.evaluate, layers=chosen, progress=Progress(quiet=quiet))
+    if not report.is_first:
+        return
+    if as_json:
+        typer.echo(json.dumps(report.records, indent=1))
+    else:
+        show(evaluation_tables(report.results))
+        if report.path:
+            typer.echo(f"Kept with its provenance in {report.path}", err=True)

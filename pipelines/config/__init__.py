@@ -1,0 +1,1 @@
+"""The configuration of a pipeline: YAML files and overrides, the catalogue of data sets, protocols."""

@@ -1,0 +1,165 @@
+"""The catalogue of data sets: which there are, how each is laid out, and where it lies on this machine.
+
+`pipelines/config/datasets.yaml` knows the layouts of public data sets and no places. Places and data sets of
+one's own are in `~/.config/featbench/datasets.yaml`, or in `datasets.yaml` of the working folder; each
+file adds to the one before it, key by key. A pipeline takes one by `data.name`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from featbench.extract.config import DataConfig
+from featbench.extract.data.archives import ENDINGS
+from featbench.pipelines.config.documents import read_yaml
+from featbench.store import BenchError, nearest
+from featbench.store.documents import DocumentError, brief, brief_text
+
+FILE = "datasets.yaml"
+SHIPPED = Path(__file__).parent / FILE
+
+
+MOST_FAULTS = 30
+"""Faults that one message lists."""
+
+
+class CatalogueError(BenchError):
+    """A catalogue that can't be read, or a data set that is in none."""
+
+
+class Entry(DataConfig):
+    """A data set: any settings of `data`, and for people what it is and which files it consists of."""
+
+    about: str = ""
+    """What it is, in a line."""
+
+    needs: tuple[str, ...] | None = None
+    """Files and folders that must be below the root; by default what the source reads first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A data set of the catalogue as it is on this machine."""
+
+    name: str
+    entry: Entry
+    missing: tuple[str, ...]
+    """What it needs that is not there; empty also if it has no place yet."""
+
+    @property
+    def found(self) -> bool:
+        """Whether all that it needs is there."""
+        return not self.missing and (self.entry.root is not None or not _needs(self.entry))
+
+
+def catalogue_files() -> list[Path]:
+    """Files that make up the catalogue, those that count more later."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [SHIPPED, config / "featbench" / FILE, Path(FILE)]
+
+
+def read_catalogue() -> dict[str, dict[str, Any]]:
+    """Read all files of the catalogue: settings by name of the data set.
+
+    Raises
+    ------
+    CatalogueError
+        If one is not a catalogue.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for path in catalogue_files():
+        for name, settings in _read(path).items():
+            entries[name] = entries.get(name, {}) | settings
+    return entries
+
+
+def is_local(name: str) -> bool:
+    """Whether the working folder's own file says something of a data set."""
+    return name in _read(Path(FILE))
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Settings of `data` that the catalogue has for a data set.
+
+    Raises
+    ------
+    CatalogueError
+        If it is not in the catalogue.
+    """
+    entries = read_catalogue()
+    if name not in entries:
+        raise CatalogueError(f"no data set {name!r} in the catalogue. {nearest(name, entries)} See `bench datasets`.")
+    return {key: value for key, value in entries[name].items() if key not in ("about", "needs")}
+
+
+def list_datasets() -> list[Listed]:
+    """Look up which data sets of the catalogue are on this machine."""
+    listed = []
+    for name, settings in sorted(read_catalogue().items()):
+        entry = _entry(name, settings)
+        missing = tuple(need for need in _needs(entry) if entry.root is not None and not _is_there(entry.root, need))
+        listed.append(Listed(name=name, entry=entry, missing=missing))
+    return listed
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        content = read_yaml(path) or {}
+    except DocumentError as error:
+        raise CatalogueError(str(error)) from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise CatalogueError(f"{path}: expected data sets and their settings, such as `in1k: {{root: /data/imagenet}}`")
+    for name, settings in content.items():
+        try:
+            Entry.model_validate(settings)
+        except ValidationError as error:
+            faults = "\n  ".join(
+                brief_text(f"{name}.{'.'.join(map(str, fault['loc']))}: {_text(fault)}", most=600)
+                for fault in error.errors()[:MOST_FAULTS]
+            )
+            raise CatalogueError(f"{path}: wrong settings:\n  {faults}") from error
+    return {str(name): _placed(settings, path.parent) for name, settings in content.items()}
+
+
+def _text(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return f"no such setting. {nearest(str(fault['loc'][-1]), Entry.model_fields)}"
+    return f"{fault['msg'].removeprefix('Value error, ')}; got {brief(fault['input'])}"
+
+
+def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Spell out `~` and `$VARIABLES` of the root, which is relative to the catalogue's folder."""
+    if settings.get("root") is None:
+        return settings
+    root = Path(os.path.expandvars(str(settings["root"]))).expanduser()
+    return settings | {"root": str(folder / root)}
+
+
+def _entry(name: str, settings: Mapping[str, Any]) -> Entry:
+    try:
+        return Entry.model_validate(settings)
+    except ValidationError as error:
+        raise CatalogueError(f"data set {name!r}: its files of the catalogue contradict each other: {error}") from error
+
+
+def _needs(entry: Entry) -> tuple[str, ...]:
+    if entry.needs is not None:
+        return entry.needs
+    if entry.source == "filelist":
+        lists = (entry.train_list, entry.val_list, entry.train_labels, entry.val_labels, entry.classes)
+        return tuple(str(path) for path in lists if path is not None)
+    return (entry.train_split, entry.val_split) if entry.source == "folder" else ()
+
+
+def _is_there(root: Path, need: str) -> bool:
+    if root.is_file() or (root / need).exists() or (Path(need).is_absolute() and Path(need).exists()):
+        return True
+    return any((root / f"{need}{ending}").exists() for ending in ENDINGS)

@@ -1,0 +1,1 @@
+"""Stage two of a pipeline: evaluation, comparison of feature sets, export."""

@@ -1,0 +1,130 @@
+"""`bench compare`: two feature sets, or two layers, on the same queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import class_names_of, matched_labels
+from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.knn.classification import temperatures_of, usable_k
+from featbench.evaluate.knn.predictions import Predictions, predict
+from featbench.evaluate.metrics import paired_difference
+from featbench.evaluate.results import Record
+from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.run import resources_of
+from featbench.store import FeatureSet
+from featbench.store.names import normal_name
+
+
+def compare(
+    first: FeatureSet, second: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str] = ()
+) -> list[Record]:
+    """Compare accuracies on the queries that both have.
+
+    Parameters
+    ----------
+    first, second : FeatureSet
+        Of the same images.
+    config : EvaluateConfig
+        Protocols, k and temperatures; what is not given is the protocol's own.
+    layers : sequence of str
+        Layers to compare with themselves; or, where both feature sets are one, two layers to compare
+        with each other. By default all that both have.
+
+    Returns
+    -------
+    list of dict
+        One for each layer, protocol, k and temperature: accuracies, their difference (second minus first)
+        with its 95% interval, and McNemar's exact p-value.
+
+    Raises
+    ------
+    EvaluationError
+        If the queries are not the same.
+    """
+    _refuse_other_queries(first, second)
+    pairs = _pairs(first, second, layers)
+    resources = resources_of(config)
+    num_rows = min(len(matched_labels(features)[0].rows) for features in (first, second))
+    records: list[Record] = []
+    for name, rule in find_protocols(config.knn.protocol).items():
+        ks = usable_k(config.knn.k, rule.k, num_rows)
+        for ours, theirs in pairs:
+            views = (first, stored_view(first, ours)), (second, stored_view(second, theirs))
+            names = {"first": f"{first.name}/{ours}", "second": f"{second.name}/{theirs}"}
+            for temperature in temperatures_of(name, rule, config.knn.temperature):
+                ask = partial(predict, name=name, rule=rule, temperature=temperature, resources=resources)
+                of_rule = []
+                for k in sorted(ks, reverse=True):  # the largest first: its lists serve the others
+                    both = [ask(features, view, k=k) for features, view in views]
+                    of_rule.append(names | both[0].setting | _difference(*both))
+                records += reversed(of_rule)
+    return records
+
+
+def _difference(first: Predictions, second: Predictions) -> Record:
+    """Compare on the queries that take part in both."""
+    _, ours, theirs = np.intersect1d(first.neighbours.queries, second.neighbours.queries, return_indices=True)
+    if not len(ours):
+        raise EvaluationError("no query takes part in both")
+    right = first.is_right()[ours], second.is_right()[theirs]
+    difference = asdict(paired_difference(*right))
+    return {
+        "num_val": len(ours),
+        "top1_first": float(right[0].mean()),
+        "top1_second": float(right[1].mean()),
+        "difference": difference.pop("value"),
+    } | difference
+
+
+def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
+    if first.path == second.path:
+        return
+    paths = first.paths("val"), second.paths("val")
+    names = [_class_of_each_row(features) for features in (first, second)]
+    if len(paths[0]) != len(paths[1]):
+        raise EvaluationError(
+            f"{first.name} has {len(paths[0]):,} val images and {second.name} {len(paths[1]):,}: a comparison needs "
+            f"the same images in the same order. Extract both from the same dataset."
+        )
+    differing = [row for row, same in enumerate(map(_same, *paths, *names)) if not same]
+    if differing:
+        row = differing[0]
+        raise EvaluationError(
+            f"{first.name} and {second.name} have other val images or labels in {len(differing):,} rows, first in row "
+            f"{row}: {paths[0][row]} ({names[0][row]}) and {paths[1][row]} ({names[1][row]}). A comparison needs the "
+            f"same images in the same order. Extract both from the same dataset."
+        )
+
+
+def _same(first_path: str, second_path: str, first_class: str, second_class: str) -> bool:
+    return normal_name(first_path) == normal_name(second_path) and first_class == second_class
+
+
+def _class_of_each_row(features: FeatureSet) -> list[str]:
+    class_names = class_names_of(features, "val")
+    return [class_names[label] if label >= 0 else "" for label in features.labels("val")]
+
+
+def _pairs(first: FeatureSet, second: FeatureSet, layers: Sequence[str]) -> list[tuple[str, str]]:
+    """Layers to compare with one another."""
+    if first.path == second.path:
+        if len(layers) != 2:
+            raise EvaluationError("to compare layers of one feature set name two, such as --layers res4,res5")
+        ours, theirs = first.find_layers(layers)
+        return [(ours, theirs)]
+    if layers:
+        return list(zip(first.find_layers(layers), second.find_layers(layers), strict=True))
+    common = [(name, name) for name in first.manifest.layers if name in second.manifest.layers]
+    if not common:
+        raise EvaluationError(
+            f"{first.name} and {second.name} have no layer of the same name: "
+            f"{', '.join(first.manifest.layers)} and {', '.join(second.manifest.layers)}"
+        )
+    return common

@@ -1,0 +1,287 @@
+"""`bench export`: features, neighbours and predictions for other programs.
+
+| file | shape | what |
+|---|---|---|
+| `<split>_<layer>` | (N, D) float32 | features, with `<split>_labels` (N,) and `<split>_paths` |
+| `<layer>_neighbours` | (Q, K) int64 | rows of train, nearest first |
+| `<layer>_similarities` | (Q, K) float64 | of these |
+| `<layer>_queries` | (Q,) int64 | row of each query in val |
+| `<layer>_predictions` | (Q, 5) int64 | best classes, -1 where fewer have a vote |
+| `<layer>_probabilities` | (Q, C) float64 | part of the votes of each class |
+| `<layer>_confusion` | (C, C) int64 | queries by class (rows) and prediction (columns) |
+
+Names of classes are in `classes.txt`, one a line, control characters spelled out: the numbers above count its lines.
+Without labels in train there are features and neighbours, of all readable rows; without labels in val, predictions too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.features.labels import class_names_of, has_labels, readable_rows, shared_names
+from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.knn.classification import usable_k
+from featbench.evaluate.knn.per_class import confusion_matrix
+from featbench.evaluate.knn.predictions import Predictions, predict
+from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.neighbours.search import Neighbours
+from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.run import resources_of
+from featbench.store import BenchError, FeatureSet, has_cached, save_cached
+from featbench.store.durable import cannot_write, partial_name
+from featbench.store.manifest import digest_of
+from featbench.store.names import visible
+
+logger = logging.getLogger(__name__)
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+CONTENTS = ("features", "neighbours", "predictions")
+FORMATS = ("npy", "npz", "parquet", "vissl", "zarr")
+
+
+class ExportError(BenchError):
+    """An export that can't be done, or not as asked."""
+
+
+def export(
+    features: FeatureSet,
+    config: EvaluateConfig,
+    *,
+    out: Path,
+    what: Sequence[str] = CONTENTS,
+    file_format: str = "npy",
+    layers: Sequence[str] = (),
+) -> list[Path]:
+    """Write a feature set's contents as files of another format, and return their paths.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        To export.
+    config : EvaluateConfig
+        Protocol (the first), k (the largest) and temperature (the first) of the predictions.
+    out : Path
+        Folder, made if it does not exist. `zarr` does not need it: it keeps predictions in the feature set.
+    what : sequence of {"features", "neighbours", "predictions"}
+        What to write.
+    file_format : {"npy", "npz", "parquet", "vissl", "zarr"}
+        `vissl` are the predictions as VISSL's benchmark leaves them: `kNN_<layer>_output_*.npy`.
+    layers : sequence of str
+        All by default.
+
+    Raises
+    ------
+    ExportError
+        If the format or the contents are unknown, Parquet's library is not installed, a file exists, predictions are
+        asked for where train has no labels, or a place can't be written.
+    """
+    if file_format not in FORMATS:
+        raise ExportError(f"--format must be one of {', '.join(FORMATS)}; got {file_format}")
+    unknown = [each for each in what if each not in CONTENTS]
+    if unknown:
+        raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
+    names = features.find_layers(layers)
+    if file_format == "zarr":
+        return [_keep(features, name, config, what) for name in names]
+    write = {"npy": _write_npy, "npz": _write_npz, "parquet": _write_parquet, "vissl": _write_npy}[file_format]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        for name, arrays in _contents(features, config, names, what, is_vissl=file_format == "vissl"):
+            written += write(out, name, arrays)
+        if file_format != "vissl":
+            classes = out / "classes.txt"
+            names_of_classes = [visible(each, keep="") for each in shared_names(features)]
+            classes.write_text("".join(f"{each}\n" for each in names_of_classes), encoding="utf-8")
+            written.append(classes)
+    except OSError as error:
+        raise ExportError(cannot_write(out, error)) from error
+    return written
+
+
+def _contents(
+    features: FeatureSet, config: EvaluateConfig, layers: Sequence[str], what: Sequence[str], *, is_vissl: bool
+) -> Iterator[tuple[str, Arrays]]:
+    """Yield arrays that belong together, with a name for them; one layer in memory at a time."""
+    if "features" in what and not is_vissl:
+        for split in features.manifest.splits:
+            rows = {"labels": _labels(features, split), "paths": np.array(features.paths(split), np.str_)}
+            for layer in layers:
+                yield f"{split}_{layer}", {"": features.layer(split, layer).read()}
+            yield split, rows
+    if is_vissl:
+        _refuse_without_labels(features)
+        for layer in layers:
+            yield f"kNN_{layer}_output", _as_vissl(_predict(features, layer, config))
+    elif "neighbours" in what or "predictions" in what:
+        for layer in layers:
+            yield layer, _answers(features, layer, config, what)[0]
+
+
+def _answers(
+    features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str]
+) -> tuple[Arrays, dict[str, Any], str]:
+    """What is asked for of neighbours and predictions; the setting, and a digest of all that it comes from."""
+    if has_labels(features, "train"):
+        found = _predict(features, layer, config)
+        arrays = _neighbours(found.neighbours) | _predictions(found)
+        keep = {name for each in what if each in _ARRAYS for name in _ARRAYS[each]}
+        facts = {**found.setting, "class_names": list(found.class_names)}
+        return {name: array for name, array in arrays.items() if name in keep}, facts, found.digest
+    if "neighbours" not in what:
+        _refuse_without_labels(features)
+    if "predictions" in what:
+        logger.warning("%s: no row of train has a label, so there are neighbours but no predictions", features.name)
+    return _without_labels(features, layer, config)
+
+
+def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) -> tuple[Arrays, dict[str, Any], str]:
+    """Neighbours among all readable rows."""
+    name, rule = next(iter(find_protocols(config.knn.protocol).items()))
+    database = readable_rows(features, "train")
+    queries = database if config.knn.leave_one_out else readable_rows(features, "val")
+    largest = len(database.rows) - config.knn.leave_one_out
+    k = usable_k([max(config.knn.k)] if config.knn.k else None, rule.k[:1], largest)[0]
+    view = stored_view(features, layer)
+    found = find_neighbours(
+        features, view, database=database, queries=queries, k=k, similarity=rule.similarity,
+        resources=resources_of(config),
+    ).neighbours  # fmt: skip
+    cut = dataclasses.replace(found, rows_QK=found.rows_QK[:, :k], similarities_QK=found.similarities_QK[:, :k])
+    facts = {"layer": layer, "protocol": name, "k": k, "temperature": None, "class_names": []}
+    return _neighbours(cut), facts, digest_of([rule.similarity, k, config.knn.leave_one_out, dict(view.made_from)])
+
+
+def _refuse_without_labels(features: FeatureSet) -> None:
+    if not has_labels(features, "train"):
+        raise ExportError(
+            f"{features.path}: no row of train has a label, so there is nothing to predict by; export "
+            f"--what features,neighbours"
+        )
+
+
+def _labels(features: FeatureSet, split: str) -> npt.NDArray[np.int64]:
+    """Classes of a split's rows by the names that both splits share, -1 where there is none."""
+    place = {name: index for index, name in enumerate(shared_names(features))}
+    places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
+    return places[features.labels(split)]
+
+
+def _predict(features: FeatureSet, layer: str, config: EvaluateConfig) -> Predictions:
+    name, rule = next(iter(find_protocols(config.knn.protocol).items()))
+    return predict(
+        features,
+        stored_view(features, layer),
+        name=name,
+        rule=rule,
+        k=max(config.knn.k) if config.knn.k else None,
+        temperature=config.knn.temperature[0] if config.knn.temperature else None,
+        leave_one_out=config.knn.leave_one_out,
+        resources=resources_of(config),
+    )
+
+
+_ARRAYS = {
+    "neighbours": ("neighbours", "similarities", "queries"),
+    "predictions": ("queries", "labels", "predictions", "probabilities", "confusion"),
+}
+
+
+def _neighbours(found: Neighbours) -> dict[str, npt.NDArray[Any]]:
+    return {"neighbours": found.rows_QK, "similarities": found.similarities_QK, "queries": found.queries}
+
+
+def _predictions(found: Predictions) -> dict[str, npt.NDArray[Any]]:
+    num_classes = len(found.class_names)
+    known = found.labels_Q >= 0
+    return {
+        "labels": found.labels_Q,
+        "predictions": found.ranked_QT,
+        "probabilities": found.ballot.probabilities(found.weights_QK, k=found.setting["k"]),
+        "confusion": confusion_matrix(found.ranked_QT[known, 0], found.labels_Q[known], num_classes=num_classes),
+    }
+
+
+def _as_vissl(found: Predictions) -> Arrays:
+    """All classes in order for each query, its class, and its position: int64, as VISSL's `knn_utils.py` saves them."""
+    return {
+        "predictions": found.ballot.complete_ranking(found.weights_QK, k=found.setting["k"]),
+        "targets": found.labels_Q[:, None],
+        "image_indices": np.arange(len(found.labels_Q), dtype=np.int64),
+    }
+
+
+def _keep(features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str]) -> Path:
+    """Keep neighbours and predictions in the feature set, as Zarr."""
+    wanted = [each for each in what if each in _ARRAYS]
+    if not wanted:
+        raise ExportError("--format zarr keeps neighbours and predictions in the feature set, which is Zarr itself")
+    arrays, facts, digest = _answers(features, layer, config, wanted)
+    all_of_it = set(wanted) == set(_ARRAYS) or "predictions" not in arrays
+    key = f"{layer}-{facts['protocol']}-{digest[:16]}" + ("" if all_of_it else f"-{wanted[0]}")
+    save_cached(features, "predictions", key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)
+    if not has_cached(features, "predictions", key):
+        raise ExportError(
+            f"{features.path}: cannot be written, so nothing was kept in it; export in another format, with --out"
+        )
+    return features.path / "predictions" / key
+
+
+def _write_npy(out: Path, name: str, arrays: Arrays) -> list[Path]:
+    return [_saved(out / f"{_joined(name, key)}.npy", partial(_save_array, array)) for key, array in arrays.items()]
+
+
+def _write_npz(out: Path, name: str, arrays: Arrays) -> list[Path]:
+    contents = {key or "features": array for key, array in arrays.items()}
+    return [_saved(out / f"{name}.npz", lambda file: np.savez(file, **contents))]  # type: ignore[arg-type]
+
+
+def _write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
+    """One table of the arrays with a row for each image; others (the confusion matrix) get a file of their own."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+
+    def column(array: npt.NDArray[Any]) -> Any:
+        if array.ndim == 1:
+            return pa.array(array)
+        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+    num_rows = len(next(iter(arrays.values())))
+    columns = {key or "features": column(array) for key, array in arrays.items() if key != "confusion"}
+    assert all(len(each) == num_rows for each in columns.values())
+    return [_saved(out / f"{name}.parquet", lambda file: parquet.write_table(pa.table(columns), file))]
+
+
+def _save_array(array: npt.NDArray[Any], file: Any) -> None:
+    np.save(file, array, allow_pickle=False)
+
+
+def _saved(path: Path, write: Callable[[Any], object]) -> Path:
+    """Write a file that does not exist yet, whole or not at all."""
+    if path.exists():
+        raise ExportError(f"{path} exists; export into another folder, or remove it")
+    unfinished = partial_name(path)
+    try:
+        with unfinished.open("xb") as file:
+            write(file)
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}_{key}" if key else name

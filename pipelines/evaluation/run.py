@@ -1,0 +1,152 @@
+"""Stage two from a pipeline: kNN and k-means of a feature set, kept beside it with their provenance."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from featbench.evaluate.clustering.evaluation import kmeans_results, numbers_of_clusters
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.derived import Recipe, derived_views
+from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
+from featbench.evaluate.features.layers import views_of
+from featbench.evaluate.knn.classification import knn_results
+from featbench.evaluate.knn.few_shot import few_shot_results
+from featbench.evaluate.memory import free_memory, parse_memory
+from featbench.evaluate.neighbours.cached_search import Resources
+from featbench.evaluate.results import Record, Result, records_of
+from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.ranks import Rank, alone, from_environment
+from featbench.pipelines.terminal.progress import Progress
+from featbench.store import FeatureSet, StoreError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """Results of one evaluation, and where they were kept."""
+
+    features: FeatureSet
+    results: list[Result]
+    path: Path | None
+    """None if the store could not be written."""
+
+    is_first: bool = True
+    """Whether this rank speaks for all."""
+
+    @property
+    def records(self) -> list[Record]:
+        """The results as flat records, all with the same keys."""
+        return records_of(self.results)
+
+
+def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
+    """Evaluate layers of a feature set; all that it has, if none is named.
+
+    Raises
+    ------
+    BenchError
+        If the feature set, a layer or a setting does not allow it, or the feature set is renamed, removed or replaced
+        meanwhile.
+    """
+    features = FeatureSet.open(path)
+    try:
+        return _evaluate(features, config, layers=layers, progress=progress)
+    except OSError as error:
+        refuse_if_gone(features)
+        raise EvaluationError(f"{path}: can't be read ({error})") from error
+
+
+def _evaluate(
+    features: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str], progress: Progress
+) -> EvaluationReport:
+    start = time.perf_counter()
+    names = features.find_layers(layers)
+    for name in names:
+        for split in ("train", "val"):
+            features.layer(split, name)  # refuse an incomplete layer before the first search
+    rank = from_environment() or alone()
+    resources = resources_of(config, rank)
+    knn = config.knn
+    settings: dict[str, Any] = {
+        "protocol": find_protocols(knn.protocol),
+        "k": knn.k,
+        "temperature": knn.temperature,
+        "resources": resources,
+    }
+    views = views_of(features, names)
+    train, val, _ = matched_labels(features, needed=False)
+    numbers_of_clusters(config.kmeans.clusters, train)  # what can't be clustered is refused before the search
+    if recipe := Recipe(**config.derive.model_dump()):
+        views = derived_views(views, recipe, train, memory=resources.bytes)
+    few_shot: list[Result] = []
+    if knn.shots and not (train.has_labels and val.has_labels):
+        logger.warning("%s: few-shot accuracies need labels in train and val, so there are none", features.name)
+    elif knn.shots:  # first, since it is short, and refuses a k that is too large
+        few_shot += few_shot_results(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
+    num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
+    with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
+        results = knn_results(
+            features,
+            views,
+            index=config.index,
+            leave_one_out=knn.leave_one_out,
+            retrieval=knn.retrieval,
+            duplicates=knn.duplicates,
+            per_class=knn.per_class,
+            on_rows=lambda layer, rows: on_rows(rows),
+            **settings,
+        )
+    results += few_shot
+    if config.kmeans.clusters and rank.rank == 0:
+        results += kmeans_results(features, views, memory=resources.bytes, **config.kmeans.model_dump())
+    now = datetime.now(UTC)
+    content = {
+        "records": records_of(results),
+        "settings": config.model_dump(mode="json"),
+        "made_from": dict(features.manifest.made_from),
+        "fingerprint": features.manifest.fingerprint,
+        "software": {"python": platform.python_version(), **_versions()},
+        "host": platform.node(),
+        "created": now.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    if rank.rank:
+        return EvaluationReport(features=features, results=results, path=None, is_first=False)
+    refuse_if_gone(features)
+    try:
+        saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
+    except StoreError as error:  # a store that may only be read still gives its numbers
+        logger.warning("the results are not kept: %s", error)
+        saved = None
+    return EvaluationReport(features=features, results=results, path=saved)
+
+
+def resources_of(config: EvaluateConfig, rank: Rank | None = None) -> Resources:
+    """Say what a rank may use of its host: ranks of one host share its memory, and take a GPU each."""
+    rank = rank or alone()
+    return Resources(
+        memory=parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size,
+        device=f"{config.device}:{rank.local_rank}",
+        precision=config.precision,
+        num_shares=rank.world_size,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("featbench", "faiss-gpu", "faiss-cpu", "numpy", "scikit-learn", "zarr"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,214 @@
+"""Several ranks on this host, each a process that this one starts, watches and starts again.
+
+A rank that dies (killed, out of memory, a crash in a driver) is started again while the others go on,
+up to `RESTARTS` times in all; after that, the others do its share. A fault that the user must remove
+is no death: that rank reports it and ends, and the others go on. Ranks share nothing but the feature
+set, and end with this process. It hears of them through pipes, so nothing listens on any port, which
+torch's elastic agent would do on all interfaces.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+import torch
+
+from featbench.extract.lifetime import end_with_parent
+from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.extraction.job import Prepared
+from featbench.pipelines.extraction.monitor import watching
+from featbench.pipelines.extraction.rank import Outcome, raise_faults, work
+from featbench.pipelines.extraction.signals import Stopped, Stopping, until_signalled
+from featbench.pipelines.ranks import Rank
+from featbench.store import BenchError
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 3
+"""How often dead ranks are started again, all of them together."""
+
+SECONDS_PER_LOOK = 0.5
+"""A signal is passed on within this time."""
+
+DIED = (
+    "If they were killed, memory may be short: set --ranks, --workers or --batch-size lower. "
+    "What was committed is safe; the same command goes on from there."
+)
+
+
+def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
+    """Extract in several ranks; returns the layers of which something was missing.
+
+    Raises
+    ------
+    BenchError
+        If ranks report a fault, each different one once, or died too often.
+    Stopped
+        If a signal ended it.
+    """
+    settings = prepared.pipeline.extract
+    if settings.gpus is not None and settings.gpus > torch.cuda.device_count():
+        raise BenchError(f"--gpus {settings.gpus}: this host has {torch.cuda.device_count()} that torch can use")
+    run = uuid.uuid4().hex
+    with prepared.features.lock(run) as lock:
+        prepared.make_ready()
+        missing = prepared.missing()
+        if not missing:
+            return ()
+        del prepared.trunk  # the ranks have their own
+        lock.share()
+        layers = list(prepared.layers)
+        with (
+            until_signalled() as stopping,
+            watching(prepared.features, layers, run, stopping=stopping, quiet=quiet),
+        ):
+            ranks = supervise(prepared.pipeline, run, stopping)
+    raise_faults(ranks.outcomes)
+    if prepared.missing():
+        if stopping():
+            raise Stopped(stopping.exit_code)
+        raise BenchError(f"{'; '.join(ranks.given_up) or 'the ranks ended before all was done'}. {DIED}")
+    return missing
+
+
+@dataclass(slots=True)
+class Supervised:
+    """How the ranks of a run ended."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What those that did not die report."""
+
+    restarts: int = 0
+    given_up: list[str] = field(default_factory=list)
+    """Deaths after which the rank was not started again."""
+
+
+class _Child:
+    """One rank's process, as its parent sees it."""
+
+    def __init__(self, pipeline: Pipeline, rank: Rank) -> None:
+        self.rank = rank
+        self.outcome: Outcome | None = None
+        context = multiprocessing.get_context("spawn")
+        connection, theirs = context.Pipe(duplex=False)
+        self._connection: Connection | None = connection
+        self.process: BaseProcess = context.Process(
+            target=_start, args=(pipeline, rank, theirs), name=f"rank {rank.rank}"
+        )
+        with _spawning():
+            self.process.start()
+        theirs.close()
+
+    @property
+    def wakes(self) -> list[Connection | int]:
+        """What becomes ready when there is something new."""
+        return [self.process.sentinel, *([self._connection] if self._connection else [])]
+
+    def has_ended(self) -> bool:
+        """Take what it has sent; returns whether it has ended."""
+        ended = not self.process.is_alive()
+        try:
+            while self._connection and self._connection.poll():
+                sent = self._connection.recv()
+                if isinstance(sent, Outcome):
+                    self.outcome = sent
+                else:
+                    logger.warning("%s", sent)
+        except (EOFError, OSError):
+            self._connection = None
+        return ended
+
+    def death(self) -> str:
+        """Say how it ended that should not have."""
+        code = self.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"rank {self.rank.rank} died ({how})"
+
+
+def supervise(pipeline: Pipeline, run: str, stopping: Stopping) -> Supervised:
+    """Run ranks until all have ended; a signal makes each stop after its chunk."""
+    ended = Supervised()
+    size = pipeline.extract.num_ranks
+    running: list[_Child] = []
+    is_told = False
+    try:
+        for number in range(size):
+            rank = Rank(run=run, rank=number, world_size=size, local_rank=number, local_world_size=size)
+            running.append(_Child(pipeline, rank))
+        while running:
+            wait([wake for child in running for wake in child.wakes], SECONDS_PER_LOOK)
+            if stopping() and not is_told:
+                is_told = True
+                for child in running:
+                    child.process.terminate()
+            for child in [child for child in running if child.has_ended()]:
+                running.remove(child)
+                if child.outcome is not None:
+                    ended.outcomes.append(child.outcome)
+                elif not stopping():
+                    running += _after_death(child, pipeline, ended)
+    finally:
+        for child in running:
+            child.process.kill()
+            child.process.join()
+    return ended
+
+
+def _after_death(child: _Child, pipeline: Pipeline, ended: Supervised) -> list[_Child]:
+    """Start a rank that died again, unless ranks have died too often."""
+    if ended.restarts == RESTARTS:
+        ended.given_up.append(f"{child.death()}, after {RESTARTS} restarts of ranks")
+        logger.warning("%s; it is not started again", ended.given_up[-1])
+        return []
+    ended.restarts += 1
+    logger.warning("%s; starting it again (%d of %d)", child.death(), ended.restarts, RESTARTS)
+    return [_Child(pipeline, child.rank)]
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Let a new process neither hear of Ctrl-C before it ignores it, nor import what lies in the working folder."""
+    settings = {"PYTHONSAFEPATH": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to other ranks
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    resource_tracker.ensure_running()  # which the first process starts otherwise, and then SIGINT is let through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name in added:
+            del os.environ[name]
+
+
+class _ToParent(logging.Handler):
+    """Sends what is logged to the parent, which draws on the terminal."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self._connection.send(self.format(record))
+
+
+def _start(pipeline: Pipeline, rank: Rank, connection: Connection) -> None:
+    """Entry of a rank's process."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    logging.basicConfig(
+        level=logging.WARNING, format=f"rank {rank.rank}: %(message)s", handlers=[_ToParent(connection)], force=True
+    )
+    connection.send(work(pipeline, rank, quiet=True))

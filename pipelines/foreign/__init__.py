@@ -1,0 +1,1 @@
+"""Imports from other projects: arrays and shards of features, VISSL's configurations."""

@@ -1,0 +1,324 @@
+"""VISSL's YAML, as its nearest-neighbour benchmark takes it, becomes a pipeline.
+
+Every key is one of three kinds: it has a meaning here and is translated; it has none (hooks, optimizers,
+launching) and is listed as ignored; or it would change the result and is not supported, which is an error.
+All errors are reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from featbench.pipelines.config.documents import read_yaml
+from featbench.pipelines.config.pipeline import MOST_FAULTS, PipelineError, parse_overrides
+from featbench.pipelines.foreign.vissl_keys import Keys, is_ignored
+from featbench.pipelines.foreign.vissl_model import translate_model
+from featbench.store import StoreError
+from featbench.store.documents import DocumentError, brief, brief_text
+from featbench.store.layers import LayerSpec
+from featbench.store.names import visible
+
+INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""By Pillow's numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """A pipeline's settings, and the keys that had no meaning for it."""
+
+    settings: dict[str, Any]
+    ignored: tuple[str, ...]
+
+    def to_yaml(self, where: str) -> str:
+        """Return the text of a pipeline file."""
+        head = f"# Translated from VISSL's {visible(where, keep='')} by `bench import-vissl`.\n"
+        tail = "".join(f"#   {visible(key, keep='')}\n" for key in self.ignored)
+        body = yaml.safe_dump(self.settings, sort_keys=False, default_flow_style=None, width=100)
+        return head + body + (f"# Without a meaning here:\n{tail}" if tail else "")
+
+
+def translate(config: Mapping[str, Any], *, where: str) -> Translation:
+    """Translate a configuration of VISSL's.
+
+    Parameters
+    ----------
+    config : mapping
+        As its YAML holds it, with or without the outermost `config`.
+    where : str
+        Its files, joined by " + "; the feature set is named after them.
+
+    Raises
+    ------
+    PipelineError
+        If a key would change the result and is not supported; all such keys are listed.
+    """
+    inner = config.get("config", config)
+    keys = Keys.of(_current(inner) if isinstance(inner, Mapping) else {})
+    stems = "_".join(Path(file).stem for file in where.split(" + "))
+    name = re.sub(r"[^A-Za-z0-9_.\-]", "_", stems).lstrip(".") or "vissl"
+    settings: dict[str, Any] = {
+        "name": name,
+    }
+    for name, translator in _TRANSLATORS.items():
+        try:
+            settings[name] = translator(keys)
+        except StoreError as error:
+            settings[name] = {}
+            keys.fault(f"{_SECTIONS[name]}: {error}")
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # Each value would need a check of its type otherwise; VISSL's own are always of the right one.
+            settings[name] = {}
+            keys.fault(f"{_SECTIONS[name]}: a value is not of the kind that VISSL takes there: {brief_text(error)}")
+    if settings["layers"] != ["heads"]:
+        settings["model"].pop("heads", None)
+    ignored = [key for key in keys.left if is_ignored(key)]
+    keys.faults += [f"{key}: not supported here" for key in keys.left if key not in ignored]
+    if keys.faults:
+        raise PipelineError(
+            f"{where}: {len(keys.faults)} of VISSL's keys can't be taken:\n  "
+            + "\n  ".join(brief_text(fault, most=400) for fault in keys.faults[:MOST_FAULTS])
+        )
+    return Translation(settings={key: value for key, value in settings.items() if value}, ignored=tuple(ignored))
+
+
+def read_vissl(files: Sequence[Path], overrides: Sequence[str] = ()) -> Translation:
+    """Read files of VISSL's, each on top of the ones before, with overrides `config.KEY=VALUE` on top of all.
+
+    Raises
+    ------
+    PipelineError
+        If a file can't be read, or can't be translated.
+    """
+    config: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = read_yaml(file)
+        except DocumentError as error:
+            raise PipelineError(str(error)) from error
+        if not isinstance(content, dict):
+            raise PipelineError(f"{file}: expected VISSL's keys, such as MODEL and DATA; got {type(content).__name__}")
+        inner = content.get("config", content)
+        if not isinstance(inner, dict):
+            raise PipelineError(f"{file}: config: expected VISSL's keys, such as MODEL and DATA; got {brief(inner)}")
+        _merge(config, _current(inner))
+    for key, value in parse_overrides([word.removeprefix("+") for word in overrides]).items():
+        *parents, last = key.removeprefix("config.").replace(".TRUNK_PARAMS.", ".").split(".")
+        section = config
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        section[last] = value
+    return translate(config, where=" + ".join(map(str, files)))
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line is an override of VISSL's, `config.KEY=VALUE`."""
+    return word.removeprefix("+").startswith("config.")
+
+
+def _layers(keys: Keys) -> list[Any]:
+    settings = keys.section("MODEL.FEATURE_EVAL_SETTINGS")
+    for key, value in settings.items():
+        keys.left[f"MODEL.FEATURE_EVAL_SETTINGS.{key}"] = value
+    where = "MODEL.FEATURE_EVAL_SETTINGS."
+    if keys.take(where + "EVAL_MODE_ON", False) is not True:
+        keys.fault(f"{where}EVAL_MODE_ON: must be True to extract features")
+    pooled = keys.take(where + "LINEAR_EVAL_FEAT_POOL_OPS_MAP", [])
+    trunk_only = keys.take(where + "EXTRACT_TRUNK_FEATURES_ONLY", False)
+    with_heads = keys.take(where + "EVAL_TRUNK_AND_HEAD", False)
+    if pooled and not trunk_only:
+        keys.fault(f"{where}EXTRACT_TRUNK_FEATURES_ONLY: must be True where layers of the trunk are asked for")
+    if pooled:
+        taps = [layer[0] for layer in pooled]
+        specs = [LayerSpec.of(layer) for layer in pooled]
+        # As in VISSL a layer is called as its tap; there, the second pooling of a tap overwrites the first.
+        return [f"{s.tap}={s.tap}:{s.pooling}" if taps.count(s.tap) == 1 else str(s) for s in specs]
+    if trunk_only:
+        return ["flatten"]
+    if not with_heads:
+        keys.fault(
+            f"{where}EVAL_TRUNK_AND_HEAD: must be True where the head is evaluated, or it would be a random one; "
+            f"or EXTRACT_TRUNK_FEATURES_ONLY, for the trunk's output"
+        )
+    return ["heads"]
+
+
+def _weights(keys: Keys) -> dict[str, Any]:
+    file = keys.take("MODEL.WEIGHTS_INIT.PARAMS_FILE", "")
+    key = keys.take("MODEL.WEIGHTS_INIT.STATE_DICT_KEY_NAME")
+    remove = keys.take("MODEL.WEIGHTS_INIT.REMOVE_PREFIX") or ""
+    add = keys.take("MODEL.WEIGHTS_INIT.APPEND_PREFIX") or ""
+    skip = keys.take("MODEL.WEIGHTS_INIT.SKIP_LAYERS", ["num_batches_tracked"])
+    if any(part != "num_batches_tracked" for part in skip):
+        keys.fault(f"MODEL.WEIGHTS_INIT.SKIP_LAYERS: {skip} would leave them random; only num_batches_tracked may be")
+    if str(file).startswith(("http://", "https://")):
+        keys.fault("MODEL.WEIGHTS_INIT.PARAMS_FILE: nothing is downloaded; fetch it and give the file")
+    weights: dict[str, Any] = {"file": file} if file else {}
+    if key == "classy_state_dict":  # there, VISSL heeds no prefixes
+        return weights | {"key": "classy_state_dict.base_model.model"}
+    if key:
+        weights["key"] = ".".join(key) if isinstance(key, list) else key
+    return weights | ({"remove_prefix": remove} if remove else {}) | ({"add_prefix": add} if add else {})
+
+
+def _data(keys: Keys) -> dict[str, Any]:
+    splits = {split: {key: keys.take(f"DATA.{split}.{key}") for key in _SPLIT_KEYS} for split in ("TRAIN", "TEST")}
+    for split, given in splits.items():
+        for key in ("DATA_SOURCES", "LABEL_SOURCES", "DATA_PATHS", "LABEL_PATHS", "DATASET_NAMES"):
+            if isinstance(given[key], list) and len(given[key]) > 1:
+                keys.fault(f"DATA.{split}.{key}: several sources are not supported")
+        if given["DATA_LIMIT"] not in (None, -1):
+            keys.fault(f"DATA.{split}.DATA_LIMIT: VISSL's sample can't be drawn here; set data.limit in the pipeline")
+        if given["DROP_LAST"]:
+            keys.fault(f"DATA.{split}.DROP_LAST: every image is evaluated here")
+    keys.must_be("TEST_ONLY", False)
+    sources = {_first(given["DATA_SOURCES"]) or "disk_folder" for given in splits.values()}
+    labels = {_first(given["LABEL_SOURCES"]) for given in splits.values()} - {None}
+    if len(sources) > 1 or labels - sources:
+        keys.fault(
+            f"DATA: sources of images {sorted(sources)} and of labels {sorted(map(str, labels))} must be the same"
+        )
+        return {}
+    (source,) = sources
+    paths = {split: _first(given["DATA_PATHS"]) for split, given in splits.items()}
+    if source == "disk_folder":
+        return {"source": "folder", **_folders(keys, paths)}
+    if source == "disk_filelist":
+        labels_of = {split: _first(given["LABEL_PATHS"]) for split, given in splits.items()}
+        lists = {
+            "train_list": paths["TRAIN"],
+            "val_list": paths["TEST"],
+            "train_labels": labels_of["TRAIN"],
+            "val_labels": labels_of["TEST"],
+        }
+        return {"source": "filelist", **{key: path for key, path in lists.items() if path}}
+    if source == "torchvision_dataset":
+        return {
+            "source": "torchvision",
+            "dataset": _first(splits["TRAIN"]["DATASET_NAMES"]),
+            **({"root": paths["TRAIN"]} if paths["TRAIN"] else {}),
+        }
+    keys.fault(f"DATA: source {source!r} is not among disk_folder, disk_filelist, torchvision_dataset")
+    return {}
+
+
+_SPLIT_KEYS = (
+    "DATA_SOURCES", "LABEL_SOURCES", "DATA_PATHS", "LABEL_PATHS", "DATASET_NAMES", "DATA_LIMIT", "DROP_LAST",
+)  # fmt: skip
+
+
+def _folders(keys: Keys, paths: Mapping[str, str | None]) -> dict[str, str]:
+    """The folder above both splits', and their names below it."""
+    train, val = paths["TRAIN"], paths["TEST"]
+    if not train or not val:
+        return {}  # --data will say
+    if Path(train) == Path(val):
+        keys.fault(f"DATA: TRAIN and TEST are both {train}: every image would be its own neighbour")
+        return {}
+    root = os.path.commonpath([Path(path).parent for path in (train, val)])
+    return {"root": root, "train_split": os.path.relpath(train, root), "val_split": os.path.relpath(val, root)}
+
+
+def _transform(keys: Keys) -> dict[str, Any]:
+    steps = {split: keys.take(f"DATA.{split}.TRANSFORMS") for split in ("TRAIN", "TEST")}
+    if steps["TRAIN"] is None and steps["TEST"] is None:
+        return {}
+    if steps["TRAIN"] != steps["TEST"]:
+        keys.fault("DATA: TRANSFORMS of TRAIN and TEST differ; both splits must be seen alike")
+        return {}
+    transform: dict[str, Any] = {"resize": None, "crop": None}
+    order = [step.get("name") for step in steps["TRAIN"]]
+    usual = ["Resize", "CenterCrop", "ToTensor", "Normalize"]
+    if order != [name for name in usual if name in order] or not set(usual[2:]) <= set(order):
+        keys.fault(f"DATA.TRAIN.TRANSFORMS: {order} is not supported, only {usual}, in that order")
+        return {}
+    for step in steps["TRAIN"]:
+        if step["name"] == "Resize":
+            transform["resize"] = step["size"]
+            transform["interpolation"] = INTERPOLATIONS.get(step.get("interpolation", 2), step.get("interpolation"))
+        elif step["name"] == "CenterCrop":
+            transform["crop"] = step["size"]
+        elif step["name"] == "Normalize":
+            transform |= {"mean": step["mean"], "std": step["std"]}
+    return transform
+
+
+def _extract(keys: Keys) -> dict[str, Any]:
+    settings = {}
+    sizes = [keys.take(f"DATA.{split}.BATCHSIZE_PER_REPLICA") for split in ("TRAIN", "TEST")]
+    workers = keys.take("DATA.NUM_DATALOADER_WORKERS")
+    if any(sizes):
+        settings["batch_size"] = max(size for size in sizes if size)
+    if workers is not None:
+        settings["workers"] = workers
+    if keys.left.get("MACHINE.DEVICE") == "cpu":
+        settings["device"] = keys.take("MACHINE.DEVICE")
+    return settings
+
+
+def _evaluate(keys: Keys) -> dict[str, Any]:
+    where = "NEAREST_NEIGHBOR."
+    features = keys.take(where + "FEATURES.PATH") or ""
+    if features:
+        keys.fault(f"{where}FEATURES.PATH: what VISSL extracted is taken by `bench import --vissl {features}`")
+    sigma, topk = keys.take(where + "SIGMA", 0.1), keys.take(where + "TOPK", 200)
+    normalize, cuda = keys.take(where + "L2_NORM_FEATS", False), keys.take(where + "USE_CUDA", True)
+    # The protocol vissl compares inner products, wu2018 the same of rows of unit length; both vote alike.
+    knn = {
+        "protocol": "wu2018" if normalize else "vissl",
+        "k": topk if isinstance(topk, list) else [topk],
+        "temperature": [sigma],
+    }
+    return {"knn": knn} | ({} if cuda else {"device": "cpu"})
+
+
+_TRANSLATORS: Mapping[str, Callable[[Keys], Any]] = {
+    "data": _data,
+    "transform": _transform,
+    "model": translate_model,
+    "weights": _weights,
+    "layers": _layers,
+    "extract": _extract,
+    "evaluate": _evaluate,
+}
+_SECTIONS = {
+    "data": "DATA",
+    "transform": "DATA.*.TRANSFORMS",
+    "model": "MODEL.TRUNK or MODEL.HEAD",
+    "weights": "MODEL.WEIGHTS_INIT",
+    "layers": "MODEL.FEATURE_EVAL_SETTINGS",
+    "extract": "DATA.*.BATCHSIZE_PER_REPLICA",
+    "evaluate": "NEAREST_NEIGHBOR",
+}
+"""Where in VISSL's configuration each section of a pipeline comes from."""
+
+
+def _first(value: Any) -> Any:
+    return (value[0] if value else None) if isinstance(value, list) else value or None
+
+
+def _current(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Bring `TRUNK.TRUNK_PARAMS`, as earlier versions have it, to where later ones have its content."""
+    model = config.get("MODEL")
+    trunk = model.get("TRUNK") if isinstance(model, Mapping) else None
+    if not isinstance(trunk, Mapping) or not isinstance(trunk.get("TRUNK_PARAMS"), Mapping):
+        return config
+    assert isinstance(model, Mapping)
+    rest = {key: value for key, value in trunk.items() if key != "TRUNK_PARAMS"}
+    return {**config, "MODEL": {**model, "TRUNK": {**rest, **trunk["TRUNK_PARAMS"]}}}
+
+
+def _merge(config: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(config.get(key), dict):
+            _merge(config[key], value)
+        else:
+            config[key] = dict(value) if isinstance(value, Mapping) else value

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from featbench.evaluate.knn.protocols import PROTOCOLS
 from featbench.evaluate.knn.shots import parse_shots
 from featbench.evaluate.memory import parse_memory
-from featbench.store import nearest
+from featbench.store import suggest
 from featbench.store.config import Config
 
 MAX_SEED = 2**31 - 2
@@ -67,7 +67,7 @@ class KnnConfig(Config):
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in PROTOCOLS and not name.endswith((".yaml", ".yml")):
-                raise ValueError(f"unknown protocol {name!r}. {nearest(name, PROTOCOLS)}")
+                raise ValueError(f"unknown protocol {name!r}. {suggest(name, PROTOCOLS)}")
         return tuple(dict.fromkeys(names))
 
     @field_validator("k", "temperature")

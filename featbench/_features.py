@@ -15,13 +15,13 @@ import numpy.typing as npt
 from featbench._arrays import ArrayError, Floats, labels_of, layers_of, warn_of_equal_splits
 from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
 from featbench.evaluate.features.labels import Labelled, LabelSource, matched_labels
-from featbench.evaluate.features.layers import View, stored_view
+from featbench.evaluate.features.layers import EvalLayer, stored_view
 from featbench.evaluate.features.memory_layer import memory_view
 from featbench.evaluate.knn.classification import Find
-from featbench.evaluate.neighbours.cache import Found, KeptLists
+from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.neighbours.cached_search import Resources, find_neighbours, search_neighbours
 from featbench.pipelines.foreign.arrays import numbered
-from featbench.store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, nearest
+from featbench.store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, suggest
 from featbench.store.layers import split_layers
 
 Array = npt.NDArray[Any]
@@ -97,7 +97,7 @@ class Features(Mapping[str, Any]):
         names = split_layers(layers) if isinstance(layers, str) else list(layers)
         for name in names:
             if name not in self.layers:
-                raise UnknownNameError(f"{self.name}: no layer {name!r}. {nearest(name, self.layers)}")
+                raise UnknownNameError(f"{self.name}: no layer {name!r}. {suggest(name, self.layers)}")
         return names
 
     def matched(self) -> tuple[Labelled, Labelled, tuple[str, ...]]:
@@ -109,7 +109,7 @@ class Features(Mapping[str, Any]):
         return np.array(self.class_names, np.str_)[classes]
 
     @abstractmethod
-    def views(self, layers: Layers) -> list[View]:
+    def views(self, layers: Layers) -> list[EvalLayer]:
         """Layers as an evaluation takes them."""
 
     @abstractmethod
@@ -131,7 +131,7 @@ class Features(Mapping[str, Any]):
     def _split_and_layer(self, key: str) -> tuple[str, str]:
         split, _, layer = key.partition("/")
         if split not in self.splits or layer not in self.layers:
-            raise UnknownNameError(f"{self.name}: no array {key!r}. {nearest(key, self)}")
+            raise UnknownNameError(f"{self.name}: no array {key!r}. {suggest(key, self)}")
         return split, layer
 
 
@@ -171,7 +171,7 @@ class StoredFeatures(Features):
         """What each image of a split is called."""
         return self.feature_set.paths(split)
 
-    def views(self, layers: Layers) -> list[View]:
+    def views(self, layers: Layers) -> list[EvalLayer]:
         """See `Features`."""
         return [stored_view(self.feature_set, name) for name in self.select_layers(layers)]
 
@@ -180,9 +180,9 @@ class StoredFeatures(Features):
         if keep:
             return partial(find_neighbours, self.feature_set, resources=resources)
 
-        def find(view: View, **asked: Any) -> Found:
+        def find(view: EvalLayer, **asked: Any) -> SearchResult:
             same = {name: asked[name] for name in ("database", "queries", "similarity")}
-            kept = KeptLists.of(self.feature_set, view, **same).load(asked["k"])
+            kept = NeighbourCache.of(self.feature_set, view, **same).load(asked["k"])
             return kept or search_neighbours(view, resources=resources, **asked)
 
         return find
@@ -240,7 +240,7 @@ class MemoryFeatures(Features):
             else super().predicted(classes)
         )
 
-    def views(self, layers: Layers) -> list[View]:
+    def views(self, layers: Layers) -> list[EvalLayer]:
         """See `Features`."""
         return [
             memory_view(name, {split: self._features[split][name] for split in self.splits}, source=self.name)
@@ -296,7 +296,7 @@ class _ArrayLabels:
 
     def split(self, split: str) -> SplitInfo:
         if split not in self._splits:
-            raise UnknownNameError(f"{self.name}: no split {split!r}. {nearest(split, self._splits)}")
+            raise UnknownNameError(f"{self.name}: no split {split!r}. {suggest(split, self._splits)}")
         return self._splits[split]
 
     def labels(self, split: str) -> Ints:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from featbench._arrays import ArrayError
 from featbench._features import Features, Layers, MemoryFeatures
-from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
-from featbench.evaluate.knn.protocols import Protocol
+from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.memory import free_memory, parse_memory
-from featbench.evaluate.neighbours.cache import Found
+from featbench.evaluate.neighbours.cache import SearchResult
 from featbench.evaluate.neighbours.cached_search import Resources
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
-Protocols = str | Sequence[str] | Mapping[str, Protocol]
+Protocols = str | Sequence[str] | Mapping[str, KnnProtocol]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ def knn(
         All by default.
     k : int or sequence of int, optional
         Neighbours that vote; the protocol's by default. One search serves all.
-    protocol : str, sequence of str, or mapping of str to Protocol
+    protocol : str, sequence of str, or mapping of str to KnnProtocol
         Similarity and voting: a name of `bench protocols`, or the path of a YAML file with one.
     temperature : float or sequence of float, optional
         Of the vote exp(similarity / temperature); the protocol's by default.
@@ -254,7 +254,7 @@ def data_frame(records: Sequence[Record]) -> pd.DataFrame:
 def _noting(find: Find, lists: dict[tuple[str, str], NeighbourLists]) -> Find:
     """Note the lists that are found."""
 
-    def find_and_note(view: View, **asked: Any) -> Found:
+    def find_and_note(view: EvalLayer, **asked: Any) -> SearchResult:
         found = find(view, **asked)
         neighbours, k = found.neighbours, asked["k"]
         lists[view.name, asked["similarity"]] = NeighbourLists(

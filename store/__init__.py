@@ -14,8 +14,8 @@ from featbench.store.errors import (
     MismatchError,
     StoreError,
     UnknownNameError,
-    nearest,
-    some,
+    abbreviate,
+    suggest,
 )
 from featbench.store.feature_set import FeatureSet
 from featbench.store.layers import LayerSpec, Pooling
@@ -47,15 +47,15 @@ __all__ = [
     "UnknownNameError",
     "Work",
     "WorkQueue",
+    "abbreviate",
     "add_layers",
     "claimed",
     "drop_cached",
     "has_cached",
     "load_cached",
     "make_ready",
-    "nearest",
     "open_or_create",
     "save_cached",
-    "some",
+    "suggest",
     "verify",
 ]

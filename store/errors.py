@@ -37,14 +37,14 @@ class MismatchError(StoreError):
     """The feature set was made with other settings than those asked for."""
 
 
-def nearest(name: str, known: Iterable[str], *, show: int = 12) -> str:
+def suggest(name: str, known: Iterable[str], *, show: int = 12) -> str:
     """Say which known names come closest to `name`, or list the known ones.
 
     Examples
     --------
-    >>> nearest("resnet5", ["resnet50", "vgg16"])
+    >>> suggest("resnet5", ["resnet50", "vgg16"])
     'Did you mean resnet50?'
-    >>> nearest("xyz", ["a", "b"])
+    >>> suggest("xyz", ["a", "b"])
     'Known: a, b.'
     """
     known = list(dict.fromkeys(known))
@@ -56,12 +56,12 @@ def nearest(name: str, known: Iterable[str], *, show: int = 12) -> str:
     return f"Known: {', '.join(known[:show])}{more}."
 
 
-def some(names: Sequence[str], *, show: int = 3) -> str:
+def abbreviate(names: Sequence[str], *, show: int = 3) -> str:
     """List the first of some names, and say how many there are if there are more.
 
     Examples
     --------
-    >>> some(["a", "b", "c", "d"])
+    >>> abbreviate(["a", "b", "c", "d"])
     'a, b, c, ... (4 in all)'
     """
     return ", ".join(names[:show]) + (f", ... ({len(names)} in all)" if len(names) > show else "")

@@ -23,7 +23,7 @@ import zarr
 
 from featbench.store import arrays
 from featbench.store.durable import sweep_partials, write_durably
-from featbench.store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, nearest
+from featbench.store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, suggest
 from featbench.store.folder import Folder
 from featbench.store.journal import JOURNALS, Journal, JournalReader, Record
 from featbench.store.layers import LayerSpec
@@ -61,7 +61,7 @@ class FeatureSet:
         """
         if not path.is_dir():
             others = [found.path.name for found in feature_sets(path.parent)]
-            hint = nearest(path.name, others) if others else "There is none; make one with `bench extract`."
+            hint = suggest(path.name, others) if others else "There is none; make one with `bench extract`."
             raise StoreError(f"{path}: no such feature set. {hint}")
         try:
             content = read_regular(path / "zarr.json")
@@ -190,7 +190,7 @@ class FeatureSet:
     def split(self, split: str) -> SplitInfo:
         """Facts of one split."""
         if split not in self.manifest.splits:
-            raise UnknownNameError(f"{self.path}: no split {split!r}. {nearest(split, self.manifest.splits)}")
+            raise UnknownNameError(f"{self.path}: no split {split!r}. {suggest(split, self.manifest.splits)}")
         return self.manifest.splits[split]
 
     def layer_info(self, name: str) -> LayerInfo:
@@ -198,7 +198,7 @@ class FeatureSet:
         if name not in self.manifest.layers:
             have = self.manifest.layers
             raise UnknownNameError(
-                f"{self.path}: no layer {name!r}. {nearest(name, have) if have else 'It has none yet.'} "
+                f"{self.path}: no layer {name!r}. {suggest(name, have) if have else 'It has none yet.'} "
                 f"Add one with `bench extract ... --layers {name}`."
             )
         return self.manifest.layers[name]

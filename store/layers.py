@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from featbench.store.errors import DamagedError, StoreError, nearest
+from featbench.store.errors import DamagedError, StoreError, suggest
 
 RESERVED = ("labels", "paths", "valid", "digests", "zarr.json")
 """What else lies in a split's group."""
@@ -56,7 +56,7 @@ class Pooling:
         'AvgPool2d(8,8,0)'
         """
         if not isinstance(op, str) or op not in _ARGUMENTS:
-            raise StoreError(f"unknown pooling {op!r}. {nearest(str(op), _ARGUMENTS)}")
+            raise StoreError(f"unknown pooling {op!r}. {suggest(str(op), _ARGUMENTS)}")
         names = _ARGUMENTS[op]
         least = min(1, len(names))
         if not least <= len(args) <= len(names):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featbench.store import arrays
-from featbench.store.errors import StoreError, some
+from featbench.store.errors import StoreError, abbreviate
 from featbench.store.feature_set import FeatureSet, open_checked, record_of
 from featbench.store.manifest import DIGESTS
 from featbench.store.work import Work
@@ -146,7 +146,7 @@ class ChunkWriter:
 def other_images(features: FeatureSet, split: str, rows: npt.NDArray[np.int64]) -> StoreError:
     """Make the error for images that are not those of the features that are there."""
     paths = features.paths(split)
-    named = some([paths[row] for row in rows.tolist()])
+    named = abbreviate([paths[row] for row in rows.tolist()])
     return StoreError(
         f"{features.path}: images of {split} are not those that its features were made from: {named}. Their names "
         f"and sizes are the same, their contents differ. Put the old images back, extract into another --name, or "

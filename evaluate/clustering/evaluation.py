@@ -14,7 +14,7 @@ from featbench.evaluate import metrics
 from featbench.evaluate.clustering.kmeans import Clustering, assign, kmeans
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, matched_labels, refuse_if_gone
-from featbench.evaluate.features.layers import View, short, views_of
+from featbench.evaluate.features.layers import EvalLayer, short, views_of
 from featbench.evaluate.memory import free_memory, rows_per_block
 from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
 from featbench.store import FeatureSet, load_cached, save_cached
@@ -27,13 +27,13 @@ ALGORITHM = 6
 FindClusters = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
 
 
-def evaluate_kmeans(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+def evaluate_kmeans(features: FeatureSet, layers: Sequence[str | EvalLayer], **settings: Any) -> list[Record]:
     """Cluster train by k-means and return flat records; see `kmeans_results`."""
     return [result.record() for result in kmeans_results(features, layers, **settings)]
 
 
 def kmeans_results(
-    features: FeatureSet, layers: Sequence[str | View], *, clusters: Sequence[int | str], **settings: Any
+    features: FeatureSet, layers: Sequence[str | EvalLayer], *, clusters: Sequence[int | str], **settings: Any
 ) -> list[ClusterResult]:
     """Cluster train by k-means and compare the clusters of both splits with the classes.
 
@@ -41,7 +41,7 @@ def kmeans_results(
     ----------
     features : FeatureSet
         Has the layers, complete, in both splits; clusterings are kept there.
-    layers : sequence of str or View
+    layers : sequence of str or EvalLayer
         What to cluster.
     clusters : sequence of int or "classes"
         Numbers of clusters.
@@ -64,7 +64,7 @@ def kmeans_results(
 
 
 def cluster(
-    views: Sequence[View],
+    views: Sequence[EvalLayer],
     train: Labelled,
     val: Labelled,
     *,
@@ -80,7 +80,7 @@ def cluster(
 
     Parameters
     ----------
-    views : sequence of View
+    views : sequence of EvalLayer
         The layers.
     train, val : Labelled
         Rows that take part.
@@ -158,7 +158,7 @@ def _against_classes(clusters: npt.NDArray[np.int64], part: Labelled) -> Cluster
 
 def find_clusters(
     features: FeatureSet,
-    view: View,
+    view: EvalLayer,
     count: int,
     train: Labelled,
     val: Labelled,
@@ -187,7 +187,7 @@ def find_clusters(
 
 
 def search_clusters(
-    view: View, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
+    view: EvalLayer, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make a clustering, and keep nothing; returns what `find_clusters` does, with the `centroids`."""
     data = {part.split: view.select(part) for part in (train, val)}

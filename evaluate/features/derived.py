@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled
-from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Layer, Selection, lengths_of, scale_to_unit_length
 from featbench.evaluate.memory import in_words
 from featbench.store import Block
@@ -112,12 +112,12 @@ class DerivedLayer:
         return self._projection(features) if self._projection else features
 
 
-def derived_views(views: Sequence[View], recipe: Recipe, train: Labelled, *, memory: int) -> list[View]:
+def derived_views(views: Sequence[EvalLayer], recipe: Recipe, train: Labelled, *, memory: int) -> list[EvalLayer]:
     """Make what a recipe says of layers: one of all of them, or one of each.
 
     Parameters
     ----------
-    views : sequence of View
+    views : sequence of EvalLayer
         Layers as they are stored.
     recipe : Recipe
         What to make.
@@ -135,7 +135,7 @@ def derived_views(views: Sequence[View], recipe: Recipe, train: Labelled, *, mem
     return [_derived(group, recipe, train, memory) for group in groups]
 
 
-def _derived(group: Sequence[View], recipe: Recipe, train: Labelled, memory: int) -> View:
+def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory: int) -> EvalLayer:
     names = [view.name for view in group]
     fitted_on = Selection(layer=DerivedLayer([view.layers["train"] for view in group]), rows=train.rows)
     projection = _fit(fitted_on, recipe, memory)
@@ -157,7 +157,7 @@ def _derived(group: Sequence[View], recipe: Recipe, train: Labelled, memory: int
         tap=" + ".join(str(view.facts.tap) for view in group),
         pooling=" + ".join(str(view.facts.pooling) for view in group),
     )
-    return View(name=name, layers=layers, made_from=made_from, facts=facts)
+    return EvalLayer(name=name, layers=layers, made_from=made_from, facts=facts)
 
 
 def _fit(train: Selection, recipe: Recipe, memory: int) -> Projection | None:

@@ -17,7 +17,7 @@ _LONGEST = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class EvalLayer:
     """One layer of both splits."""
 
     name: str
@@ -40,7 +40,7 @@ class View:
         return Selection(layer=self.layers[part.split], rows=part.rows)
 
 
-def stored_view(features: FeatureSet, layer: str) -> View:
+def stored_view(features: FeatureSet, layer: str) -> EvalLayer:
     """View a layer as it is stored; refuses one that is incomplete.
 
     Raises
@@ -57,7 +57,7 @@ def stored_view(features: FeatureSet, layer: str) -> View:
             f"number to evaluate. Extract or import the layer again."
         )
     splits = ("train", "val")
-    return View(
+    return EvalLayer(
         name=layer,
         layers={split: features.layer(split, layer) for split in splits},
         made_from={split: features.digest(split, layer) for split in splits},
@@ -73,9 +73,9 @@ def stored_view(features: FeatureSet, layer: str) -> View:
     )
 
 
-def views_of(features: FeatureSet, layers: Sequence[str | View]) -> list[View]:
+def views_of(features: FeatureSet, layers: Sequence[str | EvalLayer]) -> list[EvalLayer]:
     """View layers by name; those that are views already stay."""
-    return [layer if isinstance(layer, View) else stored_view(features, layer) for layer in layers]
+    return [layer if isinstance(layer, EvalLayer) else stored_view(features, layer) for layer in layers]
 
 
 def short(name: str) -> str:

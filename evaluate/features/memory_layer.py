@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Layer
 from featbench.evaluate.results import LayerFacts
 from featbench.store import Block
@@ -81,7 +81,7 @@ class MemoryLayer:
         return features
 
 
-def memory_view(name: str, features: Mapping[str, Floats], *, source: str = "arrays in memory") -> View:
+def memory_view(name: str, features: Mapping[str, Floats], *, source: str = "arrays in memory") -> EvalLayer:
     """View arrays of train and val as a layer.
 
     Parameters
@@ -97,4 +97,4 @@ def memory_view(name: str, features: Mapping[str, Floats], *, source: str = "arr
     facts = LayerFacts(
         features=source, layer=name, tap=None, pooling=None, dim=layers["train"].dim, weights=source, fingerprint=None
     )
-    return View(name=name, layers=layers, made_from={}, facts=facts)
+    return EvalLayer(name=name, layers=layers, made_from={}, facts=facts)

@@ -18,12 +18,12 @@ from featbench.evaluate import metrics
 from featbench.evaluate.clustering.evaluation import counts_of
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, matched_labels
-from featbench.evaluate.features.layers import View, views_of
+from featbench.evaluate.features.layers import EvalLayer, views_of
 from featbench.evaluate.knn.per_class import class_accuracies
-from featbench.evaluate.knn.protocols import Protocol, find_protocol, preprocessing_differs
+from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, preprocessing_differs
 from featbench.evaluate.knn.retrieval import retrieval_metrics
-from featbench.evaluate.knn.vote import Ballot, vote_weights
-from featbench.evaluate.neighbours.cache import Found
+from featbench.evaluate.knn.vote import ClassVotes, vote_weights
+from featbench.evaluate.neighbours.cache import SearchResult
 from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.evaluate.results import (
@@ -43,12 +43,12 @@ __all__ = ["KnnQuestion", "classify", "evaluate_knn", "knn_results", "uniform"]
 logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
-Protocols = str | Sequence[str] | Mapping[str, Protocol]
+Protocols = str | Sequence[str] | Mapping[str, KnnProtocol]
 
 SORTED_BY_NUMBER = 16
 """Classes up to which torch's sort, by which peers rank, leaves equal scores in order of their numbers (on a CPU)."""
 
-Find = Callable[..., Found]
+Find = Callable[..., SearchResult]
 T = TypeVar("T")
 
 
@@ -56,7 +56,7 @@ T = TypeVar("T")
 class KnnQuestion:
     """What is to be said of the neighbours."""
 
-    protocols: Mapping[str, Protocol]
+    protocols: Mapping[str, KnnProtocol]
     """Similarity and voting, by name."""
 
     k: Sequence[int] | None = None
@@ -83,7 +83,7 @@ class KnnQuestion:
     """Whether results hold the predicted class of each query."""
 
 
-def evaluate_knn(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+def evaluate_knn(features: FeatureSet, layers: Sequence[str | EvalLayer], **settings: Any) -> list[Record]:
     """Classify val by the weighted votes of its neighbours in train, and return flat records; see `knn_results`.
 
     Returns
@@ -99,7 +99,7 @@ def evaluate_knn(features: FeatureSet, layers: Sequence[str | View], **settings:
 
 def knn_results(
     features: FeatureSet,
-    layers: Sequence[str | View],
+    layers: Sequence[str | EvalLayer],
     *,
     protocol: Protocols = "dino",
     index: str | None = None,
@@ -113,9 +113,9 @@ def knn_results(
     ----------
     features : FeatureSet
         Has the layers, complete, in both splits; neighbours are kept there.
-    layers : sequence of str or View
+    layers : sequence of str or EvalLayer
         What to evaluate.
-    protocol : str, sequence of str, or mapping of str to Protocol
+    protocol : str, sequence of str, or mapping of str to KnnProtocol
         Similarity and voting: keys of `PROTOCOLS`, or protocols by name.
     index : str, optional
         Search approximately, by faiss's index of this factory string; results then give its `recall`.
@@ -145,7 +145,7 @@ def knn_results(
 
 
 def classify(
-    views: Sequence[View],
+    views: Sequence[EvalLayer],
     train: Labelled,
     val: Labelled,
     class_names: Sequence[str],
@@ -159,7 +159,7 @@ def classify(
 
     Parameters
     ----------
-    views : sequence of View
+    views : sequence of EvalLayer
         The layers.
     train, val, class_names
         As `matched_labels` returns them.
@@ -203,20 +203,20 @@ def classify(
 class _Searched:
     """Neighbours by one similarity, and all that is to be said of them."""
 
-    view: View
+    view: EvalLayer
     train: Labelled
     val: Labelled
     queries: Labelled
     class_names: Sequence[str]
     similarity: Similarity
-    found: Found
+    found: SearchResult
     asked: KnnQuestion
 
     def results(self, ks_of: Mapping[str, Sequence[int]]) -> list[Result]:
         """Say how well each protocol classifies, with its k."""
         asked, k = self.asked, max(map(max, ks_of.values()))
         labels_QK = self.train.by_row(self.view.layers["train"].num_rows)[self.found.neighbours.rows_QK]
-        judge = Judge.of(
+        judge = KnnScorer.of(
             labels_QK[:, :k], self.found.neighbours.similarities_QK, self.queries, len(self.class_names),
             asked.duplicates, rounding_of_cosines(self.view.dim),
         )  # fmt: skip
@@ -237,7 +237,7 @@ class _Searched:
             duplicates = int((nearest_Q >= duplicates - rounding_of_cosines(self.view.dim)).sum())
         return [self._make(NeighboursResult, k=k, search=self.found.facts(k), num_duplicates=duplicates)]
 
-    def _accuracies(self, judge: Judge, name: str, ks: Sequence[int]) -> list[Result]:
+    def _accuracies(self, judge: KnnScorer, name: str, ks: Sequence[int]) -> list[Result]:
         rule = self.asked.protocols[name]
         return [
             self._make(
@@ -248,7 +248,7 @@ class _Searched:
             for k, (accuracy, best_Q) in zip(ks, judge.accuracies(rule, ks, temperature), strict=True)
         ]  # fmt: skip
 
-    def _classes(self, judge: Judge, name: str, k: int) -> list[Result]:
+    def _classes(self, judge: KnnScorer, name: str, k: int) -> list[Result]:
         rule = self.asked.protocols[name]
         temperature = temperatures_of(name, rule, self.asked.temperature)[0]
         best_Q = judge.best_classes(rule, k, temperature)
@@ -272,10 +272,10 @@ class _Searched:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class KnnScorer:
     """Neighbours' classes and similarities, ready to be voted on by many rules, and what is right."""
 
-    ballot: Ballot
+    ballot: ClassVotes
     similarities_QK: npt.NDArray[np.float64]
     labels_Q: Ints
     is_duplicate_Q: npt.NDArray[np.bool_] | None
@@ -289,28 +289,30 @@ class Judge:
         num_classes: int,
         duplicates: float | None = None,
         rounding: float = 0.0,
-    ) -> Judge:
+    ) -> KnnScorer:
         """Prepare lists of K neighbours; `similarities_QK` may be longer, and off by `rounding`."""
         twins = None if duplicates is None else similarities_QK[:, 0] >= duplicates - rounding
-        ballot = Ballot.of(labels_QK, num_classes=num_classes)
+        ballot = ClassVotes.of(labels_QK, num_classes=num_classes)
         return cls(ballot, similarities_QK[:, : labels_QK.shape[1]], queries.labels, twins)
 
-    def best_classes(self, rule: Protocol, k: int, temperature: float | None) -> Ints:
+    def best_classes(self, rule: KnnProtocol, k: int, temperature: float | None) -> Ints:
         """What each query is taken for."""
         weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
         return self.ballot.ranking(weights_QK, k=k, top=1)[:, 0]
 
-    def accuracies(self, rule: Protocol, ks: Sequence[int], temperature: float | None) -> list[tuple[Accuracy, Ints]]:
+    def accuracies(
+        self, rule: KnnProtocol, ks: Sequence[int], temperature: float | None
+    ) -> list[tuple[Accuracy, Ints]]:
         """Accuracies of one rule, for each k, with the predicted class of each query."""
         weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
         return [self._accuracy(rule, weights_QK, k) for k in ks]
 
-    def _order_is_known(self, rule: Protocol) -> bool:
+    def _order_is_known(self, rule: KnnProtocol) -> bool:
         """Whether it is known in which order the protocol's project lists classes without a vote."""
         num_classes = self.ballot.num_classes
         return num_classes <= 5 or (num_classes <= SORTED_BY_NUMBER and rule.top5 != "unordered")
 
-    def _accuracy(self, rule: Protocol, weights_QK: Any, k: int) -> tuple[Accuracy, Ints]:
+    def _accuracy(self, rule: KnnProtocol, weights_QK: Any, k: int) -> tuple[Accuracy, Ints]:
         ballot = self.ballot
         ranked = ballot.ranking(weights_QK, k=k)
         hits = ranked == self.labels_Q[:, None]
@@ -370,7 +372,7 @@ def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *
     return fitting
 
 
-def temperatures_of(name: str, rule: Protocol, asked: Sequence[float] | None) -> Sequence[float | None]:
+def temperatures_of(name: str, rule: KnnProtocol, asked: Sequence[float] | None) -> Sequence[float | None]:
     """The asked-for temperatures, or the protocol's own; None where it votes without one."""
     if rule.vote == "exponential":
         return asked or rule.temperature
@@ -379,7 +381,7 @@ def temperatures_of(name: str, rule: Protocol, asked: Sequence[float] | None) ->
     return (None,)
 
 
-def protocols_by_name(protocol: Protocols) -> Mapping[str, Protocol]:
+def protocols_by_name(protocol: Protocols) -> Mapping[str, KnnProtocol]:
     """Look protocols up, where they are named."""
     if isinstance(protocol, Mapping):
         return protocol
@@ -387,7 +389,7 @@ def protocols_by_name(protocol: Protocols) -> Mapping[str, Protocol]:
     return {name: find_protocol(name) for name in names}
 
 
-def _warn_of_preprocessing(features: FeatureSet, rules: Mapping[str, Protocol]) -> None:
+def _warn_of_preprocessing(features: FeatureSet, rules: Mapping[str, KnnProtocol]) -> None:
     transform = features.manifest.made_from.get("transform")
     for name, rule in rules.items():
         differs = preprocessing_differs(rule, transform)

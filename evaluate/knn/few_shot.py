@@ -14,22 +14,22 @@ import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import View, views_of
-from featbench.evaluate.knn.classification import Judge, Protocols, protocols_by_name, temperatures_of, usable_k
+from featbench.evaluate.features.layers import EvalLayer, views_of
+from featbench.evaluate.knn.classification import KnnScorer, Protocols, protocols_by_name, temperatures_of, usable_k
 from featbench.evaluate.knn.shots import draw
 from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
 from featbench.evaluate.results import Accuracy, FewShotResult, Record, Spread
 from featbench.store import FeatureSet
 
 
-def evaluate_few_shot(features: FeatureSet, layers: Sequence[str | View], **settings: Any) -> list[Record]:
+def evaluate_few_shot(features: FeatureSet, layers: Sequence[str | EvalLayer], **settings: Any) -> list[Record]:
     """Classify val by few images of train and return flat records; see `few_shot_results`."""
     return [result.record() for result in few_shot_results(features, layers, **settings)]
 
 
 def few_shot_results(
     features: FeatureSet,
-    layers: Sequence[str | View],
+    layers: Sequence[str | EvalLayer],
     *,
     shots: Sequence[int | str],
     tries: int = 5,
@@ -90,7 +90,7 @@ def few_shot_results(
                         resources=resources, on_rows=partial(on_rows, view.name),
                     ).neighbours  # fmt: skip
                     lists_QK = labels_N[found.rows_QK[:, : max(ks[name])]]
-                    judge = Judge.of(lists_QK, found.similarities_QK, val, len(names), None)
+                    judge = KnnScorer.of(lists_QK, found.similarities_QK, val, len(names), None)
                     for each_t in temperatures_of(name, rule, temperature):
                         judged = judge.accuracies(rule, ks[name], each_t)
                         for each_k, (accuracy, _) in zip(ks[name], judged, strict=True):

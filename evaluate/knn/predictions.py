@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import usable_k
-from featbench.evaluate.knn.protocols import Protocol
-from featbench.evaluate.knn.vote import Ballot, vote_weights
+from featbench.evaluate.knn.protocols import KnnProtocol
+from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.neighbours.cache import ALGORITHM
 from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
@@ -49,7 +49,7 @@ class Predictions:
     """Part of the votes of the k neighbours that each of these classes has; 0 where there is none."""
 
     class_names: tuple[str, ...]
-    ballot: Ballot
+    ballot: ClassVotes
     weights_QK: npt.NDArray[np.float64]
 
     def is_right(self) -> npt.NDArray[np.bool_]:
@@ -59,10 +59,10 @@ class Predictions:
 
 def predict(
     features: FeatureSet,
-    view: View,
+    view: EvalLayer,
     *,
     name: str,
-    rule: Protocol,
+    rule: KnnProtocol,
     k: int | None = None,
     temperature: float | None = None,
     leave_one_out: bool = False,
@@ -74,7 +74,7 @@ def predict(
     ----------
     features, view
         What to evaluate.
-    name, rule : str, Protocol
+    name, rule : str, KnnProtocol
         Similarity and voting.
     k, temperature : optional
         The protocol's first by default.
@@ -99,7 +99,7 @@ def predict(
         features, view, database=train, queries=queries, k=k, similarity=rule.similarity, resources=resources
     ).neighbours
     rows_QK, similarities_QK = found.rows_QK[:, :k], found.similarities_QK[:, :k]
-    ballot = Ballot.of(train.by_row(features.split("train").num_rows)[rows_QK], num_classes=len(names))
+    ballot = ClassVotes.of(train.by_row(features.split("train").num_rows)[rows_QK], num_classes=len(names))
     weights_QK = vote_weights(similarities_QK, vote=rule.vote, temperature=temperature)
     ranked_QT, probabilities_QT = ballot.ranking_with_shares(weights_QK, k=k)
     return Predictions(

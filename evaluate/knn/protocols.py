@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours.similarity import Similarity
-from featbench.store import nearest
+from featbench.store import suggest
 
 Vote = Literal["exponential", "inverse_distance", "uniform"]
 Top5 = Literal["voted", "filled", "capped", "unordered", "none"]
@@ -21,7 +21,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
+class KnnProtocol:
     """What one project fixes."""
 
     similarity: Similarity = "cosine"
@@ -58,52 +58,52 @@ class Protocol:
             raise EvaluationError(f"protocol: the inverse_distance vote needs euclidean; got {self.similarity}")
 
 
-PROTOCOLS: Mapping[str, Protocol] = {
-    "dino": Protocol(
+PROTOCOLS: Mapping[str, KnnProtocol] = {
+    "dino": KnnProtocol(
         k=(10, 20, 100, 200), temperature=(0.07,), top5="capped", interpolation="bicubic",
         source="facebookresearch/dino, eval_knn.py",
     ),
-    "dinov2": Protocol(
+    "dinov2": KnnProtocol(
         # torchmetrics takes the five by torch.topk, which lists equal scores (here 0) as its kernel comes to them.
         k=(10, 20, 100, 200), temperature=(0.07,), top5="unordered", interpolation="bicubic",
         source="facebookresearch/dinov2, eval/knn.py; its softmax(s / T) is the same ranking",
     ),
-    "wu2018": Protocol(
+    "wu2018": KnnProtocol(
         k=(200,), temperature=(0.07,), interpolation="bilinear",
         source="Wu et al. 2018, sec. 3.4, arXiv:1805.01978; zhirongw/lemniscate.pytorch, test.py (T = 0.1 for CIFAR)",
     ),
-    "vissl": Protocol(
+    "vissl": KnnProtocol(
         similarity="inner_product", k=(200,), temperature=(0.1,), interpolation="bilinear",
         source="facebookresearch/vissl, knn_utils.py with L2_NORM_FEATS off, its default, but without the overflow",
     ),
-    "moco": Protocol(
+    "moco": KnnProtocol(
         k=(200,), temperature=(0.1,), top5="none", source="facebookresearch/moco, the CIFAR-10 demonstration"
     ),
-    "lightly": Protocol(
+    "lightly": KnnProtocol(
         k=(200,), temperature=(0.1,), interpolation="bilinear",
         source="lightly-ai/lightly, knn_predict as used for ResNets (T = 0.07 for ViTs)",
     ),
-    "solo": Protocol(
+    "solo": KnnProtocol(
         k=(20,), temperature=(0.07,), top5="capped", interpolation="bilinear",
         source="vturrisi/solo-learn, WeightedKNNClassifier with distance_fx=cosine",
     ),
-    "solo_euclidean": Protocol(
+    "solo_euclidean": KnnProtocol(
         similarity="euclidean", vote="inverse_distance", k=(20,), top5="capped", interpolation="bilinear",
         source="vturrisi/solo-learn, WeightedKNNClassifier with distance_fx=euclidean",
     ),
-    "mmselfsup": Protocol(
+    "mmselfsup": KnnProtocol(
         k=(10, 20, 100, 200), temperature=(0.07,), top5="capped", interpolation="bilinear",
         source="open-mmlab/mmselfsup, knn_classifier; it resizes with OpenCV",
     ),
-    "scan": Protocol(
+    "scan": KnnProtocol(
         k=(100,), temperature=(0.1,), top5="none",
         source="wvangansbeke/Unsupervised-Classification, the temperature of its SimCLR loss",
     ),
-    "majority": Protocol(k=(1, 5, 20), vote="uniform", top5="voted", source="Cover and Hart 1967: one vote each"),
+    "majority": KnnProtocol(k=(1, 5, 20), vote="uniform", top5="voted", source="Cover and Hart 1967: one vote each"),
 }  # fmt: skip
 
 
-def find_protocol(name: str, own: Mapping[str, Protocol] | None = None) -> Protocol:
+def find_protocol(name: str, own: Mapping[str, KnnProtocol] | None = None) -> KnnProtocol:
     """Look a protocol up.
 
     Raises
@@ -113,11 +113,11 @@ def find_protocol(name: str, own: Mapping[str, Protocol] | None = None) -> Proto
     """
     known = {**PROTOCOLS, **(own or {})}
     if name not in known:
-        raise EvaluationError(f"unknown protocol {name!r}. {nearest(name, known)}")
+        raise EvaluationError(f"unknown protocol {name!r}. {suggest(name, known)}")
     return known[name]
 
 
-def make_protocol(name: str, settings: Mapping[str, Any]) -> Protocol:
+def make_protocol(name: str, settings: Mapping[str, Any]) -> KnnProtocol:
     """Make a protocol of settings that were read from a file; `like` names one to start from.
 
     Raises
@@ -130,11 +130,11 @@ def make_protocol(name: str, settings: Mapping[str, Any]) -> Protocol:
     >>> make_protocol("mine", {"like": "dino", "k": 5}).k
     (5,)
     """
-    names = [field.name for field in fields(Protocol)]
+    names = [field.name for field in fields(KnnProtocol)]
     unknown = [key for key in settings if key not in (*names, "like")]
     if unknown:
         raise EvaluationError(
-            f"protocol {name}: unknown setting {unknown[0]!r}. {nearest(unknown[0], [*names, 'like'])}"
+            f"protocol {name}: unknown setting {unknown[0]!r}. {suggest(unknown[0], [*names, 'like'])}"
         )
     base = asdict(find_protocol(str(settings["like"]))) | {"source": ""} if "like" in settings else {}
     given = {key: _as_tuple(value) if key in ("k", "temperature") else value for key, value in settings.items()}
@@ -142,18 +142,18 @@ def make_protocol(name: str, settings: Mapping[str, Any]) -> Protocol:
     if "k" not in base | given:
         raise EvaluationError(f"protocol {name}: say its k, or another protocol that it is like")
     try:
-        return Protocol(**(base | given))
+        return KnnProtocol(**(base | given))
     except EvaluationError as error:
         raise EvaluationError(str(error).replace("protocol:", f"protocol {name}:", 1)) from None
 
 
-def difference(first: Protocol, second: Protocol) -> list[tuple[str, Any, Any]]:
+def difference(first: KnnProtocol, second: KnnProtocol) -> list[tuple[str, Any, Any]]:
     """Settings in which two protocols differ: name, the first's, the second's."""
     ours, theirs = asdict(first), asdict(second)
     return [(name, ours[name], theirs[name]) for name in ours if name != "source" and ours[name] != theirs[name]]
 
 
-def preprocessing_differs(protocol: Protocol, transform: Mapping[str, Any] | None) -> str | None:
+def preprocessing_differs(protocol: KnnProtocol, transform: Mapping[str, Any] | None) -> str | None:
     """Say where the transform of an extraction is not the protocol's; None if it is, or is not known."""
     if protocol.interpolation is None or not transform:
         return None

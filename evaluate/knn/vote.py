@@ -67,7 +67,7 @@ def vote_weights(similarities_QK: Doubles, *, vote: Vote, temperature: float | N
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class ClassVotes:
     """The classes of every query's neighbours, prepared for counting votes at many k and temperatures.
 
     A class is found at the place of its nearest neighbour, so scores are kept by place, (Q, K), and
@@ -81,7 +81,7 @@ class Ballot:
     num_classes: int
 
     @classmethod
-    def of(cls, labels_QK: Ints, *, num_classes: int) -> Ballot:
+    def of(cls, labels_QK: Ints, *, num_classes: int) -> ClassVotes:
         """Prepare the classes of neighbours, shape (Q, K), each in [0, num_classes)."""
         first_QK = np.zeros(labels_QK.shape, np.bool_)
         for queries in _slices(len(labels_QK), num_classes):
@@ -134,7 +134,7 @@ class Ballot:
 
         Examples
         --------
-        >>> ballot = Ballot.of(np.array([[3, 1, 1, 0]]), num_classes=4)
+        >>> ballot = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
         >>> ballot.ranking(np.array([[1.0, 0.5, 0.5, 0.25]]), k=4, top=4).tolist()
         [[3, 1, 0, -1]]
         """
@@ -162,7 +162,7 @@ class Ballot:
 
         Examples
         --------
-        >>> ballot = Ballot.of(np.array([[3, 1, 1, 0]]), num_classes=4)
+        >>> ballot = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
         >>> ballot.ranking_with_shares(np.array([[1.0, 0.5, 0.25, 0.25]]), k=4, top=4)[1].tolist()
         [[0.5, 0.375, 0.125, 0.0]]
         """
@@ -188,7 +188,7 @@ class Ballot:
 
         Examples
         --------
-        >>> Ballot.of(np.array([[3, 1, 1, 0]]), num_classes=5).complete_ranking(np.ones((1, 4)), k=4).tolist()
+        >>> ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=5).complete_ranking(np.ones((1, 4)), k=4).tolist()
         [[1, 3, 0, 2, 4]]
         """
         ranked_QT = self.ranking(weights_QK, k=k, top=min(k, self.num_classes))

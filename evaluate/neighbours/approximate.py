@@ -116,7 +116,7 @@ def search_approximately(
         rows_QK=rows_QK,
         similarities_QK=similarities_QK,
         queries=queries.rows,
-        second_look=queries.rows[:0],
+        rechecked=queries.rows[:0],
         num_zeros=len(zeros),
         engine=f"faiss {index}",
     )
@@ -141,7 +141,7 @@ def recalls(found: Neighbours, truth: Neighbours) -> Doubles:
     ...     nothing = np.empty(0, np.int64)
     ...     return Neighbours(
     ...         rows_QK=np.array(rows), similarities_QK=np.zeros((len(rows), len(rows[0]))),
-    ...         queries=np.arange(len(rows)), second_look=nothing, num_zeros=0, engine="",
+    ...         queries=np.arange(len(rows)), rechecked=nothing, num_zeros=0, engine="",
     ...     )
     >>> recalls(lists([3, 5, 8], [1, 2, 3]), lists([3, 4, 5])).tolist()
     [1.0, 0.5, 0.6666666666666666]

@@ -16,12 +16,12 @@ from typing import Literal
 import faiss
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.neighbours.engine import Asked, Engine
+from featbench.evaluate.neighbours.engine import Engine, SearchRequest
 from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K, FlatEngine, gpu_index, list_length
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.evaluate.neighbours.tiled_engine import Float32Products, TiledEngine
 
-MakeEngine = Callable[[Asked], Engine]
+MakeEngine = Callable[[SearchRequest], Engine]
 Low = Literal["float16", "bfloat16"]
 
 TORCH_MEMORY = 550 * 2**20

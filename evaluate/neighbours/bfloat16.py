@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featbench.evaluate.neighbours.engine import Asked
+from featbench.evaluate.neighbours.engine import SearchRequest
 from featbench.evaluate.neighbours.error_bounds import (
     BFLOAT16,
     FLOAT32,
-    Error,
+    ErrorBound,
     added,
     float32_error,
     relative_error,
@@ -42,7 +42,7 @@ class Bfloat16Products:
     float32.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: SearchRequest) -> None:
         self._asked = asked
         self._times = 2.0 if asked.similarity == "euclidean" else 1.0  # products in a score
         self._queries_QD, self._queries_off_Q = _rounded(asked.queries_QD)
@@ -91,7 +91,7 @@ class Bfloat16Products:
                 scores_QR *= 2
                 scores_QR -= self._squares_R[rows]
 
-    def error(self, longest: float) -> Error:
+    def error(self, longest: float) -> ErrorBound:
         """See `Products`."""
         dim, lengths_Q = self._queries_QD.shape[1], self._asked.lengths_Q
         measured = 1 + relative_error(dim, FLOAT32)  # lengths are measured in float32
@@ -100,7 +100,7 @@ class Bfloat16Products:
         with np.errstate(over="ignore", invalid="ignore"):
             rounded = rounded_error(lengths_Q, measured * self._queries_off_Q, row, off, dim, result=BFLOAT16)
             if self._times == 2:  # the score is not the product that was rounded
-                rounded = Error(absolute_Q=rounded.absolute_Q + rounded.relative * 2 * lengths_Q * (row + off))
+                rounded = ErrorBound(absolute_Q=rounded.absolute_Q + rounded.relative * 2 * lengths_Q * (row + off))
             return added(float32_error(lengths_Q, longest, dim, self._asked.similarity), rounded, self._times)
 
 

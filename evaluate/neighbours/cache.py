@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featbench.evaluate.features.labels import Labelled
-from featbench.evaluate.features.layers import View, short
+from featbench.evaluate.features.layers import EvalLayer, short
 from featbench.evaluate.neighbours import approximate
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.evaluate.neighbours.similarity import Similarity
@@ -30,7 +30,7 @@ _KIND = "neighbours"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class SearchResult:
     """Neighbours, and whether they had to be searched for."""
 
     neighbours: Neighbours
@@ -45,7 +45,7 @@ class Found:
         return SearchFacts(
             certified=self.recalls is None,
             recall=None if self.recalls is None else float(self.recalls[k - 1]),
-            num_second_look=len(self.neighbours.second_look),
+            num_second_look=len(self.neighbours.rechecked),
             num_zero_rows=self.neighbours.num_zeros,
             engine=self.neighbours.engine,
             seconds=self.seconds,
@@ -54,7 +54,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptLists:
+class NeighbourCache:
     """Where the lists of one search are kept, if they are."""
 
     features: FeatureSet
@@ -66,13 +66,13 @@ class KeptLists:
     def of(
         cls,
         features: FeatureSet,
-        view: View,
+        view: EvalLayer,
         database: Labelled,
         queries: Labelled,
         similarity: Similarity,
         index: str | None = None,
         length: int | None = None,
-    ) -> KeptLists:
+    ) -> NeighbourCache:
         """Say where the lists of a search are, before it is done.
 
         Exact lists serve every shorter k. What an index finds depends on the length that it is asked for, so
@@ -89,7 +89,7 @@ class KeptLists:
             origin={"layer": view.name, "similarity": similarity, "index": index, "made_from": made_from},
         )
 
-    def part(self, name: str) -> KeptLists:
+    def part(self, name: str) -> NeighbourCache:
         """Say where a part of these lists is."""
         return replace(self, key=f"{self.key}.{name}")
 
@@ -97,7 +97,7 @@ class KeptLists:
         """Whether something is there; it may still be damaged."""
         return has_cached(self.features, _KIND, self.key)
 
-    def load(self, k: int) -> Found | None:
+    def load(self, k: int) -> SearchResult | None:
         """Return the lists, if they are there, can be trusted, and are long enough."""
         is_exact = self.origin["index"] is None
         # Version 0.1.0 kept facts without a digest: those of exact lists are no more than remarks.
@@ -110,12 +110,12 @@ class KeptLists:
             return None
         return found if found.neighbours.rows_QK.shape[1] >= k else None
 
-    def save(self, found: Found) -> None:
+    def save(self, found: SearchResult) -> None:
         """Keep lists; where that can't be, warn and go on."""
         lists = found.neighbours
         arrays: dict[str, npt.NDArray[Any]] = {
             "rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries,
-            "second_look": lists.second_look,
+            "second_look": lists.rechecked,
         }  # fmt: skip
         if found.recalls is not None:
             arrays["recalls"] = found.recalls
@@ -133,19 +133,21 @@ class KeptLists:
             yield is_mine
 
 
-def _checked(arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_approximate: bool) -> Found | None:
+def _checked(
+    arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_approximate: bool
+) -> SearchResult | None:
     """Make of what was read what was kept; None if it is not of that form."""
     names = ("rows", "similarities", "queries", "second_look")
     if not all(name in arrays for name in names):
         return None
-    rows_QK, similarities_QK, queries, second_look = (arrays[name] for name in names)
+    rows_QK, similarities_QK, queries, rechecked = (arrays[name] for name in names)
     num_zeros, engine, seconds = (facts.get(name) for name in ("num_zeros", "engine", "seconds"))
     recalls = arrays.get("recalls")
     is_of_form = (
-        [each.dtype.name for each in (rows_QK, similarities_QK, queries, second_look)]
+        [each.dtype.name for each in (rows_QK, similarities_QK, queries, rechecked)]
         == ["int64", "float64", "int64", "int64"]
         and rows_QK.shape == similarities_QK.shape == (len(queries), *rows_QK.shape[1:2])
-        and queries.ndim == second_look.ndim == 1
+        and queries.ndim == rechecked.ndim == 1
         and rows_QK.ndim == 2
         and (recalls.shape == rows_QK.shape[1:] if recalls is not None else not is_approximate)
     )
@@ -154,7 +156,7 @@ def _checked(arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_a
     if not (isinstance(num_zeros, int) and isinstance(engine, str) and isinstance(seconds, int | float)):
         return None
     neighbours = Neighbours(
-        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries, second_look=second_look,
+        rows_QK=rows_QK, similarities_QK=similarities_QK, queries=queries, rechecked=rechecked,
         num_zeros=num_zeros, engine=engine,
     )  # fmt: skip
-    return Found(neighbours=neighbours, reused=True, seconds=seconds, recalls=recalls)
+    return SearchResult(neighbours=neighbours, reused=True, seconds=seconds, recalls=recalls)

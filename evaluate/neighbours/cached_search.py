@@ -17,12 +17,12 @@ import faiss
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, refuse_if_gone
-from featbench.evaluate.features.layers import View
+from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
 from featbench.evaluate.neighbours.approximate import PARTS, recalls, search_approximately
 from featbench.evaluate.neighbours.backends import TORCH_MEMORY, choose
-from featbench.evaluate.neighbours.cache import Found, KeptLists
+from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.neighbours.distributed import by_one_rank, search_shares
 from featbench.evaluate.neighbours.search import Neighbours, search
 from featbench.evaluate.neighbours.shortlist import room_for
@@ -60,7 +60,7 @@ DEFAULT = Resources()
 
 def find_neighbours(
     features: FeatureSet,
-    view: View,
+    view: EvalLayer,
     *,
     database: Labelled,
     queries: Labelled,
@@ -69,14 +69,14 @@ def find_neighbours(
     index: str | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[int], None] = lambda rows: None,
-) -> Found:
+) -> SearchResult:
     """Take the neighbours from the feature set, or search for them and keep them there.
 
     Parameters
     ----------
     features : FeatureSet
         Where lists are kept.
-    view : View
+    view : EvalLayer
         What is searched.
     database, queries : Labelled
         Rows that take part. Where both are of one split, no query is its own neighbour (leave-one-out).
@@ -93,7 +93,7 @@ def find_neighbours(
 
     Returns
     -------
-    Found
+    SearchResult
         With lists of at least k, longer if such are kept; of just k, if the search is approximate.
 
     Raises
@@ -102,13 +102,13 @@ def find_neighbours(
         If k is out of range, a row is not finite, or the search does not fit into the memory.
     """
     search = _Search(view, database, queries, k, similarity, resources, on_rows)
-    lists = KeptLists.of(features, view, database, queries, similarity, index, search.length)
+    lists = NeighbourCache.of(features, view, database, queries, similarity, index, search.length)
     kept = lists.load(k)
     if kept:
         return kept
     search.refuse_too_long()
 
-    def keep(found: Found) -> Found:
+    def keep(found: SearchResult) -> SearchResult:
         refuse_if_gone(features)
         lists.save(found)
         return found
@@ -124,7 +124,7 @@ def find_neighbours(
 
 
 def search_neighbours(
-    view: View,
+    view: EvalLayer,
     *,
     database: Labelled,
     queries: Labelled,
@@ -133,7 +133,7 @@ def search_neighbours(
     index: str | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[int], None] = lambda rows: None,
-) -> Found:
+) -> SearchResult:
     """Search for neighbours, and keep them nowhere; parameters and errors are those of `find_neighbours`."""
     search = _Search(view, database, queries, k, similarity, resources, on_rows)
     search.refuse_too_long()
@@ -145,7 +145,7 @@ class _Search:
 
     def __init__(
         self,
-        view: View,
+        view: EvalLayer,
         database: Labelled,
         queries: Labelled,
         k: int,
@@ -169,7 +169,7 @@ class _Search:
                 f"got {self.length - self.is_leave_one_out}"
             )
 
-    def run(self, index: str | None) -> Found:
+    def run(self, index: str | None) -> SearchResult:
         """Search the whole database, by an index if one is given."""
         return self.finish(self.among(self.whole)) if index is None else self._by_index(index)
 
@@ -180,7 +180,7 @@ class _Search:
             on_rows=self._on_rows,
         )  # fmt: skip
 
-    def finish(self, neighbours: Neighbours, truth: Neighbours | None = None) -> Found:
+    def finish(self, neighbours: Neighbours, truth: Neighbours | None = None) -> SearchResult:
         """Take queries out of their own lists, and say how long it took and what an index has missed."""
         if neighbours.num_zeros:
             text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
@@ -190,9 +190,9 @@ class _Search:
             truth = truth and without_themselves(truth)
         seconds = round(time.perf_counter() - self._start, 3)
         recall_of_k = None if truth is None else recalls(neighbours, truth)
-        return Found(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
+        return SearchResult(neighbours=neighbours, reused=False, seconds=seconds, recalls=recall_of_k)
 
-    def _by_index(self, index: str) -> Found:
+    def _by_index(self, index: str) -> SearchResult:
         found = search_approximately(
             self.whole, self._queries, k=self.length, similarity=self._similarity, index=index,
             plan=self._plan(self.whole, parts=PARTS), memory=self._resources.bytes // PARTS, on_rows=self._on_rows,
@@ -270,7 +270,7 @@ def without_themselves(neighbours: Neighbours) -> Neighbours:
     >>> lists = np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.5], [1.0, 0.9]])
     >>> both = Neighbours(
     ...     rows_QK=lists[0], similarities_QK=lists[1], queries=np.array([0, 1]),
-    ...     second_look=lists[0][0, :0], num_zeros=0, engine="",
+    ...     rechecked=lists[0][0, :0], num_zeros=0, engine="",
     ... )
     >>> without_themselves(both).rows_QK.tolist()
     [[1], [0]]

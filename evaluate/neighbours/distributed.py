@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.neighbours.cache import Found, KeptLists
+from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.neighbours.search import Neighbours, merged
 from featbench.store.layout import share
 
@@ -26,13 +26,13 @@ _POLL_S = 0.2
 def search_shares(
     whole: Selection,
     search_among: Callable[[Selection], Neighbours],
-    finish: Callable[[Neighbours], Found],
-    lists: KeptLists,
+    finish: Callable[[Neighbours], SearchResult],
+    lists: NeighbourCache,
     *,
     k: int,
     length: int,
     num_shares: int,
-) -> Found:
+) -> SearchResult:
     """Search together with other ranks.
 
     Parameters
@@ -43,7 +43,7 @@ def search_shares(
         Searches a part of it, for at most `length` neighbours.
     finish : callable
         Keeps the merged lists.
-    lists : KeptLists
+    lists : NeighbourCache
         Where `finish` keeps them.
     k : int
         Length that kept lists must have.
@@ -63,7 +63,7 @@ def search_shares(
         for part, place in zip(shares, kept, strict=True):
             with place.claim() as is_mine:
                 if is_mine and not place.exists() and not lists.load(k):
-                    place.save(Found(neighbours=search_among(part), reused=False, seconds=0))
+                    place.save(SearchResult(neighbours=search_among(part), reused=False, seconds=0))
         with lists.claim() as is_mine:
             if is_mine and (done := lists.load(k) or _merge(kept, finish, length)):
                 for place in kept:
@@ -72,7 +72,7 @@ def search_shares(
         time.sleep(_POLL_S)
 
 
-def by_one_rank(lists: KeptLists, k: int, search: Callable[[], Found]) -> Found:
+def by_one_rank(lists: NeighbourCache, k: int, search: Callable[[], SearchResult]) -> SearchResult:
     """Have one rank search, while the others wait for its lists."""
     while True:
         with lists.claim() as is_mine:
@@ -81,7 +81,9 @@ def by_one_rank(lists: KeptLists, k: int, search: Callable[[], Found]) -> Found:
         time.sleep(_POLL_S)
 
 
-def _merge(kept: list[KeptLists], finish: Callable[[Neighbours], Found], length: int) -> Found | None:
+def _merge(
+    kept: list[NeighbourCache], finish: Callable[[Neighbours], SearchResult], length: int
+) -> SearchResult | None:
     """Merge the lists of all shares, if they are there."""
     if not all(place.exists() for place in kept):
         return None

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.neighbours.error_bounds import Error
+from featbench.evaluate.neighbours.error_bounds import ErrorBound
 from featbench.evaluate.neighbours.shortlist import Shortlist
 from featbench.evaluate.neighbours.similarity import Similarity
 
@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class SearchRequest:
     """Queries, and how many neighbours of what kind each wants."""
 
     queries_QD: Floats
@@ -36,7 +36,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proposals:
+class Candidates:
     """For each query the rows that may be among its k nearest, in no particular order."""
 
     rows_QC: Ints
@@ -51,11 +51,11 @@ class Proposals:
     """No other row scored more, less `shift_Q`."""
 
     shift_Q: Doubles
-    error: Error
+    error: ErrorBound
     """How far a score can be from the true one."""
 
     @classmethod
-    def of(cls, shortlists: Sequence[Shortlist], *, shift_Q: Doubles, error: Error) -> Proposals:
+    def of(cls, shortlists: Sequence[Shortlist], *, shift_Q: Doubles, error: ErrorBound) -> Candidates:
         """Put the lists of consecutive queries together, and close them."""
         for each in shortlists:
             each.close()
@@ -88,5 +88,5 @@ class Engine(Protocol):
         `features_RD` may be overwritten once this returns. `longest` is the length of the longest row so far.
         """
 
-    def close(self) -> Proposals:
+    def close(self) -> Candidates:
         """Return the candidates among all rows; nothing can be added then."""

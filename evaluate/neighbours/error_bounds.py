@@ -51,15 +51,15 @@ _SPARE = 1 + 2.0**-10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Error:
+class ErrorBound:
     """The largest error of a score s of each query: `absolute_Q + relative * |s|`."""
 
     absolute_Q: Doubles
     relative: float = 0.0
 
-    def __getitem__(self, queries: slice | npt.NDArray[np.int64]) -> Error:
+    def __getitem__(self, queries: slice | npt.NDArray[np.int64]) -> ErrorBound:
         """Select some queries."""
-        return Error(absolute_Q=self.absolute_Q[queries], relative=self.relative)
+        return ErrorBound(absolute_Q=self.absolute_Q[queries], relative=self.relative)
 
     def of(self, scores: npt.NDArray[Any]) -> Doubles:
         """Largest errors of scores of shape (Q,) or (Q, C)."""
@@ -83,7 +83,7 @@ def relative_error(dim: int, rounding: float) -> float:
     return lost / (1 - lost) if lost < 0.5 else np.inf
 
 
-def float32_error(lengths_Q: Doubles, longest: float, dim: int, kind: Similarity) -> Error:
+def float32_error(lengths_Q: Doubles, longest: float, dim: int, kind: Similarity) -> ErrorBound:
     """Error of scores that are computed in float32 throughout.
 
     Parameters
@@ -98,12 +98,12 @@ def float32_error(lengths_Q: Doubles, longest: float, dim: int, kind: Similarity
         What the scores are of.
     """
     sizes = np.square(lengths_Q + longest) if kind == "euclidean" else lengths_Q * longest
-    return Error(absolute_Q=relative_error(dim, FLOAT32) * sizes + _underflow(lengths_Q, longest, dim))
+    return ErrorBound(absolute_Q=relative_error(dim, FLOAT32) * sizes + _underflow(lengths_Q, longest, dim))
 
 
 def rounded_error(
     lengths_Q: Doubles, off_Q: Doubles | float, longest: float, off: float, dim: int, *, result: float = 0.0
-) -> Error:
+) -> ErrorBound:
     """Error of inner products of rows that were rounded to fewer bits, with sums in float32.
 
     Parameters
@@ -120,19 +120,21 @@ def rounded_error(
     row = longest + off
     moved = off_Q * row + lengths_Q * off
     summed = relative_error(dim, FLOAT32) * (lengths_Q + off_Q) * row + _underflow(lengths_Q + off_Q, row, dim)
-    return Error(absolute_Q=_SPARE * (moved + summed), relative=_SPARE * result / (1 - result))
+    return ErrorBound(absolute_Q=_SPARE * (moved + summed), relative=_SPARE * result / (1 - result))
 
 
-def float16_error(num_queries: int, dim: int) -> Error:
+def float16_error(num_queries: int, dim: int) -> ErrorBound:
     """Error of cosines of rows of length 1 that were rounded to float16, with sums in float32."""
     ones = np.ones(num_queries)
     off = 2.0**-11 + np.sqrt(dim) * 2.0**-25  # relative, of numbers below 2^-14 absolute
     return added(float32_error(ones, 1.0, dim, "cosine"), rounded_error(ones, off, 1.0, off, dim))
 
 
-def added(first: Error, second: Error, times: float = 1.0) -> Error:
+def added(first: ErrorBound, second: ErrorBound, times: float = 1.0) -> ErrorBound:
     """Error of a sum: of one score, and of another `times` over."""
-    return Error(absolute_Q=first.absolute_Q + times * second.absolute_Q, relative=first.relative + second.relative)
+    return ErrorBound(
+        absolute_Q=first.absolute_Q + times * second.absolute_Q, relative=first.relative + second.relative
+    )
 
 
 def similarity_of(scores_Q: Doubles, lengths_Q: Doubles, kind: Similarity) -> Doubles:

@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.neighbours.engine import Asked, Proposals
+from featbench.evaluate.neighbours.engine import Candidates, SearchRequest
 from featbench.evaluate.neighbours.error_bounds import float16_error, float32_error
 from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
 
@@ -45,14 +45,16 @@ class FlatEngine:
 
     Parameters
     ----------
-    asked : Asked
+    asked : SearchRequest
     make_index : callable
         Of dimension and metric; called twice.
     is_float16 : bool
         Whether the index keeps rows in float16; for the cosine only.
     """
 
-    def __init__(self, asked: Asked, make_index: Callable[[int, int], Any], *, is_float16: bool = False) -> None:
+    def __init__(
+        self, asked: SearchRequest, make_index: Callable[[int, int], Any], *, is_float16: bool = False
+    ) -> None:
         self._asked = asked
         self._is_float16 = is_float16
         self._length = list_length(asked.k, is_float16=is_float16)
@@ -74,12 +76,12 @@ class FlatEngine:
         found = self._background.submit(index.search, self._asked.queries_QD, wanted)
         self._running = _Running(index, rows_R, found)
 
-    def close(self) -> Proposals:
+    def close(self) -> Candidates:
         """See `Engine`."""
         self._take()
         self._background.shutdown()
         shift_Q = np.zeros(len(self._asked.queries_QD))
-        return Proposals.of([self._shortlist], shift_Q=shift_Q, error=self._shortlist.error)
+        return Candidates.of([self._shortlist], shift_Q=shift_Q, error=self._shortlist.error)
 
     def _take(self) -> None:
         """Wait for the search in hand, keep what it finds, and empty its index."""

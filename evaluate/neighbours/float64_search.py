@@ -33,7 +33,7 @@ _ROWS = 256
 """Rows of the database compared with many queries at a time."""
 
 
-class Best:
+class TopK:
     """The k best rows of each query so far: by similarity, falling, then by row, rising."""
 
     def __init__(self, k: int, floor_Q: Doubles) -> None:
@@ -97,12 +97,12 @@ def search_in_float64(
     rows_at_once = max(1, min(_ROWS, _CELLS // dim))
     step = max(1, _CELLS // rows_at_once)
     slices = [slice(at, at + step) for at in range(0, len(queries_QD), step)]
-    looks = [(queries_QD[s].astype(np.float64), lengths_Q[s], Best(k, floor_Q[s])) for s in slices]
+    looks = [(queries_QD[s].astype(np.float64), lengths_Q[s], TopK(k, floor_Q[s])) for s in slices]
     for part in database.parts(rows_per_block, unit_length=False, without_zeros=kind == "cosine"):
         for at in range(0, len(part.rows), rows_at_once):
             rows = _Rows.of(part.rows[at : at + rows_at_once], part.features[at : at + rows_at_once])
             for queries, lengths, best in looks:
-                _look(queries, lengths, rows, kind, best)
+                _search_rows(queries, lengths, rows, kind, best)
         on_rows(part.num_read)
     return (
         np.concatenate([best.rows_QK for *_, best in looks]),
@@ -125,7 +125,7 @@ class _Rows:
         return cls(rows_R, stored_RD, exact_RD, lengths_of_rows(exact_RD))
 
 
-def _look(queries_QD: Doubles, lengths_Q: Doubles, rows: _Rows, kind: Similarity, best: Best) -> None:
+def _search_rows(queries_QD: Doubles, lengths_Q: Doubles, rows: _Rows, kind: Similarity, best: TopK) -> None:
     """Add those rows that belong among the best."""
     products_QR = queries_QD @ rows.exact_RD.T
     dim = queries_QD.shape[1]

@@ -26,7 +26,7 @@ from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection, scale_to_unit_length
 from featbench.evaluate.memory import SearchPlan
 from featbench.evaluate.neighbours.backends import Choice, MakeEngine, choose
-from featbench.evaluate.neighbours.engine import Asked, Proposals
+from featbench.evaluate.neighbours.engine import Candidates, SearchRequest
 from featbench.evaluate.neighbours.error_bounds import is_finite_in_float32, score_of, similarity_of
 from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K
 from featbench.evaluate.neighbours.float64_search import search_in_float64
@@ -61,7 +61,7 @@ class Neighbours:
     queries: Ints
     """Row of each query in its own split, shape (Q,)."""
 
-    second_look: Ints
+    rechecked: Ints
     """Those queries that the engine could not answer with certainty, and that were searched again."""
 
     num_zeros: int
@@ -114,20 +114,20 @@ def search(
         logger.warning(text, MAX_GPU_K, choice.too_long)
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.empty((len(queries), k), np.float64)
-    second_look, num_zeros = [], 0
+    rechecked, num_zeros = [], 0
     starts = range(0, len(queries), plan.queries_at_once)
     for at in starts:
         group = slice(at, at + plan.queries_at_once)
         report = lambda rows: on_rows(rows // len(starts))  # noqa: E731
         found = _search(database, queries[group], k, similarity, choice, plan.rows_per_block, report)
         rows_QK[group], similarities_QK[group] = found.rows_QK, found.similarities_QK
-        second_look.append(found.second_look)
+        rechecked.append(found.rechecked)
         num_zeros = found.num_zeros
     return Neighbours(
         rows_QK=rows_QK,
         similarities_QK=similarities_QK,
         queries=queries.rows,
-        second_look=np.concatenate(second_look),
+        rechecked=np.concatenate(rechecked),
         num_zeros=num_zeros,
         engine=str(choice),
     )
@@ -142,7 +142,7 @@ def merged(found: Sequence[Neighbours], k: int) -> Neighbours:
         rows_QK=rows_QK[:, :k],
         similarities_QK=similarities_QK[:, :k],
         queries=found[0].queries,
-        second_look=reduce(np.union1d, [part.second_look for part in found]),
+        rechecked=reduce(np.union1d, [part.rechecked for part in found]),
         num_zeros=sum(part.num_zeros for part in found),
         engine="; ".join(dict.fromkeys(part.engine for part in found)),
     )
@@ -172,16 +172,16 @@ def _search(
     lengths_Q = lengths_of_rows(queries_QD)
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.full((len(queries), k), UNDEFINED)
-    looked = _look(next(engines), database, queries_QD, lengths_Q, k, kind, rows_per_block, on_rows)
+    looked = _search_once(next(engines), database, queries_QD, lengths_Q, k, kind, rows_per_block, on_rows)
     wanted, num_zeros = looked.rows_QK.shape[1], len(looked.zeros)
     rows_QK[:, :wanted], similarities_QK[:, :wanted] = looked.rows_QK, looked.similarities_QK
     rows_QK[:, wanted:] = looked.zeros[: k - wanted]
-    second_look = undecided = np.flatnonzero(~looked.certain_Q)
+    rechecked = undecided = np.flatnonzero(~looked.certain_Q)
     for make_engine in engines:
         if len(undecided) * _FEW < len(queries):
             break
         some_QD, some_lengths_Q = queries_QD[undecided], lengths_Q[undecided]
-        looked = _look(make_engine, database, some_QD, some_lengths_Q, k, kind, rows_per_block)
+        looked = _search_once(make_engine, database, some_QD, some_lengths_Q, k, kind, rows_per_block)
         rows_QK[undecided, :wanted], similarities_QK[undecided, :wanted] = looked.rows_QK, looked.similarities_QK
         undecided = undecided[~looked.certain_Q]
     del looked
@@ -195,7 +195,7 @@ def _search(
         rows_QK=rows_QK,
         similarities_QK=similarities_QK,
         queries=queries.rows,
-        second_look=queries.rows[second_look],
+        rechecked=queries.rows[rechecked],
         num_zeros=num_zeros,
         engine=str(choice),
     )
@@ -216,7 +216,7 @@ class _Look:
     """Rows that were left out."""
 
 
-def _look(
+def _search_once(
     make_engine: MakeEngine,
     database: Selection,
     queries_QD: Floats,
@@ -228,9 +228,9 @@ def _look(
 ) -> _Look:
     """Have an engine propose neighbours, compute their similarities anew, and judge the lists."""
     is_cosine = kind == "cosine"
-    asked = Asked(queries_QD=queries_QD, lengths_Q=lengths_Q, k=k, similarity=kind)
+    asked = SearchRequest(queries_QD=queries_QD, lengths_Q=lengths_Q, k=k, similarity=kind)
     if is_cosine:
-        asked = Asked(queries_QD=queries_QD.copy(), lengths_Q=np.ones(len(lengths_Q)), k=k, similarity=kind)
+        asked = SearchRequest(queries_QD=queries_QD.copy(), lengths_Q=np.ones(len(lengths_Q)), k=k, similarity=kind)
         scale_to_unit_length(asked.queries_QD, lengths_Q)
     engine = make_engine(asked)
     longest, zeros = 0.0, []
@@ -265,7 +265,7 @@ def _look(
 
 
 def _is_within_error(
-    proposed: Proposals, similarities_QC: Doubles, lengths_Q: Doubles, usable_Q: Bools, kind: Similarity
+    proposed: Candidates, similarities_QC: Doubles, lengths_Q: Doubles, usable_Q: Bools, kind: Similarity
 ) -> bool:
     """Whether all scores are as near to the true ones as the engine promises."""
     for at in range(0, len(usable_Q), _LISTS):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from featbench.evaluate.neighbours.error_bounds import Error
+from featbench.evaluate.neighbours.error_bounds import ErrorBound
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -42,7 +42,7 @@ class Shortlist:
 
     Attributes
     ----------
-    error : Error
+    error : ErrorBound
         Largest error of a score; to be set before rows are offered.
     floor_Q : ndarray of shape (Q,), dtype=float32
         No row that was offered and is not in the list scored more; it only rises.
@@ -53,7 +53,7 @@ class Shortlist:
     """
 
     def __init__(self, num_queries: int, k: int) -> None:
-        self.error = Error(absolute_Q=np.zeros(num_queries))
+        self.error = ErrorBound(absolute_Q=np.zeros(num_queries))
         self.floor_Q = np.full(num_queries, -np.inf, np.float32)
         self.rows_QC = np.full((num_queries, room_for(k)), -1, np.int64)
         self.scores_QC = np.full(self.rows_QC.shape, -np.inf, np.float32)

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from featbench.evaluate.neighbours.engine import Asked, Proposals
-from featbench.evaluate.neighbours.error_bounds import Error, float32_error
+from featbench.evaluate.neighbours.engine import Candidates, SearchRequest
+from featbench.evaluate.neighbours.error_bounds import ErrorBound, float32_error
 from featbench.evaluate.neighbours.shortlist import Shortlist
 
 Floats = npt.NDArray[np.float32]
@@ -53,14 +53,14 @@ class Products(Protocol):
     def fill(self, queries: slice, rows: slice, scores_QR: Floats) -> None:
         """Compute the scores of some queries with some rows; called by the workers."""
 
-    def error(self, longest: float) -> Error:
+    def error(self, longest: float) -> ErrorBound:
         """Error of all scores so far, with rows of this length at most."""
 
 
 class TiledEngine:
     """An `Engine` that multiplies on the CPU."""
 
-    def __init__(self, asked: Asked, make_products: Callable[[Asked], Products]) -> None:
+    def __init__(self, asked: SearchRequest, make_products: Callable[[SearchRequest], Products]) -> None:
         self._products = make_products(asked)
         self._num_threads = faiss.omp_get_max_threads()
         self._tiles = [
@@ -88,16 +88,16 @@ class TiledEngine:
             self._error = self._products.error(longest)
             list(workers.map(search, self._tiles))
 
-    def close(self) -> Proposals:
+    def close(self) -> Candidates:
         """See `Engine`."""
         shortlists = [shortlist for _, shortlist in self._tiles]
-        return Proposals.of(shortlists, shift_Q=self._products.shift_Q, error=self._error)
+        return Candidates.of(shortlists, shift_Q=self._products.shift_Q, error=self._error)
 
 
 class Float32Products:
     """Products in float32, by numpy's BLAS."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: SearchRequest) -> None:
         self._asked = asked
         self._is_euclidean = asked.similarity == "euclidean"
         self._queries_QD = asked.queries_QD * np.float32(2) if self._is_euclidean else asked.queries_QD
@@ -125,7 +125,7 @@ class Float32Products:
             if self._is_euclidean:
                 scores_QR -= self._squares_R[rows]
 
-    def error(self, longest: float) -> Error:
+    def error(self, longest: float) -> ErrorBound:
         """See `Products`."""
         return float32_error(self._asked.lengths_Q, longest, self._queries_QD.shape[1], self._asked.similarity)
 

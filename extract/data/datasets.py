@@ -18,7 +18,7 @@ from featbench.extract.data.images import ImageError, content_of, read_picture, 
 from featbench.extract.data.listing import DataError, Entries, Ints, Listing
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes, digest_of_pixels
-from featbench.store import SplitRows, nearest, some
+from featbench.store import SplitRows, abbreviate, suggest
 
 
 class TorchvisionSource(ImageSource):
@@ -90,11 +90,11 @@ class HuggingFaceSource(ImageSource):
         data = _load(datasets, name, root, split, options)
         images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
         if not images:
-            raise DataError(f"{name or root}: no column of images; it has {some(list(data.features), show=8)}")
+            raise DataError(f"{name or root}: no column of images; it has {abbreviate(list(data.features), show=8)}")
         if len(images) > 1:
             raise DataError(
-                f"{name or root}: several columns of images: {some(images, show=8)}. Keep one of them in a data set of "
-                f"its own (`remove_columns`, then `save_to_disk`)."
+                f"{name or root}: several columns of images: {abbreviate(images, show=8)}. Keep one of them in a data "
+                f"set of its own (`remove_columns`, then `save_to_disk`)."
             )
         self._column = images[0]
         labels = _label_column(datasets, data, label_column, where=str(name or root))
@@ -136,7 +136,7 @@ def torchvision_data(name: str, root: Path, split: str, options: Mapping[str, An
 
     known = [n for n in torchvision.datasets.__all__ if n not in ("FakeData", "VisionDataset")]
     if name not in known:
-        raise DataError(f"unknown torchvision data set {name!r}. {nearest(name, known)}")
+        raise DataError(f"unknown torchvision data set {name!r}. {suggest(name, known)}")
     factory = getattr(torchvision.datasets, name)
     parameters = inspect.signature(factory).parameters
     chosen: dict[str, Any] = dict(options)
@@ -169,7 +169,7 @@ def torchvision_data(name: str, root: Path, split: str, options: Mapping[str, An
 
 def _what_is_in(root: Path, *, show: int = 4) -> str:
     found = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir()) if root.is_dir() else []
-    return f"it holds {some(found, show=show)}" if found else "it is empty"
+    return f"it holds {abbreviate(found, show=show)}" if found else "it is empty"
 
 
 def torchvision_listing(data: Any, root: Path) -> Listing | None:
@@ -246,7 +246,7 @@ def _load(datasets: Any, name: str | None, root: Path | None, split: str, option
         if name is None and root is not None and (root / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(str(root))
             if split not in splits:
-                raise DataError(f"{root}: no split {split!r}. {nearest(split, splits)}")
+                raise DataError(f"{root}: no split {split!r}. {suggest(split, splits)}")
             return splits[split]
         data_dir = {"data_dir": str(root)} if name is not None and root is not None else {}
         return datasets.load_dataset(where, split=split, **data_dir, **options)
@@ -265,13 +265,13 @@ def _label_column(datasets: Any, data: Any, named: str | None, *, where: str) ->
             return named
         if named.lower() == "none":
             return None
-        raise DataError(f"{where}: no column {named!r}. {nearest(named, columns)}")
+        raise DataError(f"{where}: no column {named!r}. {suggest(named, columns)}")
     found: list[str] = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
     found += [column for column in ("label", "labels") if column in columns and column not in found]
     if len(found) > 1:
         raise DataError(f"{where}: which column holds the labels: {' or '.join(found)}? {choose}")
     if not found:
-        raise DataError(f"{where}: no column of labels is recognised; it has {some(columns, show=8)}. {choose}")
+        raise DataError(f"{where}: no column of labels is recognised; it has {abbreviate(columns, show=8)}. {choose}")
     return found[0]
 
 

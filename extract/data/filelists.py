@@ -25,7 +25,7 @@ import numpy.typing as npt
 from featbench.extract.data.images import EXTENSIONS, kind_of
 from featbench.extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
 from featbench.extract.data.listing_cache import stamp_of
-from featbench.store import nearest, some
+from featbench.store import abbreviate, suggest
 from featbench.store.documents import DocumentError, parse_json
 
 MAX_LIST_BYTES = 2**33
@@ -217,7 +217,7 @@ def numbered(labels: Labels, classes: Sequence[str] | None, *, where: Path) -> t
         names = [str(name) for name in unique]
         if classes is not None:
             unknown = next((name for name in names if name and name not in classes), "")
-            raise DataError(f"{where}: unknown class {unknown!r}. {nearest(unknown, classes)}")
+            raise DataError(f"{where}: unknown class {unknown!r}. {suggest(unknown, classes)}")
         none = int(names[0] == "")
         return numbers.astype(np.int64) - none, tuple(names[none:])
     if values.min() < -1:
@@ -253,7 +253,7 @@ def _by_class_name(labels: Labels, classes: Sequence[str], *, where: Path) -> In
         one, other = next(text for text in sorted(used) if text in place), unknown[0]
         raise DataError(
             f"{where}: do the labels name the classes, or count them from 0? {one!r} is the name of a class, {other!r} "
-            f"is none (classes: {some(list(classes), show=5)}). Write the classes' names as labels."
+            f"is none (classes: {abbreviate(list(classes), show=5)}). Write the classes' names as labels."
         )
     return np.array([place.get(text, -1) for text in texts], np.int64)
 
@@ -361,7 +361,7 @@ def _read_csv(where: Path, label_column: str | None) -> FileList:
     chosen_column = _label_column(where, rows, head, path_column, label_column)
     columns = [column for column in (path_column, chosen_column) if column is not None]
     if not columns:
-        raise DataError(f"{where}: no column of paths or labels; it has {some(head, show=8)}")
+        raise DataError(f"{where}: no column of paths or labels; it has {abbreviate(head, show=8)}")
     short = next((row for row, cells in enumerate(rows) if len(cells) <= max(columns)), None)
     if short is not None:
         raise DataError(f"{where}: line {short + 1} has {len(rows[short])} columns, the head has {len(head)}")
@@ -380,7 +380,7 @@ def _label_column(
         if named.lower() == "none":
             return None
         if named.lower() not in head:
-            raise DataError(f"{where}: no column {named!r}. {nearest(named, head)}")
+            raise DataError(f"{where}: no column {named!r}. {suggest(named, head)}")
         return head.index(named.lower())
     known = [head.index(name) for name in LABEL_COLUMNS if name in head]
     differing = [
@@ -392,7 +392,9 @@ def _label_column(
         both = " or ".join(head[column] for column in (known[0], *differing))
         raise DataError(f"{where}: which column holds the labels: {both}? {choose}")
     if not known and len(head) > 1:
-        raise DataError(f"{where}: no column of labels is recognised; it has {some(list(head), show=8)}. {choose}")
+        raise DataError(
+            f"{where}: no column of labels is recognised; it has {abbreviate(list(head), show=8)}. {choose}"
+        )
     return known[0] if known else None
 
 
@@ -400,7 +402,9 @@ def _only_class(row: Sequence[str], where: Path) -> str:
     """The class of Kaggle's `class x y x y class x y x y ...`."""
     names = sorted(set(row[-1].split()[::5]))
     if len(names) > 1:
-        raise DataError(f"{where}: {row[0]} has several labels: {some(names)}. Each image counts as one class here.")
+        raise DataError(
+            f"{where}: {row[0]} has several labels: {abbreviate(names)}. Each image counts as one class here."
+        )
     return names[0] if names else ""
 
 
@@ -409,7 +413,7 @@ def _columns(where: Path, rows: Sequence[Sequence[str]], *, first_line: int = 1)
     odd = next((row for row, cells in enumerate(rows) if len(cells) != width or len(cells) > 2), None)
     if odd is not None:
         raise DataError(
-            f"{where}: line {odd + first_line} is {some(rows[odd], show=4)!r}: expected a path"
+            f"{where}: line {odd + first_line} is {abbreviate(rows[odd], show=4)!r}: expected a path"
             f"{' and a label' if width == 2 else ', or a path and a label'}, as in the other lines. Paths with a comma "
             f"need quotes."
         )
@@ -437,7 +441,7 @@ def _read_json(where: Path) -> FileList:
         ) from error
     if unknown is not None:
         raise DataError(
-            f"{where}: category {unknown!r} is none of its categories: {some(list(map(str, names)), show=8)}"
+            f"{where}: category {unknown!r} is none of its categories: {abbreviate(list(map(str, names)), show=8)}"
         )
     if several is not None:
         image, category = several

@@ -18,7 +18,7 @@ from featbench.extract.data.archives import ENDINGS, members
 from featbench.extract.data.images import EXTENSIONS, is_leaving
 from featbench.extract.data.listing import DataError, Entries, Listing
 from featbench.extract.data.listing_cache import stamp_of
-from featbench.store import some
+from featbench.store import abbreviate
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +262,9 @@ def list_classes(tree: Tree, folder: str, *, prefix: str, where: str, on_class_f
     note_leavings(where, tree.num_leavings)
     _refuse_clashes(where, classes, on_class_fault)
     if empty:
-        _fault(f"{where}: class folders without an image: {some(empty, show=8)}. Fill or delete them", on_class_fault)
+        _fault(
+            f"{where}: class folders without an image: {abbreviate(empty, show=8)}. Fill or delete them", on_class_fault
+        )
     return entries.listing(class_names=classes, archives=tree.archives, watched=tree.watched)
 
 
@@ -276,7 +278,7 @@ def contents(tree: Tree, folder: str = "") -> str:
     """Say what is in a folder."""
     folders, files = tree.children(folder)
     names = sorted([f"{name}/" for name in folders] + files)
-    return some(names, show=8) if names else "nothing"
+    return abbreviate(names, show=8) if names else "nothing"
 
 
 def _add(entries: Entries, images: list[ImageFile], folder: str, prefix: str, label: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from featbench.extract.data.filelists import FileList, numbered, read_list
 from featbench.extract.data.listing import DataError, Ints, Listing
-from featbench.store import some
+from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, read_document
 
 logger = logging.getLogger(__name__)
@@ -154,4 +154,4 @@ def _member(archive: tarfile.TarFile, devkit: Path, name: str) -> bytes:
             raise DataError(f"{devkit}: unpacks to more than {MOST_BYTES:,} bytes; ImageNet's development kit has 3 MB")
         if member.name.endswith(name) and (file := archive.extractfile(member)) is not None:
             return file.read()
-    raise DataError(f"{devkit}: {name} is not in it; it has {some(names, show=5)}")
+    raise DataError(f"{devkit}: {name} is not in it; it has {abbreviate(names, show=5)}")

@@ -21,7 +21,7 @@ from featbench.extract.data.folders import note_leavings
 from featbench.extract.data.images import EXTENSIONS, is_leaving
 from featbench.extract.data.listing import DataError, Entries, Listing, first_duplicate
 from featbench.extract.data.listing_cache import stamp_of
-from featbench.store import some
+from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, parse_json
 
 MAX_LABEL_BYTES = 2**24
@@ -44,8 +44,8 @@ def find_shards(root: Path, split: str) -> list[Path]:
     if len(missing) == len(patterns) or (missing and "{" in split):
         there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         raise DataError(
-            f"{root}: no shards {some(missing)}. It holds {some(there, show=8) or 'nothing'}. Name the splits' shards "
-            f"with --train-split and --val-split, such as 'train-{{0000..0146}}.tar'."
+            f"{root}: no shards {abbreviate(missing)}. It holds {abbreviate(there, show=8) or 'nothing'}. Name the "
+            f"splits' shards with --train-split and --val-split, such as 'train-{{0000..0146}}.tar'."
         )
     return [shard for shards in found.values() for shard in shards]
 
@@ -111,7 +111,7 @@ def _image(shard: Path, key: str, sample: Sequence[Member]) -> Member:
     if len(images) != 1:
         raise DataError(
             f"{shard}: sample {key!r} has {len(images)} images; expected one. A sample is all files of one name up to "
-            f"the first dot; here: {some([member.path for member in sample], show=5)}."
+            f"the first dot; here: {abbreviate([member.path for member in sample], show=5)}."
         )
     return images[0]
 

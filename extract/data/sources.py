@@ -31,7 +31,7 @@ from featbench.extract.data.listing_cache import kept_or_made, place_of
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.data.shards import find_shards, list_shards
 from featbench.extract.data.subsets import chosen_rows
-from featbench.store import SplitRows, nearest, some
+from featbench.store import SplitRows, abbreviate, suggest
 from featbench.store.names import normal_name
 
 __all__ = ["DataError", "ImageSource", "open_sources"]
@@ -105,7 +105,7 @@ def open_sources(
         If something is missing or empty, or a class of val is not in train.
     """
     if source not in SOURCES:
-        raise DataError(f"unknown data.source {source!r}. {nearest(source, SOURCES)}")
+        raise DataError(f"unknown data.source {source!r}. {suggest(source, SOURCES)}")
     if source == "filelist" and train_list == val_list and train_list is not None:
         raise DataError(f"train and val are both {val_list}: every image would be its own neighbour. Name two lists.")
     if source != "filelist" and train_split == val_split:
@@ -258,10 +258,10 @@ def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> N
 
     only_val, only_train = sorted(used(val) - used(train)), sorted(used(train) - used(val))
     if only_train and used(val):
-        logger.warning("classes of train without an image in val: %s", some(only_train, show=8))
+        logger.warning("classes of train without an image in val: %s", abbreviate(only_train, show=8))
     if only_val and used(train):
-        text = f"classes of val without an image in train, which can never be right: {some(only_val, show=8)}" + (
-            f" (train alone has {some(only_train, show=8)})" if only_train else ""
+        text = f"classes of val without an image in train, which can never be right: {abbreviate(only_val, show=8)}" + (
+            f" (train alone has {abbreviate(only_train, show=8)})" if only_train else ""
         )
         if on_class_fault == "stop":
             raise DataError(f"{text}. Rename or remove the folders, or go on with data.on_class_fault=warn.")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featbench.store import BenchError, nearest
+from featbench.store import BenchError, suggest
 
 
 class HeadError(BenchError):
@@ -196,7 +196,7 @@ def build_heads(specs: Sequence[tuple[str, Mapping[str, Any]]]) -> nn.Sequential
     heads = []
     for name, parameters in specs:
         if name not in HEADS:
-            raise HeadError(f"unknown head {name!r}. {nearest(name, HEADS)}")
+            raise HeadError(f"unknown head {name!r}. {suggest(name, HEADS)}")
         try:
             heads.append(HEADS[name](**parameters))
         except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:

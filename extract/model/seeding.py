@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from featbench.extract.model.options import is_own
 from featbench.extract.model.tap_names import ModelError
 from featbench.extract.model.trunks import build_trunk
-from featbench.store import some
+from featbench.store import abbreviate
 
 _NUM_SAMPLES = 4096
 """Numbers of each parameter that are compared."""
@@ -52,7 +52,7 @@ def build_random(
             )
             raise ModelError(
                 f"{name}: {len(fixed)} of its {len(mine)} weight matrices are the same whatever the seed, "
-                f"so they are not random: {some(fixed)}. {way_on}"
+                f"so they are not random: {abbreviate(fixed)}. {way_on}"
             )
     return trunk
 

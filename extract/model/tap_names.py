@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featbench.extract.model.dataflow import CLASS_TOKENS
 from featbench.extract.model.heads import TrunkWithHeads
-from featbench.store import BenchError, nearest
+from featbench.store import BenchError, suggest
 
 INPUT = "|input"
 """After a module's path: what goes into the module, not what it returns."""
@@ -205,7 +205,7 @@ def resolve_tap(trunk: nn.Module, name: str, tap: str) -> Tap:
     if of_tokens is not None:
         return of_tokens
     known = [*aliases, *(token_names(tokens) if tokens else ()), *(path.removeprefix(prefix) for path in modules)]
-    raise ModelError(f"{name} has no tap {tap!r}. {nearest(tap, sorted(known))} `bench layers {name}` lists them all.")
+    raise ModelError(f"{name} has no tap {tap!r}. {suggest(tap, sorted(known))} `bench layers {name}` lists them all.")
 
 
 def aliases_of(trunk: nn.Module) -> dict[str, str]:

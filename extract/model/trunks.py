@@ -26,7 +26,7 @@ from featbench.extract.model.options import TIMM, without_loading
 from featbench.extract.model.resnet import resnet
 from featbench.extract.model.tap_names import ModelError, classifier_of
 from featbench.extract.model.vit import ViT
-from featbench.store import nearest, some
+from featbench.store import abbreviate, suggest
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +213,8 @@ def _refuse_lazy(trunk: nn.Module, name: str) -> None:
     lazy = [path for path, tensor in tensors if isinstance(tensor, UninitializedParameter | UninitializedBuffer)]
     if lazy:
         raise ModelError(
-            f"{name}: {len(lazy)} of its parameters have no shape yet: {some(lazy)}. They are of lazy modules: let its "
-            f"function run the model once, on an image of the size that it is for, before it returns it"
+            f"{name}: {len(lazy)} of its parameters have no shape yet: {abbreviate(lazy)}. They are of lazy modules: "
+            f"let its function run the model once, on an image of the size that it is for, before it returns it"
         )
 
 
@@ -276,7 +276,7 @@ def _builder(name: str) -> tuple[Callable[..., Any], Mapping[str, Any]]:
         return TRUNKS[name].build, TRUNKS[name].options
     if name not in trunk_names():
         raise ModelError(
-            f"unknown trunk {name!r}. {nearest(name, trunk_names())} "
+            f"unknown trunk {name!r}. {suggest(name, trunk_names())} "
             f"timm's models are named timm:NAME, one's own file.py:function or package.module:function."
         )
     builder = torchvision.models.get_model_builder(name)
@@ -291,10 +291,10 @@ def _timm_builder(name: str) -> Callable[..., Any]:
         raise ModelError(f"timm:{name} needs timm, which is not installed: pip install 'featbench[timm]'") from error
     base, _, tag = name.partition(".")
     if base not in timm.list_models():
-        raise ModelError(f"timm has no model {name!r}. {nearest(name, timm.list_models())}")
+        raise ModelError(f"timm has no model {name!r}. {suggest(name, timm.list_models())}")
     tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", pretrained=True)]
     if tag and tag not in tags:
-        raise ModelError(f"timm has no weights {tag!r} for {base}. {nearest(tag, tags)}")
+        raise ModelError(f"timm has no weights {tag!r} for {base}. {suggest(tag, tags)}")
     return lambda **options: timm.create_model(name, pretrained=False, **options)
 
 
@@ -337,7 +337,7 @@ def _own_builder(name: str) -> Callable[..., Any]:
         ) from error
     if not callable(getattr(module, function, None)):
         known = [key for key, value in vars(module).items() if callable(value)]
-        raise ModelError(f"{name}: {place} has no function {function!r}. {nearest(function, known)}")
+        raise ModelError(f"{name}: {place} has no function {function!r}. {suggest(function, known)}")
     builder: Callable[..., Any] = getattr(module, function)
     return builder
 

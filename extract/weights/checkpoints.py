@@ -16,7 +16,7 @@ from torch import Tensor
 
 from featbench.extract.weights.errors import WeightsError
 from featbench.extract.weights.formats import damaged_member, format_of
-from featbench.store import some
+from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, parse_json
 
 __all__ = ["HUB_FILES", "WeightsError", "read_checkpoint", "sha256_of_files", "sha256_of_tensors", "weight_files"]
@@ -39,7 +39,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
             there = sorted(each.name for each in path.iterdir())
             raise WeightsError(
                 f"{path}: a folder without {', '.join(HUB_FILES[:3])}; name the file itself. It holds "
-                f"{some(there, show=8) or 'nothing'}"
+                f"{abbreviate(there, show=8) or 'nothing'}"
             )
         path = found
     if not path.is_file():
@@ -51,7 +51,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         except (DocumentError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightsError(f"{path}: not an index of weights ({type(error).__name__}: {error})") from error
         if outside or not shards:
-            raise WeightsError(f"{path}: names files that are not beside it: {some(outside) or 'none'}")
+            raise WeightsError(f"{path}: names files that are not beside it: {abbreviate(outside) or 'none'}")
         return tuple(path.parent / shard for shard in shards)
     return (path,)
 
@@ -151,4 +151,4 @@ def _code_within(path: Path, refusal: str) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # legacy files can't be listed
         names = re.findall(r"GLOBAL ([\w.]+)", refusal)[:1]
-    return f": it asks for {some(sorted(names), show=12)}" if names else ""
+    return f": it asks for {abbreviate(sorted(names), show=12)}" if names else ""

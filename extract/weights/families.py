@@ -19,7 +19,7 @@ from torch import Tensor
 
 from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.key_mappings import HEADS, laid_out
-from featbench.store import nearest, some
+from featbench.store import abbreviate, suggest
 
 WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 """What DataParallel, torch.compile, FSDP and activation checkpointing put into names, wherever they wrap a module."""
@@ -41,7 +41,7 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class CheckpointMatch:
     """A state dict out of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
@@ -274,7 +274,7 @@ def find_weights(
     key: str | None = None,
     remove_prefix: str = "",
     add_prefix: str = "",
-) -> Found:
+) -> CheckpointMatch:
     """Find the state dict in a checkpoint, by the file's own keys or as it is told.
 
     Parameters
@@ -312,12 +312,13 @@ def find_weights(
     tensors = flattened(content)
     if not tensors:
         raise WeightsError(
-            f"{where}: no tensors in it; at its top are {some([str(name) for name in content], show=8) or 'no names'}"
+            f"{where}: no tensors in it; at its top are "
+            f"{abbreviate([str(name) for name in content], show=8) or 'no names'}"
         )
     families = [family for family in FAMILIES if _fits(family, tensors)]
     if not families:
         raise WeightsError(
-            f"{where}: no family of checkpoints that is known; its names are {some(list(tensors))}. "
+            f"{where}: no family of checkpoints that is known; its names are {abbreviate(list(tensors))}. "
             + (
                 advice(content, wanted, matched=0)
                 or "Say where it lies with weights.key=NAME, weights.remove_prefix=PREFIX"
@@ -336,7 +337,7 @@ def find_weights(
 
 def _taken(
     family: Family, tensors: Mapping[str, Tensor], branch: str | None, where: str, wanted: Collection[str]
-) -> Found:
+) -> CheckpointMatch:
     chosen, table = _branch(family, tensors, branch, where)
     taken = {name: new for name in tensors if (new := _renamed(name, table)) is not None}
     state = {taken[name]: tensors[name] for name in taken}
@@ -350,7 +351,7 @@ def _taken(
     layout, state = laid_out(state)
     state = _as_wanted(state, wanted)
     text = family.name if len(family.branches) == 1 else f"{family.name}, {chosen}"
-    return Found(
+    return CheckpointMatch(
         tensors=state,
         read_as=f"{text}; {layout}" if layout else text,
         left_out=len(tensors) - len(state),
@@ -456,7 +457,7 @@ def _branch(
     usual = next(iter(family.branches))
     chosen = wanted or usual
     if chosen not in family.branches:
-        known = nearest(chosen, family.branches)
+        known = suggest(chosen, family.branches)
         raise WeightsError(f"{where}: read as {family.name}, which has no branch {chosen!r}. {known}")
     if chosen not in there:
         raise WeightsError(
@@ -484,12 +485,12 @@ def _by_hand(
     key: str | None,
     remove_prefix: str,
     add_prefix: str,
-) -> Found:
+) -> CheckpointMatch:
     inner: Any = content
     for part in (key or "").split(".") if key else ():
         if not isinstance(inner, Mapping) or part not in inner:
             known = [str(name) for name in inner] if isinstance(inner, Mapping) else []
-            raise WeightsError(f"{where}: no {key!r} in it. {nearest(part, known)}")
+            raise WeightsError(f"{where}: no {key!r} in it. {suggest(part, known)}")
         inner = inner[part]
     if key is None:
         inner = next(
@@ -499,10 +500,10 @@ def _by_hand(
         raise WeightsError(f"{where}: {key!r} is a {type(inner).__name__}, not a state dict")
     tensors = {name.replace("/", "."): tensor for name, tensor in flattened(inner, unwrap=False).items()}
     if not tensors:
-        raise WeightsError(f"{where}: no tensors there. {nearest('state_dict', [str(name) for name in inner])}")
+        raise WeightsError(f"{where}: no tensors there. {suggest('state_dict', [str(name) for name in inner])}")
     kept = {name.removeprefix(remove_prefix): t for name, t in tensors.items() if name.startswith(remove_prefix)}
     if not kept:
-        raise WeightsError(f"{where}: no name begins with {remove_prefix!r}. They are {some(list(tensors))}")
+        raise WeightsError(f"{where}: no name begins with {remove_prefix!r}. They are {abbreviate(list(tensors))}")
     told = {add_prefix + name: tensor for name, tensor in kept.items()}
     if any(name.startswith("trunk.") for name in told):
         told = {
@@ -511,7 +512,7 @@ def _by_hand(
         }
     layout, state = laid_out(told)
     state = _as_wanted(state, wanted)
-    return Found(
+    return CheckpointMatch(
         tensors=state,
         read_as=f"told by hand; {layout}" if layout else "told by hand",
         left_out=len(tensors) - len(state),

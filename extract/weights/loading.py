@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filled:
+class LoadedWeights:
     """What a model was filled with."""
 
     identity: dict[str, Any]
@@ -39,9 +39,9 @@ class Filled:
     """How the names matched; empty where nothing was loaded."""
 
 
-def fill(
+def load_weights(
     taps: TappedTrunk, image: Tensor, config: WeightsConfig, *, options: Mapping[str, Any] | None = None
-) -> Filled:
+) -> LoadedWeights:
     """Give a model its weights; every one that its layers use must come from where the configuration says.
 
     Parameters
@@ -63,12 +63,12 @@ def fill(
     trunk, name = taps.trunk, taps.name
     if config.random_seed is not None:
         identity = {"source": "random", "seed": config.random_seed, "sha256": sha256_of_tensors(trunk.state_dict())}
-        return Filled(identity=identity, text=f"random (seed {config.random_seed})", load={})
+        return LoadedWeights(identity=identity, text=f"random (seed {config.random_seed})", load={})
     if config.as_built:
         if code_of(name) is None:
             raise WeightsError(f"weights.as_built is for a function of one's own that loads them; {name} has none")
         digest = sha256_of_tensors(trunk.state_dict())
-        return Filled(identity={"source": "function", "sha256": digest}, text=f"as {name} gives them", load={})
+        return LoadedWeights(identity={"source": "function", "sha256": digest}, text=f"as {name} gives them", load={})
     if config.file is not None:
         return _from_file(taps, image, config, options or {})
     if config.torchvision is not None:
@@ -76,14 +76,14 @@ def fill(
         state = download(named)
         identity = {"source": "torchvision", "name": str(named), "sha256": sha256_of_tensors(state)}
         report = _load(trunk, laid_out(state)[1], taps.modules_used(image), str(named))
-        return Filled(identity=identity, text=str(named), load=_record(report))
+        return LoadedWeights(identity=identity, text=str(named), load=_record(report))
     raise WeightsError(
         "no weights: give --weights FILE (a .pth, .pt or .safetensors checkpoint), the name of torchvision's own "
         "(--weights DEFAULT), or ask for untrained ones with --random-weights SEED"
     )
 
 
-def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options: Mapping[str, Any]) -> Filled:
+def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options: Mapping[str, Any]) -> LoadedWeights:
     assert config.file is not None
     path = config.file
     content = read_checkpoint(path, trust=config.trust)
@@ -120,7 +120,7 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options:
         said = ", ".join(f"{name} {value:g}" for name, value in eps.items())
         logger.info("%s: taken from its configuration: %s", path, said)
     text = f"{path.name} ({found.read_as}; sha256 {digest[:12]})"
-    return Filled(identity=identity, text=text, load=_record(report) | {"left_out": found.left_out})
+    return LoadedWeights(identity=identity, text=text, load=_record(report) | {"left_out": found.left_out})
 
 
 def _grid(hub: HubConfig | None, tensors: Mapping[str, Tensor]) -> Grid | None:

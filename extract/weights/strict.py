@@ -21,7 +21,7 @@ from featbench.extract.model.tap_names import body_of, classifier_of
 from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.key_mappings import HEADS
 from featbench.extract.weights.positioning import positioned
-from featbench.store import some
+from featbench.store import abbreviate
 
 PREFIXES = (
     "module.", "backbone.", "encoder.", "model.", "base_encoder.", "encoder_q.", "teacher.", "student.", "trunk.",
@@ -64,7 +64,7 @@ class LoadReport:
             ("interpolated", self.interpolated),
         ):
             if names:
-                parts.append(f"{len(names)} {what}: {some(names)}")
+                parts.append(f"{len(names)} {what}: {abbreviate(names)}")
         return "; ".join(parts)
 
 
@@ -201,8 +201,8 @@ def _check_finite(trunk: nn.Module, fitting: Mapping[str, Tensor], used: set[str
     ]
     if bad:
         raise WeightsError(
-            f"{where}: {len(bad)} of its parameters hold NaN or infinity: {some(bad)}. Training diverged, or the file "
-            f"is damaged; take an earlier checkpoint"
+            f"{where}: {len(bad)} of its parameters hold NaN or infinity: {abbreviate(bad)}. Training diverged, or the "
+            f"file is damaged; take an earlier checkpoint"
         )
 
 
@@ -226,9 +226,9 @@ def _does_not_fit(
     lines = [
         f"{where} does not fit the model: {matched} of its {len(wanted)} parameters and buffers were matched",
         f"{'matched':<14}{matched:>6}",
-        f"{'missing':<14}{len(missing):>6}  {some(missing)}",
+        f"{'missing':<14}{len(missing):>6}  {abbreviate(missing)}",
         f"{'other shape':<14}{len(reshaped):>6}  {'; '.join(shapes[:3])}",
-        f"{'left over':<14}{len(unexpected):>6}  {some(sorted(unexpected, key=lambda name: name not in strange))}",
+        f"{'left over':<14}{len(unexpected):>6}  {abbreviate(sorted(unexpected, key=lambda key: key not in strange))}",
     ]
     advised = cure(matched) if cure is not None else _by_prefix(wanted, state)
     if advised:

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor
 
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.store import nearest
+from featbench.store import suggest
 
 
 def torchvision_weights(trunk: str, name: str) -> Any:
@@ -26,7 +26,7 @@ def torchvision_weights(trunk: str, name: str) -> Any:
     known = torchvision.models.get_model_weights(trunk)
     short = name.split(".")[-1].removeprefix("torchvision:")
     if short not in known.__members__:
-        raise WeightsError(f"torchvision has no weights {name!r} for {trunk}. {nearest(short, known.__members__)}")
+        raise WeightsError(f"torchvision has no weights {name!r} for {trunk}. {suggest(short, known.__members__)}")
     return known[short]
 
 

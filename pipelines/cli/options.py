@@ -1,6 +1,6 @@
 """The options that stand for settings of the pipeline: each is said once, and shared by the commands that take it.
 
-A command decorated with `takes(table, ...)` gets those options on its command line, and what was
+A command decorated with `with_options(table, ...)` gets those options on its command line, and what was
 given of them as one argument, `settings`: values by dotted key, which override the pipeline's.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Words = Annotated[
+Arguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PIPELINE] [KEY=VALUE]...",
@@ -144,7 +144,7 @@ EVALUATION: Mapping[str, Option] = {
 }
 
 
-def takes(*tables: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(*tables: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of some tables; what was given of them reaches it as `settings`."""
     options = {name: option for table in tables for name, option in table.items()}
 

@@ -8,13 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from featbench.pipelines.cli import set_level, show
-from featbench.pipelines.cli.options import EVALUATION, EXTRACTION, STORE, TrustCode, Words, read_pipeline, takes
+from featbench.pipelines.cli.options import (
+    EVALUATION,
+    EXTRACTION,
+    STORE,
+    Arguments,
+    TrustCode,
+    read_pipeline,
+    with_options,
+)
 
 
-@takes(EXTRACTION, STORE, EVALUATION)
+@with_options(EXTRACTION, STORE, EVALUATION)
 def plan(
     settings: dict[str, Any],
-    words: Words = None,
+    words: Arguments = None,
     trust_code: TrustCode = False,
     probe: Annotated[
         float, typer.Option("--probe", metavar="SECONDS", help="How long the model is measured; 0: not at all.")

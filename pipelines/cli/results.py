@@ -10,7 +10,7 @@ import typer
 
 from featbench.pipelines.cli import set_level, show
 from featbench.pipelines.cli.feature_sets import open_features
-from featbench.pipelines.cli.options import EVALUATION, FeatureSetName, Json, Layers, Store, read_pipeline, takes
+from featbench.pipelines.cli.options import EVALUATION, FeatureSetName, Json, Layers, Store, read_pipeline, with_options
 
 STAGE_TWO = ("evaluate",)
 SETTINGS = ("protocol", "k", "temperature", "memory", "search_device", "search_precision")
@@ -49,7 +49,7 @@ def protocols(
         show(protocol_table(found))
 
 
-@takes({name: EVALUATION[name] for name in SETTINGS})
+@with_options({name: EVALUATION[name] for name in SETTINGS})
 def compare(
     settings: dict[str, Any],
     first: FeatureSetName,
@@ -73,7 +73,7 @@ def compare(
         show(comparison_table(records))
 
 
-@takes({name: EVALUATION[name] for name in (*SETTINGS, "leave_one_out")})
+@with_options({name: EVALUATION[name] for name in (*SETTINGS, "leave_one_out")})
 def export(
     settings: dict[str, Any],
     name: FeatureSetName,

@@ -12,6 +12,7 @@ from featbench.pipelines.cli.options import (
     EVALUATION,
     EXTRACTION,
     STORE,
+    Arguments,
     DryRun,
     Json,
     Layers,
@@ -19,9 +20,8 @@ from featbench.pipelines.cli.options import (
     Quiet,
     Store,
     TrustCode,
-    Words,
     read_pipeline,
-    takes,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ STAGE_TWO = ("evaluate", "store", "name")
 """Settings that `bench evaluate` heeds."""
 
 
-@takes(EXTRACTION, STORE)
+@with_options(EXTRACTION, STORE)
 def extract(
     settings: dict[str, Any],
-    words: Words = None,
+    words: Arguments = None,
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
@@ -48,10 +48,10 @@ def extract(
         _extract(pipeline, overwrite=overwrite, quiet=quiet)
 
 
-@takes(EVALUATION)
+@with_options(EVALUATION)
 def evaluate(
     settings: dict[str, Any],
-    words: Words = None,
+    words: Arguments = None,
     features: Annotated[
         str | None, typer.Option("--features", help="Name of the feature set; by default the pipeline's.")
     ] = None,
@@ -66,10 +66,10 @@ def evaluate(
     _evaluate(pipeline, layers, as_json=as_json, quiet=quiet)
 
 
-@takes(EXTRACTION, STORE, EVALUATION)
+@with_options(EXTRACTION, STORE, EVALUATION)
 def run(
     settings: dict[str, Any],
-    words: Words = None,
+    words: Arguments = None,
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
@@ -93,11 +93,11 @@ def _print_settings(pipeline: Pipeline) -> None:
 def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
     set_level(quiet)
     from featbench.pipelines.extraction.run import extract as extract_features
-    from featbench.pipelines.extraction.signals import Stopped
+    from featbench.pipelines.extraction.signals import Interrupted
 
     try:
         report = extract_features(pipeline, overwrite=overwrite, quiet=quiet)
-    except Stopped as stopped:
+    except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(stopped.exit_code) from None
     where = report.features.path

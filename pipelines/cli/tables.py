@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from featbench.evaluate.knn.protocols import Protocol
+from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.metrics import Estimate
 from featbench.evaluate.results import (
     ClassResult,
@@ -144,7 +144,7 @@ def comparison_table(records: Sequence[Record]) -> RenderableType:
     return table
 
 
-def protocol_table(protocols: Mapping[str, Protocol]) -> RenderableType:
+def protocol_table(protocols: Mapping[str, KnnProtocol]) -> RenderableType:
     """What each protocol fixes."""
     table = Table(box=None, pad_edge=False)
     for column in ("protocol", "similarity", "vote", "k", "T", "top-5", "resize", "source"):

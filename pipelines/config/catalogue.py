@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from featbench.extract.config import DataConfig
 from featbench.extract.data.archives import ENDINGS
 from featbench.pipelines.config.documents import read_yaml
-from featbench.store import BenchError, nearest
+from featbench.store import BenchError, suggest
 from featbench.store.documents import DocumentError, brief, brief_text
 
 FILE = "datasets.yaml"
@@ -94,7 +94,7 @@ def settings_of(name: str) -> dict[str, Any]:
     """
     entries = read_catalogue()
     if name not in entries:
-        raise CatalogueError(f"no data set {name!r} in the catalogue. {nearest(name, entries)} See `bench datasets`.")
+        raise CatalogueError(f"no data set {name!r} in the catalogue. {suggest(name, entries)} See `bench datasets`.")
     return {key: value for key, value in entries[name].items() if key not in ("about", "needs")}
 
 
@@ -131,7 +131,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _text(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
-        return f"no such setting. {nearest(str(fault['loc'][-1]), Entry.model_fields)}"
+        return f"no such setting. {suggest(str(fault['loc'][-1]), Entry.model_fields)}"
     return f"{fault['msg'].removeprefix('Value error, ')}; got {brief(fault['input'])}"
 
 

@@ -19,7 +19,7 @@ from featbench.evaluate.config import EvaluateConfig
 from featbench.extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
 from featbench.pipelines.config.catalogue import CatalogueError, settings_of
 from featbench.pipelines.config.documents import parse_yaml, read_yaml
-from featbench.store import BenchError, LayerSpec, StoreError, nearest
+from featbench.store import BenchError, LayerSpec, StoreError, suggest
 from featbench.store.config import Config, StoreConfig
 from featbench.store.documents import DocumentError, brief, brief_text
 from featbench.store.layers import layers_of
@@ -151,7 +151,7 @@ def find_pipeline(name: str | None) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    raise PipelineError(f"no pipeline {name!r}. {nearest(name, pipeline_names())} Or give the path of a YAML file.")
+    raise PipelineError(f"no pipeline {name!r}. {suggest(name, pipeline_names())} Or give the path of a YAML file.")
 
 
 def pipeline_names() -> list[str]:
@@ -190,7 +190,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside = path.parent / named
     if not beside.is_file() and named not in pipeline_names():
         raise PipelineError(
-            f"{path}: base: no pipeline {named!r}. {nearest(named, pipeline_names())} Or a path relative to this file."
+            f"{path}: base: no pipeline {named!r}. {suggest(named, pipeline_names())} Or a path relative to this file."
         )
     base = beside if beside.is_file() else find_pipeline(named)
     if base.resolve() in (chain := (*extending, path.resolve())):
@@ -267,7 +267,7 @@ def _faults(error: ValidationError) -> dict[str, str]:
         if fault["type"] == "extra_forbidden":
             name = str(fault["loc"][-1])
             prefix = key[: len(key) - len(name)]
-            hint = nearest(name, section.model_fields).replace("Did you mean ", f"Did you mean {prefix}")
+            hint = suggest(name, section.model_fields).replace("Did you mean ", f"Did you mean {prefix}")
             faults[key] = f"no such setting. {hint}"
         else:
             message = fault["msg"].removeprefix("Value error, ")

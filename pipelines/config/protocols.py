@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.knn.protocols import Protocol, find_protocol, make_protocol
+from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, make_protocol
 from featbench.pipelines.config.documents import read_yaml
 from featbench.store.documents import DocumentError
 
 
-def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:
+def find_protocols(names: Sequence[str]) -> Mapping[str, KnnProtocol]:
     """Look protocols up: those of the table by name, those of a YAML file by its path.
 
     Raises
@@ -22,13 +22,13 @@ def find_protocols(names: Sequence[str]) -> Mapping[str, Protocol]:
     EvaluationError
         If there is no such protocol, or a file can't be read as protocols.
     """
-    found: dict[str, Protocol] = {}
+    found: dict[str, KnnProtocol] = {}
     for name in names:
         found |= read_protocols(Path(name)) if name.endswith((".yaml", ".yml")) else {name: find_protocol(name)}
     return found
 
 
-def read_protocols(path: Path) -> dict[str, Protocol]:
+def read_protocols(path: Path) -> dict[str, KnnProtocol]:
     """Read the protocols of a YAML file."""
     try:
         content = read_yaml(path)

@@ -35,7 +35,7 @@ from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
 from featbench.extract.transform import Transform
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.loading import Filled, fill
+from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.transforming import choose_transform
 from featbench.store import (
@@ -182,7 +182,7 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
         )
         taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
         layers = taps.probe(image)
-        filled = fill(taps, image, pipeline.weights, options=options)
+        filled = load_weights(taps, image, pipeline.weights, options=options)
         probe = _probe(taps, transform, check=True)
         model = _model(pipeline, options, trunk, ran)
     sources = sources or sources_of(pipeline)
@@ -308,7 +308,7 @@ def _manifest(
     transform: Transform,
     model: dict[str, Any],
     rows_per_chunk: int,
-    filled: Filled,
+    filled: LoadedWeights,
     transform_from: str,
     probe: dict[str, Summary],
 ) -> Manifest:

@@ -28,7 +28,7 @@ from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.job import Prepared
 from featbench.pipelines.extraction.monitor import watching
 from featbench.pipelines.extraction.rank import Outcome, raise_faults, work
-from featbench.pipelines.extraction.signals import Stopped, Stopping, until_signalled
+from featbench.pipelines.extraction.signals import Interrupted, StopRequest, graceful_shutdown
 from featbench.pipelines.ranks import Rank
 from featbench.store import BenchError
 
@@ -53,7 +53,7 @@ def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
     ------
     BenchError
         If ranks report a fault, each different one once, or died too often.
-    Stopped
+    Interrupted
         If a signal ended it.
     """
     settings = prepared.pipeline.extract
@@ -69,14 +69,14 @@ def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
         lock.share()
         layers = list(prepared.layers)
         with (
-            until_signalled() as stopping,
+            graceful_shutdown() as stopping,
             watching(prepared.features, layers, run, stopping=stopping, quiet=quiet),
         ):
             ranks = supervise(prepared.pipeline, run, stopping)
     raise_faults(ranks.outcomes)
     if prepared.missing():
         if stopping():
-            raise Stopped(stopping.exit_code)
+            raise Interrupted(stopping.exit_code)
         raise BenchError(f"{'; '.join(ranks.given_up) or 'the ranks ended before all was done'}. {DIED}")
     return missing
 
@@ -135,7 +135,7 @@ class _Child:
         return f"rank {self.rank.rank} died ({how})"
 
 
-def supervise(pipeline: Pipeline, run: str, stopping: Stopping) -> Supervised:
+def supervise(pipeline: Pipeline, run: str, stopping: StopRequest) -> Supervised:
     """Run ranks until all have ended; a signal makes each stop after its chunk."""
     ended = Supervised()
     size = pipeline.extract.num_ranks

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from featbench.pipelines.extraction.signals import NOTICE, Stopping
+from featbench.pipelines.extraction.signals import NOTICE, StopRequest
 from featbench.pipelines.terminal.output import console, logging_above_bar
 from featbench.store import FeatureSet, RankStatus
 from featbench.store.status import read_statuses
@@ -117,7 +117,7 @@ class Watch:
 
 @contextmanager
 def watching(
-    features: FeatureSet, layers: Sequence[str], run: str, *, stopping: Stopping, quiet: bool
+    features: FeatureSet, layers: Sequence[str], run: str, *, stopping: StopRequest, quiet: bool
 ) -> Iterator[None]:
     """Show how far a run is for as long as the block lasts, and that it is stopping."""
     if quiet:
@@ -135,7 +135,7 @@ def watching(
         shower.join(timeout=10)
 
 
-def _show_lines(watch: Watch, over: threading.Event, stopping: Stopping) -> None:
+def _show_lines(watch: Watch, over: threading.Event, stopping: StopRequest) -> None:
     next_line = time.monotonic() + SECONDS_PER_LINE
     while not over.wait(SECONDS_PER_LOOK):
         snapshot = watch.look()
@@ -145,7 +145,7 @@ def _show_lines(watch: Watch, over: threading.Event, stopping: Stopping) -> None
     logger.info("%s", watch.look())
 
 
-def _show_live(watch: Watch, over: threading.Event, stopping: Stopping) -> None:
+def _show_live(watch: Watch, over: threading.Event, stopping: StopRequest) -> None:
     drawn_on = console(stderr=True)
     is_told = stopping()
     with Live(console=drawn_on, auto_refresh=False, transient=False) as live, logging_above_bar():

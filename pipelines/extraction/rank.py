@@ -18,7 +18,7 @@ from featbench.extract.loading import default_workers
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.job import Prepared, choose_device, prepare
 from featbench.pipelines.extraction.monitor import watching
-from featbench.pipelines.extraction.signals import Stopped, Stopping, until_signalled
+from featbench.pipelines.extraction.signals import Interrupted, StopRequest, graceful_shutdown
 from featbench.pipelines.ranks import Rank
 from featbench.store import (
     BenchError,
@@ -31,17 +31,17 @@ from featbench.store.errors import first_line
 from featbench.store.status import Reporter
 
 
-def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
+def run_rank(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
     """Do one rank's part; returns the layers of which something was missing.
 
     Raises
     ------
-    Stopped
+    Interrupted
         If a signal ended it before everything was done.
     """
     features, layers = prepared.features, list(prepared.layers)
     is_told = quiet and rank.world_size > 1  # by a process that says so
-    with until_signalled(quiet=is_told) as stopping, features.lock(rank.run) as lock:
+    with graceful_shutdown(quiet=is_told) as stopping, features.lock(rank.run) as lock:
         if lock.is_first:
             prepared.make_ready()
             lock.share()
@@ -66,7 +66,7 @@ def extract_as(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[
                 raise
             reporter.change("stopped" if stopping() else "done")
     if stopping() and features.pending(layers):
-        raise Stopped(stopping.exit_code)
+        raise Interrupted(stopping.exit_code)
     return missing
 
 
@@ -77,7 +77,7 @@ def _extract(
     queue: WorkQueue,
     writer: ChunkWriter,
     reporter: Reporter,
-    stopping: Stopping,
+    stopping: StopRequest,
 ) -> None:
     pipeline, features = prepared.pipeline, prepared.features
     settings = pipeline.extract
@@ -143,8 +143,8 @@ def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
     try:
         with _unheard() if quiet else nullcontext():
             prepared = prepare(pipeline)
-        extract_as(rank, prepared, quiet=quiet)
-    except Stopped as stopped:
+        run_rank(rank, prepared, quiet=quiet)
+    except Interrupted as stopped:
         sys.exit(stopped.exit_code)
     except BenchError as error:
         return Outcome(fault=str(error))

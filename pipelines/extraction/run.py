@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.job import prepare
-from featbench.pipelines.extraction.rank import extract_as
+from featbench.pipelines.extraction.rank import run_rank
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.store import (
     BenchError,
@@ -50,7 +50,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
     ------
     BenchError
         If anything is wrong that the user can mend; what was committed before is safe.
-    Stopped
+    Interrupted
         If a signal ended it before everything was done.
     """
     start = time.perf_counter()
@@ -73,7 +73,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
 
         new = launch(prepared, quiet=quiet)
     else:
-        new = extract_as(rank or alone(), prepared, quiet=quiet)
+        new = run_rank(rank or alone(), prepared, quiet=quiet)
     after = FeatureSet.open(before.path)
     done = [work for work in pending if after.pending_in(work.split, work.chunk, work.layers) is None]
     return ExtractionReport(

@@ -25,7 +25,7 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 """What a terminal needs that a bar is drawn on."""
 
 
-class Stopped(Exception):  # noqa: N818 -- no error: it was asked for
+class Interrupted(Exception):  # noqa: N818 -- no error: it was asked for
     """A signal ended the extraction before everything was done."""
 
     def __init__(self, exit_code: int) -> None:
@@ -33,7 +33,7 @@ class Stopped(Exception):  # noqa: N818 -- no error: it was asked for
         self.exit_code = exit_code
 
 
-class Stopping:
+class StopRequest:
     """Whether a signal has asked this process to stop."""
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -70,12 +70,12 @@ class Stopping:
 
 
 @contextmanager
-def until_signalled(*, quiet: bool = False) -> Iterator[Stopping]:
+def graceful_shutdown(*, quiet: bool = False) -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM in the block, unless someone else does; nothing outside of the main thread.
 
     `quiet` leaves it to another process to say so.
     """
-    stopping = Stopping(quiet=quiet)
+    stopping = StopRequest(quiet=quiet)
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return

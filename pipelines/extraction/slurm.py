@@ -17,9 +17,9 @@ from typing import Any
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.job import Prepared
 from featbench.pipelines.extraction.rank import Outcome, raise_faults, work
-from featbench.pipelines.extraction.signals import Stopped
+from featbench.pipelines.extraction.signals import Interrupted
 from featbench.pipelines.ranks import alone, from_environment
-from featbench.store import BenchError, nearest
+from featbench.store import BenchError, suggest
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def submit(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
     ------
     BenchError
         If there is no SLURM or submitit, a parameter is wrong, the job failed, or ranks report a fault.
-    Stopped
+    Interrupted
         On SIGINT; the job goes on.
     """
     with prepared.features.lock():
@@ -78,7 +78,7 @@ def submit(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
             job.job_id,
             job.job_id,
         )
-        raise Stopped(130) from None
+        raise Interrupted(130) from None
     raise_faults(_outcomes(job))
     return missing
 
@@ -97,7 +97,7 @@ def parameters(words: Mapping[str, str | int]) -> dict[str, Any]:
         name = word.replace("-", "_")
         name = ALIASES.get(name, name)
         if name not in known:
-            raise BenchError(f"--slurm: no parameter {word!r}. {nearest(name, known)}")
+            raise BenchError(f"--slurm: no parameter {word!r}. {suggest(name, known)}")
         chosen[name] = _minutes(value) if name == "time" else _number(name, value) if name in NUMBERS else value
     chosen.setdefault("ntasks_per_node", chosen.get("gpus_per_node", 1))
     return chosen

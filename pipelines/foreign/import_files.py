@@ -16,7 +16,7 @@ import numpy as np
 from featbench.pipelines.foreign.arrays import Array, Arrays, ImportingError
 from featbench.pipelines.foreign.containers import Container, first_bytes, open_container
 from featbench.pipelines.foreign.tables import LABEL_COLUMNS, PATH_COLUMNS, values_of
-from featbench.store import nearest
+from featbench.store import suggest
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _labels_name(
 
 def _asked(container: Container, name: str, option: str) -> str:
     if name not in container:
-        raise ImportingError(f"{container.path}: no array {name!r}. {nearest(name, container)} Choose with {option}.")
+        raise ImportingError(f"{container.path}: no array {name!r}. {suggest(name, container)} Choose with {option}.")
     return name
 
 

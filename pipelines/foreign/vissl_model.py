@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featbench.pipelines.foreign.vissl_keys import Keys, is_ignored
-from featbench.store import nearest
+from featbench.store import suggest
 
 CLASSY_REGNETS = {
     "regnet_y_256gf": {"depth": 27, "w_0": 640, "w_a": 124.47, "w_m": 2.04, "group_width": 848},
@@ -29,7 +29,7 @@ def translate_model(keys: Keys) -> dict[str, Any]:
         model = _regnet(keys, name=trunk)
     else:
         keys.fault(
-            f"MODEL.TRUNK.NAME: {trunk!r} is not among {', '.join(translators)}. {nearest(str(trunk), translators)} "
+            f"MODEL.TRUNK.NAME: {trunk!r} is not among {', '.join(translators)}. {suggest(str(trunk), translators)} "
             f"A model of torchvision's or timm's is named in a pipeline, as model.trunk"
         )
         model = {}

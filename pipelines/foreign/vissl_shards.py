@@ -17,7 +17,7 @@ import numpy as np
 
 from featbench.pipelines.foreign.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels
 from featbench.pipelines.foreign.containers import open_container
-from featbench.store import nearest
+from featbench.store import suggest
 from featbench.store.layers import check_name
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def read_vissl(
     for name, layer in wanted.items():
         check_name(name, layer)
         if layer not in both:
-            raise ImportingError(f"{folder}: no shards of layer {layer!r}. {nearest(layer, both)}")
+            raise ImportingError(f"{folder}: no shards of layer {layer!r}. {suggest(layer, both)}")
     given = label_files or {}
     merged = {}
     for split, by_layer in found.items():

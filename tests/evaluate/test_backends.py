@@ -15,7 +15,7 @@ import pytest
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours import backends
 from featbench.evaluate.neighbours.backends import Choice, choose, multiplies_bfloat16
-from featbench.evaluate.neighbours.engine import Asked
+from featbench.evaluate.neighbours.engine import SearchRequest
 from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K, FlatEngine
 from featbench.evaluate.neighbours.search import search
 from featbench.evaluate.neighbours.tiled_engine import Float32Products, TiledEngine
@@ -84,7 +84,7 @@ def test_queries_that_few_bits_cannot_answer_are_asked_again_in_float32(two_gpus
     values = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     found = search(held(values), held(values), k=9, similarity="cosine", plan=cut(500, device="gpu", precision="low"))
     assert [config.useFloat16 for config in two_gpus] == [True, True, False, False]
-    assert len(found.second_look) > 400
+    assert len(found.rechecked) > 400
     alone = search(held(values), held(values), k=9, similarity="cosine", plan=cut(device="cpu", precision="float32"))
     assert_equal(found, alone.rows_QK, alone.similarities_QK)
 
@@ -103,7 +103,9 @@ def test_the_next_block_is_loaded_while_one_is_searched():
             return super().search(queries, k)
 
     values = awkward("random", 400, 4, 1)
-    asked = Asked(queries_QD=values[:3], lengths_Q=np.linalg.norm(values[:3], axis=1), k=5, similarity="inner_product")
+    asked = SearchRequest(
+        queries_QD=values[:3], lengths_Q=np.linalg.norm(values[:3], axis=1), k=5, similarity="inner_product"
+    )
     engine = FlatEngine(asked, Index)
     for at in range(0, 400, 400 // num_blocks):
         rows = np.arange(at, at + 100)
@@ -174,7 +176,7 @@ def test_bfloat16_answers_most_queries_of_real_sizes_alone():
         for precision in ("low", "float32")
     )
     assert_equal(low, full.rows_QK, full.similarities_QK)
-    assert len(low.second_look) < 20
+    assert len(low.rechecked) < 20
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
@@ -193,7 +195,7 @@ def test_an_engine_that_is_further_off_than_it_says_is_found_out(monkeypatch, ca
     found = search(*chosen, k=9, similarity=similarity, plan=cut())
     assert "further off than its arithmetic allows" in caplog.text
     assert_equal(found, truth.rows_QK, truth.similarities_QK)
-    assert len(found.second_look) == 20
+    assert len(found.rechecked) == 20
 
 
 def test_torch_keeps_its_threads():

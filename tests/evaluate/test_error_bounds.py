@@ -12,7 +12,7 @@ from featbench.evaluate.neighbours.error_bounds import (
     BFLOAT16,
     FLOAT32,
     FLOAT64,
-    Error,
+    ErrorBound,
     added,
     float16_error,
     float32_error,
@@ -117,22 +117,22 @@ def test_rows_of_length_1_are_nowhere_further_from_float16_than_the_bound_says()
 
 
 def test_errors_of_a_sum_add_up():
-    first = Error(absolute_Q=np.array([1.0, 2.0]), relative=0.5)
-    second = Error(absolute_Q=np.array([0.25, 8.0]), relative=0.125)
+    first = ErrorBound(absolute_Q=np.array([1.0, 2.0]), relative=0.5)
+    second = ErrorBound(absolute_Q=np.array([0.25, 8.0]), relative=0.125)
     assert added(first, second, 2.0).absolute_Q.tolist() == [1.5, 18.0]
     assert added(first, second).absolute_Q.tolist() == [1.25, 10.0]
     assert added(first, second).relative == 0.625
 
 
 def test_an_error_grows_with_the_size_of_the_score():
-    error = Error(absolute_Q=np.array([1.0, 2.0]), relative=0.5)
+    error = ErrorBound(absolute_Q=np.array([1.0, 2.0]), relative=0.5)
     assert error.of(np.array([4, -4], np.float32)).tolist() == [3.0, 4.0]
     assert error.of(np.array([[4, 0, -6], [0, 1, 2]], np.float32)).tolist() == [[3.0, 1.0, 4.0], [2.0, 2.5, 3.0]]
     assert error[1:].of(np.array([8.0])).tolist() == [6.0]
 
 
 def test_infinite_scores_have_the_same_error_where_none_is_relative():
-    error = Error(absolute_Q=np.array([1.0]))
+    error = ErrorBound(absolute_Q=np.array([1.0]))
     assert error.of(np.array([[np.inf, -np.inf]])).tolist() == [[1.0]]
 
 

@@ -16,7 +16,7 @@ from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.knn.few_shot import evaluate_few_shot
 from featbench.evaluate.knn.per_class import class_accuracies, confusion_matrix
 from featbench.evaluate.knn.predictions import predict
-from featbench.evaluate.knn.protocols import PROTOCOLS, Protocol
+from featbench.evaluate.knn.protocols import PROTOCOLS, KnnProtocol
 from featbench.evaluate.knn.retrieval import retrieval_metrics
 from featbench.evaluate.knn.shots import draw
 from featbench.evaluate.neighbours.cached_search import find_neighbours
@@ -138,7 +138,7 @@ def test_top5_of_a_protocol_is_only_claimed_where_its_project_has_one(tmp_path, 
 
 
 def test_a_protocol_of_ones_own_is_taken_like_any_other(made, data):
-    rule = Protocol(k=(3,), temperature=(0.5,))
+    rule = KnnProtocol(k=(3,), temperature=(0.5,))
     record = evaluate_knn(made, ["x"], protocol={"mine": rule})[0]
     (values, labels), (queries, expected) = data["train"], data["val"]
     assert record["top1"] == pytest.approx((voted(cosines(values, queries), labels, 3, 0.5) == expected).mean())

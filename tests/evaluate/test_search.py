@@ -159,10 +159,10 @@ def with_threads(count):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_queries_that_float32_cannot_answer_get_a_second_look(similarity):
     random = awkward("random", 3000, 8, 1)
-    assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).second_look.tolist() == []
+    assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).rechecked.tolist() == []
     equal = np.ones((3000, 8), np.float32)
     found = search(held(equal), held(equal[:5]), k=9, similarity=similarity, plan=cut(100, device="cpu"))
-    assert found.second_look.tolist() == [0, 1, 2, 3, 4]
+    assert found.rechecked.tolist() == [0, 1, 2, 3, 4]
     assert found.engine == "the CPU, float32"
     assert (found.rows_QK == np.arange(9)).all()
 
@@ -175,7 +175,7 @@ def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order(
     rows, similarities = brute_force(database, query, "cosine", 50)
     found = search(held(database), held(query), k=50, similarity="cosine", plan=cut())
     assert_equal(found, rows, similarities)
-    assert len(found.second_look) == 1
+    assert len(found.rechecked) == 1
 
 
 def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path):

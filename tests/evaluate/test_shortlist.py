@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.evaluate.neighbours.error_bounds import Error
+from featbench.evaluate.neighbours.error_bounds import ErrorBound
 from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
 
 
 def offered(scores_QN, *, k, errors_Q, rows_at_once, relative=0.0):
     """Offer all scores, some rows at a time; row n is called 10 n."""
     shortlist = Shortlist(len(scores_QN), k)
-    shortlist.error = Error(absolute_Q=errors_Q, relative=relative)
+    shortlist.error = ErrorBound(absolute_Q=errors_Q, relative=relative)
     for at in range(0, scores_QN.shape[1], rows_at_once):
         piece = np.ascontiguousarray(scores_QN[:, at : at + rows_at_once])
         shortlist.offer(piece, 10 * np.arange(at, at + piece.shape[1]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from featbench.evaluate.knn.vote import Ballot, vote_weights
+from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 
 
 def neighbours(seed=0, queries=40, k=30, classes=6):
@@ -42,7 +42,7 @@ def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh):
     similarities, labels = neighbours()
     if vote == "inverse_distance":
         similarities = similarities - 1
-    ballot = Ballot.of(labels, num_classes=6)
+    ballot = ClassVotes.of(labels, num_classes=6)
     ranked = ballot.ranking(vote_weights(similarities, vote=vote, temperature=temperature), k=k)
     expected = ranking_by_hand(similarities, labels, weigh, k)
     for got, wanted in zip(ranked.tolist(), expected, strict=True):
@@ -57,20 +57,32 @@ def test_vote_stays_finite_and_right_where_peers_overflow():
     for temperature in (1e-6, 0.01, 0.07, 1e6):
         weights = vote_weights(similarities, vote="exponential", temperature=temperature)
         assert np.isfinite(weights).all()
-        ranked = Ballot.of(labels, num_classes=3).ranking(weights, k=4)
+        ranked = ClassVotes.of(labels, num_classes=3).ranking(weights, k=4)
         assert ranked[0, 0] == (1 if temperature > 2 else 2)
 
 
 def test_equal_scores_go_to_the_class_of_the_nearer_neighbour():
     similarities = np.array([[0.5, 0.5, 0.5, 0.5]])
     weights = vote_weights(similarities, vote="exponential", temperature=0.07)
-    assert Ballot.of(np.array([[3, 0, 0, 3]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [3, 0, -1, -1, -1]
-    assert Ballot.of(np.array([[0, 3, 3, 0]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [0, 3, -1, -1, -1]
+    assert ClassVotes.of(np.array([[3, 0, 0, 3]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [
+        3,
+        0,
+        -1,
+        -1,
+        -1,
+    ]
+    assert ClassVotes.of(np.array([[0, 3, 3, 0]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [
+        0,
+        3,
+        -1,
+        -1,
+        -1,
+    ]
 
 
 def test_repeated_classes_add_up():
     """`scores[rows, labels] += w` would count each class once."""
-    ballot = Ballot.of(np.array([[1, 0, 0, 0]]), num_classes=2)
+    ballot = ClassVotes.of(np.array([[1, 0, 0, 0]]), num_classes=2)
     assert ballot.ranking(np.array([[1.0, 0.5, 0.5, 0.5]]), k=4)[0, 0] == 0
 
 
@@ -78,12 +90,12 @@ def test_repeated_classes_add_up():
 def test_slices_of_queries_change_nothing(num_classes):
     similarities, labels = neighbours(classes=3)
     weights = vote_weights(similarities, vote="exponential", temperature=0.1)
-    few = Ballot.of(labels, num_classes=3).ranking(weights, k=9)
-    assert np.array_equal(Ballot.of(labels, num_classes=num_classes).ranking(weights, k=9), few)
+    few = ClassVotes.of(labels, num_classes=3).ranking(weights, k=9)
+    assert np.array_equal(ClassVotes.of(labels, num_classes=num_classes).ranking(weights, k=9), few)
 
 
 def test_classes_without_a_vote_have_their_place_behind_the_others():
-    ballot = Ballot.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
+    ballot = ClassVotes.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
     assert [int(ballot.places_among_unvoted(np.array([c]), k=3)[0]) for c in range(7)] == [0, 1, -1, 2, -1, 3, 4]
     assert ballot.places_among_unvoted(np.array([2]), k=1)[0] == 2
 
@@ -94,7 +106,7 @@ def scikit_learns_votes(k):
     rows, queries, labels = random.standard_normal((60, 3)), random.standard_normal((25, 3)), np.arange(60) % 7
     peer = KNeighborsClassifier(k, weights=lambda distances: 1 / (distances + 1e-5)).fit(rows, labels)
     distances, neighbours = peer.kneighbors(queries, n_neighbors=12)  # more than vote
-    ballot = Ballot.of(labels[neighbours], num_classes=7)
+    ballot = ClassVotes.of(labels[neighbours], num_classes=7)
     return ballot, vote_weights(-distances, vote="inverse_distance"), peer.predict_proba(queries)
 
 
@@ -120,7 +132,7 @@ def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, nu
     labels = np.random.default_rng(0).integers(0, num_classes, (num_queries, 3))
     tracemalloc.start()
     try:
-        Ballot.of(labels, num_classes=num_classes).ranking(np.ones((num_queries, 3)), k=3)
+        ClassVotes.of(labels, num_classes=num_classes).ranking(np.ones((num_queries, 3)), k=3)
         assert tracemalloc.get_traced_memory()[1] < 120e6
     finally:
         tracemalloc.stop()
@@ -130,7 +142,7 @@ def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, nu
 def test_k_beyond_the_neighbours_is_refused(k):
     similarities, labels = neighbours()
     with pytest.raises(ValueError, match=r"k must be in \[1, 30\]"):
-        Ballot.of(labels, num_classes=6).ranking(similarities, k=k)
+        ClassVotes.of(labels, num_classes=6).ranking(similarities, k=k)
 
 
 @pytest.mark.parametrize("temperature", [None, 0.0, -1.0, float("nan")])

@@ -13,7 +13,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.loading import fill
+from featbench.extract.weights.loading import load_weights
 from featbench.store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 2, "patch_size": 8}
@@ -81,7 +81,7 @@ def load(path, options, *, trunk="vit", image=IMAGE, **weights):
     model = build_trunk(trunk, options, image_size=tuple(image.shape[2:]))
     taps = TappedTrunk(model, name=trunk, layers=layers_of(["lastCLS"]))
     taps.probe(image[:1])
-    filled = fill(taps, image[:1], WeightsConfig(file=path, **weights), options=options)
+    filled = load_weights(taps, image[:1], WeightsConfig(file=path, **weights), options=options)
     return taps(image)["lastCLS"], filled
 
 
@@ -159,10 +159,10 @@ def test_a_resnet_whose_stride_lies_elsewhere_is_refused(tmp_path):
     taps.probe(IMAGE[:1])
     config = {"model_type": "resnet", "layer_type": "bottleneck"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    fill(taps, IMAGE[:1], WeightsConfig(file=tmp_path))
+    load_weights(taps, IMAGE[:1], WeightsConfig(file=tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(config | {"downsample_in_bottleneck": True}))
     with pytest.raises(WeightsError, match=r"layer2\.0\.conv1: \(\(2, 2\).*in config\.json, \(\(1, 1\)"):
-        fill(taps, IMAGE[:1], WeightsConfig(file=tmp_path))
+        load_weights(taps, IMAGE[:1], WeightsConfig(file=tmp_path))
 
 
 def test_a_timm_folder_is_compared_with_the_architecture_that_it_names(tmp_path):

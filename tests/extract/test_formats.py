@@ -24,7 +24,7 @@ from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint
 from featbench.extract.weights.formats import format_of
-from featbench.extract.weights.loading import fill
+from featbench.extract.weights.loading import load_weights
 from featbench.store import BenchError
 from featbench.store.layers import layers_of
 
@@ -41,7 +41,7 @@ def features(path):
     """The features of a ViT with the weights of a file, as the pipeline loads them."""
     taps = TappedTrunk(build_trunk("vit", VIT, seed=6), name="vit", layers=layers_of(["flatten"]))
     taps.probe(IMAGE)
-    fill(taps, IMAGE, WeightsConfig(file=path))
+    load_weights(taps, IMAGE, WeightsConfig(file=path))
     return taps(IMAGE)["flatten"]
 
 

@@ -13,7 +13,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.loading import fill
+from featbench.extract.weights.loading import load_weights
 from featbench.store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 1, "num_heads": 2, "patch_size": 4}
@@ -34,7 +34,7 @@ def loaded(tmp_path, saved_for, image_size, options, **weights):
     taps = TappedTrunk(trunk, name="vit", layers=layers_of(["flatten"]))
     image = torch.rand(1, 3, *image_size)
     taps.probe(image)
-    filled = fill(taps, image, WeightsConfig(file=tmp_path / "w.pth", **weights))
+    filled = load_weights(taps, image, WeightsConfig(file=tmp_path / "w.pth", **weights))
     return source, trunk, filled
 
 
@@ -97,7 +97,7 @@ def test_timms_vit_is_interpolated_by_grid_too(tmp_path):
     taps = TappedTrunk(trunk, name="timm:vit_tiny_patch16_224", layers=layers_of(["flatten"]))
     image = torch.rand(1, 3, 144, 256)
     taps.probe(image)
-    fill(taps, image, WeightsConfig(file=tmp_path / "w.pth"))
+    load_weights(taps, image, WeightsConfig(file=tmp_path / "w.pth"))
     expected = resample_abs_pos_embed(source.pos_embed, [9, 16], [12, 12], num_prefix_tokens=1, antialias=False)
     assert torch.allclose(trunk.pos_embed, expected, atol=1e-6)
 
@@ -113,4 +113,4 @@ def test_a_table_of_relative_positions_of_another_window_is_refused(tmp_path):
     image = torch.rand(1, 3, 80, 208)
     taps.probe(image)
     with pytest.raises(WeightsError, match="relative positions can't be interpolated"):
-        fill(taps, image, WeightsConfig(file=tmp_path / "w.pth"))
+        load_weights(taps, image, WeightsConfig(file=tmp_path / "w.pth"))

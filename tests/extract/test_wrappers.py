@@ -12,7 +12,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import WeightsError
-from featbench.extract.weights.loading import fill
+from featbench.extract.weights.loading import load_weights
 from featbench.store.layers import layers_of
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -32,7 +32,7 @@ def expected(model):
 def load(path, **weights):
     taps = TappedTrunk(build_trunk("resnet18", {}), name="resnet18", layers=layers_of(["flatten"]))
     taps.probe(IMAGE)
-    fill(taps, IMAGE, WeightsConfig(file=path, **weights))
+    load_weights(taps, IMAGE, WeightsConfig(file=path, **weights))
     return taps(IMAGE)["flatten"]
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_has_a_part_of_that_name_keeps_it(tmp_path, wrap):
     torch.save(wrap(source).state_dict(), tmp_path / "w.pth")
     taps = TappedTrunk(trunk, name="net.py:Wrapped", layers=layers_of(["module"]))
     taps.probe(IMAGE)
-    fill(taps, IMAGE, WeightsConfig(file=tmp_path / "w.pth"))
+    load_weights(taps, IMAGE, WeightsConfig(file=tmp_path / "w.pth"))
     assert torch.equal(trunk.module.weight, source.module.weight)
 
 

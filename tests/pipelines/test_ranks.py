@@ -22,7 +22,7 @@ from rich.console import Console
 
 from featbench.pipelines.config.pipeline import make_pipeline
 from featbench.pipelines.extraction import launch, monitor
-from featbench.pipelines.extraction.signals import Stopping
+from featbench.pipelines.extraction.signals import StopRequest
 from featbench.pipelines.ranks import Rank, from_environment
 from featbench.store import FeatureSet, RankStatus, verify
 from featbench.store.status import Reporter, post, read_statuses
@@ -163,7 +163,7 @@ def test_ranks_that_die_again_and_again_are_given_up_and_the_others_go_on(monkey
     monkeypatch.setattr(launch, "_start", Ending(ways))
     monkeypatch.setattr(launch.multiprocessing, "get_context", lambda method: multiprocessing.context.ForkContext())
     pipeline = make_pipeline({"extract": {"ranks": 2}}, where="test")
-    ended = launch.supervise(pipeline, "run", Stopping())
+    ended = launch.supervise(pipeline, "run", StopRequest())
     assert ended.outcomes == [ways[1]]
     assert ended.restarts == launch.RESTARTS
     assert ended.given_up == ["rank 0 died (killed by SIGKILL), after 3 restarts of ranks"]
@@ -189,8 +189,8 @@ def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(ben
 
 def test_a_second_signal_is_one_with_the_first_only_if_it_comes_at_once():
     code = (
-        "import os, signal, time\nfrom featbench.pipelines.extraction.signals import until_signalled\n"
-        "with until_signalled() as stopping:\n"
+        "import os, signal, time\nfrom featbench.pipelines.extraction.signals import graceful_shutdown\n"
+        "with graceful_shutdown() as stopping:\n"
         "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stopping()\n    time.sleep(1.1); print('still here', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(5); print('never')"
@@ -313,7 +313,7 @@ def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, array
     monkeypatch.setattr(monitor, "console", lambda **_: drawn_on)
     monkeypatch.setattr(monitor, "SECONDS_PER_LOOK", 0.01)
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(io.StringIO())])
-    stopping, over = Stopping(), threading.Event()
+    stopping, over = StopRequest(), threading.Event()
     shower = threading.Thread(
         target=monitor._show_live, args=(monitor.Watch(made, ["res5"], "now"), over, stopping), daemon=True
     )

@@ -16,7 +16,7 @@ from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_view
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn.classification import evaluate_knn
-from featbench.evaluate.knn.vote import Ballot, vote_weights
+from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.metrics import cluster_metrics
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.store import FeatureSet
@@ -64,7 +64,7 @@ def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, tem
         features, stored_view(features, "l2"), database=train, queries=val, k=200, similarity="cosine"
     ).neighbours
     assert np.abs(neighbours.similarities_QK - reference["l2_cosine_val"]).max() < 1e-6
-    ballot = Ballot.of(train.labels[neighbours.rows_QK], num_classes=len(names))
+    ballot = ClassVotes.of(train.labels[neighbours.rows_QK], num_classes=len(names))
     weights = vote_weights(neighbours.similarities_QK, vote="exponential", temperature=temperature)
     for k in K:
         ranked = ballot.ranking(weights, k=k)

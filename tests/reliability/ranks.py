@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from featbench.pipelines.config.pipeline import make_pipeline
-from featbench.pipelines.extraction.signals import Stopped
+from featbench.pipelines.extraction.signals import Interrupted
 from featbench.pipelines.ranks import Rank
 from featbench.store import FeatureSet
 
@@ -85,11 +85,11 @@ def wait_for(condition, what, seconds=90):
 
 def _work(pipeline, rank):
     from featbench.pipelines.extraction.job import prepare
-    from featbench.pipelines.extraction.rank import extract_as
+    from featbench.pipelines.extraction.rank import run_rank
 
     logging.getLogger().setLevel(logging.ERROR)
     os.environ.pop("TORCHELASTIC_RUN_ID", None)
     try:
-        extract_as(rank, prepare(pipeline), quiet=True)
-    except Stopped as stopped:
+        run_rank(rank, prepare(pipeline), quiet=True)
+    except Interrupted as stopped:
         sys.exit(stopped.exit_code)

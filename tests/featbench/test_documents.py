@@ -1,0 +1,58 @@
+"""The code in `docs/python.md` and the examples run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_the_code_on_the_page_about_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), namespace)
+    assert namespace["result"].top1 > 0.6
+    assert (tmp_path / "features/mine/zarr.json").exists()
+
+
+def test_the_notebook_runs(capsys):
+    result = runpy.run_path(str(ROOT / "examples/notebook.py"))["result"]
+    assert result.top1 > 0.9
+    assert "NMI" in capsys.readouterr().out
+
+
+def trained(tmp_path, *options):
+    """Run the example, and return what it prints."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; sys.argv[0] = 'example'; "
+    code += f"runpy.run_path({str(ROOT / 'examples/simsiam_digits.py')!r}, run_name='__main__')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_two_epochs_of_the_training_loop_run(tmp_path):
+    printed = trained(tmp_path, "--epochs", "2")
+    assert re.search(r"epoch   2: loss -?\d\.\d+, kNN top-1 \d\d\.\d %", printed)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["epoch_001.pt", "epoch_002.pt"]
+    assert [path.name for path in sorted((tmp_path / "features").iterdir())] == ["simsiam", "untrained"]
+
+
+@pytest.mark.slow
+def test_training_makes_layers_better_than_those_of_the_untrained_network(tmp_path, bench):
+    rows = re.findall(r"^(untrained|simsiam) +(.*)$", trained(tmp_path), re.MULTILINE)
+    before, after = ([float(value) for value in values.split()] for _, values in rows)
+    assert after[-1] > before[-1] + 2
+    assert after[-2] > before[-2] + 2
+    compared = bench("compare", "untrained", "simsiam", "--layers", "block3", "--k", "20")
+    assert compared.returncode == 0, compared.stderr

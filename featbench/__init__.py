@@ -7,7 +7,9 @@ name is loaded when it is first used.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,10 +53,37 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    home = import_module(_HOMES[name])
+    if name in globals():  # a package of that name, which can be called, and was loaded just now
+        return globals()[name]
+    globals()[name] = getattr(home, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Door(ModuleType):
+    """The module itself: the package of stage one has the name of its function `extract`, and takes its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "extract" and isinstance(value, ModuleType):
+            value.__class__ = _Extract
+        super().__setattr__(name, value)
+
+
+class _Extract(ModuleType):
+    """The package `featbench.extract`, which can be called as the function."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return import_module("featbench._extract").extract(*args, **settings)
+
+    @property
+    def __signature__(self) -> Any:
+        from inspect import signature
+
+        return signature(import_module("featbench._extract").extract)
+
+
+sys.modules[__name__].__class__ = _Door

@@ -345,7 +345,7 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 def test_importing_loads_nothing_heavy_and_takes_no_time():
-    heavy = {"torch", "faiss", "zarr", "numpy", "sklearn", "pydantic", "store", "evaluate"}
+    heavy = {"torch", "faiss", "zarr", "numpy", "sklearn", "pydantic", "featbench.store", "featbench.evaluate"}
     code = (
         f"import json, sys, time; start = time.perf_counter(); import featbench; took = time.perf_counter() - start; "
         f"print(json.dumps([sorted(({heavy!r}) & set(sys.modules)), took, 'knn' in dir(featbench)]))"
@@ -360,6 +360,28 @@ def test_importing_loads_nothing_heavy_and_takes_no_time():
 def test_every_name_is_there():
     assert sorted(featbench.__all__) == featbench.__all__
     for name in featbench.__all__:
-        assert getattr(featbench, name).__name__ == name
+        assert getattr(featbench, name).__name__.removeprefix("featbench.") == name
+        assert callable(getattr(featbench, name))
     with pytest.raises(AttributeError, match="nothing"):
         featbench.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first", ["import featbench.extract.live", "featbench.extract", "from featbench import extract", ""]
+)
+def test_extract_is_a_function_and_a_package_whichever_is_used_first(first):
+    code = f"""
+import inspect
+import featbench
+{first}
+assert list(inspect.signature(featbench.extract).parameters)[:2] == ["model", "data"]
+try:
+    featbench.extract(None, {{}}, layers="x")
+except ValueError as error:
+    assert "keys train and val" in str(error)
+import featbench.extract as package
+from featbench.extract.live import LiveModel
+assert package.live.LiveModel is LiveModel and callable(featbench.extract)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT, make_features
 from tests.test_architecture import PACKAGES
@@ -51,6 +53,36 @@ def test_modules_of_the_users_own_change_nothing(tmp_path, arrays, as_folders):
     result = run(sys.executable, *command, cwd=here, env={"PYTHONPATH": str(elsewhere)})
     assert result.returncode == 0, result.stderr
     assert "res5" in result.stdout
+
+
+def made(*words):
+    """What `make` would run, or how it refuses."""
+    return run("make", "--dry-run", *words, cwd=ROOT)
+
+
+def test_users_are_spared_the_tools_of_developers(tmp_path):
+    venv = f"VENV={tmp_path}"
+    assert all("[dev]" not in made(target, venv).stdout for target in ("install", "demo", "in1k"))
+    assert all("[dev]" in made(target, venv).stdout for target in ("lint", "test", "benchmark"))
+
+
+def test_an_environment_without_cuda_needs_the_same_packages_but_faiss(tmp_path):
+    (rules,) = re.findall(r"^define CPU_REQUIREMENTS\n(.*?)^endef", (ROOT / "Makefile").read_text(), re.M | re.S)
+    lines = must_run(sys.executable, "-c", rules, "dev", cwd=ROOT).splitlines()
+    named = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+    needed = [Requirement(each) for each in requires("featbench")]
+    assert named == {each.name.lower() for each in needed} - {"faiss-gpu", "featbench"}
+    assert "faiss-cpu" in named
+
+
+def test_an_environment_with_cuda_is_not_mixed_with_one_without(tmp_path):
+    (tmp_path / ".installed").touch()
+    refused = made("install", "CPU=1", f"VENV={tmp_path}")
+    assert refused.returncode == 2
+    assert f"{tmp_path} was installed without CPU=1. Remove it first" in refused.stderr
+    (tmp_path / ".cpu").touch()
+    assert "faiss-gpu" not in made("test", f"VENV={tmp_path}", "-W", "pyproject.toml").stdout
+    assert "requirements.txt" in made("test", f"VENV={tmp_path}", "-W", "pyproject.toml").stdout
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from featbench.store.manifest import digest_of
 ALGORITHM = 6
 """Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
 
+OLDER_ALGORITHM = 5
+"""Gives the same clusters where rows are not scaled, or all have ordinary lengths."""
 
 FindClusters = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
 
@@ -175,13 +177,25 @@ def find_clusters(
         With `objective` and `iterations`.
     """
     made_from = [view.made_from[split] for split in ("train", "val")]
-    key = f"{short(view.name)}-{count}-{digest_of([ALGORITHM, count, settings, *made_from])[:16]}"
-    kept = load_cached(features, "clusters", key)
-    if kept and _has_its_form(*kept, count=count, parts=(train, val)):
+
+    def key_of(algorithm: int) -> str:
+        return f"{short(view.name)}-{count}-{digest_of([algorithm, count, settings, *made_from])[:16]}"
+
+    def load(key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        kept = load_cached(features, "clusters", key)
+        return kept if kept and _has_its_form(*kept, count=count, parts=(train, val)) else None
+
+    is_scaled = settings["normalize"]
+    key = key_of(ALGORITHM if is_scaled else OLDER_ALGORITHM)
+    if kept := load(key):
         return kept
-    arrays, facts = search_clusters(view, count, train, val, settings, rows)
+    older = load(key_of(OLDER_ALGORITHM)) if is_scaled else None
+    if older and all(view.select(part).has_ordinary_lengths(rows) for part in (train, val)):
+        arrays, facts = older
+    else:
+        arrays, facts = search_clusters(view, count, train, val, settings, rows)
+        facts |= {"layer": view.name, "made_from": made_from, "settings": settings}
     refuse_if_gone(features)
-    facts |= {"layer": view.name, "made_from": made_from, "settings": settings}
     save_cached(features, "clusters", key, arrays, facts)
     return arrays, facts
 

@@ -28,8 +28,11 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 T = TypeVar("T")
 
-ALGORITHM = 2
+ALGORITHM = 1
 """Enters the digests of derived layers; raised when a change gives other numbers."""
+
+CONCATENATED_ALGORITHM = 2
+"""The same of layers side by side, whose rows are scaled."""
 
 _NOISE = 2.0**-20
 """Variances below this part of the largest are what rounding to float32 leaves of none at all."""
@@ -146,8 +149,9 @@ def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory
     name = ".".join(["+".join(names), *(step for step, wanted in steps.items() if wanted)])
     rows = hashlib.sha256(train.rows.tobytes()).hexdigest()
     sources = [dict(view.made_from) for view in group]
+    algorithm = CONCATENATED_ALGORITHM if len(group) > 1 else ALGORITHM
     made_from = {
-        split: digest_of([ALGORITHM, split, names, sources, rows, [recipe.center, recipe.pca, recipe.whiten]])
+        split: digest_of([algorithm, split, names, sources, rows, [recipe.center, recipe.pca, recipe.whiten]])
         for split in ("train", "val")
     }
     facts = replace(

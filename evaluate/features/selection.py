@@ -138,6 +138,13 @@ class Selection:
             filled += len(part.rows)
         return features
 
+    def has_ordinary_lengths(self, rows_per_block: int) -> bool:
+        """Whether every row has length 0, or one in a range where cosines have been the same in all versions."""
+        return all(
+            is_ordinary(lengths_of(part.features)).all()
+            for part in self.parts(rows_per_block, unit_length=False, without_zeros=True)
+        )
+
     def _check_finite(self, rows: Ints, features: Floats, lengths: npt.NDArray[np.float64]) -> None:
         suspects = ~np.isfinite(lengths)  # not finite if any value is not: cheaper than looking at each value
         if suspects.any():
@@ -181,6 +188,11 @@ def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]
         if len(extreme):
             lengths = np.where(lengths_N[extreme] == 0, 1, lengths_N[extreme])
             features_ND[extreme] = features_ND[extreme] / lengths[:, None]
+
+
+def is_ordinary(lengths_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Whether rows are of lengths that all versions scale alike: early ones took those below 1e-12 to be 1e-12."""
+    return np.asarray((lengths_N >= 2 * _SHORT) & (lengths_N <= _LONG))
 
 
 def _is_extreme(lengths_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

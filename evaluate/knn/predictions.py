@@ -104,7 +104,9 @@ def predict(
     ranked_QT, probabilities_QT = ballot.ranking_with_shares(weights_QK, k=k)
     return Predictions(
         setting={"layer": view.name, "protocol": name, "k": k, "temperature": temperature},
-        digest=digest_of([ALGORITHM, name, asdict(rule), k, temperature, leave_one_out, dict(view.made_from)]),
+        digest=digest_of(
+            [ALGORITHM[rule.similarity], name, asdict(rule), k, temperature, leave_one_out, dict(view.made_from)]
+        ),
         neighbours=replace(found, rows_QK=rows_QK, similarities_QK=similarities_QK),
         labels_Q=queries.labels,
         ranked_QT=ranked_QT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +23,11 @@ from featbench.store.manifest import digest_of
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM = 5
+ALGORITHM: Mapping[Similarity, int] = {"cosine": 5, "inner_product": 4, "euclidean": 4}
 """Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
+
+OLDER_ALGORITHM: Mapping[Similarity, int] = {"cosine": 4}
+"""One that gives the same lists where all rows have ordinary lengths; see `Selection.has_ordinary_lengths`."""
 
 _KIND = "neighbours"
 
@@ -62,6 +65,9 @@ class NeighbourCache:
     origin: dict[str, Any]
     """For the record: layer, similarity, digests."""
 
+    older_key: str | None = None
+    """Where `OLDER_ALGORITHM` kept them."""
+
     @classmethod
     def of(
         cls,
@@ -83,15 +89,22 @@ class NeighbourCache:
             for part in (database, queries)
         ]
         request = None if index is None else [index, length, approximate.ALGORITHM]
+
+        def key_of(algorithm: int) -> str:
+            digest = digest_of([algorithm, similarity, request, *made_from])
+            return f"{short(view.name)}-{similarity}-{digest[:16]}"
+
+        older = OLDER_ALGORITHM.get(similarity)
         return cls(
             features=features,
-            key=f"{short(view.name)}-{similarity}-{digest_of([ALGORITHM, similarity, request, *made_from])[:16]}",
+            key=key_of(ALGORITHM[similarity]),
+            older_key=None if older is None else key_of(older),
             origin={"layer": view.name, "similarity": similarity, "index": index, "made_from": made_from},
         )
 
     def part(self, name: str) -> NeighbourCache:
         """Say where a part of these lists is."""
-        return replace(self, key=f"{self.key}.{name}")
+        return replace(self, key=f"{self.key}.{name}", older_key=None)
 
     def exists(self) -> bool:
         """Whether something is there; it may still be damaged."""
@@ -109,6 +122,10 @@ class NeighbourCache:
             logger.warning("%s: kept lists in another form than they are written in; searched again", self.key)
             return None
         return found if found.neighbours.rows_QK.shape[1] >= k else None
+
+    def load_older(self, k: int) -> SearchResult | None:
+        """Return lists that an older algorithm kept; the caller must check that they are still right."""
+        return None if self.older_key is None else replace(self, key=self.older_key, older_key=None).load(k)
 
     def save(self, found: SearchResult) -> None:
         """Keep lists; where that can't be, warn and go on."""

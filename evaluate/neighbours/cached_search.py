@@ -19,7 +19,7 @@ from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, refuse_if_gone
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
+from featbench.evaluate.memory import SearchPlan, free_memory, plan_search, rows_per_block
 from featbench.evaluate.neighbours.approximate import PARTS, recalls, search_approximately
 from featbench.evaluate.neighbours.backends import TORCH_MEMORY, choose
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
@@ -103,8 +103,7 @@ def find_neighbours(
     """
     search = _Search(view, database, queries, k, similarity, resources, on_rows)
     lists = NeighbourCache.of(features, view, database, queries, similarity, index, search.length)
-    kept = lists.load(k)
-    if kept:
+    if kept := lists.load(k):
         return kept
     search.refuse_too_long()
 
@@ -113,6 +112,8 @@ def find_neighbours(
         lists.save(found)
         return found
 
+    if (older := lists.load_older(k)) and search.has_ordinary_lengths():
+        return keep(older)
     if resources.num_shares == 1:
         return keep(search.run(index))
     if index is not None:
@@ -168,6 +169,11 @@ class _Search:
                 f"k must be in [1, {len(self.whole) - self.is_leave_one_out}], the rows of the database; "
                 f"got {self.length - self.is_leave_one_out}"
             )
+
+    def has_ordinary_lengths(self) -> bool:
+        """Whether every version takes the rows to be of the same lengths; reads them all."""
+        size = rows_per_block(self._resources.bytes, dim=self._view.dim)
+        return all(rows.has_ordinary_lengths(size) for rows in (self.whole, self._queries))
 
     def run(self, index: str | None) -> SearchResult:
         """Search the whole database, by an index if one is given."""

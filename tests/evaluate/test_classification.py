@@ -16,6 +16,7 @@ from featbench.evaluate.features.layers import stored_view
 from featbench.evaluate.knn.classification import evaluate_knn, uniform
 from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
+from featbench.evaluate.neighbours import cache
 from featbench.evaluate.neighbours import cached_search as neighbours
 from tests.conftest import make_features
 
@@ -261,6 +262,34 @@ def test_clusters_are_kept_and_both_splits_are_measured(made, monkeypatch):
     again = evaluate_kmeans(made, ["x"], clusters=["classes", 5])
     for before, after in zip(first, again, strict=True):
         assert {k: v for k, v in before.items() if k != "seconds"} == {k: v for k, v in after.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize(("length", "is_reused"), [(0.0, True), (1e-11, True), (9e-13, False), (1e-30, False)])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_results_of_older_versions_are_reused_unless_a_row_is_shorter_than_they_could_tell(
+    tmp_path, monkeypatch, split, length, is_reused
+):
+    """They took every length below 1e-12 to be 1e-12; without such rows their cosines are today's."""
+    data = {"train": clustered(60, 1), "val": clustered(20, 2)}
+    data[split][0][3] *= np.float32(length) / np.linalg.norm(data[split][0][3])
+    features = make_features(
+        tmp_path / "f",
+        {each: {"x": rows} for each, (rows, _) in data.items()},
+        {each: labels for each, (_, labels) in data.items()},
+    )
+    with monkeypatch.context() as older:
+        older.setattr(cache, "ALGORITHM", {"cosine": 4, "inner_product": 4, "euclidean": 4})
+        older.setattr(evaluation, "ALGORITHM", 5)
+        before = evaluate_knn(features, ["x"], protocol=["dino", "vissl"], k=[5])
+        evaluate_kmeans(features, ["x"], clusters=[3])
+    searches, clusterings = count_searches(monkeypatch), []
+    original = evaluation.kmeans
+    monkeypatch.setattr(evaluation, "kmeans", lambda *a, **k: clusterings.append(a[1]) or original(*a, **k))
+    for _ in range(2):  # the second time they are there under the key of today
+        records = evaluate_knn(features, ["x"], protocol=["dino", "vissl"], k=[5])
+        evaluate_kmeans(features, ["x"], clusters=[3])
+    assert [searches, clusterings] == ([[], []] if is_reused else [[5], [3]])
+    assert not is_reused or [record["top1"] for record in records] == [record["top1"] for record in before]
 
 
 def test_all_records_have_the_same_keys(made):

@@ -6,9 +6,15 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import featbench
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -22,6 +28,19 @@ def test_the_code_on_the_page_about_python_runs(tmp_path, monkeypatch):
         exec(compile(block, "docs/python.md", "exec"), namespace)
     assert namespace["result"].top1 > 0.6
     assert (tmp_path / "features/mine/zarr.json").exists()
+
+
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(120, 1, 8, 8, generator=random), torch.arange(120) % 4
+    train, val = TensorDataset(images[:110], labels[:110]), TensorDataset(images[110:], labels[110:])
+    layers = [("layer3", nn.Conv2d(1, 4, 3)), ("layer4", nn.Conv2d(4, 5, 3))]
+    model = nn.Sequential(OrderedDict(layers))
+    featbench.extract(model, {"train": train, "val": val}, layers="layer4", store="features", name="mine")
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    arrays = dict(zip(("train_x", "train_y", "val_x", "val_y"), (*train.tensors, *val.tensors), strict=True))
+    exec(compile(block, "README.md", "exec"), {"model": model, "train": train, "val": val, **arrays})
 
 
 def test_the_notebook_runs(capsys):

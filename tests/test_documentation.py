@@ -40,7 +40,8 @@ NEEDS_MORE = {
 
 def commands(page: Path) -> list[str]:
     """Lines of the page's code blocks that begin with a command, without comments; continued lines are joined."""
-    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    fenced = r"^```(?:bash|sh|console)?\n(.*?)^```"
+    blocks = re.findall(fenced, page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if re.match(r"(bench|make|torchrun|srun) ", line)]
 
@@ -64,7 +65,7 @@ def is_run(line: str) -> bool:
 @pytest.mark.parametrize(("page", "line"), [each for each in WRITTEN if "make " not in each[1].split("bench")[0]])
 def test_each_command_is_understood(page, line):
     """Its command and options exist, with as many arguments as are given: click parses it all but runs nothing."""
-    from pipelines.cli import app
+    from featbench.pipelines.cli.app import app
 
     words = [word for word in words_of(line) if word not in ("...",)]
     command = get_command(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
 from collections.abc import Mapping
@@ -26,15 +27,41 @@ class ArrayError(BenchError, ValueError):
     """Features or labels that can't be used."""
 
 
-def plain_array(value: object) -> Array:
-    """Return what NumPy makes of an array, a list or a tensor; tensors are taken off their graph and device."""
+def plain_array(value: object, *, what: str) -> Array:
+    """Return what NumPy makes of an array, a list or a tensor; tensors are taken off their graph and device.
+
+    Raises
+    ------
+    ArrayError
+        If NumPy can make nothing of it.
+    """
     tensor: Any = value
-    if hasattr(tensor, "detach") and hasattr(tensor, "cpu"):
-        tensor = tensor.detach().cpu()
-        # NumPy has no bfloat16; all of its values are float32's.
-        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-        return np.asarray(tensor.numpy())
-    return np.asarray(value)
+    try:
+        if hasattr(tensor, "detach") and hasattr(tensor, "cpu"):
+            tensor = tensor.detach().cpu()
+            # NumPy has no bfloat16; all of its values are float32's.
+            tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+            return np.asarray(tensor.numpy())
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArrayError(f"{what} can't be made an array: {str(error).splitlines()[0]}") from error
+
+
+def whole_numbers(values: object, *, what: str) -> list[int]:
+    """Return one integer or several as a list, each once.
+
+    Raises
+    ------
+    ArrayError
+        If they are something else, or none.
+    """
+    try:
+        numbers = [operator.index(each) for each in np.atleast_1d(np.asarray(values)).tolist()]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers:
+        raise ArrayError(f"{what} must be an integer or several; got {values!r}")
+    return list(dict.fromkeys(numbers))
 
 
 def layers_of(features: object, *, split: str) -> dict[str, Floats]:
@@ -60,7 +87,7 @@ def labels_of(labels: object, *, split: str) -> Array:
     BenchError
         If they are not one label a row.
     """
-    plain = plain_array(labels)
+    plain = plain_array(labels, what=f"the labels of {split}")
     if plain.dtype == object:
         plain = _of_objects(plain, split)
     try:
@@ -101,9 +128,9 @@ def _is_none(value: object) -> bool:
 
 
 def _floats(features: object, *, what: str) -> Floats:
-    values = plain_array(features)
-    if values.dtype.kind in "iub":
-        values = values.astype(np.float64)
+    values = plain_array(features, what=what)
+    if values.dtype.kind in "iub":  # float64 holds integers of 53 bits
+        values = values.astype(np.float64 if np.abs(values).max(initial=0) < 2**53 else np.longdouble)
     if values.dtype.kind != "f" or values.ndim < 2:
         raise ArrayError(f"{what} must be numbers of shape (N, ...), one row for each image; got {_form(values)}")
     if not values.size:

@@ -94,10 +94,12 @@ class Features(Mapping[str, Any]):
         """Names of the layers that are meant: one, several (also separated by commas), or all for None."""
         if layers is None:
             return list(self.layers)
-        names = split_layers(layers) if isinstance(layers, str) else list(layers)
+        names = split_layers(layers) if isinstance(layers, str) else list(layers) if np.iterable(layers) else [layers]
+        if not names:
+            raise ArrayError(f"layers must name at least one of {', '.join(self.layers)}; None is all of them")
         for name in names:
             if name not in self.layers:
-                raise UnknownNameError(f"{self.name}: no layer {name!r}. {suggest(name, self.layers)}")
+                raise UnknownNameError(f"{self.name}: no layer {name!r}. {suggest(str(name), self.layers)}")
         return names
 
     def matched(self) -> tuple[Labelled, Labelled, tuple[str, ...]]:
@@ -129,9 +131,9 @@ class Features(Mapping[str, Any]):
         return matched_labels(self._source, needed=False)
 
     def _split_and_layer(self, key: str) -> tuple[str, str]:
-        split, _, layer = key.partition("/")
+        split, _, layer = str(key).partition("/")
         if split not in self.splits or layer not in self.layers:
-            raise UnknownNameError(f"{self.name}: no array {key!r}. {suggest(key, self)}")
+            raise UnknownNameError(f"{self.name}: no array {key!r}. {suggest(str(key), self)}")
         return split, layer
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import numpy.typing as npt
 
-from featbench._arrays import ArrayError
+from featbench._arrays import ArrayError, whole_numbers
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
 from featbench.evaluate.clustering.evaluation import cluster
@@ -151,11 +151,10 @@ def kmeans(
     1.0
     """
     features = as_features(train, train_labels, val, val_labels)
-    counts = list(clusters) if isinstance(clusters, Sequence) and not isinstance(clusters, str) else [clusters]
-    wrong = [each for each in counts if each != "classes" and (isinstance(each, str) or int(each) != each)]
-    if wrong or not counts:
-        raise ArrayError(f"clusters must be an integer, 'classes', or several of these; got {clusters!r}")
-    chosen = range(seeds) if isinstance(seeds, int) else seeds
+    counts = _counts(clusters)
+    chosen = whole_numbers(seeds, what="seeds")
+    if np.ndim(seeds) == 0:
+        chosen = list(range(chosen[0]))
     if not chosen:
         raise ArrayError(f"seeds must be a positive number of seeds, or several seeds; got {seeds!r}")
     train_rows, val_rows, _ = features.matched()
@@ -169,6 +168,17 @@ def kmeans(
         )
     ]  # fmt: skip
     return ClusterResults(results=tuple(results), _name=features.name)
+
+
+def _counts(clusters: int | str | Sequence[int | str]) -> list[int | str]:
+    """Numbers of clusters, and "classes", in the order given."""
+    several = [clusters] if isinstance(clusters, str) or not np.iterable(clusters) else list(clusters)
+    counts: list[int | str] = []
+    for each in several:
+        counts += [each] if each == "classes" else whole_numbers(each, what="clusters, if not 'classes',")
+    if not counts:
+        raise ArrayError(f"clusters must be an integer, 'classes', or several of these; got {clusters!r}")
+    return counts
 
 
 def _mean(results: Sequence[ClusterResult], metric: str) -> float | None:

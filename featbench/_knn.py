@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from featbench._arrays import ArrayError
+from featbench._arrays import ArrayError, whole_numbers
 from featbench._features import Features, Layers, MemoryFeatures
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
@@ -190,10 +189,12 @@ def knn(
     >>> result.top1, result.predictions.tolist()
     (1.0, ['cat', 'dog'])
     """
+    if duplicates is not None and not -1 < duplicates <= 1:
+        raise ArrayError(f"duplicates must be a cosine, in (-1, 1]; got {duplicates!r}")
     features = as_features(train, train_labels, val, val_labels, leave_one_out=leave_one_out)
     asked = KnnQuestion(
-        protocols=dict(protocol) if isinstance(protocol, Mapping) else find_protocols(_texts(protocol)),
-        k=_integers(k, "k"),
+        protocols=_protocols(protocol),
+        k=None if k is None else whole_numbers(k, what="k"),
         temperature=_positive(temperature),
         leave_one_out=leave_one_out,
         retrieval=retrieval,
@@ -201,7 +202,7 @@ def knn(
         per_class=per_class,
         predictions=True,
     )
-    resources = Resources(memory=bytes_of(memory), device=device, precision=precision)
+    resources = _resources(device, precision, memory)
     lists: dict[tuple[str, str], NeighbourLists] = {}
     find = _noting(features.finder(resources, keep=keep), lists)
     results = classify(features.views(layers), *features.matched(), asked, find=find, name=features.name)
@@ -233,7 +234,12 @@ def bytes_of(memory: int | str | None) -> int:
     """Return an amount of memory in bytes; half of what is free for None."""
     if memory is None:
         return free_memory() // 2
-    return parse_memory(memory) if isinstance(memory, str) else operator.index(memory)
+    if isinstance(memory, str):
+        return parse_memory(memory)
+    (number,) = whole_numbers(memory, what="memory, in bytes,")
+    if number <= 0:
+        raise ArrayError(f"memory must be positive, or a text such as '8GiB'; got {memory!r}")
+    return number
 
 
 def data_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -265,20 +271,23 @@ def _noting(find: Find, lists: dict[tuple[str, str], NeighbourLists]) -> Find:
     return find_and_note
 
 
-def _texts(protocol: str | Sequence[str]) -> Sequence[str]:
-    return protocol.split(",") if isinstance(protocol, str) else list(protocol)
+def _protocols(protocol: Protocols) -> Mapping[str, KnnProtocol]:
+    """Look protocols up by name, or take those that are given."""
+    if isinstance(protocol, Mapping) and protocol and all(isinstance(each, KnnProtocol) for each in protocol.values()):
+        return dict(protocol)
+    names = protocol.split(",") if isinstance(protocol, str) else protocol
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ArrayError(f"protocol must be a name, several, or a mapping of names to KnnProtocol; got {protocol!r}")
+    return find_protocols(names)
 
 
-def _integers(values: int | Sequence[int] | None, name: str) -> list[int] | None:
-    if values is None:
-        return None
-    try:
-        numbers = [operator.index(each) for each in np.atleast_1d(np.asarray(values)).tolist()]
-    except TypeError:
-        numbers = []
-    if not numbers:
-        raise ArrayError(f"{name} must be an integer or several; got {values!r}")
-    return list(dict.fromkeys(numbers))
+def _resources(device: str, precision: str, memory: int | str | None) -> Resources:
+    """Check what the search may use."""
+    if str(device).split(":")[0] not in ("auto", "cpu", "gpu", "faiss-cpu"):
+        raise ArrayError(f"device must be auto, cpu, gpu, gpu:1 (the second GPU) or faiss-cpu; got {device!r}")
+    if precision not in ("auto", "float32", "low"):
+        raise ArrayError(f"precision must be auto, float32 or low; got {precision!r}")
+    return Resources(memory=bytes_of(memory), device=device, precision=precision)
 
 
 def _positive(values: float | Sequence[float] | None) -> list[float] | None:

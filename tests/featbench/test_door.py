@@ -223,6 +223,12 @@ def with_nan(values):
     return values
 
 
+def sparse(values):
+    import torch
+
+    return torch.from_numpy(values).to_sparse()
+
+
 FAULTS = {
     "no val": (lambda x, y, v, w: ((x, y), {}), "val is missing"),
     "flat": (lambda x, y, v, w: ((x[:, 0], y, v, w), {}), r"got float32 of shape \(80,\)"),
@@ -241,6 +247,17 @@ FAULTS = {
     "temperature": (lambda x, y, v, w: ((x, y, v, w), {"temperature": 0}), "positive"),
     "protocol": (lambda x, y, v, w: ((x, y, v, w), {"protocol": "dion"}), "Did you mean dino"),
     "layer": (lambda x, y, v, w: ((x, y, v, w), {"layers": "feature"}), "Did you mean features"),
+    "sparse": (lambda x, y, v, w: ((sparse(x), y, v, w), {}), "Sparse layout"),
+    "ragged": (lambda x, y, v, w: (([[1.0, 2.0], [3.0]], [0, 1], v, w), {}), "inhomogeneous"),
+    "device": (lambda x, y, v, w: ((x, y, v, w), {"device": "cuda"}), "must be auto, cpu, gpu.*'cuda'"),
+    "precision": (lambda x, y, v, w: ((x, y, v, w), {"precision": "bf16"}), "'bf16'"),
+    "no protocol": (lambda x, y, v, w: ((x, y, v, w), {"protocol": []}), "must be a name"),
+    "number as protocol": (lambda x, y, v, w: ((x, y, v, w), {"protocol": 5}), "must be a name"),
+    "mapping of names": (lambda x, y, v, w: ((x, y, v, w), {"protocol": {"mine": "dino"}}), "must be a name"),
+    "no layers": (lambda x, y, v, w: ((x, y, v, w), {"layers": []}), "at least one of features"),
+    "number as layer": (lambda x, y, v, w: ((x, y, v, w), {"layers": 5}), "no layer 5"),
+    "duplicates": (lambda x, y, v, w: ((x, y, v, w), {"duplicates": 2}), r"\(-1, 1\]; got 2"),
+    "no memory": (lambda x, y, v, w: ((x, y, v, w), {"memory": 0}), "positive"),
     "memory": (lambda x, y, v, w: ((x, y, v, w), {"memory": "lots"}), "8GiB"),
 }
 
@@ -252,6 +269,36 @@ def test_what_cannot_be_is_a_value_error_that_says_why(data, fault):
     with pytest.raises(ValueError, match=text) as error:
         featbench.knn(*arguments, **settings)
     assert fault == "memory" or isinstance(error.value, featbench.BenchError)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clusters": 0},
+        {"clusters": "5"},
+        {"clusters": 2.5},
+        {"clusters": None},
+        {"clusters": []},
+        {"clusters": 81},
+        {"seeds": 0},
+        {"seeds": [-1]},
+        {"seeds": 1.5},
+    ],
+)
+def test_what_cannot_be_clustered_is_a_value_error(data, settings):
+    with pytest.raises(featbench.BenchError, match="must be"):
+        featbench.kmeans(*data, **{"clusters": 2, **settings})
+
+
+def test_numbers_of_numpy_count_as_numbers(data):
+    assert len(featbench.kmeans(*data, clusters=np.array([2, 3]), seeds=np.int64(2))) == 8
+    assert [each.k for each in featbench.knn(*data, k=np.array([1, 3]))] == [1, 3]
+
+
+def test_integers_that_float64_cannot_hold_are_warned_of(data):
+    values = np.full((80, 8), 2**60) + np.arange(80)[:, None]
+    with pytest.warns(UserWarning, match="rows that become equal"):
+        featbench.knn(values, data[1], values[:40], data[3], k=1)
 
 
 @pytest.fixture

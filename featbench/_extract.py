@@ -80,6 +80,7 @@ def extract(
     same parameters, buffers and structure that gives the same features for two fixed images; the same data has the same
     labels, and the same images in those rows that are compared.
     """
+    _check(model, batch_size, num_workers, dtype)
     if set(data) != {"train", "val"}:
         raise DatasetError(f"data must have the keys train and val; got {', '.join(map(str, data)) or 'none'}")
     specs = layers_of(split_layers(layers) if isinstance(layers, str) else layers)
@@ -92,6 +93,17 @@ def extract(
         return _into_store(model, data, specs, path, batch_size, num_workers, dtype=dtype, overwrite=overwrite)
     except ModelError as error:
         raise ModelError(re.sub(r"`bench layers [^`]*`", "`model.named_modules()`", str(error))) from None
+
+
+def _check(model: object, batch_size: int, num_workers: int, dtype: str) -> None:
+    """Refuse settings that can't be, before anything is computed or written."""
+    if not isinstance(model, nn.Module):
+        raise DatasetError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    for setting, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if not isinstance(value, int) or value < least:
+            raise DatasetError(f"{setting} must be an integer from {least} on; got {value!r}")
+    if dtype not in ("float32", "float16"):
+        raise DatasetError(f"dtype must be float32 or float16, as features are stored; got {dtype!r}")
 
 
 def _into_store(

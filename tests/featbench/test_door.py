@@ -426,7 +426,7 @@ assert list(inspect.signature(featbench.extract).parameters)[:2] == ["model", "d
 try:
     featbench.extract(None, {{}}, layers="x")
 except ValueError as error:
-    assert "keys train and val" in str(error)
+    assert "must be a torch.nn.Module" in str(error)
 import featbench.extract as package
 from featbench.extract.live import LiveModel
 assert package.live.LiveModel is LiveModel and callable(featbench.extract)

@@ -210,6 +210,15 @@ def test_what_cannot_be_extracted_is_refused(model, data, tmp_path):
         featbench.extract(model, {**data, "val": TensorDataset(torch.rand(5, 9), torch.zeros(5))}, layers="body")
     with pytest.raises(ValueError, match="name must be"):
         featbench.extract(model, data, layers="body", store=tmp_path)
+    for settings, text in (
+        ({"dtype": "float64"}, "float32 or float16"),
+        ({"batch_size": 0}, "from 1 on; got 0"),
+        ({"num_workers": -1}, "from 0 on; got -1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            featbench.extract(model, data, **stored, **settings)
+    with pytest.raises(ValueError, match="Module; got str"):
+        featbench.extract("resnet50", data, **stored)
     with pytest.raises(featbench.BenchError, match="other features for the same image"):
         featbench.extract(Masked(), data, layers="body")
     assert not list(tmp_path.iterdir())

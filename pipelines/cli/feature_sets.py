@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featbench.pipelines.cli import show
+from featbench.pipelines.cli.display import Csv, Json, Latex, Markdown, chosen_format, print_results, show, show_facts
 from featbench.pipelines.cli.options import FeatureSetName, Overwrite, Store
 
 if TYPE_CHECKING:
@@ -130,23 +131,53 @@ def verify(
         raise StoreError(f"{path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
 
 
-def ls(store: Store = None) -> None:
+def ls(
+    store: Store = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
+) -> None:
     """List the feature sets of a store."""
-    from featbench.pipelines.cli.tables import store_table
+    from featbench.pipelines.cli.tables import store_records, store_table
     from featbench.store import StoreError
     from featbench.store.feature_set import feature_sets
 
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     folder = store or Path("features")
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder. Say where the feature sets are with --store")
-    show(store_table(feature_sets(folder)))
+    records = store_records(feature_sets(folder))
+    print_results([store_table(records)], records, form)
 
 
-def info(name: FeatureSetName, store: Store = None) -> None:
+def info(
+    name: FeatureSetName,
+    store: Store = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
+) -> None:
     """Show what a feature set was made from, and how complete it is."""
-    from featbench.pipelines.cli.tables import info_table
+    from featbench.pipelines.cli.tables import facts_table, info_facts, layer_records, layer_table, without_long_hashes
 
-    show(info_table(open_features(name, store)))
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
+    features = open_features(name, store)
+    facts, layers = info_facts(features), layer_records(features)
+    if form == "text":
+        show_facts(without_long_hashes(facts) if sys.stdout.isatty() else facts)
+        return show(layer_table(layers))
+    manifest = features.manifest
+    content = {
+        "path": str(features.path),
+        "fingerprint": manifest.fingerprint,
+        "created": manifest.created,
+        "notes": dict(manifest.notes),
+        "settings": dict(manifest.settings()),
+        "layers": layers,
+    }
+    print_results([facts_table(facts), layer_table(layers)], layers, form, content=content)
 
 
 def open_features(name: str, store: Path | None) -> FeatureSet:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import typer
 
-from featbench.pipelines.cli import show
+from featbench.pipelines.cli.display import show
 
 
 def layers(
@@ -25,25 +24,14 @@ def layers(
     ] = None,
 ) -> None:
     """List the taps of a model: name, VISSL's name for it, shape, and the numbers that are stored of an image."""
-    from rich.table import Table
-
     from featbench.extract.model.taps import list_taps
+    from featbench.pipelines.cli.tables import tap_table
     from featbench.pipelines.config.pipeline import make_pipeline, parse_overrides
 
     settings = {"model.trunk": words[0], **parse_overrides(words[1:])}
     model = make_pipeline({}, settings, where="command line").model
-    table = Table(box=None, pad_edge=False)
-    for column in ("tap", "also called", "shape"):
-        table.add_column(column)
-    for column in ("numbers", "of its mean", *(("GB", "GB of its mean") if images else ())):
-        table.add_column(column, justify="right")
-    for tap in list_taps(model.trunk, model.options, heads=model.heads, image_size=image_size):
-        sizes = (math.prod(tap.shape), tap.pooled)
-        row = [tap.name, ", ".join(tap.aliases), " x ".join(map(str, tap.shape))]
-        row += [f"{size:,}" if size else "-" for size in sizes]
-        row += [f"{4e-9 * size * images:,.2f}" if size else "-" for size in sizes] if images else []
-        table.add_row(*row)
-    show(table)
+    taps = list_taps(model.trunk, model.options, heads=model.heads, image_size=image_size)
+    show(tap_table(taps, images=images))
     typer.echo("A layer stores the mean over positions; with :Identity all its numbers.", err=True)
 
 

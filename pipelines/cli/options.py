@@ -35,7 +35,6 @@ Layers = Annotated[
     str | None,
     typer.Option("--layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with all its settings, and stop.")]
 TrustCode = Annotated[

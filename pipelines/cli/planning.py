@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from featbench.pipelines.cli import set_level, show
+from featbench.pipelines.cli import set_level
+from featbench.pipelines.cli.display import show, show_facts
 from featbench.pipelines.cli.options import (
     EVALUATION,
     EXTRACTION,
@@ -29,38 +30,23 @@ def plan(
     ] = 10.0,
 ) -> None:
     """Check a pipeline and say what it will take of disk, memory and time; nothing is written."""
-    from rich.table import Table
-
     from featbench.pipelines.plan import plan as make_plan
     from featbench.pipelines.plan import plan_lines
     from featbench.store import BenchError
 
     set_level(quiet=True)
     made = make_plan(read_pipeline(words, settings, may_run_code=trust_code), probe_seconds=probe)
-    table = Table(
-        title=f"{made.name}: what it takes", box=None, title_justify="left", show_header=False, pad_edge=False
-    )
-    for what, how_much in plan_lines(made):
-        table.add_row(what, how_much)
-    show(table)
+    show_facts(list(plan_lines(made)), title=f"{made.name}: what it takes")
     if made.problems:
         raise BenchError(f"{made.name} cannot work:\n  " + "\n  ".join(made.problems))
 
 
 def datasets() -> None:
     """List the data sets of the catalogue, with what is found of them on this machine."""
-    from rich.table import Table
-
+    from featbench.pipelines.cli.tables import dataset_table
     from featbench.pipelines.config.catalogue import catalogue_files, list_datasets
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("data set", "where", "found", "what it is"):
-        table.add_column(column)
-    for listed in list_datasets():
-        root = listed.entry.root
-        found = "yes" if listed.found else f"missing: {', '.join(listed.missing)}" if listed.missing else "no place yet"
-        table.add_row(listed.name, str(root) if root else "-", found, listed.entry.about)
-    show(table)
+    show(dataset_table(list_datasets()))
     typer.echo(
         f"Say where one lies in {' or '.join(map(str, catalogue_files()[1:]))}: name: {{root: FOLDER}}", err=True
     )

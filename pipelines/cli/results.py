@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from featbench.pipelines.cli import set_level, show
+from featbench.pipelines.cli import set_level
+from featbench.pipelines.cli.display import Csv, Json, Latex, Markdown, chosen_format, print_results
 from featbench.pipelines.cli.feature_sets import open_features
-from featbench.pipelines.cli.options import EVALUATION, FeatureSetName, Json, Layers, Store, read_pipeline, with_options
+from featbench.pipelines.cli.options import EVALUATION, FeatureSetName, Layers, Store, read_pipeline, with_options
 
 STAGE_TWO = ("evaluate",)
 SETTINGS = ("protocol", "k", "temperature", "memory", "search_device", "search_precision")
@@ -21,6 +21,9 @@ def protocols(
         list[str] | None, typer.Argument(metavar="[diff A B]", help="diff and two protocols; or those to list.")
     ] = None,
     as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
 ) -> None:
     """List what each protocol fixes, or how two differ: `bench protocols diff dino vissl`."""
     from dataclasses import asdict
@@ -30,6 +33,7 @@ def protocols(
     from featbench.pipelines.cli.tables import difference_table, protocol_table
     from featbench.pipelines.config.protocols import find_protocols
 
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     names = list(names or [])
     if names[:1] == ["diff"]:
         found = find_protocols(names[1:])
@@ -37,16 +41,13 @@ def protocols(
             raise EvaluationError(f"bench protocols diff needs two protocols; got {len(found)}")
         (first, ours), (second, theirs) = found.items()
         rows = difference(ours, theirs)
-        if as_json:
-            typer.echo(json.dumps({name: {first: a, second: b} for name, a, b in rows}, indent=1))
-        else:
-            show(difference_table(first, second, rows))
-        return
+        content: dict[str, Any] = {name: {first: a, second: b} for name, a, b in rows}
+        records = [{"setting": name, first: a, second: b} for name, a, b in rows]
+        return print_results([difference_table(first, second, rows)], records, form, content=content)
     found = find_protocols(names) if names else PROTOCOLS
-    if as_json:
-        typer.echo(json.dumps({name: asdict(rule) for name, rule in found.items()}, indent=1))
-    else:
-        show(protocol_table(found))
+    content = {name: asdict(rule) for name, rule in found.items()}
+    records = [{"protocol": name} | fixed for name, fixed in content.items()]
+    print_results([protocol_table(found, with_sources=bool(names))], records, form, content=content)
 
 
 @with_options({name: EVALUATION[name] for name in SETTINGS})
@@ -57,9 +58,13 @@ def compare(
     layers: Layers = None,
     store: Store = None,
     as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
 ) -> None:
     """Say whether one feature set, or layer, is better than another on the same queries."""
     set_level(True)
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     from featbench.pipelines.cli.tables import comparison_table
     from featbench.pipelines.evaluation.compare import compare as compare_features
     from featbench.store.layers import split_layers
@@ -67,10 +72,7 @@ def compare(
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     sets = open_features(first, store), open_features(second, store)
     records = compare_features(*sets, config, layers=split_layers(layers or ""))
-    if as_json:
-        typer.echo(json.dumps(records, indent=1))
-    else:
-        show(comparison_table(records))
+    print_results([comparison_table(records)], records, form)
 
 
 @with_options({name: EVALUATION[name] for name in (*SETTINGS, "leave_one_out")})

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featbench.pipelines.cli import set_level, show
+from featbench.pipelines.cli import set_level
+from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results
 from featbench.pipelines.cli.options import (
     EVALUATION,
     EXTRACTION,
     STORE,
     Arguments,
     DryRun,
-    Json,
     Layers,
     Overwrite,
     Quiet,
@@ -58,12 +57,16 @@ def evaluate(
     layers: Layers = None,
     store: Store = None,
     as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
     quiet: Quiet = False,
 ) -> None:
     """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     where = {key: value for key, value in (("store", store), ("name", features)) if value is not None}
     pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO, quiet=quiet)
-    _evaluate(pipeline, layers, as_json=as_json, quiet=quiet)
+    _evaluate(pipeline, layers, form=form, quiet=quiet)
 
 
 @with_options(EXTRACTION, STORE, EVALUATION)
@@ -74,14 +77,18 @@ def run(
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
     as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
     quiet: Quiet = False,
 ) -> None:
     """Both stages, doing only what is missing."""
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
     if dry_run:
         return _print_settings(pipeline)
     _extract(pipeline, overwrite=overwrite, quiet=quiet)
-    _evaluate(pipeline, ",".join(spec.name for spec in pipeline.layer_specs), as_json=as_json, quiet=quiet)
+    _evaluate(pipeline, ",".join(spec.name for spec in pipeline.layer_specs), form=form, quiet=quiet)
 
 
 def _print_settings(pipeline: Pipeline) -> None:
@@ -114,7 +121,7 @@ def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
         typer.echo(f"Images that could not be read, left out of every evaluation: {report.unreadable}", err=True)
 
 
-def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: bool) -> None:
+def _evaluate(pipeline: Pipeline, layers: str | None, *, form: Format, quiet: bool) -> None:
     set_level(quiet)
     from featbench.pipelines.cli.tables import evaluation_tables
     from featbench.pipelines.evaluation.run import evaluate as evaluate_features
@@ -126,9 +133,6 @@ def _evaluate(pipeline: Pipeline, layers: str | None, *, as_json: bool, quiet: b
     report = evaluate_features(path, pipeline.evaluate, layers=chosen, progress=Progress(quiet=quiet))
     if not report.is_first:
         return
-    if as_json:
-        typer.echo(json.dumps(report.records, indent=1))
-    else:
-        show(evaluation_tables(report.results))
-        if report.path:
-            typer.echo(f"Kept with its provenance in {report.path}", err=True)
+    print_results(evaluation_tables(report.results), report.records, form)
+    if report.path and form == "text":
+        typer.echo(f"Kept with its provenance in {report.path}", err=True)

@@ -1,13 +1,15 @@
-"""Tables for people: what was extracted, how good it is, what lies in a store."""
+"""Tables for people: how good the layers are, what a store and a feature set hold, what protocols fix.
+
+Each function makes a `Table` of values; `featbench.pipelines.terminal` lays it out. Accuracies are in percent with one
+digit, as value and half width of the 95% interval; records (`--json`, `--csv`) have all digits and both ends.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, TypeVar
 
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.metrics import Estimate
@@ -16,190 +18,237 @@ from featbench.evaluate.results import (
     ClusterResult,
     FewShotResult,
     KnnResult,
+    LayerFacts,
     NeighboursResult,
     Record,
     Result,
     RetrievalResult,
+    Spread,
 )
+from featbench.pipelines.terminal.table import Column, Table
 from featbench.store import Fault, FeatureSet, StoreError
+
+if TYPE_CHECKING:
+    from featbench.extract.model.taps import TapInfo
+    from featbench.pipelines.config.catalogue import Listed
 
 R = TypeVar("R")
 
+LAYER = Column(name="layer", is_right=False)
 
-def accuracy_table(knn: Sequence[KnnResult]) -> RenderableType:
+
+def accuracy_table(knn: Sequence[KnnResult]) -> Table:
     """KNN accuracies by one protocol of all layers, k and temperatures; the best top-1 of each layer stands out."""
     first = knn[0]
-    what = "leave-one-out kNN of train" if first.leave_one_out else "kNN"
-    rule = f"protocol {first.protocol} ({first.similarity}, {first.vote} vote)"
-    table = Table(
-        title=f"{first.layer.features}: {what}, {rule}",
-        caption=f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, {first.counts.num_classes} classes; "
-        f"weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}",
-        title_justify="left",
-        caption_justify="left",
-    )
     has_temperature = any(result.temperature is not None for result in knn)
     has_duplicates = first.accuracy.num_duplicates is not None
-    table.add_column("layer")
-    table.add_column("dim", justify="right")
-    table.add_column("k", justify="right")
-    if has_temperature:
-        table.add_column("T", justify="right")
-    columns = ["top-1", "top-5", "mean per class", *(["top-1 without duplicates"] if has_duplicates else [])]
-    for column in columns:
-        table.add_column(column, justify="right")
-    best = {
-        layer: max(each.top1 for each in knn if each.layer.layer == layer)
-        for layer in dict.fromkeys(each.layer.layer for each in knn)
-    }
-    previous = None
+    best: dict[LayerFacts, float] = {}
     for result in knn:
-        layer, accuracy = result.layer.layer, result.accuracy
-        if previous not in (None, layer):
-            table.add_section()
-        is_new, previous = previous != layer, layer
-        cells = [layer if is_new else "", f"{result.layer.dim:,}" if is_new else "", str(result.k)]
-        if has_temperature:
-            cells.append(_temperature(result.temperature))
-        style = "bold" if result.top1 == best[layer] else ""
-        others = [_percent(estimate) for estimate in (accuracy.top5, accuracy.mean_per_class)]
+        best[result.layer] = max(result.top1, best.get(result.layer, 0.0))
+    rows = []
+    for result in knn:
+        accuracy, row = result.accuracy, [result.layer.layer, f"{result.layer.dim:,}", str(result.k)]
+        row += [_temperature(result.temperature)] if has_temperature else []
+        row += map(_percent, (accuracy.top1, accuracy.top5, accuracy.mean_per_class))
         if has_duplicates:
-            others.append(f"{_percent(accuracy.top1_without_duplicates)} ({accuracy.num_duplicates:,} left out)")
-        table.add_row(*cells, Text(_percent(accuracy.top1), style=style), *others)
-    return table
+            row.append(f"{_percent(accuracy.top1_without_duplicates)} ({accuracy.num_duplicates:,})")
+        rows.append(tuple(row))
+    top1 = 3 + has_temperature
+    what = "leave-one-out kNN of train" if first.leave_one_out else "kNN"
+    return Table(
+        title=f"{first.layer.features}: {what}, protocol {first.protocol} "
+        f"({_words(first.similarity)}, {_words(first.vote)} vote)",
+        columns=(
+            LAYER,
+            Column(name="dim", drop=3),
+            Column(name="k"),
+            *([Column(name="T", drop=4)] if has_temperature else []),
+            Column(name="top-1"),
+            Column(name="top-5", drop=2),
+            Column(name="mean/class", drop=5),
+            *([Column(name="no duplicates", drop=1)] if has_duplicates else []),
+        ),
+        rows=tuple(rows),
+        notes=tuple(_accuracy_notes(knn, has_duplicates=has_duplicates)),
+        bold=frozenset((i, top1) for i, result in enumerate(knn) if result.top1 == best[result.layer]),
+        num_grouped=2,
+    )
 
 
-def few_shot_table(results: Sequence[FewShotResult]) -> RenderableType:
+def few_shot_table(results: Sequence[FewShotResult]) -> Table:
     """Accuracies with few labels: mean and standard deviation of the tries."""
     first = results[0]
-    title = f"{first.layer.features}: few labels, mean and standard deviation of {first.tries} tries, %"
-    table = Table(title=title, title_justify="left")
-    for column in ("layer", "protocol", "per class", "train", "k", "T", "top-1", "top-5", "mean per class"):
-        table.add_column(column, justify="left" if column in ("layer", "protocol") else "right")
-    for result in results:
-        setting = [result.layer.layer, result.protocol, result.shots, f"{result.num_train:,}", str(result.k)]
-        spreads = (result.top1, result.top5, result.mean_per_class)
-        values = [f"{100 * spread.mean:.2f} ± {100 * spread.sd:.2f}" for spread in spreads]
-        table.add_row(*setting, _temperature(result.temperature), *values)
-    return table
+    rows = [
+        (
+            result.layer.layer, result.protocol, result.shots, f"{result.num_train:,}", str(result.k),
+            _temperature(result.temperature),
+            *map(_spread, (result.top1, result.top5, result.mean_per_class)),
+        )
+        for result in results
+    ]  # fmt: skip
+    columns = (
+        LAYER,
+        Column(name="protocol", is_right=False, drop=2 if len({result.protocol for result in results}) == 1 else 0),
+        Column(name="shots"),
+        Column(name="train", drop=6),
+        Column(name="k"),
+        Column(name="T", drop=4),
+        Column(name="top-1"),
+        Column(name="top-5", drop=3),
+        Column(name="mean/class", drop=5),
+    )
+    title = f"{first.layer.features}: kNN with few labels"
+    note = f"% and standard deviation of {first.tries} tries; shots: labelled images of each class."
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=(note,), num_grouped=1)
 
 
-def retrieval_table(results: Sequence[RetrievalResult]) -> RenderableType:
+def retrieval_table(results: Sequence[RetrievalResult]) -> Table:
     """How well neighbours of the same class come first."""
     first = results[0]
     ks = [k for k, recall in first.recall_at.items() if recall is not None]
-    table = Table(title=f"{first.layer.features}: retrieval, %", title_justify="left")
-    for column in ("layer", "similarity", "precision@1", "R-precision", "MAP@R"):
-        table.add_column(column, justify="left" if column in ("layer", "similarity") else "right")
-    for k in ks:
-        table.add_column(f"recall@{k}", justify="right")
+    rows = []
     for result in results:
         shown = [result.precision_at_1, result.r_precision, result.map_at_r, *(result.recall_at[k] for k in ks)]
-        values = ["none" if value is None else f"{100 * value:.2f}" for value in shown]
-        table.add_row(result.layer.layer, result.similarity, *values)
-    return table
+        values = ["none" if value is None else f"{100 * value:.1f}" for value in shown]
+        rows.append((result.layer.layer, _words(result.similarity), *values))
+    columns = (
+        LAYER,
+        Column(name="similarity", is_right=False, drop=1 if len({each.similarity for each in results}) > 1 else 3),
+        *(Column(name=name) for name in ("P@1", "R-prec.", "MAP@R")),
+        *(Column(name=f"R@{k}", drop=2) for k in ks),
+    )
+    notes = ("In %. P@1: precision at 1; R-prec.: R-precision; R@k: recall at k.",)
+    return Table(title=f"{first.layer.features}: retrieval", columns=columns, rows=tuple(rows), notes=notes)
 
 
-def neighbours_table(results: Sequence[NeighboursResult]) -> RenderableType:
+def neighbours_table(results: Sequence[NeighboursResult]) -> Table:
     """What was found of unlabelled images."""
-    table = Table(title=f"{results[0].layer.features}: neighbours, without labels", title_justify="left")
-    for column in ("layer", "similarity", "k", "train", "queries", "engine"):
-        table.add_column(column, justify="left" if column in ("layer", "similarity", "engine") else "right")
+    rows = []
     for result in results:
         queries = result.counts.num_train if result.leave_one_out else result.counts.num_val
         counts = [str(result.k), f"{result.counts.num_train:,}", f"{queries:,}"]
-        table.add_row(result.layer.layer, result.similarity, *counts, result.search.engine)
-    return table
+        rows.append((result.layer.layer, _words(result.similarity), *counts, result.search.engine))
+    columns = (
+        LAYER,
+        Column(name="similarity", is_right=False, drop=1),
+        *(Column(name=name) for name in ("k", "train", "queries")),
+        Column(name="engine", is_right=False, drop=2),
+    )
+    return Table(title=f"{results[0].layer.features}: neighbours, without labels", columns=columns, rows=tuple(rows))
 
 
-def class_table(results: Sequence[ClassResult]) -> RenderableType:
+def class_table(results: Sequence[ClassResult]) -> Table:
     """Accuracy of each class, worst first."""
     first = results[0]
-    title = f"{first.layer.features}: {first.layer.layer}, protocol {first.protocol}, k = {first.k}, by class"
-    table = Table(title=title, title_justify="left")
-    for column in ("class", "val", "top-1", "taken for"):
-        table.add_column(column, justify="right" if column in ("val", "top-1") else "left")
+    rows = []
     for each in sorted((result.accuracy for result in results), key=lambda each: each.top1.value):
-        worst = f"{each.taken_for} ({100 * each.taken_for_rate:.0f} %)" if each.taken_for else ""
-        table.add_row(each.name, f"{each.num_queries:,}", _percent(each.top1), worst)
-    return table
+        worst = f"{each.taken_for} ({100 * each.taken_for_rate:.0f}%)" if each.taken_for else ""
+        rows.append((each.name, f"{each.num_queries:,}", _percent(each.top1), worst))
+    columns = (
+        Column(name="class", is_right=False),
+        Column(name="val"),
+        Column(name="top-1"),
+        Column(name="most often confused with", is_right=False, drop=1),
+    )
+    title = f"{first.layer.features}: {first.layer.layer}, protocol {first.protocol}, k = {first.k}, by class"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=("% with 95% interval.",))
 
 
-def comparison_table(records: Sequence[Record]) -> RenderableType:
+def comparison_table(records: Sequence[Record]) -> Table:
     """How two differ on the same queries."""
     first = records[0]
     names = [first[side] if len(records) == 1 else first[side].split("/")[0] for side in ("first", "second")]
-    title = f"{names[0]} against {names[1]}: {first['num_val']:,} queries, top-1 in %"
-    table = Table(title=title, title_justify="left", caption="p: McNemar's exact test", caption_justify="left")
-    for column in ("layer", "protocol", "k", "T", "first", "second", "difference, 95% interval", "p"):
-        table.add_column(column, justify="left" if column in ("layer", "protocol") else "right")
+    rows = []
     for record in records:
-        temperature = "" if record["temperature"] is None else f"{record['temperature']:g}"
-        difference = f"{100 * record['difference']:+.2f}"
-        interval = f"[{100 * record['low']:+.2f}, {100 * record['high']:+.2f}]"
-        shown = [f"{100 * record[name]:.2f}" for name in ("top1_first", "top1_second")]
+        difference = Estimate(record["difference"], record["low"], record["high"])
         layers = dict.fromkeys(record[side].split("/")[1] for side in ("first", "second"))
-        setting = [" / ".join(layers), record["protocol"], str(record["k"]), temperature]
-        table.add_row(*setting, *shown, f"{difference} {interval}", f"{record['p_value']:.2g}")
-    return table
+        setting = (" / ".join(layers), record["protocol"], str(record["k"]), _temperature(record["temperature"]))
+        shown = (f"{100 * record[name]:.1f}" for name in ("top1_first", "top1_second"))
+        rows.append((*setting, *shown, _percent(difference, sign="+"), f"{record['p_value']:.2g}"))
+    columns = (
+        LAYER,
+        Column(name="protocol", is_right=False, drop=2 if len({record["protocol"] for record in records}) == 1 else 0),
+        Column(name="k"),
+        Column(name="T", drop=1),
+        *(Column(name=name) for name in ("first", "second", "difference", "p")),
+    )
+    return Table(
+        title=f"{names[0]} against {names[1]}: top-1 of {first['num_val']:,} queries",
+        columns=columns,
+        rows=tuple(rows),
+        notes=("% with 95% interval; difference: second minus first; p: McNemar's exact test.",),
+        num_grouped=2,
+    )
 
 
-def protocol_table(protocols: Mapping[str, KnnProtocol]) -> RenderableType:
+def protocol_table(protocols: Mapping[str, KnnProtocol], *, with_sources: bool = False) -> Table:
     """What each protocol fixes."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("protocol", "similarity", "vote", "k", "T", "top-5", "resize", "source"):
-        table.add_column(column)
-    for name, rule in protocols.items():
-        numbers = [", ".join(map(str, values)) for values in (rule.k, rule.temperature)]
-        table.add_row(name, rule.similarity, rule.vote, *numbers, rule.top5, rule.interpolation or "", rule.source)
-    return table
+    rows = [
+        (
+            name, _words(rule.similarity), _words(rule.vote), ",".join(map(str, rule.k)),
+            ",".join(map(_temperature, rule.temperature)), rule.top5, rule.interpolation or "", rule.source,
+        )
+        for name, rule in protocols.items()
+    ]  # fmt: skip
+    columns = (
+        *(Column(name=name, is_right=False) for name in ("protocol", "similarity", "vote", "k", "T")),
+        Column(name="top-5", is_right=False, drop=1),
+        Column(name="resize", is_right=False, drop=2),
+        Column(name="source", is_right=False, drop=3),
+    )
+    notes = [f"{name}: {rule.source}." for name, rule in protocols.items() if rule.source] if with_sources else []
+    return Table(columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
-def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, object]]) -> RenderableType:
+def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, object]]) -> Table:
     """In what two protocols differ."""
-    if not rows:
-        return Text(f"{first} and {second} fix the same.")
-    table = Table(box=None, pad_edge=False)
-    for column in ("", first, second):
-        table.add_column(column)
-    for name, *values in rows:
-        shown = [", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
-        table.add_row(name, *shown)
-    return table
+    shown = tuple(
+        (name, *(", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values))
+        for name, *values in rows
+    )
+    names = ("setting", first, second)
+    notes = () if rows else (f"{first} and {second} fix the same.",)
+    return Table(columns=tuple(Column(name=name, is_right=False) for name in names), rows=shown, notes=notes)
 
 
-def cluster_table(results: Sequence[ClusterResult]) -> RenderableType:
+def cluster_table(results: Sequence[ClusterResult]) -> Table:
     """Cluster metrics of all layers, numbers of clusters and splits."""
-    table = Table(title=f"{results[0].layer.features}: k-means on train", title_justify="left")
-    table.add_column("layer")
-    for column in ("clusters", "split", "NMI", "AMI", "ARI", "Hungarian acc.", "purity"):
-        table.add_column(column, justify="right" if column != "split" else "left")
+    rows = []
     for result in results:
         found = result.metrics
         shown = [] if found is None else [found.nmi, found.ami, found.ari, found.hungarian, found.purity]
         values = [f"{100 * value:.1f}" for value in shown] or [""] * 5
-        table.add_row(result.layer.layer, str(result.clusters), result.split, *values)
-    return table
+        rows.append((result.layer.layer, str(result.clusters), result.split, *values))
+    columns = (
+        LAYER,
+        Column(name="clusters"),
+        Column(name="split", is_right=False),
+        *(Column(name=name) for name in ("NMI", "AMI", "ARI")),
+        Column(name="Hungarian acc.", drop=1),
+        Column(name="purity", drop=2),
+    )
+    title = f"{results[0].layer.features}: k-means on train, in %"
+    return Table(title=title, columns=columns, rows=tuple(rows), num_grouped=2)
 
 
-def evaluation_tables(results: Sequence[Result]) -> RenderableType:
+def evaluation_tables(results: Sequence[Result]) -> list[Table]:
     """All tables of an evaluation: one for each protocol, each class table, and each other kind of result."""
     accuracies = _grouped(results, KnnResult, lambda result: result.protocol)
     classes = _grouped(results, ClassResult, lambda result: (result.layer.layer, result.protocol))
-    return Group(
+    return [
         *map(accuracy_table, accuracies),
         *map(neighbours_table, _grouped(results, NeighboursResult)),
         *map(few_shot_table, _grouped(results, FewShotResult)),
         *map(retrieval_table, _grouped(results, RetrievalResult)),
         *map(class_table, classes),
         *map(cluster_table, _grouped(results, ClusterResult)),
-    )
+    ]
 
 
 def _grouped(
     results: Sequence[Result], kind: type[R], key: Callable[[R], object] = lambda result: None
 ) -> list[list[R]]:
-    """Results of one kind, those of the same key together, in the order in which they are."""
+    """Results of one kind, those of the same key together, in their order."""
     groups: dict[object, list[R]] = {}
     for result in results:
         if isinstance(result, kind):
@@ -207,48 +256,145 @@ def _grouped(
     return list(groups.values())
 
 
-def store_table(feature_sets: Iterable[FeatureSet]) -> RenderableType:
-    """What lies in a store, one line each."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "model", "weights", "train", "val", "layers", "created"):
-        table.add_column(column, justify="right" if column in ("train", "val") else "left")
-    for features in feature_sets:
-        manifest = features.manifest
-        model = manifest.made_from.get("model", {}).get("trunk", "imported")
-        counts = [f"{manifest.splits[split].num_rows:,}" for split in ("train", "val")]
-        table.add_row(
-            features.name,
-            model,
-            str(manifest.notes.get("weights", "")),
-            *counts,
-            ", ".join(manifest.layers),
-            manifest.created,
+def store_records(feature_sets: Iterable[FeatureSet]) -> list[Record]:
+    """What lies in a store: one record for each feature set."""
+    return [
+        {
+            "name": features.name,
+            "model": features.manifest.made_from.get("model", {}).get("trunk", "imported"),
+            "weights": str(features.manifest.notes.get("weights", "")),
+            "num_train": features.manifest.splits["train"].num_rows,
+            "num_val": features.manifest.splits["val"].num_rows,
+            "layers": list(features.manifest.layers),
+            "created": features.manifest.created,
+            "path": str(features.path),
+        }
+        for features in feature_sets
+    ]
+
+
+def store_table(records: Sequence[Record]) -> Table:
+    """What lies in a store, one line for each feature set."""
+    rows = [
+        (
+            record["name"], record["model"], record["weights"], f"{record['num_train']:,}", f"{record['num_val']:,}",
+            str(len(record["layers"])), ", ".join(record["layers"]), record["created"][:16].replace("T", " "),
         )
-    return table
+        for record in records
+    ]  # fmt: skip
+    columns = (
+        Column(name="name", is_right=False),
+        Column(name="model", is_right=False, drop=2),
+        Column(name="weights", is_right=False, drop=3),
+        Column(name="train"),
+        Column(name="val"),
+        Column(name="layers", drop=1),
+        Column(name="names of layers", is_right=False, drop=5),
+        Column(name="created (UTC)", is_right=False, drop=4),
+    )
+    return Table(columns=columns, rows=tuple(rows))
 
 
-def info_table(features: FeatureSet) -> RenderableType:
-    """One feature set: what it was made from, and how complete each layer is."""
+def info_facts(features: FeatureSet) -> list[tuple[str, str]]:
+    """What a feature set was made from: names and values."""
     manifest = features.manifest
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("path", str(features.path))
-    facts.add_row("fingerprint", manifest.fingerprint)
-    facts.add_row("created", manifest.created)
-    facts.add_row("weights", str(manifest.notes.get("weights", "")))
-    for key, value in manifest.settings():
-        text = str(value)
-        facts.add_row(key, text if len(text) <= 100 else f"{text[:97]}...")
-    for split in manifest.splits:
-        facts.add_row(f"{split} without a label", _num_unlabelled(features, split))
-    layers = Table(title="layers", title_justify="left")
-    for column in ("layer", "tap", "pooling", "shape", "train chunks", "val chunks"):
-        layers.add_column(column)
-    for name, info in manifest.layers.items():
-        done = [
-            f"{features.num_committed(split, name)}/{features.grid(split).num_chunks}" for split in ("train", "val")
-        ]
-        layers.add_row(name, info.tap, info.pooling or "mean", " x ".join(map(str, info.shape)), *done)
-    return Group(facts, layers)
+    return [
+        ("path", str(features.path)),
+        ("fingerprint", manifest.fingerprint),
+        ("created", manifest.created),
+        ("weights", str(manifest.notes.get("weights", ""))),
+        *((key, _shortened(str(value))) for key, value in manifest.settings()),
+        *((f"{split} without a label", _num_unlabelled(features, split)) for split in manifest.splits),
+    ]
+
+
+def without_long_hashes(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Show the first 12 digits of each SHA-256, as far as a reader compares them."""
+    return [(name, re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", value)) for name, value in facts]
+
+
+def facts_table(facts: Sequence[tuple[str, str]]) -> Table:
+    """Names and values as a table of two columns."""
+    columns = tuple(Column(name=name, is_right=False) for name in ("what", "value"))
+    return Table(columns=columns, rows=tuple(facts))
+
+
+def layer_records(features: FeatureSet) -> list[Record]:
+    """How complete each layer of a feature set is."""
+    return [
+        {
+            "layer": name,
+            "tap": info.tap,
+            "pooling": info.pooling or "mean",
+            "shape": list(info.shape),
+            **{
+                f"{split}_chunks_{what}": count
+                for split in ("train", "val")
+                for what, count in (
+                    ("written", features.num_committed(split, name)),
+                    ("total", features.grid(split).num_chunks),
+                )
+            },
+        }
+        for name, info in features.manifest.layers.items()
+    ]
+
+
+def layer_table(records: Sequence[Record]) -> Table:
+    """How complete each layer of a feature set is, one line each."""
+    rows = [
+        (
+            record["layer"], record["tap"], record["pooling"], " x ".join(map(str, record["shape"])),
+            *(f"{record[f'{s}_chunks_written']:,}/{record[f'{s}_chunks_total']:,}" for s in ("train", "val")),
+        )
+        for record in records
+    ]  # fmt: skip
+    columns = (
+        LAYER,
+        Column(name="tap", is_right=False, drop=2),
+        Column(name="pooling", is_right=False, drop=1),
+        Column(name="shape", is_right=False),
+        Column(name="train chunks"),
+        Column(name="val chunks"),
+    )
+    return Table(title="layers", columns=columns, rows=tuple(rows))
+
+
+def tap_table(taps: Sequence[TapInfo], *, images: int | None = None) -> Table:
+    """Taps of a model, one line each; with a number of images also the GB that a layer would take."""
+    rows = []
+    for tap in taps:
+        sizes = (math.prod(tap.shape), tap.pooled)
+        gigabytes = [f"{4e-9 * size * images:,.2f}" if size else "-" for size in sizes] if images else []
+        names = (tap.name, ", ".join(tap.aliases), " x ".join(map(str, tap.shape)))
+        rows.append((*names, *(f"{size:,}" if size else "-" for size in sizes), *gigabytes))
+    columns = (
+        Column(name="tap", is_right=False),
+        Column(name="also called", is_right=False, drop=2),
+        Column(name="shape", is_right=False, drop=1),
+        Column(name="numbers", drop=3),
+        Column(name="of its mean", drop=3),
+        *((Column(name="GB"), Column(name="GB of its mean")) if images else ()),
+    )
+    return Table(columns=columns, rows=tuple(rows))
+
+
+def dataset_table(datasets: Sequence[Listed]) -> Table:
+    """Data sets of the catalogue, one line each; what is missing of them is said below."""
+    rows, notes = [], []
+    for listed in datasets:
+        root = listed.entry.root
+        found = "yes" if listed.found else "missing" if listed.missing else "no root"
+        rows.append((listed.name, found, str(root) if root else "-", listed.entry.about))
+        if listed.missing:
+            notes.append(f"{listed.name}: missing: {', '.join(listed.missing)}, in {root}.")
+    columns = (
+        Column(name="data set", is_right=False),
+        Column(name="found", is_right=False),
+        Column(name="where", is_right=False, drop=2),
+        Column(name="what it is", is_right=False, drop=1),
+    )
+    return Table(columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
 def _num_unlabelled(features: FeatureSet, split: str) -> str:
@@ -263,8 +409,22 @@ def fault_lines(faults: Sequence[Fault]) -> str:
     return "\n".join(f"  {fault.where}: {fault.what}" for fault in faults)
 
 
+def _accuracy_notes(knn: Sequence[KnnResult], *, has_duplicates: bool) -> Iterable[str]:
+    """What is to be known of a table of accuracies."""
+    first = knn[0]
+    counts = f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, {first.counts.num_classes:,} classes"
+    yield f"{counts}; weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}."
+    if has_duplicates:
+        yield "No duplicates: top-1 without the queries (their number) that have a near-duplicate in train."
+    if first.similarity == "inner_product":
+        yield (
+            f"Protocol {first.protocol} does not normalize features: rows of large norm win every vote, so accuracies "
+            "can be near chance where a protocol of cosine similarity, such as dino, is far above it."
+        )
+
+
 def _exactness(knn: Sequence[KnnResult]) -> str:
-    """Say whether neighbours are exact, and of how many queries that took a second look."""
+    """Say whether neighbours are exact, and how many queries needed an exact re-check."""
     if not knn[0].search.certified:
         of_k: dict[int, list[float]] = {}
         for result in knn:
@@ -272,15 +432,37 @@ def _exactness(knn: Sequence[KnnResult]) -> str:
         ranges = {k: dict.fromkeys(f"{100 * each:.1f}" for each in (min(all_), max(all_))) for k, all_ in of_k.items()}
         shown = ", ".join(f"{' to '.join(each)} %" + f" at k = {k}" * (len(of_k) > 1) for k, each in ranges.items())
         return f"approximate neighbours, recall {shown}"
-    looks = {each.layer.layer: each.search.num_second_look for each in knn if each.search.num_second_look}
-    looked = ", ".join(f"{layer} {count:,}" for layer, count in looks.items())
-    return "neighbours certified exact" + (f", by a second look for some queries: {looked}" if looked else "")
+    rechecks = {each.layer.layer: each.search.num_second_look for each in knn if each.search.num_second_look}
+    shown = ", ".join(f"{layer} {count:,}" for layer, count in rechecks.items())
+    return "neighbours certified exact" + (f", after an exact re-check of some queries: {shown}" if shown else "")
 
 
-def _percent(estimate: Estimate | None) -> str:
+def _percent(estimate: Estimate | None, *, sign: str = "") -> str:
+    """Write a fraction in percent with the half width of an interval that holds both ends.
+
+    Examples
+    --------
+    >>> _percent(Estimate(0.5, 0.403, 0.596))
+    '50.0 ±9.7'
+    """
     if estimate is None:  # all queries are duplicates
         return "none"
-    return f"{100 * estimate.value:.2f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    value, low, high = (100 * each for each in (estimate.value, estimate.low, estimate.high))
+    shown = f"{value:{sign}.1f}"
+    half = max(high - float(shown), float(shown) - low)
+    return f"{shown} ±{math.ceil(round(10 * half, 6)) / 10:.1f}"
+
+
+def _spread(spread: Spread) -> str:
+    return f"{100 * spread.mean:.1f} ±{100 * spread.sd:.1f}"
+
+
+def _shortened(text: str, *, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _temperature(temperature: float | None) -> str:

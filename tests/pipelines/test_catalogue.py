@@ -73,7 +73,7 @@ def test_the_command_lists_the_catalogue(bench, photographs, tmp_path):
     result = bench("datasets")
     assert result.returncode == 0, result.stderr
     assert "missing: test" in result.stdout
-    assert "no place yet" in result.stdout
+    assert "no root" in result.stdout
     assert "datasets.yaml" in result.stderr
 
 

@@ -414,9 +414,13 @@ def test_every_name_is_there():
         featbench.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "first", ["import featbench.extract.live", "featbench.extract", "from featbench import extract", ""]
-)
+FIRST = ["import featbench.extract.live"]
+FIRST += [
+    pytest.param(each, marks=pytest.mark.slow) for each in ("featbench.extract", "from featbench import extract", "")
+]
+
+
+@pytest.mark.parametrize("first", FIRST)
 def test_extract_is_a_function_and_a_package_whichever_is_used_first(first):
     code = f"""
 import inspect

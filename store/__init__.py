@@ -23,7 +23,8 @@ from featbench.store.manifest import LayerInfo, Manifest, SplitInfo
 from featbench.store.reader import Block, LayerReader
 from featbench.store.status import RankStatus
 from featbench.store.verify import Fault, verify
-from featbench.store.work import Work, WorkQueue
+from featbench.store.work import Work
+from featbench.store.work_queue import WorkQueue
 from featbench.store.writer import ChunkWriter
 
 __all__ = [

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 
-from featbench.store.durable import DurableStore
 from featbench.store.folder import Folder
+from featbench.store.zarr_store import DurableStore
 
 COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
     "none": (),
@@ -24,9 +24,6 @@ COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
     "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4),),
 }
 """Choices of `compression`. Features hardly compress; `none` reads fastest (docs/benchmarks)."""
-
-ROWS_PER_LABEL_CHUNK = 65_536
-"""Labels and paths are written once, by one process, so their chunks need not be small."""
 
 WRITE_ALL = {"write_empty_chunks": True}
 """Zarr leaves out chunks that equal the fill value, unless told at every opening (which takes no `config=`)."""
@@ -93,17 +90,6 @@ def _store(root: Path | Folder, *, read_only: bool = False) -> DurableStore:
     if isinstance(root, Folder):
         return DurableStore(root.path, read_only=read_only, within=root)
     return DurableStore(root, read_only=read_only)
-
-
-def chunk_key(key: str, chunk: int, ndim: int) -> str:
-    """Path of one chunk's object: Zarr v3's default naming, chunked over the first axis only.
-
-    Examples
-    --------
-    >>> chunk_key("train/res5", 3, ndim=2)
-    'train/res5/c/3/0'
-    """
-    return "/".join((key, "c", str(chunk), *("0",) * (ndim - 1)))
 
 
 def write_rows(array: zarr.Array[Any], start: int, values: npt.NDArray[Any]) -> None:

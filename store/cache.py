@@ -18,30 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 
-from featbench.store import arrays
-from featbench.store.durable import DurableStore, cannot_write, partial_name, sync_folder
+from featbench.store import arrays, paths
+from featbench.store.durable import cannot_write, sync_folder
 from featbench.store.errors import DamagedError, StoreError
 from featbench.store.feature_set import FeatureSet
 from featbench.store.layers import checked_name
-from featbench.store.manifest import Json, digest_of
+from featbench.store.manifest import digest_of
 from featbench.store.regular import read_regular
+from featbench.store.typing import Array, Json
+from featbench.store.zarr_store import DurableStore
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_CHUNK = 16_384
-
-LONGEST_NAME = 180
-"""Bytes of a key that is a folder's name as it is; file systems allow 255, of which temporary names take 42."""
 
 _warned: set[tuple[Path, int]] = set()
 """Damaged results that a warning has named, with their inodes."""
 
 
 def save_cached(
-    features: FeatureSet, kind: str, key: str, values: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]
+    features: FeatureSet, kind: str, key: str, values: Mapping[str, Array], facts: Mapping[str, Any]
 ) -> None:
     """Keep arrays and facts under `kind/key`, replacing what was there; where that can't be, warn and go on.
 
@@ -58,8 +56,8 @@ def save_cached(
     facts : mapping
         Whatever JSON can hold.
     """
-    final = _folder(features, kind, key)
-    partial, replaced = partial_name(final), partial_name(final)
+    final = paths.cached_folder(features.path, kind, key)
+    partial, replaced = paths.partial_name(final), paths.partial_name(final)
     try:
         _write(partial, (kind, key), values, facts)
         with suppress(FileNotFoundError):
@@ -74,7 +72,7 @@ def save_cached(
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write(folder: Path, origin: tuple[str, str], values: Mapping[str, npt.NDArray[Any]], facts: Json) -> None:
+def _write(folder: Path, origin: tuple[str, str], values: Mapping[str, Array], facts: Json) -> None:
     facts = json.loads(json.dumps(dict(facts)))
     described = {name: _described(value) for name, value in values.items()}
     attributes = {"facts": facts, "arrays": described, "digest": _digest(origin, facts, described)}
@@ -89,7 +87,7 @@ def _write(folder: Path, origin: tuple[str, str], values: Mapping[str, npt.NDArr
 
 def load_cached(
     features: FeatureSet, kind: str, key: str, *, without_digest: bool = False
-) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+) -> tuple[dict[str, Array], dict[str, Any]] | None:
     """Return what was kept under `kind/key`, or None if there is nothing that can be trusted.
 
     Parameters
@@ -100,11 +98,11 @@ def load_cached(
         Also return what version 0.1.0 kept. Its arrays have a sha256 of their bytes, but nothing covers its
         facts nor the arrays' types and shapes: the caller must check those that it uses.
     """
-    path = _folder(features, kind, key)
+    path = paths.cached_folder(features.path, kind, key)
     if not path.is_dir():
         return None
     try:
-        attributes = json.loads(read_regular(path / "zarr.json"))["attributes"]
+        attributes = json.loads(read_regular(path / paths.METADATA))["attributes"]
         if attributes.keys() == {"facts", "sha256"}:
             return _load_older(path, attributes) if without_digest else None
         if attributes["digest"] != _digest((kind, key), attributes["facts"], attributes["arrays"]):
@@ -118,14 +116,14 @@ def load_cached(
     return values, attributes["facts"]
 
 
-def _load_older(path: Path, attributes: Json) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def _load_older(path: Path, attributes: Json) -> tuple[dict[str, Array], dict[str, Any]]:
     values = _read(path, dict.fromkeys(attributes["sha256"]))
     if {name: _described(value)["sha256"] for name, value in values.items()} != attributes["sha256"]:
         raise DamagedError("the digest of an array differs")
     return values, dict(attributes["facts"])
 
 
-def _read(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, npt.NDArray[Any]]:
+def _read(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, Array]:
     values = {}
     for name, shape in shapes.items():
         array = arrays.open_array(path, checked_name(name))
@@ -147,14 +145,14 @@ def _warn_once(path: Path, reason: str) -> None:
 
 def has_cached(features: FeatureSet, kind: str, key: str) -> bool:
     """Whether anything is kept under `kind/key`, damaged or not."""
-    return _folder(features, kind, key).is_dir()
+    return paths.cached_folder(features.path, kind, key).is_dir()
 
 
 def drop_cached(features: FeatureSet, kind: str, key: str) -> None:
     """Remove what was kept under `kind/key`, and its claim, where that can be done."""
-    shutil.rmtree(_folder(features, kind, key), ignore_errors=True)
+    shutil.rmtree(paths.cached_folder(features.path, kind, key), ignore_errors=True)
     with suppress(OSError):
-        _claim(features, kind, key).unlink(missing_ok=True)
+        paths.claim_file(features.path, kind, key).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -168,7 +166,7 @@ def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
     StoreError
         If the store can't be written.
     """
-    path = _claim(features, kind, key)
+    path = paths.claim_file(features.path, kind, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -183,19 +181,7 @@ def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
             yield True
 
 
-def _folder(features: FeatureSet, kind: str, key: str) -> Path:
-    """Where a result is; a key that is too long for a file's name is cut, and ends in its sha256 instead."""
-    if len(key.encode()) > LONGEST_NAME:
-        key = f"{key[:80]}~{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    return features.path / kind / key
-
-
-def _claim(features: FeatureSet, kind: str, key: str) -> Path:
-    folder = _folder(features, kind, key)
-    return folder.with_name(f".{folder.name}.claim")
-
-
-def _described(value: npt.NDArray[Any]) -> Json:
+def _described(value: Array) -> Json:
     content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     return {
         "dtype": value.dtype.name, "shape": list(value.shape), "sha256": hashlib.sha256(content).hexdigest(),

@@ -13,24 +13,25 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from featbench.store import arrays, journal
-from featbench.store.durable import PARTIAL, cannot_write, is_leftover_of, make_folder, partial_name, sync_folder
+from featbench.store import arrays, journal, paths
+from featbench.store.durable import cannot_write, make_folder, sync_folder
 from featbench.store.errors import MismatchError, StoreError
-from featbench.store.feature_set import FeatureSet, looks_like_feature_set, record_of
-from featbench.store.journal import JOURNALS
+from featbench.store.feature_set import FeatureSet, looks_like_feature_set
+from featbench.store.journal import record_of
 from featbench.store.lock import join_run
-from featbench.store.manifest import MAX_CHUNK_BYTES, Json, LayerInfo, Manifest, SplitInfo, differences
+from featbench.store.manifest import MAX_CHUNK_BYTES, LayerInfo, Manifest, SplitInfo, differences
 from featbench.store.metadata import renew_copy, save
-from featbench.store.skeleton import write_groups, write_layer, write_rows_arrays
+from featbench.store.schema import ROWS_PER_LABEL_CHUNK
+from featbench.store.skeleton import write_groups, write_layer, write_row_arrays
+from featbench.store.typing import Ints, Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitRows:
     """What is known of a split before any feature: labels, paths and class names, row by row."""
 
-    labels: npt.NDArray[np.int64]
+    labels: Ints
     """Shape (N,); an index into `class_names`, or -1 where a row has no label."""
 
     paths: Sequence[str]
@@ -38,7 +39,7 @@ class SplitRows:
 
     class_names: tuple[str, ...]
 
-    sizes: npt.NDArray[np.int64] | Sequence[int] = ()
+    sizes: Ints | Sequence[int] = ()
     """Bytes of each image's file, where there are files: other images under the same names are noticed by them."""
 
     def info(self) -> SplitInfo:
@@ -124,7 +125,7 @@ def make_ready(
     _sweep_beside(features.path)
     renew_copy(features.folder)
     for split, rows in splits.items():
-        keys = [key for name in ("labels", "paths") for key in features.chunk_keys(split, name)]
+        keys = [key for name in (paths.LABELS, paths.PATHS) for key in features.chunk_keys(split, name)]
         if not all(key in features.records for key in keys):
             _write_listing(features, split, rows)
     add_layers(features, layers, probes=probes)
@@ -146,11 +147,11 @@ def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, d
         If it exists, or the file system refuses.
     """
     real = _real(path)
-    partial = partial_name(real)
+    partial = paths.partial_name(real)
     try:
         make_folder(partial)
         made = FeatureSet(partial, manifest)
-        metadata = write_groups(made.folder, manifest) | write_rows_arrays(made.folder, manifest, digests=digests)
+        metadata = write_groups(made.folder, manifest) | write_row_arrays(made.folder, manifest, digests=digests)
         for split, rows in splits.items():
             _write_listing(made, split, rows)
         save(made.folder, dataclasses.replace(manifest, metadata=metadata))
@@ -179,10 +180,10 @@ def remove(path: Path) -> None:
             f"Remove it yourself, or choose another --name."
         )
     real = _real(path)
-    doomed = partial_name(real)
+    doomed = paths.partial_name(real)
     try:
-        make_folder(real / JOURNALS)  # the lock is in it
-        with join_run(real / JOURNALS / "lock", uuid.uuid4().hex):
+        make_folder(real / paths.JOURNALS)  # the lock is in it
+        with join_run(real / paths.LOCK, uuid.uuid4().hex):
             real.rename(doomed)
             sync_folder(real.parent)  # before anything in it goes
     except OSError as error:
@@ -198,8 +199,8 @@ def _real(path: Path) -> Path:
 def _sweep_beside(path: Path) -> None:
     """Remove what killed runs began beside a feature set, or had not yet removed."""
     real = _real(path)
-    for begun in real.parent.glob(f".*{PARTIAL}"):
-        if is_leftover_of(real.name, begun.name):
+    for begun in real.parent.glob(f".*{paths.PARTIAL}"):
+        if paths.is_leftover_of(real.name, begun.name):
             shutil.rmtree(begun, ignore_errors=True)
 
 
@@ -242,7 +243,7 @@ def add_layers(
             features.check()
             save(features.folder, features.manifest)
         return features
-    _forget(features, tuple(f"{split}/{name}/" for split in manifest.splits for name in new))
+    _forget(features, tuple(paths.array_key(split, name) + "/" for split in manifest.splits for name in new))
     metadata = dict(manifest.metadata)
     for name, info in new.items():
         metadata |= write_layer(features.folder, manifest, name, info)
@@ -262,23 +263,24 @@ def _forget(features: FeatureSet, prefixes: tuple[str, ...]) -> None:
 
 def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
     stored = {
-        name: arrays.open_array(features.folder, f"{split}/{name}", writable=True) for name in ("labels", "paths")
+        name: arrays.open_array(features.folder, paths.array_key(split, name), writable=True)
+        for name in (paths.LABELS, paths.PATHS)
     }
-    for start in range(0, len(rows.labels), arrays.ROWS_PER_LABEL_CHUNK):  # never a million texts at once
-        part = slice(start, start + arrays.ROWS_PER_LABEL_CHUNK)
+    for start in range(0, len(rows.labels), ROWS_PER_LABEL_CHUNK):  # never a million texts at once
+        part = slice(start, start + ROWS_PER_LABEL_CHUNK)
         texts = [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths[part]]
-        arrays.write_rows(stored["labels"], start, rows.labels[part])
-        arrays.write_rows(stored["paths"], start, np.array(texts, object))
+        arrays.write_rows(stored[paths.LABELS], start, rows.labels[part])
+        arrays.write_rows(stored[paths.PATHS], start, np.array(texts, object))
     for name in stored:
         keys = features.chunk_keys(split, name)
         features.journal(0).append([record_of(features.folder, key) for key in keys])
     features.refresh()
 
 
-def _plain(values: npt.NDArray[np.int64] | Sequence[int]) -> Iterator[int]:
+def _plain(values: Ints | Sequence[int]) -> Iterator[int]:
     """Python's numbers, of which there are never a million at once."""
-    for start in range(0, len(values), arrays.ROWS_PER_LABEL_CHUNK):
-        yield from np.asarray(values[start : start + arrays.ROWS_PER_LABEL_CHUNK]).tolist()
+    for start in range(0, len(values), ROWS_PER_LABEL_CHUNK):
+        yield from np.asarray(values[start : start + ROWS_PER_LABEL_CHUNK]).tolist()
 
 
 def _describe(info: LayerInfo) -> str:

@@ -10,46 +10,15 @@ Every change of a file goes through the few functions of `os` that are called he
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from zarr.storage import LocalStore
 
 from featbench.store.errors import StoreError
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
-    from zarr.core.common import AccessModeLiteral
-
-    from featbench.store.folder import Folder
-
-PARTIAL = ".partial"
-"""Ending of what is being written; a leftover of a killed run, never read."""
-
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
-_OLDER_LEFTOVER = re.compile(r"[^.].*\.([0-9a-f]{32}|status\.json\.[0-9]+)\.partial")
-"""Files, never folders, of version 0.1.0."""
-
-
-def partial_name(path: Path) -> Path:
-    """Return a name beside `path` for what is being written there; no layer or feature set can have it."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-
-
-def is_leftover_of(name: str, other: str) -> bool:
-    """Whether `other` is a name that `partial_name` gives beside a file or folder called `name`."""
-    return re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{32}}\.partial", other) is not None
+from featbench.store.paths import is_leftover, partial_name
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -133,8 +102,8 @@ def sweep_partials(folder: Path, *, older_than: float | None = None) -> int:
     """Remove half-written files and folders below `folder`, or those last changed before a time; return how many."""
     count = 0
     for parent, folders, files in os.walk(folder):
-        leftovers = [name for name in [*folders, *files] if _LEFTOVER.fullmatch(name)]
-        leftovers += [name for name in files if _OLDER_LEFTOVER.fullmatch(name)]
+        leftovers = [name for name in folders if is_leftover(name, is_file=False)]
+        leftovers += [name for name in files if is_leftover(name, is_file=True)]
         for path in (Path(parent, name) for name in leftovers):
             with suppress(FileNotFoundError):  # its writer was faster
                 if older_than is None or path.lstat().st_mtime < older_than:
@@ -142,51 +111,3 @@ def sweep_partials(folder: Path, *, older_than: float | None = None) -> int:
                     count += 1
         folders[:] = [name for name in folders if name not in leftovers]
     return count
-
-
-class DurableStore(LocalStore):
-    """Zarr's local store, with fsync before and after the rename; within a folder that is held, if one is given."""
-
-    def __init__(self, root: Path | str, *, read_only: bool = False, within: Folder | None = None) -> None:
-        super().__init__(root, read_only=read_only)
-        self._within = within
-
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """Return the same store with another mode."""
-        return type(self)(self.root, read_only=read_only, within=self._within)
-
-    async def _open(self, *, mode: AccessModeLiteral | None = None) -> None:
-        if self._within is None:
-            await super()._open(mode=mode)
-        self._is_open = True  # Zarr would make the folder where it has been removed
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Read one object; what is no regular file is as if it were not there."""
-        is_file = await asyncio.to_thread((self.root / key).is_file)
-        return await super().get(key, prototype, byte_range) if is_file else None
-
-    def get_sync(
-        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Read one object; see `get`."""
-        is_file = (self.root / key).is_file()
-        return super().get_sync(key, prototype=prototype, byte_range=byte_range) if is_file else None
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write one object; see `write_durably`."""
-        await asyncio.to_thread(self.set_sync, key, value)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write one object that is not there: the groups above a new array."""
-        if not await self.exists(key):
-            await self.set(key, value)
-
-    def set_sync(self, key: str, value: Buffer) -> None:
-        """Write one object; see `write_durably`."""
-        self._check_writable()
-        if self._within is not None:
-            self._within.write(key, value.to_bytes())
-        else:
-            write_durably(self.root / key, value.to_bytes())

@@ -6,7 +6,6 @@ Nothing outside this package spells a file name of the store.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -18,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 
-from featbench.store import arrays
+from featbench.store import paths, schema
+from featbench.store.checked import checked_rows, open_checked
 from featbench.store.durable import sweep_partials, write_durably
 from featbench.store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, suggest
 from featbench.store.folder import Folder
-from featbench.store.journal import JOURNALS, Journal, JournalReader, Record
+from featbench.store.journal import Journal, JournalReader, Record
 from featbench.store.layers import LayerSpec
 from featbench.store.layout import Grid
 from featbench.store.lock import RunLock, join_run
-from featbench.store.manifest import ATTRIBUTE, DIGESTS, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
-from featbench.store.metadata import COPY
-from featbench.store.reader import LayerReader, checked_rows
+from featbench.store.manifest import ATTRIBUTE, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from featbench.store.reader import LayerReader
 from featbench.store.regular import read_regular
+from featbench.store.typing import Array, Bools, Ints, UInt64s
 from featbench.store.work import Work
 
 logger = logging.getLogger(__name__)
@@ -64,13 +63,13 @@ class FeatureSet:
             hint = suggest(path.name, others) if others else "There is none; make one with `bench extract`."
             raise StoreError(f"{path}: no such feature set. {hint}")
         try:
-            content = read_regular(path / "zarr.json")
+            content = read_regular(path / paths.METADATA)
         except FileNotFoundError:
-            if (path / COPY).exists():
-                raise DamagedError(f"{path}/zarr.json: missing. {REWRITE}") from None
-            raise StoreError(f"{path}: not a feature set: it has no zarr.json") from None
+            if (path / paths.METADATA_COPY).exists():
+                raise DamagedError(f"{path}/{paths.METADATA}: missing. {REWRITE}") from None
+            raise StoreError(f"{path}: not a feature set: it has no {paths.METADATA}") from None
         except OSError as error:
-            raise DamagedError(f"{path}/zarr.json: cannot be read ({error.strerror}). {REWRITE}") from error
+            raise DamagedError(f"{path}/{paths.METADATA}: cannot be read ({error.strerror}). {REWRITE}") from error
         return cls(path, Manifest.read(content, where=str(path)))
 
     @contextmanager
@@ -88,10 +87,10 @@ class FeatureSet:
         self.folder  # noqa: B018 (held from here on)
         if not self.journals.is_dir():
             raise DamagedError(
-                f"{self.path}: it has no folder {JOURNALS!r}, so nothing says which chunks count. Make one with "
+                f"{self.path}: it has no folder {paths.JOURNALS!r}, so nothing says which chunks count. Make one with "
                 f"`bench verify {self.path} --repair`; then all chunks are extracted again. Or replace it: --overwrite."
             )
-        with join_run(self.journals / "lock", run or uuid.uuid4().hex) as lock:
+        with join_run(self.path / paths.LOCK, run or uuid.uuid4().hex) as lock:
             self._lock = lock
             try:
                 self.reload()
@@ -119,10 +118,10 @@ class FeatureSet:
         self.check()
 
     def _read_manifest(self) -> None:
-        mark = self.folder.mark("zarr.json")
-        content = self.folder.read("zarr.json")
+        mark = self.folder.mark(paths.METADATA)
+        content = self.folder.read(paths.METADATA)
         if content is None:
-            raise DamagedError(f"{self.path}/zarr.json: missing. {REWRITE}")
+            raise DamagedError(f"{self.path}/{paths.METADATA}: missing. {REWRITE}")
         found = Manifest.read(content, where=str(self.path))
         if found.fingerprint != self.manifest.fingerprint:
             raise MismatchError(
@@ -148,7 +147,9 @@ class FeatureSet:
                 f"writing to it, so the run stops. Nothing was written into what is there now. If the folder was "
                 f"renamed, what was committed is in it, and safe: run the same command with its new --name to go on."
             )
-        if self._mark is not None and self._held.mark("zarr.json") != self._mark:  # another rank may have added layers
+        if (
+            self._mark is not None and self._held.mark(paths.METADATA) != self._mark
+        ):  # another rank may have added layers
             self._read_manifest()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,7 +162,7 @@ class FeatureSet:
         What stage two may be writing at this moment is left alone while it is young.
         """
         folders = [self.journals, *(self.path / split for split in self.manifest.splits)]
-        kept_by_stage_two = [self.path / kind for kind in ("neighbours", "clusters", "results")]
+        kept_by_stage_two = [self.path / kind for kind in (*paths.CACHES, paths.RESULTS)]
         return sum(map(sweep_partials, folders)) + sum(
             sweep_partials(folder, older_than=time.time() - 3600) for folder in kept_by_stage_two
         )
@@ -174,18 +175,16 @@ class FeatureSet:
 
     @property
     def journals(self) -> Path:
-        return self.path / JOURNALS
+        return self.path / paths.JOURNALS
 
     def journal(self, rank: int) -> Journal:
         """Open one rank's journal for appending."""
-        return Journal(self.folder, f"{JOURNALS}/rank-{rank:05d}.jsonl")
+        return Journal(self.folder, paths.journal_key(rank))
 
     def grid(self, split: str, array: str = "") -> Grid:
         """How the rows of a split fall into chunks: those of a layer, or of `labels` and `paths`."""
-        num_rows = self.split(split).num_rows
-        if array in ("labels", "paths"):
-            return Grid(num_rows=num_rows, rows_per_chunk=min(arrays.ROWS_PER_LABEL_CHUNK, num_rows))
-        return Grid(num_rows=num_rows, rows_per_chunk=self.manifest.rows_per_chunk)
+        self.split(split)
+        return schema.grid_of(self.manifest, split, array)
 
     def split(self, split: str) -> SplitInfo:
         """Facts of one split."""
@@ -212,9 +211,9 @@ class FeatureSet:
             self.layer_info(name)
         return names or list(self.manifest.layers)
 
-    def labels(self, split: str) -> npt.NDArray[np.int64]:
+    def labels(self, split: str) -> Ints:
         """Labels of a split, shape (N,), -1 where there is none."""
-        labels = self._small_array(split, "labels").astype(np.int64)
+        labels = self._small_array(split, paths.LABELS).astype(np.int64)
         num_classes = len(self.split(split).class_names)
         if len(labels) and not (labels.min() >= -1 and labels.max() < num_classes):
             raise DamagedError(
@@ -224,28 +223,28 @@ class FeatureSet:
 
     def paths(self, split: str) -> list[str]:
         """What the user calls each image of a split."""
-        return [str(path) for path in self._small_array(split, "paths")]
+        return [str(path) for path in self._small_array(split, paths.PATHS)]
 
-    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+    def valid(self, split: str) -> Bools:
         """Shape (N,): False where the image could not be read."""
-        return self._small_array(split, "valid").astype(np.bool_)
+        return self._small_array(split, paths.VALID).astype(np.bool_)
 
-    def valid_chunk(self, split: str, chunk: int) -> npt.NDArray[np.bool_]:
+    def valid_chunk(self, split: str, chunk: int) -> Bools:
         """The part of `valid` that belongs to one chunk, which must have been written."""
-        return self._chunk(split, "valid", chunk).astype(np.bool_)
+        return self._chunk(split, paths.VALID, chunk).astype(np.bool_)
 
     def has_digests(self, split: str) -> bool:
         """Whether a digest of each image is kept; feature sets of older versions and imported ones have none."""
         return self.manifest.has_digests(split)
 
-    def digests_chunk(self, split: str, chunk: int) -> npt.NDArray[np.uint64]:
+    def digests_chunk(self, split: str, chunk: int) -> UInt64s:
         """Digests of the images of one chunk, which must have been written; 0 where an image could not be read."""
-        return self._chunk(split, DIGESTS, chunk).astype(np.uint64)
+        return self._chunk(split, paths.DIGESTS, chunk).astype(np.uint64)
 
-    def written_digests(self, split: str) -> npt.NDArray[np.uint64]:
+    def written_digests(self, split: str) -> UInt64s:
         """Digests of the images of a split, shape (N,); 0 where none has been written, or where none is kept."""
         digests = np.zeros(self.split(split).num_rows, np.uint64)
-        for chunk, key in enumerate(self.chunk_keys(split, DIGESTS) if self.has_digests(split) else ()):
+        for chunk, key in enumerate(self.chunk_keys(split, paths.DIGESTS) if self.has_digests(split) else ()):
             if key in self.records:
                 rows = self.grid(split).rows(chunk)
                 digests[rows.start : rows.stop] = self.digests_chunk(split, chunk)
@@ -253,7 +252,11 @@ class FeatureSet:
 
     def row_arrays(self, split: str) -> tuple[str, ...]:
         """Names of the arrays of a split that are no layers."""
-        return ("labels", "paths", "valid", *([DIGESTS] if self.has_digests(split) else []))
+        return schema.row_arrays(self.manifest, split)
+
+    def flag_arrays(self, split: str) -> tuple[str, ...]:
+        """Names of the arrays that are written with each chunk of the layers."""
+        return schema.flag_arrays(self.manifest, split)
 
     def layer(self, split: str, name: str) -> LayerReader:
         """Open a layer for reading; refuses one that is incomplete.
@@ -268,9 +271,9 @@ class FeatureSet:
         info = self.layer_info(name)
         return LayerReader(
             root=self.path,
-            key=f"{split}/{name}",
+            key=paths.array_key(split, name),
             grid=self.grid(split),
-            array=open_checked(self, f"{split}/{name}"),
+            array=self._open(split, name),
             shape=info.shape,
             dtype=np.dtype(self.manifest.dtype),
             plain=self.manifest.compression == "none",
@@ -283,7 +286,7 @@ class FeatureSet:
         return digest_of(
             {
                 key: [r.size, r.crc32c]
-                for array in (name, "labels", "valid")
+                for array in (name, paths.LABELS, paths.VALID)
                 for key, r in self._complete(split, array).items()
             }
         )
@@ -325,7 +328,7 @@ class FeatureSet:
         return self._missing(split, chunk, layers)
 
     def _missing(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
-        flags = ("valid", DIGESTS) if self.has_digests(split) else ("valid",)
+        flags = self.flag_arrays(split)
         valid = any(self._chunk_key(split, name, chunk) not in self.records for name in flags)
         # Without its flags a chunk is not known to be right, so all of it is written again.
         missing = tuple(name for name in layers if valid or self._chunk_key(split, name, chunk) not in self.records)
@@ -344,22 +347,17 @@ class FeatureSet:
 
     def save_result(self, name: str, content: object) -> Path:
         """Keep a result of stage two with the features it came from."""
-        path = self.path / "results" / f"{name}.json"
+        path = paths.result_file(self.path, name)
         write_durably(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
     # ---------------------------------------------------------------- helpers
 
     def _chunk_key(self, split: str, array: str, chunk: int) -> str:
-        ndim = 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
-        return arrays.chunk_key(f"{split}/{array}", chunk, ndim)
+        return schema.chunk_key_of(self.manifest, split, array, chunk)
 
-    def form_of(self, split: str, array: str) -> tuple[str, tuple[int, ...], int]:
-        """Type, shape and rows per chunk that an array of a split must have."""
-        grid, info = self.grid(split, array), self.manifest.layers.get(array)
-        kind = {"labels": "int64", "paths": "text", "valid": "bool"}.get(array, self.manifest.dtype)
-        kind = "uint64" if array == DIGESTS and not info else kind
-        return kind, (grid.num_rows, *(info.shape if info else ())), grid.rows_per_chunk
+    def _open(self, split: str, name: str) -> zarr.Array[Any]:
+        return open_checked(self.path, self.manifest, split, name)
 
     def _complete(self, split: str, array: str) -> dict[str, Record]:
         keys = self.chunk_keys(split, array)
@@ -372,14 +370,14 @@ class FeatureSet:
             )
         return {key: self.records[key] for key in keys}
 
-    def _chunk(self, split: str, name: str, chunk: int) -> npt.NDArray[Any]:
+    def _chunk(self, split: str, name: str, chunk: int) -> Array:
         record = self.records[self._chunk_key(split, name, chunk)]
-        array = open_checked(self, f"{split}/{name}")
+        array = self._open(split, name)
         return checked_rows(self.path, array, record, self.grid(split).rows(chunk), chunk=chunk, cure=self._cure())
 
-    def _small_array(self, split: str, name: str) -> npt.NDArray[np.generic]:
+    def _small_array(self, split: str, name: str) -> Array:
         records = self._complete(split, name)
-        array = open_checked(self, f"{split}/{name}")
+        array = self._open(split, name)
         grid = self.grid(split, name)
         parts = [
             checked_rows(self.path, array, record, grid.rows(chunk), chunk=chunk, cure=self._cure())
@@ -403,7 +401,7 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
     """Every readable feature set of a store, by name."""
     if store.is_dir():
         for path in sorted(store.iterdir()):
-            if not path.name.startswith(".") and (path / "zarr.json").is_file():
+            if not path.name.startswith(".") and (path / paths.METADATA).is_file():
                 try:
                     yield FeatureSet.open(path)
                 except StoreError as error:
@@ -413,34 +411,6 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
 def looks_like_feature_set(path: Path) -> bool:
     """Whether a folder is, or was, a feature set: it has journals, or a manifest, however damaged."""
     try:
-        return (path / JOURNALS).is_dir() or f'"{ATTRIBUTE}"'.encode() in read_regular(path / "zarr.json")
+        return (path / paths.JOURNALS).is_dir() or f'"{ATTRIBUTE}"'.encode() in read_regular(path / paths.METADATA)
     except OSError:
         return False
-
-
-def open_checked(features: FeatureSet, key: str) -> zarr.Array[Any]:
-    """Open an array whose metadata is what was written."""
-    path = features.path / key / "zarr.json"
-    try:
-        intact = hashlib.sha256(read_regular(path)).hexdigest() == features.manifest.metadata.get(key)
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror}). {REWRITE}") from error
-    if not intact:
-        raise DamagedError(f"{path}: not what was written (its sha256 differs). {REWRITE}")
-    try:
-        array = arrays.open_array(features.path, key)
-    except Exception as error:  # Zarr raises builtin errors of many kinds
-        raise DamagedError(f"{path}: cannot be read ({error}). {REWRITE}") from error
-    kind = "text" if array.dtype.kind in "OTU" else str(array.dtype)
-    form = kind, array.shape, array.chunks[0]
-    split, name = key.split("/")
-    expected = features.form_of(split, name)
-    if form != expected:
-        raise DamagedError(f"{path}: an array of type, shape and rows per chunk {form}; the manifest says {expected}")
-    return array
-
-
-def record_of(folder: Folder, key: str) -> Record:
-    """Describe an object that was just written, from its size and the checksum that ends it."""
-    size, tail = folder.tail(key, 4)
-    return Record(key=key, size=size, crc32c=int.from_bytes(tail, "little"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from featbench.store.durable import cannot_write, write_all, write_in
 from featbench.store.errors import DamagedError, StoreError
 from featbench.store.layers import checked_name
+from featbench.store.paths import METADATA
 from featbench.store.regular import NOT_REGULAR, open_regular
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -195,6 +196,6 @@ def checked_key(key: str) -> str:
         If it is none that this program makes.
     """
     for part in key.split("/"):
-        if part != "zarr.json":
+        if part != METADATA:
             checked_name(part)
     return key

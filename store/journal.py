@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,12 +19,8 @@ import google_crc32c
 
 from featbench.store.errors import DamagedError
 from featbench.store.folder import Folder, checked_key
+from featbench.store.paths import JOURNALS, journals_in
 from featbench.store.regular import open_regular
-
-JOURNALS = "journals"
-"""Folder of a feature set."""
-
-_NAME = re.compile(r"rank-[0-9]{5,}\.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +74,7 @@ class JournalReader:
         DamagedError
             If a line is not what was written.
         """
-        for path in journals(self._folder):
+        for path in journals_in(self._folder):
             lines = _whole_lines(_content(path, self._bytes_read[path]))
             for record in _records(lines, path, on_damage=_refuse, lines_before=self._lines_read[path]):
                 self.records[record.key] = record
@@ -94,7 +89,7 @@ def rewrite_journals(folder: Folder, keep: Callable[[Record], bool]) -> list[str
     `folder` is the feature set's, held. A journal of which nothing is dropped stays as it is.
     """
     dropped: list[str] = []
-    for path in journals(folder.path / JOURNALS):
+    for path in journals_in(folder.path / JOURNALS):
         before = len(dropped)
         kept = []
         for record in _read(path, on_damage=lambda path, number: dropped.append(f"{path.name} line {number}")):
@@ -107,15 +102,16 @@ def rewrite_journals(folder: Folder, keep: Callable[[Record], bool]) -> list[str
     return dropped
 
 
-def journals(folder: Path) -> list[Path]:
-    """Return the journals in a folder, in order of rank."""
-    return sorted(path for path in folder.glob("rank-*.jsonl") if _NAME.fullmatch(path.name))
+def record_of(folder: Folder, key: str) -> Record:
+    """Describe an object that was just written, from its size and the checksum that ends it."""
+    size, tail = folder.tail(key, 4)
+    return Record(key=key, size=size, crc32c=int.from_bytes(tail, "little"))
 
 
 def damaged_lines(folder: Path) -> list[str]:
     """Name the lines that are not what was written."""
     found: list[str] = []
-    for path in journals(folder):
+    for path in journals_in(folder):
         for _ in _read(path, on_damage=lambda path, number: found.append(f"{path.name} line {number}")):
             pass
     return found
@@ -123,7 +119,7 @@ def damaged_lines(folder: Path) -> list[str]:
 
 def journalled(folder: Path) -> set[str]:
     """Names of the arrays of which a chunk is in a journal; damaged lines don't count."""
-    records = (record for path in journals(folder) for record in _read(path, on_damage=lambda path, number: None))
+    records = (record for path in journals_in(folder) for record in _read(path, on_damage=lambda path, number: None))
     return {record.key.split("/")[1] for record in records if "/" in record.key}
 
 

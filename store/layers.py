@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featbench.store.errors import DamagedError, StoreError, suggest
+from featbench.store.paths import METADATA, ROW_ARRAYS
 
-RESERVED = ("labels", "paths", "valid", "digests", "zarr.json")
+RESERVED = (*ROW_ARRAYS, METADATA)
 """What else lies in a split's group."""
 
 LONGEST_NAME = 200
@@ -166,7 +167,7 @@ def checked_name(name: object) -> str:
     DamagedError
         If it is none.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "zarr.json":
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == METADATA:
         raise DamagedError(f"{name!r} is no name that this program gives")
     return name
 

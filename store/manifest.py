@@ -12,12 +12,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 import numpy as np
 
 from featbench.store.errors import DamagedError, StoreError
 from featbench.store.layers import RESERVED, checked_name
+from featbench.store.paths import DIGESTS, METADATA, array_key
+from featbench.store.typing import Json
 
 FORMAT = 1
 """Version of the format; a reader refuses a higher one."""
@@ -30,12 +31,6 @@ MAX_CHUNK_BYTES = 2**30
 
 MAX_CHUNKS = 2**24
 """Of a layer in a split; their keys are held in memory."""
-
-DIGESTS = "digests"
-"""Name of the array of the images' digests, which feature sets may lack."""
-
-Json = Any
-"""What JSON can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +101,7 @@ class Manifest:
 
     def has_digests(self, split: str) -> bool:
         """Whether a digest of each image of a split is kept; earlier versions let a layer have that name."""
-        return f"{split}/{DIGESTS}" in self.metadata and DIGESTS not in self.layers
+        return array_key(split, DIGESTS) in self.metadata and DIGESTS not in self.layers
 
     def settings(self) -> Iterator[tuple[str, Json]]:
         """Each setting that could change a feature, under its dotted name."""
@@ -161,7 +156,7 @@ class Manifest:
             if not isinstance(attributes, dict):
                 raise TypeError("its attributes are no object")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedError(f"{where}/zarr.json: cannot be read ({error}). {REWRITE}") from error
+            raise DamagedError(f"{where}/{METADATA}: cannot be read ({error}). {REWRITE}") from error
         return cls.from_attributes(attributes, where=where)
 
 

@@ -15,12 +15,10 @@ from pathlib import Path
 
 from featbench.store.errors import BenchError
 from featbench.store.folder import Folder
-from featbench.store.journal import JOURNALS, journalled
+from featbench.store.journal import journalled
 from featbench.store.manifest import Manifest, digest_of
+from featbench.store.paths import JOURNALS, METADATA, METADATA_COPY, metadata_key
 from featbench.store.regular import read_regular
-
-COPY = f"{JOURNALS}/metadata.json"
-ROOT = "zarr.json"
 
 DIFFERS = "not what was written (its sha256 differs)"
 MISSING_LAYER = "not what was written, and its copy is from before these layers were added: "
@@ -44,36 +42,36 @@ def save(folder: Folder, manifest: Manifest) -> None:
 
     What `zarr.consolidate_metadata` added is dropped: it would hide new layers from other programs.
     """
-    document = json.loads(folder.read(ROOT) or b"{}") | {"attributes": manifest.to_attributes()}
+    document = json.loads(folder.read(METADATA) or b"{}") | {"attributes": manifest.to_attributes()}
     document.pop("consolidated_metadata", None)
     root = as_zarr_writes(document)
     save_copy(folder, root.decode(), manifest)
-    folder.write(ROOT, root)
+    folder.write(METADATA, root)
     for key in manifest.metadata:
-        content = folder.read(f"{key}/{ROOT}")
+        content = folder.read(metadata_key(key))
         if content is not None and plain(content) != content:
-            folder.write(f"{key}/{ROOT}", plain(content))
+            folder.write(metadata_key(key), plain(content))
 
 
 def save_copy(folder: Folder, root: str, manifest: Manifest) -> None:
     """Copy a text of the root's `zarr.json`, and those of groups and arrays that are right on disk or in the copy."""
-    before, files = read_copy(folder.path) or {}, {ROOT: root}
+    before, files = read_copy(folder.path) or {}, {METADATA: root}
     for key, digest in manifest.metadata.items():
-        path = f"{key}/{ROOT}"
+        path = metadata_key(key)
         for content in (plain(folder.read(path) or b""), before.get(path, "").encode()):
             if _digest(content) == digest:
                 files[path] = content.decode()
     text = json.dumps({"files": files, "sha256": digest_of(files)}, indent=1, ensure_ascii=False)
-    folder.write(COPY, text.encode())
+    folder.write(METADATA_COPY, text.encode())
 
 
 def read_copy(root: Path) -> Mapping[str, str] | None:
     """Return the copied texts by path; None if they can't be trusted."""
     try:
-        content = json.loads(read_regular(root / COPY))
+        content = json.loads(read_regular(root / METADATA_COPY))
         files = dict(content["files"])
         is_right = digest_of(files) == content["sha256"] and all(isinstance(text, str) for text in files.values())
-        return files if is_right and ROOT in files else None
+        return files if is_right and METADATA in files else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -85,7 +83,7 @@ def metadata_faults(root: Path) -> Mapping[str, str]:
 
 def renew_copy(folder: Folder) -> None:
     """Write the copy again if it alone is not as it must be: a run was killed before it had written it."""
-    if compare(folder.path).faults.keys() == {COPY}:
+    if compare(folder.path).faults.keys() == {METADATA_COPY}:
         restore(folder)
 
 
@@ -108,20 +106,20 @@ def restore(folder: Folder, made: Mapping[str, str] | None = None) -> list[str]:
         if text is not None:
             folder.write(path, text.encode())
             written.append(path)
-    root = folder.read(ROOT)
+    root = folder.read(METADATA)
     if (
-        COPY in found.faults
+        METADATA_COPY in found.faults
         and found.manifest is not None
         and root is not None
-        and not set(found.faults) - {COPY, *written}
+        and not set(found.faults) - {METADATA_COPY, *written}
     ):
         save_copy(folder, plain(root).decode(), found.manifest)
-        written.append(COPY)
+        written.append(METADATA_COPY)
     return written
 
 
 def _made(path: str, made: Mapping[str, str], manifest: Manifest | None) -> str | None:
-    digest = manifest.metadata.get(path.removesuffix(f"/{ROOT}")) if manifest is not None else None
+    digest = manifest.metadata.get(path.removesuffix(f"/{METADATA}")) if manifest is not None else None
     text = made.get(path)
     return text if text is not None and _digest(text.encode()) == digest else None
 
@@ -129,35 +127,35 @@ def _made(path: str, made: Mapping[str, str], manifest: Manifest | None) -> str 
 def compare(root: Path) -> Comparison:
     """Compare all metadata with the copy, and both with the digests in the manifest."""
     copy = read_copy(root) or {}
-    on_disk, copied = _manifest(_content(root / ROOT)), _manifest(copy.get(ROOT, "").encode())
+    on_disk, copied = _manifest(_content(root / METADATA)), _manifest(copy.get(METADATA, "").encode())
     if on_disk is None:
         return _without_manifest(root, copy, copied)
     right = {path: text for path, text in copy.items() if _digests(on_disk).get(path) == _digest(text.encode())}
     faults = _differing(root, _digests(on_disk))
     if copied != on_disk or not right.keys() >= _digests(on_disk).keys():
         return Comparison(
-            faults=faults | {COPY: "missing, damaged, or of another manifest"}, right=right, manifest=on_disk
+            faults=faults | {METADATA_COPY: "missing, damaged, or of another manifest"}, right=right, manifest=on_disk
         )
-    if not _is_same_group(_content(root / ROOT), copy[ROOT].encode()):
-        faults, right = {ROOT: DIFFERS, **faults}, {ROOT: copy[ROOT], **right}
+    if not _is_same_group(_content(root / METADATA), copy[METADATA].encode()):
+        faults, right = {METADATA: DIFFERS, **faults}, {METADATA: copy[METADATA], **right}
     return Comparison(faults=faults, right=right, manifest=on_disk)
 
 
 def _without_manifest(root: Path, copy: Mapping[str, str], copied: Manifest | None) -> Comparison:
     """The root's `zarr.json` is damaged, so what the copy says counts, unless it would lose a layer."""
-    what = DIFFERS if (root / ROOT).exists() else "missing"
+    what = DIFFERS if (root / METADATA).exists() else "missing"
     if copied is None:
-        faults = {ROOT: what, COPY: "missing or not what was written"}
+        faults = {METADATA: what, METADATA_COPY: "missing or not what was written"}
         return Comparison(faults=faults, right={}, manifest=None)
     lost = sorted(journalled(root / JOURNALS) - {key.split("/")[-1] for key in copied.metadata})
     if lost:
-        return Comparison(faults={ROOT: MISSING_LAYER + ", ".join(lost)}, right={}, manifest=None)
-    faults = {ROOT: what, **_differing(root, _digests(copied))}
+        return Comparison(faults={METADATA: MISSING_LAYER + ", ".join(lost)}, right={}, manifest=None)
+    faults = {METADATA: what, **_differing(root, _digests(copied))}
     return Comparison(faults=faults, right=copy, manifest=copied)
 
 
 def _digests(manifest: Manifest) -> dict[str, str]:
-    return {f"{key}/{ROOT}": digest for key, digest in manifest.metadata.items()}
+    return {metadata_key(key): digest for key, digest in manifest.metadata.items()}
 
 
 def _differing(root: Path, digests: Mapping[str, str]) -> dict[str, str]:

@@ -17,16 +17,14 @@ from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 import zarr
 
-from featbench.store import arrays
-from featbench.store.errors import DamagedError
+from featbench.store.checked import checked_rows, damaged_chunk
 from featbench.store.journal import Record
 from featbench.store.layout import Grid, RowRange
 from featbench.store.regular import open_regular
+from featbench.store.typing import Floats
 
-Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 THREADS = 4
@@ -152,34 +150,6 @@ class LayerReader:
             into[:] = values.reshape(len(rows), self.dim)
 
 
-def checked_rows(
-    root: Path, array: zarr.Array[Any], record: Record, rows: RowRange, *, chunk: int, cure: str
-) -> npt.NDArray[Any]:
-    """Read the rows of one chunk through Zarr, after comparing its size and checksum with the journal's.
-
-    Raises
-    ------
-    DamagedError
-        If the chunk is not what was written.
-    """
-    path = root / record.key
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4))
-            checksum = int.from_bytes(file.read(4), "little")
-    except OSError as error:
-        raise _damaged(path, chunk, f"cannot be read ({error.strerror})", cure) from error
-    if size != record.size:
-        raise _damaged(path, chunk, f"has {size:,} bytes, {record.size:,} were written", cure)
-    if checksum != record.crc32c:
-        raise _damaged(path, chunk, "does not end with the checksum that was journalled", cure)
-    try:
-        return arrays.read_rows(array, rows.start, rows.stop)
-    except Exception as error:  # Zarr's codecs raise builtin errors of many kinds, none of which names the chunk
-        raise _damaged(path, chunk, f"does not match its checksum ({error})", cure) from error
-
-
 def _read_plain(root: Path, record: Record, into: Floats, *, chunk: int, cure: str) -> None:
     """Read an uncompressed chunk straight into its place: values, then their crc32c."""
     path = root / record.key
@@ -193,13 +163,13 @@ def _read_plain(root: Path, record: Record, into: Floats, *, chunk: int, cure: s
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _damaged(path, chunk, f"cannot be read ({error.strerror})", cure) from error
+        raise damaged_chunk(path, chunk, f"cannot be read ({error.strerror})", cure) from error
     if size != record.size:
-        raise _damaged(path, chunk, f"has {size:,} bytes, {record.size:,} were written", cure)
+        raise damaged_chunk(path, chunk, f"has {size:,} bytes, {record.size:,} were written", cure)
     if int.from_bytes(tail, "little") != record.crc32c:
-        raise _damaged(path, chunk, "does not end with the checksum that was journalled", cure)
+        raise damaged_chunk(path, chunk, "does not end with the checksum that was journalled", cure)
     if google_crc32c.value(into) != record.crc32c:
-        raise _damaged(path, chunk, "does not match its checksum", cure)
+        raise damaged_chunk(path, chunk, "does not match its checksum", cure)
 
 
 def _fill(descriptor: int, values: memoryview, tail: bytearray) -> None:
@@ -211,11 +181,3 @@ def _fill(descriptor: int, values: memoryview, tail: bytearray) -> None:
             raise OSError(5, "the file ends early")
         offset += got
     os.preadv(descriptor, [tail], offset)
-
-
-def _damaged(path: Path, chunk: int, what: str, cure: str) -> DamagedError:
-    layer, split = path.parent, path.parent
-    while layer.name != "c":
-        layer = layer.parent
-    split = layer.parent.parent
-    return DamagedError(f"{split.parent}: {split.name}/{layer.parent.name}, chunk {chunk}: {path} {what}. {cure}")

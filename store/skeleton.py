@@ -9,16 +9,14 @@ from pathlib import Path
 
 import zarr
 
-from featbench.store import arrays
-from featbench.store.durable import DurableStore
+from featbench.store import arrays, paths, schema
 from featbench.store.folder import Folder
-from featbench.store.manifest import DIGESTS, LayerInfo, Manifest
+from featbench.store.manifest import LayerInfo, Manifest
+from featbench.store.paths import array_key, metadata_key
+from featbench.store.zarr_store import DurableStore
 
-GROUPS = ("journals", "neighbours", "clusters")
-"""Besides the splits. `results` is a plain folder, so that all `.json` files in it are results."""
 
-
-def write_groups(folder: Folder, manifest: Manifest, *, groups: Sequence[str] = GROUPS) -> dict[str, str]:
+def write_groups(folder: Folder, manifest: Manifest, *, groups: Sequence[str] = paths.GROUPS) -> dict[str, str]:
     """Write the groups, each a folder; return the digests of their metadata."""
     attributes: dict[str, dict[str, object]] = {"": {}, **{name: {} for name in groups}}
     for split, info in manifest.splits.items():
@@ -28,27 +26,25 @@ def write_groups(folder: Folder, manifest: Manifest, *, groups: Sequence[str] = 
     return {key: metadata_digest(folder.path, key) for key in attributes if key}
 
 
-def write_rows_arrays(folder: Folder, manifest: Manifest, *, digests: bool, has_names: bool = True) -> dict[str, str]:
+def write_row_arrays(folder: Folder, manifest: Manifest, *, digests: bool, has_names: bool = True) -> dict[str, str]:
     """Write the arrays that every split has, without their chunks; return the digests of their metadata.
 
-    `digests` is whether digests of the images are kept, `has_names` whether axes have names; see `store/FORMAT.md`.
+    `digests` is whether to store digests of the images, `has_names` whether axes have names; see `store/FORMAT.md`.
     """
-    wanted = {"labels": "int64", "paths": "str", "valid": "bool", **({DIGESTS: "uint64"} if digests else {})}
     metadata = {}
-    for split, info in manifest.splits.items():
-        for name, dtype in wanted.items():
-            by_chunk = name in ("valid", DIGESTS)
-            rows = manifest.rows_per_chunk if by_chunk else min(arrays.ROWS_PER_LABEL_CHUNK, info.num_rows)
-            key = f"{split}/{name}"
-            arrays.create_array(
-                folder,
-                key,
-                shape=(info.num_rows,),
-                rows_per_chunk=rows,
-                dtype=dtype,
-                dimension_names=("row",) if has_names else None,
-            )
-            metadata[key] = metadata_digest(folder.path, key)
+    for split in manifest.splits:
+        for name in paths.ROW_ARRAYS:
+            if name != paths.DIGESTS or digests:
+                form, key = schema.row_form(manifest, split, name), array_key(split, name)
+                arrays.create_array(
+                    folder,
+                    key,
+                    shape=form.shape,
+                    rows_per_chunk=form.rows_per_chunk,
+                    dtype=form.dtype,
+                    dimension_names=("row",) if has_names else None,
+                )
+                metadata[key] = metadata_digest(folder.path, key)
     return metadata
 
 
@@ -58,7 +54,7 @@ def write_layer(
     """Write the arrays of a layer, without their chunks; return the digests of their metadata."""
     digests = {}
     for split, rows in manifest.splits.items():
-        key = f"{split}/{name}"
+        key = array_key(split, name)
         folder.remove(key)  # what a killed run left
         arrays.create_array(
             folder,
@@ -87,27 +83,29 @@ def axes_of(layer: str, ndim: int) -> tuple[str, ...]:
 
 
 def expected_metadata(manifest: Manifest) -> dict[str, str]:
-    """Texts of all `zarr.json` below the root, by path: in the form that the manifest has digests of, if any is."""
-    now, before = _texts(manifest, has_names=True), _texts(manifest, has_names=False)
+    """Texts of all `zarr.json` below the root, by path: of the forms in which versions wrote one, the manifest's."""
+    now = _texts(manifest, groups=paths.GROUPS, has_names=True)
+    before = _texts(manifest, groups=paths.OLDER_GROUPS, has_names=False)
 
     def is_right(path: str, text: str) -> bool:
-        return hashlib.sha256(text.encode()).hexdigest() == manifest.metadata.get(path.removesuffix("/zarr.json"))
+        key = path.removesuffix(f"/{paths.METADATA}")
+        return hashlib.sha256(text.encode()).hexdigest() == manifest.metadata.get(key)
 
-    return {path: text if is_right(path, text) else now.get(path, text) for path, text in before.items()}
+    return before | now | {path: text for path, text in before.items() if is_right(path, text)}
 
 
-def _texts(manifest: Manifest, *, has_names: bool) -> dict[str, str]:
+def _texts(manifest: Manifest, *, groups: Sequence[str], has_names: bool) -> dict[str, str]:
     """Texts of all `zarr.json` below the root, by path, as this version writes them, or as earlier ones did."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Folder(Path(scratch))
         digests = any(map(manifest.has_digests, manifest.splits))
-        keys = list(write_groups(folder, manifest, groups=GROUPS if has_names else (*GROUPS, "results")))
-        keys += write_rows_arrays(folder, manifest, digests=digests, has_names=has_names)
+        keys = list(write_groups(folder, manifest, groups=groups))
+        keys += write_row_arrays(folder, manifest, digests=digests, has_names=has_names)
         for name, info in manifest.layers.items():
             keys += write_layer(folder, manifest, name, info, has_names=has_names)
-        return {f"{key}/zarr.json": (folder.path / key / "zarr.json").read_text() for key in keys}
+        return {metadata_key(key): (folder.path / metadata_key(key)).read_text() for key in keys}
 
 
 def metadata_digest(root: Path, key: str) -> str:
     """SHA-256 of the `zarr.json` of a group or an array."""
-    return hashlib.sha256((root / key / "zarr.json").read_bytes()).hexdigest()
+    return hashlib.sha256((root / metadata_key(key)).read_bytes()).hexdigest()

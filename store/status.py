@@ -13,10 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from featbench.store.durable import partial_name
+from featbench.store import paths
 from featbench.store.regular import read_regular
-
-SUFFIX = ".status.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +44,8 @@ _TYPES = {each.name: {"int": (int,), "float": (float, int)}.get(str(each.type), 
 
 def post(folder: Path, status: RankStatus) -> None:
     """Replace the rank's file; a disk that refuses is found by what matters, so it is no fault here."""
-    path = folder / f"rank-{status.rank:05d}{SUFFIX}"
-    partial = partial_name(path)
+    path = paths.status_file(folder, status.rank)
+    partial = paths.partial_name(path)
     try:
         with partial.open("x") as file:
             file.write(json.dumps(asdict(status) | {"time": time.time()}))
@@ -60,7 +58,7 @@ def post(folder: Path, status: RankStatus) -> None:
 def read_statuses(folder: Path, run: str) -> list[RankStatus]:
     """Return the last status of each rank of a run, by rank."""
     found = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in paths.status_files(folder):
         try:
             status = RankStatus(**json.loads(read_regular(path)))
         except (OSError, ValueError, TypeError, RecursionError):  # being replaced
@@ -72,7 +70,7 @@ def read_statuses(folder: Path, run: str) -> list[RankStatus]:
 
 def forget_statuses(folder: Path) -> None:
     """Remove the files of earlier runs."""
-    for path in folder.glob(f"*{SUFFIX}"):
+    for path in paths.status_files(folder):
         path.unlink(missing_ok=True)
 
 

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.store import journal
+from featbench.store import journal, paths
+from featbench.store.checked import checked_rows, open_checked
 from featbench.store.errors import StoreError
-from featbench.store.feature_set import FeatureSet, looks_like_feature_set, open_checked
+from featbench.store.feature_set import FeatureSet, looks_like_feature_set
 from featbench.store.folder import Folder
-from featbench.store.journal import JOURNALS
 from featbench.store.lock import join_run
-from featbench.store.manifest import DIGESTS
 from featbench.store.metadata import metadata_faults, restore
-from featbench.store.reader import checked_rows
 from featbench.store.skeleton import expected_metadata
+from featbench.store.typing import Bools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +44,12 @@ def verify(path: Path) -> Iterator[Fault]:
     metadata = metadata_faults(path) if looks_like_feature_set(path) else {}
     for where, what in metadata.items():
         yield Fault(where=where, what=what)
-    if "zarr.json" in metadata:
+    if paths.METADATA in metadata:
         return  # what there should be is not known until `repair` has put it back
     features = FeatureSet.open(path)
     damaged = journal.damaged_lines(features.journals)
     for line in damaged:
-        yield Fault(where=f"journals/{line}", what="not what was written (its checksum differs)")
+        yield Fault(where=f"{paths.JOURNALS}/{line}", what="not what was written (its checksum differs)")
     if damaged:
         return  # which chunks count is not known until `repair` has dropped these lines
     for split in features.manifest.splits:
@@ -71,10 +70,10 @@ def repair(path: Path) -> list[str]:
     if not looks_like_feature_set(path):
         FeatureSet.open(path)
     folder = Folder(path)
-    folder.make(JOURNALS)
-    with join_run(path / JOURNALS / "lock", uuid.uuid4().hex) as lock:
+    folder.make(paths.JOURNALS)
+    with join_run(path / paths.LOCK, uuid.uuid4().hex) as lock:
         done = restore(folder)
-        if "zarr.json" in metadata_faults(path):
+        if paths.METADATA in metadata_faults(path):
             return done
         features = FeatureSet.open(path)
         if metadata_faults(path):
@@ -94,7 +93,7 @@ def _with_what_rests_on_them(features: FeatureSet, damaged: set[str]) -> set[str
     """Add the layers of chunks whose flags or digests are lost: from which images they came is no longer known."""
     found = set(damaged)
     for split in features.manifest.splits:
-        flags = [features.chunk_keys(split, name) for name in features.row_arrays(split) if name in ("valid", DIGESTS)]
+        flags = [features.chunk_keys(split, name) for name in features.flag_arrays(split)]
         layers = [features.chunk_keys(split, name) for name in features.manifest.layers]
         for chunk, keys in enumerate(zip(*flags, strict=True)):
             if not damaged.isdisjoint(keys):
@@ -110,7 +109,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
         what = f"{len(missing)} of {len(keys)} chunks are pending, the first is {missing[0]}"
         yield Fault(where=f"{split}/{name}", what=what, is_pending=True)
     try:
-        array = open_checked(features, f"{split}/{name}")
+        array = open_checked(features.path, features.manifest, split, name)
     except StoreError:
         return  # reported with the metadata
     usable = _usable(features, split) if name in features.manifest.layers else None
@@ -132,16 +131,16 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
                     what=f"{int(bad.sum())} rows hold NaN or infinity, the first is row {first}",
                     key=key,
                 )
-        if name == "labels":
+        if name == paths.LABELS:
             num_classes = len(features.split(split).class_names)
             bad = (values < -1) | (values >= num_classes)
             if bad.any():
                 yield Fault(
-                    where=f"{split}/labels", what=f"{int(bad.sum())} labels are not in [-1, {num_classes})", key=key
+                    where=f"{split}/{name}", what=f"{int(bad.sum())} labels are not in [-1, {num_classes})", key=key
                 )
 
 
-def _usable(features: FeatureSet, split: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _usable(features: FeatureSet, split: str) -> Bools:
     """Rows that must be finite; none while it is not known which images could be read, a fault of its own."""
     try:
         return features.valid(split)

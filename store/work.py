@@ -1,21 +1,8 @@
-"""The work of a run: pending chunks, each taken by whichever rank comes to it first.
-
-What is pending, the journals say; who works on what, the claims in the lock file. A rank begins at
-its own part of the chunks, so that ranks seldom meet, and goes on with what others have left: a slow
-or lost rank costs no more than the chunks that it was writing.
-"""
+"""One pending chunk: what a rank computes and writes at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from featbench.store.layout import share
-from featbench.store.lock import CHUNKS, RunLock
-
-if TYPE_CHECKING:
-    from featbench.store.feature_set import FeatureSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,45 +16,3 @@ class Work:
 
     valid: bool
     """Whether the flags of which rows could be read, and the images' digests, are wanted too."""
-
-
-class WorkQueue:
-    """Pending chunks, claimed one by one as they are asked for."""
-
-    def __init__(
-        self, features: FeatureSet, layers: Sequence[str], lock: RunLock, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self._features = features
-        self._layers = layers
-        self._lock = lock
-        self._rank = rank
-        self._world_size = world_size
-        splits = sorted(features.manifest.splits)
-        starts = [sum(features.grid(split).num_chunks for split in splits[:i]) for i in range(len(splits))]
-        self._place = dict(zip(splits, starts, strict=True))
-
-    def __iter__(self) -> Iterator[Work]:
-        """Yield chunks that are now this rank's, until no other is to be had."""
-        found = True
-        while found:  # once more, for what a rank claimed that died since
-            found = False
-            self._features.check()
-            for item in self._own_first(self._features.pending(self._layers)):
-                if self._lock.claim(self._number(item)):
-                    still = self._features.pending_in(item.split, item.chunk, self._layers)
-                    if still is None:  # another rank has just written it
-                        self.release(item)
-                    else:
-                        found = True
-                        yield still
-
-    def release(self, item: Work) -> None:
-        """Give a chunk back: it is journalled, or will not be written."""
-        self._lock.release(self._number(item))
-
-    def _own_first(self, pending: list[Work]) -> list[Work]:
-        before = sum(len(share(pending, rank=rank, world_size=self._world_size)) for rank in range(self._rank))
-        return pending[before:] + pending[:before]
-
-    def _number(self, item: Work) -> int:
-        return CHUNKS + self._place[item.split] + item.chunk

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from featbench.store import arrays
+from featbench.store import arrays, paths
+from featbench.store.checked import open_checked
 from featbench.store.errors import StoreError, abbreviate
-from featbench.store.feature_set import FeatureSet, open_checked, record_of
-from featbench.store.manifest import DIGESTS
+from featbench.store.feature_set import FeatureSet
+from featbench.store.journal import record_of
+from featbench.store.typing import Array, Bools, Ints, UInt64s
 from featbench.store.work import Work
 
 
@@ -31,9 +32,9 @@ class ChunkWriter:
     def write(
         self,
         work: Work,
-        features: Mapping[str, npt.NDArray[Any]],
-        valid: npt.NDArray[np.bool_],
-        digests: npt.NDArray[np.uint64] | None = None,
+        features: Mapping[str, Array],
+        valid: Bools,
+        digests: UInt64s | None = None,
     ) -> int:
         """Write one chunk of each of the work's layers.
 
@@ -67,26 +68,24 @@ class ChunkWriter:
             self._compare_digests(work, digests)
         layers = {name: self._as_stored(work, name, features[name], valid) for name in work.layers}
         # In this order: where a torn journal has a layer of a chunk, it has the chunk's flags and digests as well.
-        values: dict[str, npt.NDArray[Any]] = {}
+        values: dict[str, Array] = {}
         if work.valid and self._features.has_digests(work.split):
-            values[DIGESTS] = digests
+            values[paths.DIGESTS] = digests
         if work.valid:
-            values["valid"] = valid
+            values[paths.VALID] = valid
         values |= layers
         start = self._features.grid(work.split).rows(work.chunk).start
         records = []
         for name, rows in values.items():
             self._features.check()
-            arrays.write_rows(self._open(f"{work.split}/{name}"), start, rows)
-            key = arrays.chunk_key(f"{work.split}/{name}", work.chunk, rows.ndim)
+            arrays.write_rows(self._open(work.split, name), start, rows)
+            key = paths.chunk_key(paths.array_key(work.split, name), work.chunk, rows.ndim)
             records.append(record_of(self._features.folder, key))
         self._features.check()
         self._journal.append(records)
         return sum(record.size for record in records)
 
-    def _as_stored(
-        self, work: Work, layer: str, rows: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[Any]:
+    def _as_stored(self, work: Work, layer: str, rows: Array, valid: Bools) -> Array:
         chunk = self._features.grid(work.split).rows(work.chunk)
         expected = (len(chunk), *self._features.layer_info(layer).shape)
         if rows.shape != expected:  # Zarr would cut off what does not fit, without a word
@@ -106,7 +105,7 @@ class ChunkWriter:
         stored[~valid] = np.nan
         return stored
 
-    def _refuse(self, work: Work, layer: str, bad: npt.NDArray[np.bool_], what: str, cure: str) -> None:
+    def _refuse(self, work: Work, layer: str, bad: Bools, what: str, cure: str) -> None:
         rows = self._features.grid(work.split).rows(work.chunk).start + np.flatnonzero(bad)
         if len(rows):
             paths = self._features.paths(work.split)
@@ -116,7 +115,7 @@ class ChunkWriter:
                 f"{work.split} chunk {work.chunk}: row {named}. The chunk was not written. {cure}"
             )
 
-    def _compare_valid(self, work: Work, valid: npt.NDArray[np.bool_]) -> None:
+    def _compare_valid(self, work: Work, valid: Bools) -> None:
         start = self._features.grid(work.split).rows(work.chunk).start
         changed = start + np.flatnonzero(self._features.valid_chunk(work.split, work.chunk) != valid)
         if len(changed):
@@ -127,7 +126,7 @@ class ChunkWriter:
                 f"they were, or extract into another --name."
             )
 
-    def _compare_digests(self, work: Work, digests: npt.NDArray[np.uint64]) -> None:
+    def _compare_digests(self, work: Work, digests: UInt64s) -> None:
         if not self._features.has_digests(work.split):
             return
         start = self._features.grid(work.split).rows(work.chunk).start
@@ -136,14 +135,15 @@ class ChunkWriter:
         if len(changed):
             raise other_images(self._features, work.split, changed)
 
-    def _open(self, key: str) -> Any:
+    def _open(self, split: str, name: str) -> Any:
+        key = paths.array_key(split, name)
         if key not in self._arrays:
-            open_checked(self._features, key)
+            open_checked(self._features.path, self._features.manifest, split, name)
             self._arrays[key] = arrays.open_array(self._features.folder, key, writable=True)
         return self._arrays[key]
 
 
-def other_images(features: FeatureSet, split: str, rows: npt.NDArray[np.int64]) -> StoreError:
+def other_images(features: FeatureSet, split: str, rows: Ints) -> StoreError:
     """Make the error for images that are not those of the features that are there."""
     paths = features.paths(split)
     named = abbreviate([paths[row] for row in rows.tolist()])

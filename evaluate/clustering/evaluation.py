@@ -19,6 +19,7 @@ from featbench.evaluate.memory import free_memory, rows_per_block
 from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
 from featbench.store import FeatureSet, load_cached, save_cached
 from featbench.store.manifest import digest_of
+from featbench.store.paths import CLUSTERS
 
 ALGORITHM = 6
 """Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
@@ -182,7 +183,7 @@ def find_clusters(
         return f"{short(view.name)}-{count}-{digest_of([algorithm, count, settings, *made_from])[:16]}"
 
     def load(key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        kept = load_cached(features, "clusters", key)
+        kept = load_cached(features, CLUSTERS, key)
         return kept if kept and _has_its_form(*kept, count=count, parts=(train, val)) else None
 
     is_scaled = settings["normalize"]
@@ -196,7 +197,7 @@ def find_clusters(
         arrays, facts = search_clusters(view, count, train, val, settings, rows)
         facts |= {"layer": view.name, "made_from": made_from, "settings": settings}
     refuse_if_gone(features)
-    save_cached(features, "clusters", key, arrays, facts)
+    save_cached(features, CLUSTERS, key, arrays, facts)
     return arrays, facts
 
 

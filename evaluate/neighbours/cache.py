@@ -20,6 +20,7 @@ from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.evaluate.results import SearchFacts
 from featbench.store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from featbench.store.manifest import digest_of
+from featbench.store.paths import NEIGHBOURS
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ ALGORITHM: Mapping[Similarity, int] = {"cosine": 5, "inner_product": 4, "euclide
 
 OLDER_ALGORITHM: Mapping[Similarity, int] = {"cosine": 4}
 """One that gives the same lists where all rows have ordinary lengths; see `Selection.has_ordinary_lengths`."""
-
-_KIND = "neighbours"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +107,13 @@ class NeighbourCache:
 
     def exists(self) -> bool:
         """Whether something is there; it may still be damaged."""
-        return has_cached(self.features, _KIND, self.key)
+        return has_cached(self.features, NEIGHBOURS, self.key)
 
     def load(self, k: int) -> SearchResult | None:
         """Return the lists, if they are there, can be trusted, and are long enough."""
         is_exact = self.origin["index"] is None
         # Version 0.1.0 kept facts without a digest: those of exact lists are no more than remarks.
-        kept = load_cached(self.features, _KIND, self.key, without_digest=is_exact)
+        kept = load_cached(self.features, NEIGHBOURS, self.key, without_digest=is_exact)
         if not kept:
             return None
         found = _checked(*kept, is_approximate=not is_exact)
@@ -137,16 +136,16 @@ class NeighbourCache:
         if found.recalls is not None:
             arrays["recalls"] = found.recalls
         facts = {"num_zeros": lists.num_zeros, "engine": lists.engine, "seconds": found.seconds}
-        save_cached(self.features, _KIND, self.key, arrays, self.origin | facts)
+        save_cached(self.features, NEIGHBOURS, self.key, arrays, self.origin | facts)
 
     def drop(self) -> None:
         """Remove them."""
-        drop_cached(self.features, _KIND, self.key)
+        drop_cached(self.features, NEIGHBOURS, self.key)
 
     @contextmanager
     def claim(self) -> Iterator[bool]:
         """Claim the search; yields False if another process that is alive has it."""
-        with claimed(self.features, _KIND, self.key) as is_mine:
+        with claimed(self.features, NEIGHBOURS, self.key) as is_mine:
             yield is_mine
 
 

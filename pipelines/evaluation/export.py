@@ -37,9 +37,10 @@ from featbench.evaluate.neighbours.search import Neighbours
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.run import resources_of
 from featbench.store import BenchError, FeatureSet, has_cached, save_cached
-from featbench.store.durable import cannot_write, partial_name
+from featbench.store.durable import cannot_write
 from featbench.store.manifest import digest_of
 from featbench.store.names import visible
+from featbench.store.paths import PREDICTIONS, cached_folder, partial_name
 
 logger = logging.getLogger(__name__)
 
@@ -229,12 +230,12 @@ def _keep(features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequen
     arrays, facts, digest = _answers(features, layer, config, wanted)
     all_of_it = set(wanted) == set(_ARRAYS) or "predictions" not in arrays
     key = f"{layer}-{facts['protocol']}-{digest[:16]}" + ("" if all_of_it else f"-{wanted[0]}")
-    save_cached(features, "predictions", key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)
-    if not has_cached(features, "predictions", key):
+    save_cached(features, PREDICTIONS, key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)
+    if not has_cached(features, PREDICTIONS, key):
         raise ExportError(
             f"{features.path}: cannot be written, so nothing was kept in it; export in another format, with --out"
         )
-    return features.path / "predictions" / key
+    return cached_folder(features.path, PREDICTIONS, key)
 
 
 def _write_npy(out: Path, name: str, arrays: Arrays) -> list[Path]:

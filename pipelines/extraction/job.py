@@ -50,11 +50,9 @@ from featbench.store import (
     open_or_create,
 )
 from featbench.store.layout import rows_per_chunk_for
-from featbench.store.manifest import Json
+from featbench.store.paths import LISTINGS
 from featbench.store.status import forget_statuses
-
-KEPT_LISTINGS = ".listings"
-"""Folder beside the feature sets of a store."""
+from featbench.store.typing import Json
 
 
 @dataclass(slots=True, kw_only=True)
@@ -261,7 +259,7 @@ def _check_file(pipeline: Pipeline) -> None:
 
 def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
     """List both splits; long listings are kept in the store's folder."""
-    return open_sources(**pipeline.data.model_dump(exclude={"name"}), kept=pipeline.store / KEPT_LISTINGS)
+    return open_sources(**pipeline.data.model_dump(exclude={"name"}), kept=pipeline.store / LISTINGS)
 
 
 def model_options(pipeline: Pipeline) -> dict[str, Any]:

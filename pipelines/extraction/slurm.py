@@ -20,6 +20,7 @@ from featbench.pipelines.extraction.rank import Outcome, raise_faults, work
 from featbench.pipelines.extraction.signals import Interrupted
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.store import BenchError, suggest
+from featbench.store.paths import SLURM
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def submit(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
     missing = prepared.missing()
     if not missing:
         return ()
-    folder = prepared.features.path.parent / ".slurm"
+    folder = prepared.features.path.parent / SLURM
     job = _executor(folder, prepared).submit(SlurmRank(prepared.pipeline))
     log = Path(job.paths.stderr)
     logger.info("submitted SLURM job %s; its log is %s", job.job_id, log)

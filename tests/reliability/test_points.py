@@ -29,7 +29,7 @@ from featbench.store import (
     save_cached,
     verify,
 )
-from featbench.store.metadata import COPY
+from featbench.store.paths import METADATA_COPY
 from featbench.store.verify import repair
 from tests.reliability.disk import Killed, Recorder, dying, lay_out, without_waiting
 
@@ -159,7 +159,9 @@ def refuse_or_read_right(root: Path) -> None:
 def damage(root: Path) -> list[str]:
     """Faults under a feature set's name, but for what is pending; the copy may be that of the next step."""
     faults = [fault for path in (root / "f", root / "deep/er/f") if path.exists() for fault in verify(path)]
-    return [f"{each.where}: {each.what}" for each in faults if "pending" not in each.what and each.where != COPY]
+    return [
+        f"{each.where}: {each.what}" for each in faults if "pending" not in each.what and each.where != METADATA_COPY
+    ]
 
 
 def go_on(scenario: Scenario, root: Path, expected: dict[str, bytes], what: str) -> None:

@@ -1,0 +1,136 @@
+"""The name of every file and folder of a store and of a feature set; nothing else spells one.
+
+`store/FORMAT.md` says what each holds. Keys are paths below a feature set, with `/` between their parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from pathlib import Path
+
+METADATA = "zarr.json"
+"""Metadata of a Zarr group or array."""
+
+TRAIN, VAL = "train", "val"
+
+LABELS, PATHS, VALID, DIGESTS = "labels", "paths", "valid", "digests"
+"""Arrays of a split that are not layers; `digests` is optional."""
+
+ROW_ARRAYS = (LABELS, PATHS, VALID, DIGESTS)
+
+JOURNALS = "journals"
+LOCK = f"{JOURNALS}/lock"
+METADATA_COPY = f"{JOURNALS}/metadata.json"
+
+NEIGHBOURS, CLUSTERS, PREDICTIONS = "neighbours", "clusters", "predictions"
+CACHES = (NEIGHBOURS, CLUSTERS, PREDICTIONS)
+"""Groups of cached results, one group in them for each."""
+
+RESULTS = "results"
+"""A plain folder, so that all `.json` files in it are results."""
+
+GROUPS = (JOURNALS, *CACHES)
+"""Zarr groups besides the root and the splits."""
+
+OLDER_GROUPS = (JOURNALS, NEIGHBOURS, CLUSTERS, RESULTS)
+"""Those of version 0.1.0."""
+
+LISTINGS = ".listings"
+"""Folder of a store: cached lists of images."""
+
+SLURM = ".slurm"
+"""Folder of a store: logs and files of submitted jobs."""
+
+PARTIAL = ".partial"
+"""Ending of what is being written: a leftover of a killed run, never read."""
+
+MAX_KEY_BYTES = 180
+"""Of a cached result's key that is a folder's name as it is; file systems allow 255, temporary names add 42."""
+
+_JOURNAL = re.compile(r"rank-[0-9]{5,}\.jsonl")
+_STATUS = ".status.json"
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+_OLDER_LEFTOVER = re.compile(r"[^.].*\.([0-9a-f]{32}|status\.json\.[0-9]+)\.partial")
+"""Files, never folders, of version 0.1.0."""
+
+
+def metadata_key(key: str) -> str:
+    """Key of the metadata of a group or an array; `""` is the root group.
+
+    Examples
+    --------
+    >>> metadata_key("train/res5"), metadata_key("")
+    ('train/res5/zarr.json', 'zarr.json')
+    """
+    return f"{key}/{METADATA}" if key else METADATA
+
+
+def array_key(split: str, name: str) -> str:
+    """Key of a layer, or of another array of a split."""
+    return f"{split}/{name}"
+
+
+def chunk_key(array: str, chunk: int, ndim: int) -> str:
+    """Key of one chunk: Zarr v3's default naming, chunked over the first axis only.
+
+    Examples
+    --------
+    >>> chunk_key("train/res5", 3, ndim=2)
+    'train/res5/c/3/0'
+    """
+    return "/".join((array, "c", str(chunk), *("0",) * (ndim - 1)))
+
+
+def journal_key(rank: int) -> str:
+    """Key of one rank's journal."""
+    return f"{JOURNALS}/rank-{rank:05d}.jsonl"
+
+
+def journals_in(folder: Path) -> list[Path]:
+    """Return the journals in a folder, in order of rank."""
+    return sorted(path for path in folder.glob("rank-*.jsonl") if _JOURNAL.fullmatch(path.name))
+
+
+def status_file(folder: Path, rank: int) -> Path:
+    """Path of one rank's status, beside the journals."""
+    return folder / f"rank-{rank:05d}{_STATUS}"
+
+
+def status_files(folder: Path) -> list[Path]:
+    """Return the statuses in a folder, in order of rank."""
+    return sorted(folder.glob(f"*{_STATUS}"))
+
+
+def cached_folder(root: Path, kind: str, key: str) -> Path:
+    """Path of a cached result; a key that is too long for a file's name is cut, and ends in its sha256 instead."""
+    if len(key.encode()) > MAX_KEY_BYTES:
+        key = f"{key[:80]}~{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return root / kind / key
+
+
+def claim_file(root: Path, kind: str, key: str) -> Path:
+    """Path of the lock of a process that computes a cached result."""
+    folder = cached_folder(root, kind, key)
+    return folder.with_name(f".{folder.name}.claim")
+
+
+def result_file(root: Path, name: str) -> Path:
+    """Path of the results of one evaluation."""
+    return root / RESULTS / f"{name}.json"
+
+
+def partial_name(path: Path) -> Path:
+    """Return a name beside `path` for what is being written there; no layer or feature set can have it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+def is_leftover_of(name: str, other: str) -> bool:
+    """Whether `other` is a name that `partial_name` gives beside a file or folder called `name`."""
+    return re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{32}}\.partial", other) is not None
+
+
+def is_leftover(name: str, *, is_file: bool) -> bool:
+    """Whether a name is that of something half-written; version 0.1.0 gave files other names than this one."""
+    return bool(_LEFTOVER.fullmatch(name) or (is_file and _OLDER_LEFTOVER.fullmatch(name)))

@@ -7,7 +7,6 @@ array. What can't be trusted is as if it were not there: it can always be comput
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from featbench.store.durable import cannot_write, sync_folder
 from featbench.store.errors import DamagedError, StoreError
 from featbench.store.feature_set import FeatureSet
 from featbench.store.layers import checked_name
+from featbench.store.lock import exclusive
 from featbench.store.manifest import digest_of
 from featbench.store.regular import read_regular
 from featbench.store.typing import Array, Json
@@ -157,9 +157,7 @@ def drop_cached(features: FeatureSet, kind: str, key: str) -> None:
 
 @contextmanager
 def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
-    """Claim the work of computing `kind/key`; yields False if another process that is alive has the claim.
-
-    The claim is the operating system's lock (flock): it ends with the process, however that ends.
+    """Claim the work of computing `kind/key`; yields False if another running process has the claim.
 
     Raises
     ------
@@ -169,16 +167,10 @@ def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
     path = paths.claim_file(features.path, kind, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
-    with file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    with exclusive(path) as is_mine:
+        yield is_mine
 
 
 def _described(value: Array) -> Json:

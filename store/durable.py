@@ -86,6 +86,11 @@ def cannot_write(path: Path, error: OSError) -> str:
     """Say why the file system refused, and that nothing is lost."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{path}: cannot write: this path or name is too long for the file system. Choose a shorter one."
+    if error.errno == errno.EBUSY:
+        return (
+            f"{path}: a file system is mounted here, so the folder cannot be renamed, removed or replaced. Nothing was "
+            f"changed. Unmount it, or choose another --name or --store."
+        )
     return (
         f"{path}: cannot write: {error.strerror or error}. What was committed before is safe. "
         f"Make room or permission there, and run the same command again: it goes on where it stopped."

@@ -19,6 +19,10 @@ class StoreError(BenchError):
     """The store, or what was to be written to it, is not as it must be."""
 
 
+class NotFoundError(StoreError, FileNotFoundError):
+    """There is no feature set of this name."""
+
+
 class UnknownNameError(StoreError, KeyError, ValueError):
     """A split or a layer that a feature set does not have."""
 
@@ -33,7 +37,7 @@ class DamagedError(StoreError):
     """What lies on disk is not what was written."""
 
 
-class MismatchError(StoreError):
+class MismatchError(StoreError, ValueError):
     """The feature set was made with other settings than those asked for."""
 
 

@@ -22,7 +22,15 @@ import zarr
 from featbench.store import paths, schema
 from featbench.store.checked import checked_rows, open_checked
 from featbench.store.durable import sweep_partials, write_durably
-from featbench.store.errors import DamagedError, IncompleteError, MismatchError, StoreError, UnknownNameError, suggest
+from featbench.store.errors import (
+    DamagedError,
+    IncompleteError,
+    MismatchError,
+    NotFoundError,
+    StoreError,
+    UnknownNameError,
+    suggest,
+)
 from featbench.store.folder import Folder
 from featbench.store.journal import Journal, JournalReader, Record
 from featbench.store.layers import LayerSpec
@@ -61,7 +69,7 @@ class FeatureSet:
         if not path.is_dir():
             others = [found.path.name for found in feature_sets(path.parent)]
             hint = suggest(path.name, others) if others else "There is none; make one with `bench extract`."
-            raise StoreError(f"{path}: no such feature set. {hint}")
+            raise NotFoundError(f"{path}: no such feature set. {hint}")
         try:
             content = read_regular(path / paths.METADATA)
         except FileNotFoundError:

@@ -1,11 +1,11 @@
 """Who may write: one run at a time, and of its ranks one for each chunk.
 
-A lock file holds nothing but who came first; what counts are the operating system's locks on its
-bytes, which end with the process that holds them, however that ends. Byte 0 is the run: the first
-of its processes holds it alone while it prepares the feature set, then shares it with the others,
-and a process of another run is refused. The other bytes are claims, one for each chunk and one for
-each journal. Nothing is sent from process to process, so ranks may come, go and die at any time, on
-any host that sees the file and its locks.
+A lock file only names the process that came first. What counts are the operating system's locks on
+its bytes, which end with the process that holds them, however it ends. Byte 0 stands for the run: its
+first process holds it exclusively while it prepares the feature set, then shares it with the other
+processes of the run; processes of other runs are refused. The other bytes are claims, one for each
+chunk and one for each journal. Processes exchange no messages, so ranks may come, go and die at any
+time, on any host that sees the file and its locks.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from featbench.store.errors import StoreError
 from featbench.store.regular import open_regular
 
 PATIENCE_S = 5.0
-"""How long the file may name another run than that of the process which has just taken the lock."""
+"""How long to wait while the file still names a run whose process has just given up the lock."""
 
-JOURNALS = 1
-"""Place of the first journal's claim."""
-
-CHUNKS = 2**20
-"""Place of the first chunk's claim."""
+RUN_BYTE = 0
+FIRST_JOURNAL_BYTE = 1
+FIRST_CHUNK_BYTE = 2**20
+"""Bytes of the lock file that are locked: for the run, and for each journal and chunk from these on."""
 
 _descriptors: set[int] = set()
 """Open lock files. A forked process (one that decodes images) must not keep its parent's locks alive."""
@@ -54,46 +53,67 @@ class Holder:
 
 
 class RunLock:
-    """One process's part of the lock; made by `join_run`."""
+    """The lock as one process of the run holds it; made by `join_run`."""
 
     def __init__(self, path: Path, descriptor: int, *, is_first: bool) -> None:
         self._path = path
         self._descriptor = descriptor
         self._claimed: set[int] = set()
         self.is_first = is_first
-        """Whether this process is alone, so that it may prepare the feature set; `share` lets the others in."""
+        """Whether this process holds the lock exclusively, to prepare the feature set; `share` lets the others in."""
 
     def is_current(self) -> bool:
         """Whether the file that is locked is still the one that others would lock."""
         return _is_current(self._path, self._descriptor)
 
     def share(self) -> None:
-        """Let the other processes of the run in; chunks may be written from here on."""
-        _lock(self._descriptor, fcntl.F_RDLCK, 0)
+        """Let the other processes of the run in; from here on, chunks may be written."""
+        _lock(self._descriptor, fcntl.F_RDLCK, RUN_BYTE)
         self.is_first = False
 
-    def claim(self, place: int) -> bool:
-        """Take a place for this process, unless someone has it, itself included."""
-        if place in self._claimed or not _lock(self._descriptor, fcntl.F_WRLCK, place):
+    def claim(self, byte: int) -> bool:
+        """Claim a byte for this process; False if any process has it, including this one."""
+        if byte in self._claimed or not _lock(self._descriptor, fcntl.F_WRLCK, byte):
             return False
-        self._claimed.add(place)
+        self._claimed.add(byte)
         return True
 
+    def claim_chunk(self, number: int) -> bool:
+        """Claim a chunk by its number among all chunks of the feature set."""
+        return self.claim(FIRST_CHUNK_BYTE + number)
+
     def claim_journal(self, rank: int) -> int:
-        """Return the number of a journal that is now this process's own: its rank's, or the next free one."""
-        while not self.claim(JOURNALS + rank):
+        """Claim the journal of this rank, or the next free one; returns its number."""
+        while not self.claim(FIRST_JOURNAL_BYTE + rank):
             rank += 1
         return rank
 
-    def release(self, place: int) -> None:
-        """Give a place back."""
-        _lock(self._descriptor, fcntl.F_UNLCK, place)
-        self._claimed.discard(place)
+    def release_chunk(self, number: int) -> None:
+        """Release a claimed chunk."""
+        self.release(FIRST_CHUNK_BYTE + number)
+
+    def release(self, byte: int) -> None:
+        """Release a claimed byte."""
+        _lock(self._descriptor, fcntl.F_UNLCK, byte)
+        self._claimed.discard(byte)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file of its own; yields False, without waiting, if another process has it.
+
+    Raises
+    ------
+    StoreError
+        If the file can't be written, or the file system has no locks.
+    """
+    with _opened(path) as descriptor:
+        yield _lock(descriptor, fcntl.F_WRLCK, RUN_BYTE)
 
 
 @contextmanager
 def join_run(path: Path, run: str) -> Iterator[RunLock]:
-    """Be one of the processes of a run, the only one that may write to a feature set.
+    """Join a run as one of its processes; only one run at a time may write to a feature set.
 
     Parameters
     ----------
@@ -109,10 +129,9 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
     """
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        descriptor = _open(path)
-        try:
-            is_first = _lock(descriptor, fcntl.F_WRLCK, 0)
-            is_in = is_first or _lock(descriptor, fcntl.F_RDLCK, 0)
+        with _opened(path) as descriptor:
+            is_first = _lock(descriptor, fcntl.F_WRLCK, RUN_BYTE)
+            is_in = is_first or _lock(descriptor, fcntl.F_RDLCK, RUN_BYTE)
             if is_in and _is_current(path, descriptor):
                 if is_first:
                     _name_holder(descriptor, run)
@@ -124,22 +143,29 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
             holder = _holder(descriptor)
             if not is_in and (holder is None or holder.run != run) and time.monotonic() > deadline:
                 raise StoreError(_taken(path, holder))
-        finally:
-            _descriptors.discard(descriptor)
-            os.close(descriptor)
         time.sleep(0.1)  # the first one is still preparing
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = _open(path)
+    try:
+        yield descriptor
+    finally:
+        _descriptors.discard(descriptor)
+        os.close(descriptor)
 
 
 def _open(path: Path) -> int:
     if not hasattr(fcntl, "F_OFD_SETLK"):
         raise StoreError(
-            f"{path.parent.parent}: this system has no locks of open files (F_OFD_SETLK; Linux has them), without "
-            f"which two runs could write to one feature set at a time. Write to it on Linux; reading works anywhere."
+            f"{path.parent.parent}: this system has no locks of open files (F_OFD_SETLK), so two runs could write to "
+            f"one feature set at the same time. Write to it on Linux; reading works on any system."
         )
     if path.is_symlink() or path.parent.is_symlink() or (path.exists() and not path.is_file()):
         raise StoreError(
-            f"{path}: a symbolic link, or something else that is no file, is in its place; nothing is written through "
-            f"it. Remove it"
+            f"{path}: expected a regular file, got a symbolic link or something else; nothing was written through it. "
+            f"Remove it."
         )
     try:
         descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
@@ -149,20 +175,19 @@ def _open(path: Path) -> int:
     return descriptor
 
 
-def _lock(descriptor: int, kind: int, place: int) -> bool:
+def _lock(descriptor: int, kind: int, byte: int) -> bool:
     """Set or clear the lock on one byte; False if another process has it."""
     try:
         # A lock of the open file. POSIX's older ones end when any part of the process closes the file, and two
         # parts of one process never keep each other out: with those, two runs could hold the lock.
-        request = struct.pack("hhqqi4x", kind, os.SEEK_SET, place, 1, 0)
+        request = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
         raise StoreError(
-            f"the file system of the feature set gives no locks ({error.strerror}), without which two ranks could "
-            f"write the same chunk. Mount it with locks (NFS: without `nolock`; Lustre: with `flock`), or take another "
-            f"--store."
+            f"the file system of the feature set has no locks ({error.strerror}), so two ranks could write the same "
+            f"chunk. Mount it with locks (NFS: without `nolock`; Lustre: with `flock`), or choose another --store."
         ) from error
     return True
 
@@ -192,7 +217,7 @@ def _holder(descriptor: int) -> Holder | None:
 
 def _taken(path: Path, holder: Holder | None) -> str:
     who = "an unknown process" if holder is None else str(holder)
-    return f"{path.parent.parent}: another extraction is writing to it: {who}. Wait for it, or stop it."
+    return f"{path.parent.parent}: another extraction is writing to it: {who}. Wait for it to end, or stop it."
 
 
 def _forget_in_child() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from featbench.store.feature_set import FeatureSet
 from featbench.store.layout import share
-from featbench.store.lock import CHUNKS, RunLock
+from featbench.store.lock import RunLock
 from featbench.store.work import Work
 
 
@@ -28,7 +28,7 @@ class WorkQueue:
         self._world_size = world_size
         splits = sorted(features.manifest.splits)
         starts = [sum(features.grid(split).num_chunks for split in splits[:i]) for i in range(len(splits))]
-        self._place = dict(zip(splits, starts, strict=True))
+        self._first_number = dict(zip(splits, starts, strict=True))
 
     def __iter__(self) -> Iterator[Work]:
         """Yield chunks that are now this rank's, until no other is to be had."""
@@ -37,7 +37,7 @@ class WorkQueue:
             found = False
             self._features.check()
             for item in self._own_first(self._features.pending(self._layers)):
-                if self._lock.claim(self._number(item)):
+                if self._lock.claim_chunk(self._number(item)):
                     still = self._features.pending_in(item.split, item.chunk, self._layers)
                     if still is None:  # another rank has just written it
                         self.release(item)
@@ -47,11 +47,11 @@ class WorkQueue:
 
     def release(self, item: Work) -> None:
         """Give a chunk back: it is journalled, or will not be written."""
-        self._lock.release(self._number(item))
+        self._lock.release_chunk(self._number(item))
 
     def _own_first(self, pending: list[Work]) -> list[Work]:
         before = sum(len(share(pending, rank=rank, world_size=self._world_size)) for rank in range(self._rank))
         return pending[before:] + pending[:before]
 
     def _number(self, item: Work) -> int:
-        return CHUNKS + self._place[item.split] + item.chunk
+        return self._first_number[item.split] + item.chunk

@@ -35,7 +35,7 @@ class ChunkWriter:
         features: Mapping[str, Array],
         valid: Bools,
         digests: UInt64s | None = None,
-    ) -> int:
+    ) -> None:
         """Write one chunk of each of the work's layers.
 
         Parameters
@@ -49,11 +49,6 @@ class ChunkWriter:
         digests : ndarray of shape (rows,), dtype=uint64, optional
             A digest of each image that was read, 0 where there is none; kept if the feature set keeps
             them, and compared where the chunk's other layers were written before.
-
-        Returns
-        -------
-        int
-            Bytes written.
 
         Raises
         ------
@@ -83,7 +78,6 @@ class ChunkWriter:
             records.append(record_of(self._features.folder, key))
         self._features.check()
         self._journal.append(records)
-        return sum(record.size for record in records)
 
     def _as_stored(self, work: Work, layer: str, rows: Array, valid: Bools) -> Array:
         chunk = self._features.grid(work.split).rows(work.chunk)

@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from featbench.store import BenchError, DamagedError, FeatureSet, StoreError, load_cached, save_cached, verify
+from featbench.store.creation import remove
 from featbench.store.durable import write_durably
 from featbench.store.lock import join_run
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
@@ -190,6 +192,19 @@ def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_paren
 def test_a_name_that_is_too_long_is_not_called_a_full_disk(tmp_path, arrays):
     with pytest.raises(StoreError, match="too long for the file system. Choose a shorter one"):
         make_features(tmp_path / ("x" * 250), *arrays)
+
+
+@pytest.mark.root
+def test_a_set_that_is_a_mount_point_is_not_called_a_full_disk(tmp_path, made):
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    subprocess.run(["mount", "--bind", made.path, mounted], check=True)
+    try:
+        with pytest.raises(StoreError, match="a file system is mounted here.*Unmount it"):
+            remove(mounted)
+        assert not list(verify(mounted))
+    finally:
+        subprocess.run(["umount", mounted], check=True)
 
 
 FILES = ["zarr.json", "journals/metadata.json", "journals/rank-00000.jsonl", "journals/lock", "train/res5/zarr.json",

@@ -33,12 +33,13 @@ from featbench.evaluate.neighbours.backends import choose
 from featbench.evaluate.neighbours.search import search as streamed_search
 from featbench.extract.data.pictures import Picture
 from featbench.extract.data.sources import ImageSource, open_sources
+from featbench.extract.decoders import BatchRows
 from featbench.extract.extraction import extract_chunks
 from featbench.extract.loading import batches
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.transform import Transform
-from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, add_layers, open_or_create
+from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, Work, add_layers, open_or_create
 from featbench.store.layers import layers_of
 from featbench.store.layout import RowRange
 
@@ -239,9 +240,9 @@ def extraction(folder):
         trunk = build_trunk(name).to(memory_format=torch.channels_last)
         taps = TappedTrunk(trunk, name=name, layers=layers_of(layers))
         infos = taps.probe(torch.zeros(1, 3, 224, 224))
-        pixels = next(
-            iter(batches(sources, [("train", RowRange(start=0, stop=32))], transform=transform, workers=0))
-        ).pixels
+        chunk = Work(split="train", chunk=0, layers=("x",), valid=True)
+        first = BatchRows(work=chunk, rows=RowRange(start=0, stop=32))
+        pixels = next(iter(batches(sources, [first], transform=transform, workers=0))).pixels
         images = transform.scale(pixels, torch.device("cpu"))
 
         def ours(name=name, sources=sources, transform=transform, taps=taps, infos=infos, num_rows=num_rows):

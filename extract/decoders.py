@@ -1,6 +1,6 @@
 """Processes that decode batches, none of which can be lost.
 
-Each has a socket pair to this process, and a thread here that sends it a piece and reads the answer
+Each has a socket pair to this process, and a thread here that sends it the rows of a batch and reads the answer
 straight into the batch. A process that ends for whatever reason closes its socket, so the thread
 sees at once that no answer will come. torch's DataLoader hands batches over in shared memory, from a
 thread of the worker: where /dev/shm is small or missing, or file descriptors run out, that thread
@@ -22,31 +22,47 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featbench.extract.errors import DecoderError, OutOfMemoryError, RemoteError
 from featbench.extract.lifetime import end_with_parent
-from featbench.extract.memory import OutOfMemoryError, is_out_of_memory
-from featbench.store import BenchError
+from featbench.extract.memory import is_out_of_memory
+from featbench.store import BenchError, Work
 from featbench.store.layout import RowRange
+from featbench.store.typing import Bytes
 
-Piece = tuple[str, RowRange]
-"""A split and some of its rows."""
 
-Load = Callable[[Piece], tuple[npt.NDArray[np.uint8], Any]]
-"""Returns the pixels of a piece, shape (B, 3, H, W), and whatever else is to be known of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRows:
+    """Which images a batch holds: consecutive rows of one chunk."""
+
+    work: Work
+    """The chunk that they belong to."""
+
+    rows: RowRange
+    is_last: bool = False
+    """Whether the chunk is complete with them."""
+
+    @property
+    def split(self) -> str:
+        return self.work.split
+
+
+Load = Callable[[BatchRows], tuple[Bytes, Any]]
+"""Returns the pixels of a batch, shape (B, 3, H, W), and whatever else is to be known of them."""
 
 Loaded = tuple[Tensor, Any]
 """The pixels, uint8 of shape (B, 3, H, W), and the rest."""
 
-_Asked = tuple[Future[Loaded], Piece]
+_Request = tuple[Future[Loaded], BatchRows]
 
 JOIN_S = 10.0
 """How long the end of a process that was killed is waited for."""
@@ -61,16 +77,8 @@ _ADVICE = {
 }
 
 
-class DecoderError(BenchError):
-    """A decoding process could not be started, or has died."""
-
-
-class RemoteError(RuntimeError):
-    """An error in a decoding process that nobody expected; its text is the traceback there."""
-
-
 class Decoders:
-    """Processes that run `load` on pieces; a context manager, whose end ends them.
+    """Processes that run `load`; a context manager, whose end ends them.
 
     Parameters
     ----------
@@ -89,7 +97,7 @@ class Decoders:
 
     def __init__(self, load: Load, *, workers: int, pin_memory: bool = False) -> None:
         self._pin_memory = pin_memory
-        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._workers: list[_Worker] = []
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # before multiprocessing, which would wait for them at exit
@@ -121,14 +129,14 @@ class Decoders:
     ) -> None:
         self.close()
 
-    def submit(self, piece: Piece) -> Future[Loaded]:
-        """Have a piece loaded by the next process that is free.
+    def submit(self, batch: BatchRows) -> Future[Loaded]:
+        """Have a batch loaded by the next process that is free.
 
         The future raises what `load` raised if that is a `BenchError`; DecoderError if the process died;
         OutOfMemoryError; and RemoteError for any other error.
         """
         future: Future[Loaded] = Future()
-        self._asked.put((future, piece))
+        self._requests.put((future, batch))
         return future
 
     def close(self) -> None:
@@ -137,22 +145,22 @@ class Decoders:
         for worker in self._workers:
             worker.kill()
         with suppress(Empty):
-            while asked := self._asked.get_nowait():
-                asked[0].cancel()
+            while request := self._requests.get_nowait():
+                request[0].cancel()
         for _ in self._threads:
-            self._asked.put(None)
+            self._requests.put(None)
         for thread in self._threads:
             thread.join()
         for worker in self._workers:
             worker.close()
 
     def _attend(self, worker: _Worker) -> None:
-        """Hand one process what is asked for, a piece at a time; in a thread."""
-        while asked := self._asked.get():
-            future, piece = asked
+        """Hand one process what is asked for, a batch at a time; in a thread."""
+        while request := self._requests.get():
+            future, batch = request
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(worker.load(piece, pin_memory=self._pin_memory))
+                    future.set_result(worker.load(batch, pin_memory=self._pin_memory))
                 except BaseException as error:  # whoever waits for the future is told
                     future.set_exception(error)
 
@@ -175,17 +183,17 @@ class _Worker:
         finally:
             theirs.close()  # or its end would not be seen here
 
-    def load(self, piece: Piece, *, pin_memory: bool) -> Loaded:
-        """Have a piece loaded, and wait for it."""
+    def load(self, batch: BatchRows, *, pin_memory: bool) -> Loaded:
+        """Have a batch loaded, and wait for it."""
         try:
-            self._connection.send(piece)
+            self._connection.send(batch)
             fault, shape, note = pickle.loads(self._connection.recv_bytes())
             if fault is not None:
                 raise fault
             pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             _receive(self._connection.fileno(), pixels.numpy().data.cast("B"))
         except (EOFError, OSError) as error:
-            raise DecoderError(self._death(piece)) from error
+            raise DecoderError(self._death(batch)) from error
         return pixels, note
 
     def kill(self) -> None:
@@ -195,10 +203,9 @@ class _Worker:
         self._process.join(JOIN_S)
         self._connection.close()
 
-    def _death(self, piece: Piece) -> str:
+    def _death(self, batch: BatchRows) -> str:
         self._process.join(JOIN_S)
-        split, rows = piece
-        where = f"while it read rows {rows.start} to {rows.stop - 1} of {split}"
+        where = f"while it read rows {batch.rows.start} to {batch.rows.stop - 1} of {batch.split}"
         safe = "What was committed is safe; the same command goes on from there."
         code = self._process.exitcode
         if code == -signal.SIGKILL:
@@ -241,8 +248,7 @@ def _serve(load: Load, connection: Connection) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     while True:
         try:
-            piece = connection.recv()
-            head, pixels = _answer(load, piece)
+            head, pixels = _answer(load, connection.recv())
             connection.send_bytes(head)
             while pixels:
                 pixels = pixels[os.write(connection.fileno(), pixels) :]
@@ -250,10 +256,10 @@ def _serve(load: Load, connection: Connection) -> None:
             return
 
 
-def _answer(load: Load, piece: Piece) -> tuple[bytes, memoryview]:
-    """Return what is sent for a piece: (fault, shape, note), and the pixels."""
+def _answer(load: Load, batch: BatchRows) -> tuple[bytes, memoryview]:
+    """Return what is sent for a batch: (error, shape, note), and the pixels."""
     try:
-        pixels, note = load(piece)
+        pixels, note = load(batch)
         return pickle.dumps((None, pixels.shape, note)), np.ascontiguousarray(pixels).data.cast("B")
     except Exception as error:
         return pickle.dumps((_portable(error), None, None)), memoryview(b"")

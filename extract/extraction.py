@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from featbench.extract.data.images import ImageError
-from featbench.extract.data.listing import DataError
 from featbench.extract.data.pictures import ImageSource
+from featbench.extract.decoders import BatchRows
+from featbench.extract.errors import DataError, ImageError
 from featbench.extract.loading import Batch, batches
 from featbench.extract.memory import out_of_memory_is
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.transform import Transform
 from featbench.store import ChunkWriter, FeatureSet, Work
-from featbench.store.layout import RowRange
+from featbench.store.typing import Bools, Floats, UInt64s
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +36,6 @@ class Extracted:
     """What one rank did."""
 
     rows: int = 0
-    bytes: int = 0
     unreadable: int = 0
     """Images that were left out."""
 
@@ -111,60 +107,61 @@ def extract_chunks(
         If a value can't be stored, or the disk refuses.
     """
     done = Extracted()
-    ahead: deque[tuple[Work, list[RowRange]]] = deque()  # what the loader has asked for and the loop not yet reached
-    loaded = batches(
-        sources, _pieces(features, work, batch_size, ahead), transform=transform, workers=workers,
-        pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    wanted = _batches_of(features, work, batch_size)
+    loaded = batches(sources, wanted, transform=transform, workers=workers, pin_memory=device.type == "cuda")
 
-    def write(
-        item: Work,
-        chunk: dict[str, npt.NDArray[np.float32]],
-        valid: npt.NDArray[np.bool_],
-        digests: npt.NDArray[np.uint64],
-    ) -> int:
-        written = writer.write(item, chunk, valid, digests)
-        on_chunk(item)
-        return written
+    def write(chunk: _Chunk) -> None:
+        writer.write(chunk.work, chunk.layers(), np.concatenate(chunk.valid), np.concatenate(chunk.digests))
+        on_chunk(chunk.work)
 
-    writing: Future[int] | None = None
+    writing: Future[None] | None = None
+    chunk: _Chunk | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as background, closing(loaded):
-        for first in loaded:
-            item, pieces = ahead.popleft()
-            shapes = {name: features.layer_info(name).shape for name in item.layers}
-            parts: list[dict[str, npt.NDArray[np.float32]]] = []
-            valid: list[npt.NDArray[np.bool_]] = []
-            digests: list[npt.NDArray[np.uint64]] = []
-            for rows, batch in zip(pieces, chain([first], loaded), strict=False):
-                _note_unreadable(batch, done, on_error)
-                _check_size(batch, rows, image_size)
-                parts.append(_forward(trunk, transform, batch, device, precision, shapes))
-                valid.append(np.array([index not in batch.unreadable for index in range(len(rows))]))
-                digests.append(batch.digests)
-                done.rows += len(rows)
-                on_rows(len(rows))
-                if writing is not None and writing.done():
-                    writing.result()  # raises at once what the disk refused
-            if writing is not None:
-                done.bytes += writing.result()
-            chunk = {name: np.concatenate([part[name] for part in parts]) for name in item.layers}
-            writing = background.submit(write, item, chunk, np.concatenate(valid), np.concatenate(digests))
-            if is_stopping():
-                break
+        for batch in loaded:
+            chunk = chunk or _Chunk(batch.rows.work)
+            _note_unreadable(batch, done, on_error)
+            _check_size(batch, image_size)
+            shapes = {name: features.layer_info(name).shape for name in chunk.work.layers}
+            chunk.add(batch, _forward(trunk, transform, batch, device, precision, shapes))
+            done.rows += len(batch.rows.rows)
+            on_rows(len(batch.rows.rows))
+            if writing is not None and (batch.rows.is_last or writing.done()):
+                writing.result()  # raises what the disk refused
+            if batch.rows.is_last:
+                writing, chunk = background.submit(write, chunk), None
+                if is_stopping():
+                    break
         if writing is not None:
-            done.bytes += writing.result()
+            writing.result()
     return done
 
 
-def _pieces(
-    features: FeatureSet, work: Iterable[Work], batch_size: int, ahead: deque[tuple[Work, list[RowRange]]]
-) -> Iterator[tuple[str, RowRange]]:
-    """Batches of the work, in order; what is begun is noted in `ahead`."""
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """What is computed of a chunk so far, batch by batch."""
+
+    work: Work
+    features: list[dict[str, Floats]] = field(default_factory=list)
+    valid: list[Bools] = field(default_factory=list)
+    digests: list[UInt64s] = field(default_factory=list)
+
+    def add(self, batch: Batch, features: dict[str, Floats]) -> None:
+        """Append a batch."""
+        self.features.append(features)
+        self.valid.append(np.array([index not in batch.unreadable for index in range(len(batch.rows.rows))]))
+        self.digests.append(batch.digests)
+
+    def layers(self) -> dict[str, Floats]:
+        """Return the features of the whole chunk by layer."""
+        return {name: np.concatenate([each[name] for each in self.features]) for name in self.work.layers}
+
+
+def _batches_of(features: FeatureSet, work: Iterable[Work], batch_size: int) -> Iterator[BatchRows]:
+    """Cut chunks into batches, always in the same way, so that a resumed run computes the same."""
     for item in work:
-        pieces = list(features.grid(item.split).rows(item.chunk).batches(batch_size))
-        ahead.append((item, pieces))
-        for rows in pieces:
-            yield item.split, rows
+        chunk = features.grid(item.split).rows(item.chunk)
+        for rows in chunk.batches(batch_size):
+            yield BatchRows(work=item, rows=rows, is_last=rows.stop == chunk.stop)
 
 
 def _forward(
@@ -174,7 +171,7 @@ def _forward(
     device: torch.device,
     precision: str,
     shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, Floats]:
     num_rows = len(batch.pixels)
     if len(batch.unreadable) == num_rows:  # no image at all, so not even its size is known
         return {name: np.full((num_rows, *shape), np.nan, np.float32) for name, shape in shapes.items()}
@@ -183,7 +180,7 @@ def _forward(
 
 def forward(
     trunk: TappedTrunk, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, Floats]:
     """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers in float32, in memory."""
     with out_of_memory_is(f"in the forward pass of {len(pixels)} images on {device}", OUT_OF_MEMORY):
         with _autocast(device, precision):
@@ -195,9 +192,9 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
     return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 
-def _check_size(batch: Batch, rows: RowRange, expected: tuple[int, int] | None) -> None:
+def _check_size(batch: Batch, expected: tuple[int, int] | None) -> None:
     """Pooling hides that images had different sizes, so they are compared before the model sees them."""
-    size = tuple(batch.pixels.shape[2:])
+    size, rows = tuple(batch.pixels.shape[2:]), batch.rows.rows
     if expected is not None and size != expected and len(batch.unreadable) < len(rows):
         raise DataError(
             f"images of {size[0]} x {size[1]} pixels after the transform in rows {rows.start} to {rows.stop - 1}, the "

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from featbench.extract.data.pictures import digest_of_bytes
+from featbench.extract.errors import DatasetError
 from featbench.extract.model.repeatability import (
     TOLERANCE,
     Summary,
@@ -32,7 +33,6 @@ from featbench.extract.model.repeatability import (
 )
 from featbench.extract.model.taps import TappedTrunk
 from featbench.store import (
-    BenchError,
     ChunkWriter,
     FeatureSet,
     LayerInfo,
@@ -47,10 +47,6 @@ from featbench.store import (
 from featbench.store.layout import rows_per_chunk_for
 
 Array = npt.NDArray[Any]
-
-
-class DatasetError(BenchError, ValueError):
-    """A dataset or a loader that features can't be extracted from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,48 +14,47 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featbench.extract.data.images import ImageError
-from featbench.extract.data.listing import DataError
 from featbench.extract.data.pictures import ImageSource
-from featbench.extract.decoders import Decoders, Loaded, Piece
+from featbench.extract.decoders import BatchRows, Decoders, Loaded
+from featbench.extract.errors import DataError, ImageError
 from featbench.extract.transform import Transform
-from featbench.store.layout import RowRange
+from featbench.store.typing import Bytes, UInt64s
 
-AHEAD = 3
-"""Batches that are asked for before they are needed, of each process."""
+BATCHES_AHEAD = 3
+"""Batches for each process that are submitted before they are needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Images of consecutive rows; `unreadable[i]` says why image i is missing, its pixels mean nothing."""
+    """Images of consecutive rows of a chunk."""
 
+    rows: BatchRows
     pixels: Tensor
     """uint8, shape (B, 3, H, W)."""
 
-    digests: npt.NDArray[np.uint64]
+    digests: UInt64s
     """Shape (B,): of each image's bytes, see `featbench.extract.data.pictures`; 0 where it is missing."""
 
     unreadable: Mapping[int, str]
+    """Why images are missing, by their position in the batch; their pixels mean nothing."""
 
 
 Note = tuple[list[int], dict[int, str]]
-"""Digests of the images of a piece, and why which of them are missing."""
+"""Digests of the images of a batch, and why images are missing, by position."""
 
 
 class _Images:
-    """Loads the images of a piece; what a decoding process does."""
+    """Loads the images of a batch; what a decoding process does."""
 
     def __init__(self, sources: Mapping[str, ImageSource], transform: Transform) -> None:
         self._sources = sources
         self._transform = transform
 
-    def __call__(self, piece: Piece) -> tuple[npt.NDArray[np.uint8], Note]:
-        split, rows = piece
-        return _collate([self._pixels(split, row) for row in range(rows.start, rows.stop)])
+    def __call__(self, batch: BatchRows) -> tuple[Bytes, Note]:
+        return _collate([self._pixels(batch.split, row) for row in range(batch.rows.start, batch.rows.stop)])
 
     def _pixels(self, split: str, row: int) -> tuple[Tensor, int] | str:
         """Pixels and digest of an image, or why there are none."""
@@ -68,20 +67,20 @@ class _Images:
 
 def batches(
     sources: Mapping[str, ImageSource],
-    pieces: Iterable[tuple[str, RowRange]],
+    wanted: Iterable[BatchRows],
     *,
     transform: Transform,
     workers: int,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Load one batch for each piece, in order; closing the generator ends the processes.
+    """Load batches, in order; closing the generator ends the processes.
 
     Parameters
     ----------
     sources : mapping of str to ImageSource
         By split.
-    pieces : iterable of (split, rows)
-        What each batch holds; asked for as late as keeps the processes busy.
+    wanted : iterable of BatchRows
+        Which rows each batch holds; asked for as late as keeps the processes busy.
     transform : Transform
         Resizing and cropping happen here, scaling later.
     workers : int
@@ -100,32 +99,33 @@ def batches(
     """
     images = _Images(sources, transform)
     if not workers:
-        for piece in pieces:
-            pixels, note = images(piece)
-            yield _made(torch.from_numpy(pixels), note)
+        for rows in wanted:
+            pixels, note = images(rows)
+            yield _batch(rows, torch.from_numpy(pixels), note)
         return
-    coming = iter(pieces)
+    coming = iter(wanted)
     first = list(islice(coming, workers))
     if not first:
         return
     with Decoders(images, workers=len(first), pin_memory=pin_memory) as decoders:
-        ahead: deque[Future[Loaded]] = deque()
-        for piece in chain(first, coming):
-            ahead.append(decoders.submit(piece))
-            if len(ahead) > AHEAD * workers:
-                yield _batch(ahead.popleft())
-        while ahead:
-            yield _batch(ahead.popleft())
+        submitted: deque[tuple[BatchRows, Future[Loaded]]] = deque()
+        for rows in chain(first, coming):
+            submitted.append((rows, decoders.submit(rows)))
+            if len(submitted) > BATCHES_AHEAD * workers:
+                yield _next(submitted)
+        while submitted:
+            yield _next(submitted)
 
 
-def _batch(coming: Future[Loaded]) -> Batch:
-    pixels, note = coming.result()
-    return _made(pixels, note)
+def _next(submitted: deque[tuple[BatchRows, Future[Loaded]]]) -> Batch:
+    """Wait for the batch that was submitted first."""
+    rows, loaded = submitted.popleft()
+    return _batch(rows, *loaded.result())
 
 
-def _made(pixels: Tensor, note: Note) -> Batch:
+def _batch(rows: BatchRows, pixels: Tensor, note: Note) -> Batch:
     digests, unreadable = note
-    return Batch(pixels=pixels, digests=np.array(digests, np.uint64), unreadable=unreadable)
+    return Batch(rows=rows, pixels=pixels, digests=np.array(digests, np.uint64), unreadable=unreadable)
 
 
 def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> int:
@@ -136,7 +136,7 @@ def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> i
     return min(max(1, cores // num_ranks), 16)
 
 
-def _collate(images: Sequence[tuple[Tensor, int] | str]) -> tuple[npt.NDArray[np.uint8], Note]:
+def _collate(images: Sequence[tuple[Tensor, int] | str]) -> tuple[Bytes, Note]:
     shapes = {tuple(image[0].shape) for image in images if isinstance(image, tuple)}
     if len(shapes) > 1:
         sizes = " and ".join(f"{height} x {width}" for _, height, width in sorted(shapes)[:2])

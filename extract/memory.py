@@ -7,12 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from featbench.store import BenchError
+from featbench.extract.errors import OutOfMemoryError
 from featbench.store.errors import first_line
-
-
-class OutOfMemoryError(BenchError):
-    """The host or the accelerator has no memory left."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

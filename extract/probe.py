@@ -9,11 +9,14 @@ from contextlib import closing
 import torch
 
 from featbench.extract.data.sources import ImageSource
+from featbench.extract.decoders import BatchRows
 from featbench.extract.extraction import forward
 from featbench.extract.loading import batches
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.transform import Transform
+from featbench.store import Work
 from featbench.store.layout import RowRange
+from featbench.store.paths import TRAIN
 
 
 def images_per_second(
@@ -38,11 +41,12 @@ def images_per_second(
     seconds : float
         How long to measure, at least one batch.
     """
-    num_rows = len(sources["train"].rows.labels)
-    pieces = [("train", rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]
+    num_rows = len(sources[TRAIN].rows.labels)
+    work = Work(split=TRAIN, chunk=0, layers=("",), valid=False)  # the split as one chunk
+    wanted = [BatchRows(work=work, rows=rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]
     start, done = 0.0, 0
     with closing(
-        batches(sources, pieces[:1] + pieces, transform=transform, workers=workers, pin_memory=device.type == "cuda")
+        batches(sources, wanted[:1] + wanted, transform=transform, workers=workers, pin_memory=device.type == "cuda")
     ) as loaded:
         for batch in loaded:
             forward(trunk, transform, batch.pixels, device, precision)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from featbench.extract.data.images import ImageError, refuse_to_blame_an_image
+from featbench.extract.data.images import refuse_to_blame_an_image
+from featbench.extract.errors import ImageError
 
 MAX_PIXELS = 178_956_970
 """Of an image after it was resized: Pillow's own limit of what it decodes."""

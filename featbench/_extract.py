@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from featbench._arrays import Array, labels_of
 from featbench._features import Features, MemoryFeatures, StoredFeatures
-from featbench.extract.live import DatasetError, LiveModel, TensorSource, checked_batch, extract_live, tapped
-from featbench.extract.model.tap_names import ModelError
+from featbench.extract.errors import DatasetError, ModelError
+from featbench.extract.live import LiveModel, TensorSource, checked_batch, extract_live, tapped
 from featbench.pipelines.config.pipeline import NAME_PATTERN
 from featbench.pipelines.foreign.arrays import numbered
 from featbench.store import LayerSpec, SplitRows

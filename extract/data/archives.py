@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from featbench.extract.data.images import MAX_FILE_BYTES, ImageError, refuse_to_blame_an_image
-from featbench.extract.data.listing import DataError
+from featbench.extract.data.images import MAX_FILE_BYTES, refuse_to_blame_an_image
+from featbench.extract.errors import DataError, MemberError
 
 ENDINGS = (".tar", ".zip")
 
@@ -32,10 +32,6 @@ _MAGIC = {
 
 MAX_MEMBER_BYTES = MAX_FILE_BYTES
 """A file that would be larger is refused before it is unpacked."""
-
-
-class MemberError(ImageError):
-    """One file of an archive can't be read; the others can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

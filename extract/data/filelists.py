@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featbench.extract.data.images import EXTENSIONS, kind_of
-from featbench.extract.data.listing import DataError, Entries, Ints, Listing, first_duplicate
+from featbench.extract.data.listing import Entries, Ints, Listing, first_duplicate
 from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.errors import DataError
 from featbench.store import abbreviate, suggest
 from featbench.store.documents import DocumentError, parse_json
 

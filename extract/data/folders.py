@@ -16,8 +16,9 @@ from typing import Protocol
 
 from featbench.extract.data.archives import ENDINGS, members
 from featbench.extract.data.images import EXTENSIONS, is_leaving
-from featbench.extract.data.listing import DataError, Entries, Listing
+from featbench.extract.data.listing import Entries, Listing
 from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.errors import DataError
 from featbench.store import abbreviate
 
 logger = logging.getLogger(__name__)

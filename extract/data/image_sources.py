@@ -9,11 +9,12 @@ from typing import NoReturn
 import numpy as np
 
 from featbench.extract.data.archives import read_member
-from featbench.extract.data.images import ImageError, content_of, read_picture, refuse_to_blame_an_image
+from featbench.extract.data.images import content_of, read_picture, refuse_to_blame_an_image
 from featbench.extract.data.labels import with_labels
-from featbench.extract.data.listing import ChangedError, Ints, Listing, Paths
+from featbench.extract.data.listing import Ints, Listing, Paths
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes
+from featbench.extract.errors import ChangedError, ImageError
 from featbench.store import SplitRows
 
 

@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from featbench.extract.data.pictures import Picture, digest_of_bytes
-from featbench.extract.memory import OutOfMemoryError
-from featbench.store import BenchError
+from featbench.extract.errors import ImageError, OutOfMemoryError, UnavailableError
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
@@ -54,14 +53,6 @@ _UNAVAILABLE = {
 
 _RUNS_PROGRAMS = ("EPS",)
 """Formats that Pillow hands to another program (Ghostscript), whatever the file is called."""
-
-
-class ImageError(BenchError):
-    """An image can't be read."""
-
-
-class UnavailableError(BenchError):
-    """An image can't be read now, through no fault of its own: leaving it out would be wrong."""
 
 
 def read_picture(file: Path | bytes, *, name: str) -> Picture:

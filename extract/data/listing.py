@@ -15,17 +15,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from featbench.store import BenchError
-
 Ints = npt.NDArray[np.int64]
-
-
-class DataError(BenchError):
-    """A dataset is not as it must be."""
-
-
-class ChangedError(DataError):
-    """An image is not the one that was listed."""
 
 
 class Paths(Sequence[str]):

@@ -13,9 +13,9 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from featbench.extract.data.images import ImageError
 from featbench.extract.data.listing import Ints
 from featbench.extract.data.pictures import ImageSource
+from featbench.extract.errors import ImageError
 from featbench.store import FeatureSet
 from featbench.store.writer import other_images
 

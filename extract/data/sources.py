@@ -26,11 +26,12 @@ from featbench.extract.data.filelists import list_files
 from featbench.extract.data.folders import ArchiveTree, list_classes, tree_of
 from featbench.extract.data.image_sources import ListedSource, SubsetSource
 from featbench.extract.data.labels import BESIDE, labels_in
-from featbench.extract.data.listing import DataError, Listing, hashes_of
+from featbench.extract.data.listing import Listing, hashes_of
 from featbench.extract.data.listing_cache import kept_or_made, place_of
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.data.shards import find_shards, list_shards
 from featbench.extract.data.subsets import chosen_rows
+from featbench.extract.errors import DataError
 from featbench.store import SplitRows, abbreviate, suggest
 from featbench.store.names import normal_name
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from featbench.extract.model.tap_names import ModelError
+from featbench.extract.errors import ModelError
 
 _ran: dict[Path, str] = {}
 """sha256 of each file of the user's as it last ran, in the order in which they ran."""

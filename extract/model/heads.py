@@ -14,11 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featbench.store import BenchError, suggest
-
-
-class HeadError(BenchError):
-    """A head that does not exist, or can't be built with its parameters."""
+from featbench.extract.errors import HeadError
+from featbench.store import suggest
 
 
 class Mlp(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from featbench.extract.model.tap_names import ModelError
+from featbench.extract.errors import ModelError
 
 TIMM = "timm:"
 """Before the name of a model of timm's."""

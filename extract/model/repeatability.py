@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.dataflow import first_tensor
-from featbench.extract.model.tap_names import ModelError, body_of, structure_of
+from featbench.extract.model.tap_names import body_of, structure_of
 from featbench.extract.model.taps import TappedTrunk
 
 Summary = Mapping[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.options import is_own
-from featbench.extract.model.tap_names import ModelError
 from featbench.extract.model.trunks import build_trunk
 from featbench.store import abbreviate
 

@@ -16,19 +16,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.dataflow import CLASS_TOKENS
 from featbench.extract.model.heads import TrunkWithHeads
-from featbench.store import BenchError, suggest
+from featbench.store import suggest
 
 INPUT = "|input"
 """After a module's path: what goes into the module, not what it returns."""
 
 OUTPUT = "output"
 """The tap that is what the trunk returns, class scores or not; a module of that name comes first."""
-
-
-class ModelError(BenchError):
-    """A model or a tap that does not exist, or can't be built."""
 
 
 @dataclass(frozen=True, slots=True)

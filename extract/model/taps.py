@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.dataflow import first_tensor
 from featbench.extract.model.pooling import pool
 from featbench.extract.model.structure import learn
 from featbench.extract.model.tap_names import (
     INPUT,
-    ModelError,
     Tap,
     aliases_of,
     body_of,

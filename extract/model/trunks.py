@@ -21,10 +21,11 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torchvision.models.regnet import BlockParams, RegNet
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.heads import TrunkWithHeads, build_heads
 from featbench.extract.model.options import TIMM, without_loading
 from featbench.extract.model.resnet import resnet
-from featbench.extract.model.tap_names import ModelError, classifier_of
+from featbench.extract.model.tap_names import classifier_of
 from featbench.extract.model.vit import ViT
 from featbench.store import abbreviate, suggest
 

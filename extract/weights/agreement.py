@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featbench.extract.errors import ModelError, WeightsError
 from featbench.extract.model.options import TIMM
 from featbench.extract.model.positions import grid_of
-from featbench.extract.model.tap_names import ModelError, body_of
+from featbench.extract.model.tap_names import body_of
 from featbench.extract.model.trunks import build_without_memory
-from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.hub import HubConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "gelutanh": "gelu_tanh", "quickgelu": "quick_gelu", "relu": "relu", "silu": "silu"}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featbench.extract.weights.errors import WeightsError
+from featbench.extract.errors import WeightsError
 from featbench.extract.weights.formats import damaged_member, format_of
 from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, parse_json

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.errors import WeightsError
 from featbench.extract.weights.key_mappings import HEADS, laid_out
 from featbench.store import abbreviate, suggest
 

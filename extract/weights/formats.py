@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from featbench.extract.weights.errors import WeightsError
+from featbench.extract.errors import WeightsError
 
 Format = Literal["torch", "safetensors", "npz"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featbench.extract.weights.checkpoints import HUB_FILES, WeightsError
+from featbench.extract.errors import WeightsError
+from featbench.extract.weights.checkpoints import HUB_FILES
 from featbench.store.documents import DocumentError, parse_json
 
 ACTIVATIONS: Mapping[str, str] = {

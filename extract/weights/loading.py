@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from featbench.extract.config import WeightsConfig
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.positions import Grid, is_position
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import code_of
 from featbench.extract.weights.agreement import agree, check_heads_of_attention
-from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint, sha256_of_files, sha256_of_tensors
+from featbench.extract.weights.checkpoints import read_checkpoint, sha256_of_files, sha256_of_tensors
 from featbench.extract.weights.families import advice, find_weights, flattened
 from featbench.extract.weights.hub import HubConfig, read_config
 from featbench.extract.weights.key_mappings import laid_out

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.positions import Grid, grid_of, interpolated, is_position, of_another_window
-from featbench.extract.weights.checkpoints import WeightsError
 
 logger = logging.getLogger(__name__)
 

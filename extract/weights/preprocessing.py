@@ -7,7 +7,7 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.errors import WeightsError
 from featbench.extract.weights.hub import hub_folder, read_json
 
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}

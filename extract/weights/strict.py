@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.heads import TrunkWithHeads
 from featbench.extract.model.positions import Grid
 from featbench.extract.model.tap_names import body_of, classifier_of
-from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.key_mappings import HEADS
 from featbench.extract.weights.positioning import positioned
 from featbench.store import abbreviate

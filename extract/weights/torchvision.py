@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.errors import WeightsError
 from featbench.store import suggest
 
 

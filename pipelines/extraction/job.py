@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from featbench.extract.data.images import ImageError
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.data.same_images import note_missing_digests, refuse_other_images
 from featbench.extract.data.sources import open_sources
+from featbench.extract.errors import ImageError, ModelError, WeightsError
 from featbench.extract.model.code import digests, watching_code
 from featbench.extract.model.repeatability import (
     TOLERANCE,
@@ -30,11 +30,10 @@ from featbench.extract.model.repeatability import (
     summaries,
 )
 from featbench.extract.model.seeding import build_random
-from featbench.extract.model.tap_names import INPUT, ModelError, aliases_of, body_of
+from featbench.extract.model.tap_names import INPUT, aliases_of, body_of
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
 from featbench.extract.transform import Transform
-from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.transforming import choose_transform

@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from featbench.extract.config import TransformConfig
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.options import TIMM
 from featbench.extract.model.trunks import timm_preprocessing
 from featbench.extract.transform import Transform
-from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.preprocessing import of_timm, preprocessing_of
 from featbench.extract.weights.torchvision import torchvision_weights
 from featbench.pipelines.config.pipeline import Pipeline

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from featbench.extract.data.archives import members
-from featbench.extract.data.listing import ChangedError, DataError
 from featbench.extract.data.sources import open_sources
+from featbench.extract.errors import ChangedError, DataError
 
 
 def packed(folder, archive, *, inside="", compression=zipfile.ZIP_STORED):

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.code import digests, watching_code
-from featbench.extract.model.tap_names import ModelError
 from featbench.extract.model.trunks import build_trunk, code_of
 
 NET = """

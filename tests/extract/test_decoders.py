@@ -18,22 +18,28 @@ import pytest
 import torch
 
 from featbench.extract import decoders, lifetime
-from featbench.extract.decoders import DecoderError, Decoders, RemoteError
-from featbench.extract.memory import OutOfMemoryError
-from featbench.store import BenchError
+from featbench.extract.decoders import BatchRows, Decoders
+from featbench.extract.errors import DecoderError, OutOfMemoryError, RemoteError
+from featbench.store import BenchError, Work
 from featbench.store.layout import RowRange
 from tests.conftest import ROOT
 
-PIECE = ("train", RowRange(start=8, stop=12))
+
+def rows_of_batch(start, stop):
+    work = Work(split="train", chunk=0, layers=("res5",), valid=True)
+    return BatchRows(work=work, rows=RowRange(start=start, stop=stop))
+
+
+BATCH = rows_of_batch(8, 12)
 LARGE = (4, 3, 1024, 1024)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from Linux's /proc")
 
 
-def pixels_of(piece):
-    _, rows = piece
-    random = np.random.default_rng(rows.start)
-    return random.integers(0, 256, LARGE, dtype=np.uint8), (rows.start, os.getpid())
+def pixels_of(batch):
+    start = batch.rows.start
+    random = np.random.default_rng(start)
+    return random.integers(0, 256, LARGE, dtype=np.uint8), (start, os.getpid())
 
 
 def is_alive(pid):
@@ -52,12 +58,12 @@ def wait_until(condition, seconds=20):
 
 def test_pixels_and_notes_come_whole_from_several_processes():
     with Decoders(pixels_of, workers=2) as pool:
-        pieces = [("train", RowRange(start=start, stop=start + 4)) for start in range(0, 40, 4)]
-        loaded = [future.result(60) for future in [pool.submit(piece) for piece in pieces]]
+        wanted = [rows_of_batch(start, start + 4) for start in range(0, 40, 4)]
+        loaded = [future.result(60) for future in [pool.submit(batch) for batch in wanted]]
     pids = set()
-    for (_, rows), (pixels, (start, pid)) in zip(pieces, loaded, strict=True):
-        assert start == rows.start
-        np.testing.assert_array_equal(pixels.numpy(), pixels_of(("train", rows))[0])
+    for batch, (pixels, (start, pid)) in zip(wanted, loaded, strict=True):
+        assert start == batch.rows.start
+        np.testing.assert_array_equal(pixels.numpy(), pixels_of(batch)[0])
         pids.add(pid)
     assert os.getpid() not in pids
     assert not any(map(is_alive, pids))
@@ -67,7 +73,7 @@ def test_pixels_and_notes_come_whole_from_several_processes():
     ("number", "text"), [(signal.SIGKILL, "most likely memory was short"), (signal.SIGSEGV, "died of SIGSEGV")]
 )
 def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text):
-    def dies(piece):
+    def dies(batch):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.disable()
         os.kill(os.getpid(), number)
@@ -76,7 +82,7 @@ def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text
     with Decoders(dies, workers=2) as pool:
         start = time.monotonic()
         with pytest.raises(DecoderError, match="rows 8 to 11 of train") as caught:
-            pool.submit(PIECE).result(60)
+            pool.submit(BATCH).result(60)
         assert time.monotonic() - start < 10
     assert text in str(caught.value)
 
@@ -92,16 +98,15 @@ def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch):
 
     monkeypatch.setattr(decoders.os, "write", dies_halfway)
     with Decoders(pixels_of, workers=1) as pool, pytest.raises(DecoderError, match="ended with exit code 3"):
-        pool.submit(PIECE).result(60)
+        pool.submit(BATCH).result(60)
 
 
 def test_what_a_process_raises_is_raised_here():
-    def raises(piece):
-        raise {0: BenchError("no such file"), 4: MemoryError(), 8: RecursionError("too deep")}[piece[1].start]
+    def raises(batch):
+        raise {0: BenchError("no such file"), 4: MemoryError(), 8: RecursionError("too deep")}[batch.rows.start]
 
     with Decoders(raises, workers=1) as pool:
-        pieces = [("val", RowRange(start=start, stop=start + 1)) for start in (0, 4, 8)]
-        first, second, third = (pool.submit(piece) for piece in pieces)
+        first, second, third = (pool.submit(rows_of_batch(start, start + 1)) for start in (0, 4, 8))
         with pytest.raises(BenchError, match="^no such file$"):
             first.result(60)
         with pytest.raises(OutOfMemoryError, match="--workers lower"):
@@ -117,16 +122,16 @@ def test_an_error_that_cannot_be_sent_is_sent_as_its_text():
         def __init__(self, one, two):
             super().__init__(f"{one} {two}")
 
-    def raises(piece):
+    def raises(batch):
         raise Odd("an odd", "error")
 
     with Decoders(raises, workers=1) as pool, pytest.raises(BenchError, match="^an odd error$"):
-        pool.submit(PIECE).result(60)
+        pool.submit(BATCH).result(60)
 
 
 def test_leaving_ends_processes_that_are_stuck_and_ignore_signals():
     with Decoders(hangs, workers=2) as pool:
-        futures = [pool.submit(PIECE) for _ in range(6)]
+        futures = [pool.submit(BATCH) for _ in range(6)]
         pids = [worker._process.pid for worker in pool._workers]
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
@@ -139,7 +144,7 @@ def test_leaving_ends_processes_that_are_stuck_and_ignore_signals():
     assert all(future.done() for future in futures)
 
 
-def hangs(piece):
+def hangs(batch):
     time.sleep(600)
 
 
@@ -153,7 +158,7 @@ def test_processes_end_with_a_parent_that_is_killed_or_exits_at_once(monkeypatch
     if not parent:
         with suppress(BaseException):
             pool = Decoders(hangs, workers=3)
-            pool.submit(PIECE)
+            pool.submit(BATCH)
             os.write(writing, " ".join(str(worker._process.pid) for worker in pool._workers).encode())
             end()
         os._exit(3)
@@ -169,7 +174,7 @@ def test_a_traceback_ends_the_parent_though_the_pool_is_still_open():
     code = """if True:
         from tests.extract.test_decoders import *
         pool = Decoders(hangs, workers=2)
-        pool.submit(PIECE)
+        pool.submit(BATCH)
         print(*(worker._process.pid for worker in pool._workers), flush=True)
         raise ZeroDivisionError
     """
@@ -209,5 +214,5 @@ def test_nothing_is_kept_in_shared_memory(monkeypatch):
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuses)
     before = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
     with Decoders(pixels_of, workers=1) as pool:
-        assert pool.submit(PIECE).result(60)[0].shape == LARGE
+        assert pool.submit(BATCH).result(60)[0].shape == LARGE
         assert before >= set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else True

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import WithoutMemory, build_trunk, trunk_names
-from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint
+from featbench.extract.weights.checkpoints import read_checkpoint
 from featbench.extract.weights.families import FAMILIES, find_weights
 from featbench.extract.weights.key_mappings import laid_out
 from featbench.extract.weights.strict import load_strictly, names_of, poison

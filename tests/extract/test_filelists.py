@@ -11,8 +11,8 @@ import pytest
 from scipy.io import savemat
 
 from featbench.extract.data import labels
-from featbench.extract.data.listing import DataError
 from featbench.extract.data.sources import open_sources
+from featbench.extract.errors import DataError
 from tests.conftest import save_image
 
 CLASSES = ["cat", "dog's", "émeu bleu"]

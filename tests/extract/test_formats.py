@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from featbench.extract.config import WeightsConfig
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
-from featbench.extract.weights.checkpoints import WeightsError, read_checkpoint
+from featbench.extract.weights.checkpoints import read_checkpoint
 from featbench.extract.weights.formats import format_of
 from featbench.extract.weights.loading import load_weights
 from featbench.store import BenchError

@@ -19,10 +19,9 @@ from PIL import Image
 
 from featbench.extract.data.archives import members, read_member
 from featbench.extract.data.filelists import list_files, read_classes, read_list
-from featbench.extract.data.images import ImageError, UnavailableError, read_picture
-from featbench.extract.data.listing import DataError
+from featbench.extract.data.images import read_picture
 from featbench.extract.data.sources import open_sources
-from featbench.extract.memory import OutOfMemoryError
+from featbench.extract.errors import DataError, ImageError, OutOfMemoryError, UnavailableError
 from featbench.extract.transform import Transform
 from featbench.store import BenchError
 from tests.conftest import save_image

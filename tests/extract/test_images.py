@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from featbench.extract.data.images import ImageError, read_picture, to_rgb
+from featbench.extract.data.images import read_picture, to_rgb
+from featbench.extract.errors import ImageError
 from tests.conftest import save_image
 
 MODES = [

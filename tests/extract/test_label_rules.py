@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from featbench.extract.data.filelists import list_files, numbered, read_list
-from featbench.extract.data.listing import DataError
 from featbench.extract.data.sources import open_sources
+from featbench.extract.errors import DataError
 from tests.conftest import save_image
 
 JUNK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(140)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from featbench.extract.data import listing_cache
-from featbench.extract.data.listing import ChangedError, DataError, Paths, first_duplicate
+from featbench.extract.data.listing import Paths, first_duplicate
 from featbench.extract.data.sources import open_sources
 from featbench.extract.data.subsets import chosen_rows
+from featbench.extract.errors import ChangedError, DataError
 from tests.conftest import save_image
 
 NAMES = ["a/1.jpg", "", "émeu bleu/ü.png", "caf\udce9/x.jpg", "b" * 300]

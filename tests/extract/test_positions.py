@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
 from featbench.extract.config import WeightsConfig
+from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
-from featbench.extract.weights.checkpoints import WeightsError
 from featbench.extract.weights.loading import load_weights
 from featbench.store.layers import layers_of
 

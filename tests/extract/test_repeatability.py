@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.repeatability import check_repeatable, distance, fixed_images, summaries
-from featbench.extract.model.tap_names import ModelError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.store.layers import layers_of
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.seeding import build_random
-from featbench.extract.model.tap_names import ModelError
 from featbench.extract.model.trunks import build_trunk
 
 OWN = """

@@ -11,7 +11,8 @@ import torchvision
 from PIL import Image
 
 from featbench.extract.data.datasets import DigitsSource, TorchvisionSource
-from featbench.extract.data.sources import DataError, open_sources
+from featbench.extract.data.sources import open_sources
+from featbench.extract.errors import DataError
 from tests.conftest import save_image
 
 

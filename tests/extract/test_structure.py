@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from featbench.extract.model.tap_names import ModelError
+from featbench.extract.errors import ModelError
 from featbench.extract.model.taps import TappedTrunk, list_taps
 from featbench.extract.model.trunks import build_trunk
 from featbench.store.layers import LayerSpec, layers_of

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.pooling import pool
-from featbench.extract.model.tap_names import ModelError
 from featbench.extract.model.taps import TappedTrunk, list_taps
 from featbench.extract.model.trunks import build_trunk
 from featbench.store import LayerSpec, Pooling

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from featbench.extract.model.heads import HeadError
-from featbench.extract.model.tap_names import ModelError, aliases_of
+from featbench.extract.errors import HeadError, ModelError
+from featbench.extract.model.tap_names import aliases_of
 from featbench.extract.model.taps import TappedTrunk, list_taps
 from featbench.extract.model.trunks import TRUNKS, WithoutMemory, build_trunk, trunk_names
 from featbench.extract.model.vit import ViT

@@ -10,7 +10,7 @@ import timm
 from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
-from featbench.extract.weights.checkpoints import WeightsError
+from featbench.extract.errors import WeightsError
 from featbench.extract.weights.preprocessing import of_timm
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.transforming import choose_transform

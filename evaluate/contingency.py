@@ -11,13 +11,11 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-Ints = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+from featbench.store.typing import Doubles, Ints
 
 _DENSE = 2**20
 """Pairs up to which a table is quicker."""

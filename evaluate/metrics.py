@@ -9,12 +9,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.contingency import adjusted_mutual_information, largest_matching
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from featbench.store.typing import Bools, Ints
 
 Z95 = 1.959963984540054
 """Standard normal quantile of 0.975."""

@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from featbench.evaluate.metrics import Estimate
+from featbench.store.typing import Ints
 
-Ints = npt.NDArray[np.int64]
 Record = dict[str, Any]
 
 FIRST = ("task", "features", "layer", "protocol", "k", "temperature", "top1", "top5", "clusters", "split")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -45,8 +44,7 @@ from featbench.store import (
     open_or_create,
 )
 from featbench.store.layout import rows_per_chunk_for
-
-Array = npt.NDArray[Any]
+from featbench.store.typing import Array, Floats, UInt64s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +58,7 @@ class LiveModel:
     identity: Mapping[str, Any]
     """Class, structure, and digest of all parameters and buffers."""
 
-    def __call__(self, images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    def __call__(self, images: Tensor) -> dict[str, Floats]:
         """Compute the layers of a batch."""
         layers = self.trunk(images.to(self.device))
         return {name: values.float().cpu().numpy() for name, values in layers.items()}
@@ -250,7 +248,7 @@ def extract_live(
 
 def _computed(
     model: LiveModel, source: TensorSource, features: FeatureSet, works: Sequence[Work], batch_size: int
-) -> Iterator[tuple[Work, dict[str, Array], npt.NDArray[np.uint64]]]:
+) -> Iterator[tuple[Work, dict[str, Array], UInt64s]]:
     """Yield the layers of each chunk, with the digests of its images."""
     chunks = [features.grid(work.split).rows(work.chunk) for work in works]
     cut = [[range(piece.start, piece.stop) for piece in chunk.batches(batch_size)] for chunk in chunks]

@@ -9,15 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.pipelines.foreign.arrays import ImportingError, are_row_numbers, plain_labels
 from featbench.pipelines.foreign.rounding import rounding_of
 from featbench.store import BenchError
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
-
+from featbench.store.typing import Array, Floats
 
 _FEW = 10
 """Rows whose labels may well be the numbers of the rows."""

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from featbench._arrays import Array, labels_of
+from featbench._arrays import labels_of
 from featbench._features import Features, MemoryFeatures, StoredFeatures
 from featbench.extract.errors import DatasetError, ModelError
 from featbench.extract.live import LiveModel, TensorSource, checked_batch, extract_live, tapped
@@ -20,6 +20,7 @@ from featbench.pipelines.config.pipeline import NAME_PATTERN
 from featbench.pipelines.foreign.arrays import numbered
 from featbench.store import LayerSpec, SplitRows
 from featbench.store.layers import layers_of, split_layers
+from featbench.store.typing import Array
 
 Data = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 

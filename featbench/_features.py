@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featbench._arrays import ArrayError, Floats, labels_of, layers_of, warn_of_equal_splits
+from featbench._arrays import ArrayError, labels_of, layers_of, warn_of_equal_splits
 from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
 from featbench.evaluate.features.labels import Labelled, LabelSource, matched_labels
 from featbench.evaluate.features.layers import EvalLayer, stored_view
@@ -23,9 +23,8 @@ from featbench.evaluate.neighbours.cached_search import Resources, find_neighbou
 from featbench.pipelines.foreign.arrays import numbered
 from featbench.store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, suggest
 from featbench.store.layers import split_layers
+from featbench.store.typing import Array, Bools, Floats, Ints
 
-Array = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
 Layers = str | Sequence[str] | None
 
 
@@ -86,7 +85,7 @@ class Features(Mapping[str, Any]):
         labels = self._source.labels(split)
         return np.where(labels < 0, -1, np.append(numbers, -1)[labels])
 
-    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+    def valid(self, split: str) -> Bools:
         """Whether the image of each row of a split could be read."""
         return self._source.valid(split)
 
@@ -305,7 +304,7 @@ class _ArrayLabels:
         self.split(split)
         return self._numbers[split]
 
-    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+    def valid(self, split: str) -> Bools:
         return np.ones(self.split(split).num_rows, np.bool_)
 
 

@@ -7,18 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench._arrays import ArrayError, whole_numbers
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
 from featbench.evaluate.clustering.evaluation import cluster
 from featbench.evaluate.results import ClusterResult, Record, uniform
+from featbench.store.typing import Ints
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

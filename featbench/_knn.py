@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench._arrays import ArrayError, whole_numbers
 from featbench._features import Features, Layers, MemoryFeatures
@@ -19,12 +18,11 @@ from featbench.evaluate.neighbours.cache import SearchResult
 from featbench.evaluate.neighbours.cached_search import Resources
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
+from featbench.store.typing import Array, Doubles, Ints
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
 Protocols = str | Sequence[str] | Mapping[str, KnnProtocol]
 
 
@@ -35,7 +33,7 @@ class NeighbourLists:
     rows: Ints
     """Shape (Q, K)."""
 
-    similarities: npt.NDArray[np.float64]
+    similarities: Doubles
     """Shape (Q, K): cosine, inner product, or minus the Euclidean distance."""
 
     queries: Ints

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 
 from featbench.store.folder import Folder
+from featbench.store.typing import Array
 from featbench.store.zarr_store import DurableStore
 
 COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
@@ -92,11 +92,11 @@ def _store(root: Path | Folder, *, read_only: bool = False) -> DurableStore:
     return DurableStore(root, read_only=read_only)
 
 
-def write_rows(array: zarr.Array[Any], start: int, values: npt.NDArray[Any]) -> None:
+def write_rows(array: zarr.Array[Any], start: int, values: Array) -> None:
     """Write whole chunks, beginning at row `start`."""
     array[start : start + len(values)] = values
 
 
-def read_rows(array: zarr.Array[Any], start: int, stop: int) -> npt.NDArray[Any]:
+def read_rows(array: zarr.Array[Any], start: int, stop: int) -> Array:
     """Read rows through Zarr; an error of its codecs passes on as it is."""
     return np.asarray(array[start:stop])

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate import metrics
 from featbench.evaluate.clustering.kmeans import Clustering, assign, kmeans
@@ -20,6 +19,7 @@ from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Re
 from featbench.store import FeatureSet, load_cached, save_cached
 from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS
+from featbench.store.typing import Ints
 
 ALGORITHM = 6
 """Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
@@ -155,7 +155,7 @@ def counts_of(train: Labelled, val: Labelled) -> Counts:
     )
 
 
-def _against_classes(clusters: npt.NDArray[np.int64], part: Labelled) -> ClusterMetrics | None:
+def _against_classes(clusters: Ints, part: Labelled) -> ClusterMetrics | None:
     return ClusterMetrics(**metrics.cluster_metrics(clusters, part.labels)) if part.has_labels else None
 
 

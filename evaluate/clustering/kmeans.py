@@ -20,16 +20,14 @@ from functools import partial
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Part, Selection
+from featbench.store.typing import Doubles, Floats, Ints
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 POINTS_PER_CENTROID = 256
 """Rows of the sample for each cluster, as faiss takes them."""
@@ -183,7 +181,7 @@ _SMALLEST, _LARGEST = 1e-6, 1e15
 """Numbers between them have squares, and sums of squares, within float32."""
 
 
-def _shift(mean_D: npt.NDArray[np.float64], mean_square: float) -> Floats | None:
+def _shift(mean_D: Doubles, mean_square: float) -> Floats | None:
     return mean_D.astype(np.float32) if float(mean_D @ mean_D) > _FAR * mean_square else None
 
 
@@ -205,7 +203,7 @@ def _nearest(features: Floats, centroids_KD: Floats) -> tuple[Floats, Ints]:
     return distances[:, 0], nearest[:, 0]
 
 
-def _add_up(features: Floats, centroids_KD: Floats, sums_KD: npt.NDArray[np.float64], counts_K: Ints) -> float:
+def _add_up(features: Floats, centroids_KD: Floats, sums_KD: Doubles, counts_K: Ints) -> float:
     """Add each row to its cluster's sum and count; returns the sum of squared distances."""
     distances, clusters = _nearest(features, centroids_KD)
     counts_K += np.bincount(clusters, minlength=len(counts_K))

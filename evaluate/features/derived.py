@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled
@@ -23,9 +22,8 @@ from featbench.evaluate.features.selection import Layer, Selection, lengths_of, 
 from featbench.evaluate.memory import in_words
 from featbench.store import Block
 from featbench.store.manifest import digest_of
+from featbench.store.typing import Doubles, Floats
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 ALGORITHM = 1

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.store import FeatureSet, SplitInfo, StoreError
 from featbench.store.names import clashing_names, likeness, normal_name
+from featbench.store.typing import Bools, Ints
 
 logger = logging.getLogger(__name__)
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ class LabelSource(Protocol):
     def labels(self, split: str) -> Ints:
         """Labels, indices into the split's class names; -1 where there is none."""
 
-    def valid(self, split: str) -> npt.NDArray[np.bool_]:
+    def valid(self, split: str) -> Bools:
         """Whether each row can take part."""
 
 

@@ -10,15 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Layer
 from featbench.evaluate.results import LayerFacts
 from featbench.store import Block
 from featbench.store.layout import Grid
+from featbench.store.typing import Floats
 
-Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 ROWS_PER_CHUNK = 1024

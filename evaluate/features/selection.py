@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.store import Block
+from featbench.store.typing import Array, Bools, Doubles, Floats, Ints
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 _SHORT, _LONG = 2.0**-40, 2.0**60
@@ -145,7 +143,7 @@ class Selection:
             for part in self.parts(rows_per_block, unit_length=False, without_zeros=True)
         )
 
-    def _check_finite(self, rows: Ints, features: Floats, lengths: npt.NDArray[np.float64]) -> None:
+    def _check_finite(self, rows: Ints, features: Floats, lengths: Doubles) -> None:
         suspects = ~np.isfinite(lengths)  # not finite if any value is not: cheaper than looking at each value
         if suspects.any():
             bad = rows[suspects][~np.isfinite(features[suspects]).all(axis=1)]
@@ -165,11 +163,11 @@ _READ = 2**25
 """Size of the blocks in which rows are read into memory: several chunks at once."""
 
 
-def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
+def lengths_of(features_ND: Floats) -> Doubles:
     """Euclidean length of each row, 0 only for a row of zeros: in float32, or in float64 where that is too narrow."""
     with np.errstate(all="ignore"):
-        squares: npt.NDArray[Any] = np.einsum("nd,nd->n", features_ND, features_ND)
-        lengths: npt.NDArray[np.float64] = np.sqrt(squares, dtype=np.float64)
+        squares: Array = np.einsum("nd,nd->n", features_ND, features_ND)
+        lengths: Doubles = np.sqrt(squares, dtype=np.float64)
         extreme = _is_extreme(lengths)
         if extreme.any():
             some = features_ND[extreme]
@@ -177,7 +175,7 @@ def lengths_of(features_ND: Floats) -> npt.NDArray[np.float64]:
     return lengths
 
 
-def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]) -> None:
+def scale_to_unit_length(features_ND: Floats, lengths_N: Doubles) -> None:
     """Divide each row by its length, in place; a row of zeros stays."""
     extreme = np.flatnonzero(_is_extreme(lengths_N))
     divisors = lengths_N.copy()
@@ -190,10 +188,10 @@ def scale_to_unit_length(features_ND: Floats, lengths_N: npt.NDArray[np.float64]
             features_ND[extreme] = features_ND[extreme] / lengths[:, None]
 
 
-def is_ordinary(lengths_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def is_ordinary(lengths_N: Doubles) -> Bools:
     """Whether rows are of lengths that all versions scale alike: early ones took those below 1e-12 to be 1e-12."""
     return np.asarray((lengths_N >= 2 * _SHORT) & (lengths_N <= _LONG))
 
 
-def _is_extreme(lengths_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _is_extreme(lengths_N: Doubles) -> Bools:
     return ~((lengths_N >= _SHORT) & (lengths_N <= _LONG))

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate import metrics
 from featbench.evaluate.clustering.evaluation import counts_of
@@ -37,12 +36,12 @@ from featbench.evaluate.results import (
     uniform,
 )
 from featbench.store import FeatureSet
+from featbench.store.typing import Bools, Doubles, Ints
 
 __all__ = ["KnnQuestion", "classify", "evaluate_knn", "knn_results", "uniform"]
 
 logger = logging.getLogger(__name__)
 
-Ints = npt.NDArray[np.int64]
 Protocols = str | Sequence[str] | Mapping[str, KnnProtocol]
 
 SORTED_BY_NUMBER = 16
@@ -276,9 +275,9 @@ class KnnScorer:
     """Neighbours' classes and similarities, ready to be voted on by many rules, and what is right."""
 
     ballot: ClassVotes
-    similarities_QK: npt.NDArray[np.float64]
+    similarities_QK: Doubles
     labels_Q: Ints
-    is_duplicate_Q: npt.NDArray[np.bool_] | None
+    is_duplicate_Q: Bools | None
 
     @classmethod
     def of(

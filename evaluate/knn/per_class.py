@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.metrics import proportion
 from featbench.evaluate.results import ClassAccuracy
-
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Ints
 
 
 def confusion_matrix(predictions_Q: Ints, labels_Q: Ints, *, num_classes: int) -> Ints:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
@@ -22,8 +21,7 @@ from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.store import FeatureSet
 from featbench.store.manifest import digest_of
-
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Bools, Doubles, Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +43,14 @@ class Predictions:
     ranked_QT: Ints
     """The five best classes, best first; -1 where fewer have a vote."""
 
-    probabilities_QT: npt.NDArray[np.float64]
+    probabilities_QT: Doubles
     """Part of the votes of the k neighbours that each of these classes has; 0 where there is none."""
 
     class_names: tuple[str, ...]
     ballot: ClassVotes
-    weights_QK: npt.NDArray[np.float64]
+    weights_QK: Doubles
 
-    def is_right(self) -> npt.NDArray[np.bool_]:
+    def is_right(self) -> Bools:
         """Whether the best class is that of each query."""
         return np.asarray(self.ranked_QT[:, 0] == self.labels_Q)
 

@@ -11,13 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.knn.protocols import Vote
-
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from featbench.store.typing import Bools, Doubles, Ints
 
 _CELLS = 2**22
 """Scores held at a time (32 MiB), whatever the number of classes."""

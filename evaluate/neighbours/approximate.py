@@ -19,7 +19,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection, scale_to_unit_length
@@ -29,10 +28,7 @@ from featbench.evaluate.neighbours.index_spec import IndexSpec
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
 from featbench.evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
 from featbench.evaluate.neighbours.similarity import Similarity
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Doubles, Floats, Ints
 
 ALGORITHM = 2
 """Enters the keys of kept lists, besides that of exact ones."""

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from featbench.evaluate.neighbours.engine import SearchRequest
@@ -29,9 +28,7 @@ from featbench.evaluate.neighbours.error_bounds import (
     rounded_error,
 )
 from featbench.evaluate.neighbours.tiled_engine import squares_of
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+from featbench.store.typing import Doubles, Floats
 
 _PIECE = 2**18
 """Numbers rounded at a time: 1 MiB of float32, within a core's cache."""

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from featbench.evaluate.features.labels import Labelled
 from featbench.evaluate.features.layers import EvalLayer, short
 from featbench.evaluate.neighbours import approximate
@@ -21,6 +18,7 @@ from featbench.evaluate.results import SearchFacts
 from featbench.store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from featbench.store.manifest import digest_of
 from featbench.store.paths import NEIGHBOURS
+from featbench.store.typing import Array, Doubles
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class SearchResult:
     neighbours: Neighbours
     reused: bool
     seconds: float
-    recalls: npt.NDArray[np.float64] | None = None
+    recalls: Doubles | None = None
     """Part of the true k nearest in the first k of each list, for every k from 1; None if the search was exact."""
 
     def facts(self, k: int | None = None) -> SearchFacts:
@@ -129,7 +127,7 @@ class NeighbourCache:
     def save(self, found: SearchResult) -> None:
         """Keep lists; where that can't be, warn and go on."""
         lists = found.neighbours
-        arrays: dict[str, npt.NDArray[Any]] = {
+        arrays: dict[str, Array] = {
             "rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries,
             "second_look": lists.rechecked,
         }  # fmt: skip
@@ -149,9 +147,7 @@ class NeighbourCache:
             yield is_mine
 
 
-def _checked(
-    arrays: dict[str, npt.NDArray[Any]], facts: dict[str, Any], *, is_approximate: bool
-) -> SearchResult | None:
+def _checked(arrays: dict[str, Array], facts: dict[str, Any], *, is_approximate: bool) -> SearchResult | None:
     """Make of what was read what was kept; None if it is not of that form."""
     names = ("rows", "similarities", "queries", "second_look")
     if not all(name in arrays for name in names):

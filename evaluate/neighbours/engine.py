@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.neighbours.error_bounds import ErrorBound
 from featbench.evaluate.neighbours.shortlist import Shortlist
 from featbench.evaluate.neighbours.similarity import Similarity
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Doubles, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

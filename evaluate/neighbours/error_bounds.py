@@ -21,15 +21,11 @@ Shape suffixes:  Q queries   R rows of the database   D dimension
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.neighbours.similarity import Similarity
-
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from featbench.store.typing import Array, Bools, Doubles, Ints
 
 FLOAT32 = 2.0**-24
 """Largest relative error of one operation in float32, rounded to nearest."""
@@ -57,11 +53,11 @@ class ErrorBound:
     absolute_Q: Doubles
     relative: float = 0.0
 
-    def __getitem__(self, queries: slice | npt.NDArray[np.int64]) -> ErrorBound:
+    def __getitem__(self, queries: slice | Ints) -> ErrorBound:
         """Select some queries."""
         return ErrorBound(absolute_Q=self.absolute_Q[queries], relative=self.relative)
 
-    def of(self, scores: npt.NDArray[Any]) -> Doubles:
+    def of(self, scores: Array) -> Doubles:
         """Largest errors of scores of shape (Q,) or (Q, C)."""
         absolute = self.absolute_Q if scores.ndim == 1 else self.absolute_Q[:, None]
         if not self.relative:

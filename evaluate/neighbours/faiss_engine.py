@@ -18,14 +18,11 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.neighbours.engine import Candidates, SearchRequest
 from featbench.evaluate.neighbours.error_bounds import float16_error, float32_error
 from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Floats, Ints
 
 MAX_GPU_K = 2048
 """faiss on a GPU keeps no longer lists."""

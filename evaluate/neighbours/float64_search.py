@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +20,7 @@ from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.error_bounds import highest
 from featbench.evaluate.neighbours.rescore import BYTES, lengths_of_rows, similarities
 from featbench.evaluate.neighbours.similarity import Similarity
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Array, Doubles, Floats, Ints
 
 _CELLS = 2**20
 """Numbers in one temporary matrix (8 MiB)."""
@@ -164,6 +160,6 @@ def _of_pairs(
     return into_QR
 
 
-def _as_bytes(features_RD: Floats) -> npt.NDArray[Any]:
+def _as_bytes(features_RD: Floats) -> Array:
     """View each row as one string of bytes, so that rows can be compared whole."""
     return np.ascontiguousarray(features_RD).view(f"V{features_RD.shape[1] * 4}").reshape(-1)

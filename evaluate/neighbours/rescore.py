@@ -10,24 +10,19 @@ Shape suffixes:  Q queries   K neighbours   N rows   P pairs   D dimension
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.features.selection import Layer
 from featbench.evaluate.neighbours.similarity import Similarity
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Array, Doubles, Floats, Ints
 
 BYTES = 2**21
 """Size of a temporary copy in float64: smaller ones cost more, since threads take turns between numpy's calls."""
 
 
-def lengths_of_rows(features_ND: npt.NDArray[Any]) -> Doubles:
+def lengths_of_rows(features_ND: Array) -> Doubles:
     """Euclidean lengths in float64, shape (N,); 0 only for a row of zeros."""
     lengths = np.empty(len(features_ND), np.float64)
     rows_at_once = max(1, BYTES // (8 * features_ND.shape[1]))
@@ -38,8 +33,8 @@ def lengths_of_rows(features_ND: npt.NDArray[Any]) -> Doubles:
 
 
 def similarities(
-    database_PD: npt.NDArray[Any],
-    queries_PD: npt.NDArray[Any],
+    database_PD: Array,
+    queries_PD: Array,
     lengths_P: Doubles,
     query_lengths_P: Doubles,
     kind: Similarity,

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection, scale_to_unit_length
@@ -32,13 +31,10 @@ from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K
 from featbench.evaluate.neighbours.float64_search import search_in_float64
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
 from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.store.typing import Bools, Doubles, Floats, Ints
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 UNDEFINED = -2.0
 """What the cosine with a row of zeros counts as: below every cosine."""

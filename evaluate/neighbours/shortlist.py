@@ -11,12 +11,9 @@ Shape suffixes:  Q queries   R rows offered together   P pairs of query and row 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.neighbours.error_bounds import ErrorBound
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Floats, Ints
 
 _WIDTH = 2.02
 """Errors between the k-th best score and the floor: two, and what rounding the floor takes."""

@@ -17,16 +17,12 @@ from typing import Protocol
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from featbench.evaluate.neighbours.engine import Candidates, SearchRequest
 from featbench.evaluate.neighbours.error_bounds import ErrorBound, float32_error
 from featbench.evaluate.neighbours.shortlist import Shortlist
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Doubles, Floats, Ints
 
 QUERIES = 512
 """Of one tile at most."""

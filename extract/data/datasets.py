@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from featbench.extract.data.images import content_of, read_picture, refuse_to_blame_an_image, to_rgb
-from featbench.extract.data.listing import Entries, Ints, Listing
+from featbench.extract.data.listing import Entries, Listing
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes, digest_of_pixels
 from featbench.extract.errors import DataError, ImageError
 from featbench.store import SplitRows, abbreviate, suggest
+from featbench.store.typing import Ints
 
 
 class TorchvisionSource(ImageSource):

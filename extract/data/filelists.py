@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.extract.data.images import EXTENSIONS, kind_of
-from featbench.extract.data.listing import Entries, Ints, Listing, first_duplicate
+from featbench.extract.data.listing import Entries, Listing, first_duplicate
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.errors import DataError
 from featbench.store import abbreviate, suggest
 from featbench.store.documents import DocumentError, parse_json
+from featbench.store.typing import Ints
 
 MAX_LIST_BYTES = 2**33
 """A list of a hundred million paths is smaller."""
@@ -40,7 +40,7 @@ LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "wnid", "
 
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
-Labels = npt.NDArray[np.int64] | Sequence[str]
+Labels = Ints | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

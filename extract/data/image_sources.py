@@ -11,11 +11,12 @@ import numpy as np
 from featbench.extract.data.archives import read_member
 from featbench.extract.data.images import content_of, read_picture, refuse_to_blame_an_image
 from featbench.extract.data.labels import with_labels
-from featbench.extract.data.listing import Ints, Listing, Paths
+from featbench.extract.data.listing import Listing, Paths
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes
 from featbench.extract.errors import ChangedError, ImageError
 from featbench.store import SplitRows
+from featbench.store.typing import Ints
 
 
 class ListedSource(ImageSource):

@@ -20,10 +20,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from featbench.extract.data.filelists import FileList, numbered, read_list
-from featbench.extract.data.listing import Ints, Listing
+from featbench.extract.data.listing import Listing
 from featbench.extract.errors import DataError
 from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, read_document
+from featbench.store.typing import Ints
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from featbench.store.typing import Bytes, Ints
 
 
 class Paths(Sequence[str]):
@@ -29,7 +28,7 @@ class Paths(Sequence[str]):
     'b/2.jpg'
     """
 
-    def __init__(self, text: npt.NDArray[np.uint8], ends: Ints) -> None:
+    def __init__(self, text: Bytes, ends: Ints) -> None:
         self.text = text
         self.ends = ends
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from featbench.extract.data.listing import Ints
 from featbench.store import SplitRows
+from featbench.store.typing import Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

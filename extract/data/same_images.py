@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from datetime import datetime
 
 import numpy as np
-import numpy.typing as npt
 
-from featbench.extract.data.listing import Ints
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.errors import ImageError
 from featbench.store import FeatureSet
+from featbench.store.typing import Bools, Ints, UInt64s
 from featbench.store.writer import other_images
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def note_missing_digests(features: FeatureSet) -> None:
         )
 
 
-def _rows_to_look_at(features: FeatureSet, known: npt.NDArray[np.bool_], changed: Ints) -> list[int]:
+def _rows_to_look_at(features: FeatureSet, known: Bools, changed: Ints) -> list[int]:
     since = _nanoseconds(features.manifest.created)
     newer = changed > since
     return sorted(_spread(np.flatnonzero(known & newer), SUSPECTS) + _spread(np.flatnonzero(known & ~newer), OTHERS))
@@ -72,7 +71,7 @@ def _spread(rows: Ints, most: int) -> list[int]:
     return [int(row) for row in rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]]
 
 
-def _differs(source: ImageSource, row: int, kept: npt.NDArray[np.uint64]) -> bool:
+def _differs(source: ImageSource, row: int, kept: UInt64s) -> bool:
     try:
         return source.digest(row) != int(kept[row])
     except ImageError:  # that it can no longer be read is said when it is

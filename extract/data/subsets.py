@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featbench.extract.data.listing import Ints
+from featbench.store.typing import Ints
 
 
 def chosen_rows(

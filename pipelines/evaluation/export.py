@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.features.labels import class_names_of, has_labels, readable_rows, shared_names
@@ -41,10 +40,11 @@ from featbench.store.durable import cannot_write
 from featbench.store.manifest import digest_of
 from featbench.store.names import visible
 from featbench.store.paths import PREDICTIONS, cached_folder, partial_name
+from featbench.store.typing import Array, Ints
 
 logger = logging.getLogger(__name__)
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, Array]
 
 CONTENTS = ("features", "neighbours", "predictions")
 FORMATS = ("npy", "npz", "parquet", "vissl", "zarr")
@@ -171,7 +171,7 @@ def _refuse_without_labels(features: FeatureSet) -> None:
         )
 
 
-def _labels(features: FeatureSet, split: str) -> npt.NDArray[np.int64]:
+def _labels(features: FeatureSet, split: str) -> Ints:
     """Classes of a split's rows by the names that both splits share, -1 where there is none."""
     place = {name: index for index, name in enumerate(shared_names(features))}
     places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
@@ -198,11 +198,11 @@ _ARRAYS = {
 }
 
 
-def _neighbours(found: Neighbours) -> dict[str, npt.NDArray[Any]]:
+def _neighbours(found: Neighbours) -> dict[str, Array]:
     return {"neighbours": found.rows_QK, "similarities": found.similarities_QK, "queries": found.queries}
 
 
-def _predictions(found: Predictions) -> dict[str, npt.NDArray[Any]]:
+def _predictions(found: Predictions) -> dict[str, Array]:
     num_classes = len(found.class_names)
     known = found.labels_Q >= 0
     return {
@@ -255,7 +255,7 @@ def _write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
     except ImportError as error:
         raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
 
-    def column(array: npt.NDArray[Any]) -> Any:
+    def column(array: Array) -> Any:
         if array.ndim == 1:
             return pa.array(array)
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
@@ -266,7 +266,7 @@ def _write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
     return [_saved(out / f"{name}.parquet", lambda file: parquet.write_table(pa.table(columns), file))]
 
 
-def _save_array(array: npt.NDArray[Any], file: Any) -> None:
+def _save_array(array: Array, file: Any) -> None:
     np.save(file, array, allow_pickle=False)
 
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.store import BenchError, SplitRows
 from featbench.store.names import clashing_names, normal_name
-
-Array = npt.NDArray[Any]
+from featbench.store.typing import Array, Ints
 
 EXACT = 2.0**53
 """Up to here a float64 holds every integer."""
@@ -86,7 +83,7 @@ def split_rows(split: str, labels: Array, paths: tuple[str, ...] | None) -> Spli
     return SplitRows(labels=numbers, paths=paths, class_names=class_names)
 
 
-def numbered(labels: Array) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def numbered(labels: Array) -> tuple[Ints, tuple[str, ...]]:
     """Number the classes of plain labels from 0, -1 for none; returns the numbers, and the names in their order.
 
     Examples

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.evaluate.memory import free_memory
 from featbench.pipelines.foreign.arrays import ImportingError
 from featbench.pipelines.foreign.tables import open_table
 from featbench.store.names import visible
-
-Array = npt.NDArray[Any]
+from featbench.store.typing import Array
 
 KINDS = ".npy, .npz, .pt or .pth of tensors, .csv, .tsv, .parquet"
 

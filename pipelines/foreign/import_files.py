@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.pipelines.foreign.arrays import Array, Arrays, ImportingError
+from featbench.pipelines.foreign.arrays import Arrays, ImportingError
 from featbench.pipelines.foreign.containers import Container, first_bytes, open_container
 from featbench.pipelines.foreign.tables import LABEL_COLUMNS, PATH_COLUMNS, values_of
 from featbench.store import suggest
+from featbench.store.typing import Array
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from featbench.pipelines.config.pipeline import NAME_PATTERN
-from featbench.pipelines.foreign.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels, split_rows
+from featbench.pipelines.foreign.arrays import Arrays, ImportingError, are_row_numbers, plain_labels, split_rows
 from featbench.pipelines.foreign.rounding import blocks_of, rounding_of
 from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, make_ready, open_or_create
 from featbench.store.layers import check_name
 from featbench.store.layout import rows_per_chunk_for
+from featbench.store.typing import Array
 
 __all__ = ["Arrays", "ImportingError", "import_features"]
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from featbench.store.typing import Array
 
 NOTICEABLE = 1e-2
 """Rounding error, relative to the spread of the features, from which it is reported; float16 of features near zero

@@ -13,15 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featbench.pipelines.foreign.arrays import ImportingError
 from featbench.store.names import visible
-
-Array = npt.NDArray[Any]
+from featbench.store.typing import Array
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.pipelines.foreign.arrays import Array, Arrays, ImportingError, are_row_numbers, plain_labels
+from featbench.pipelines.foreign.arrays import Arrays, ImportingError, are_row_numbers, plain_labels
 from featbench.pipelines.foreign.containers import open_container
 from featbench.store import suggest
 from featbench.store.layers import check_name
+from featbench.store.typing import Array
 
 logger = logging.getLogger(__name__)
 

@@ -97,7 +97,7 @@ class LayerSpec:
 
     @classmethod
     def of(cls, spec: object) -> LayerSpec:
-        """Read a layer from text, or from VISSL's pair of a tap and its pooling.
+        """Parse a layer from text, or from VISSL's pair of a tap and its pooling.
 
         The name follows from tap and pooling, so that the same words always mean the same array;
         `name=` in front gives another one.
@@ -118,6 +118,8 @@ class LayerSpec:
         >>> LayerSpec.of("vissl_res4=res4:AvgPool2d(8,3,0)").name
         'vissl_res4'
         """
+        if isinstance(spec, LayerSpec):
+            return spec
         if isinstance(spec, str):
             return _parse(spec)
         if isinstance(spec, Sequence) and len(spec) == 2 and isinstance(spec[0], str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,7 +67,9 @@ def evaluate(
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     where = {key: value for key, value in (("store", store), ("name", features)) if value is not None}
     pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO, quiet=quiet)
-    _evaluate(pipeline, layers, form=form, quiet=quiet)
+    from featbench.store.layers import split_layers
+
+    _evaluate(pipeline, split_layers(layers or ""), form=form, quiet=quiet)
 
 
 @with_options(EXTRACTION, STORE, EVALUATION)
@@ -88,7 +91,7 @@ def run(
     if dry_run:
         return _print_settings(pipeline)
     _extract(pipeline, overwrite=overwrite, quiet=quiet)
-    _evaluate(pipeline, ",".join(spec.name for spec in pipeline.layer_specs), form=form, quiet=quiet)
+    _evaluate(pipeline, [spec.name for spec in pipeline.layers], form=form, quiet=quiet)
 
 
 def _print_settings(pipeline: Pipeline) -> None:
@@ -121,16 +124,14 @@ def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
         typer.echo(f"Images that could not be read, left out of every evaluation: {report.unreadable}", err=True)
 
 
-def _evaluate(pipeline: Pipeline, layers: str | None, *, form: Format, quiet: bool) -> None:
+def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet: bool) -> None:
     set_level(quiet)
     from featbench.pipelines.cli.tables import evaluation_tables
     from featbench.pipelines.evaluation.run import evaluate as evaluate_features
     from featbench.pipelines.terminal.progress import Progress
-    from featbench.store.layers import split_layers
 
     path = pipeline.store / pipeline.name
-    chosen = split_layers(layers or "")
-    report = evaluate_features(path, pipeline.evaluate, layers=chosen, progress=Progress(quiet=quiet))
+    report = evaluate_features(path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet))
     if not report.is_first:
         return
     print_results(evaluation_tables(report.results), report.records, form)

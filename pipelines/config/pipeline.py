@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, InstanceOf, PlainSerializer, ValidationError, WithJsonSchema, field_validator
 
 from featbench.evaluate.config import EvaluateConfig
 from featbench.extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
@@ -48,6 +48,12 @@ WHOLE = ("weights",)
 """Sections that a pipeline takes from its base whole or not at all: one source of weights excludes the others."""
 
 
+Layer = Annotated[
+    InstanceOf[LayerSpec], PlainSerializer(str, return_type=str), WithJsonSchema({"type": ["string", "array"]})
+]
+"""A layer, parsed; written as text."""
+
+
 class Pipeline(Config):
     """Data, model, layers, and how both stages run."""
 
@@ -64,7 +70,7 @@ class Pipeline(Config):
     model: ModelConfig = ModelConfig()
     weights: WeightsConfig = WeightsConfig()
 
-    layers: Annotated[tuple[str, ...], Field(json_schema_extra={"items": {"type": ["string", "array"]}})] = ("flatten",)
+    layers: tuple[Layer, ...] = Field((LayerSpec.of("flatten"),), json_schema_extra={"default": ["flatten"]})
     """Layers to extract: `res4`, `res4:AvgPool2d(8,3,0)`, or VISSL's `[res4, [AvgPool2d, [[8, 8], 3, 0]]]`."""
 
     extract: ExtractConfig = ExtractConfig()
@@ -73,18 +79,13 @@ class Pipeline(Config):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _readable(cls, layers: Any) -> tuple[str, ...]:
+    def _readable(cls, layers: Any) -> tuple[LayerSpec, ...]:
         if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
             raise ValueError("must be a list of at least one layer")
         try:
-            return tuple(str(layer) for layer in layers_of(layers))
+            return layers_of(layers)
         except StoreError as error:
             raise ValueError(str(error)) from error
-
-    @property
-    def layer_specs(self) -> tuple[LayerSpec, ...]:
-        """The layers, read."""
-        return layers_of(self.layers)
 
 
 def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Pipeline:

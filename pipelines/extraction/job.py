@@ -95,7 +95,7 @@ class Checked:
         trunk = TappedTrunk(
             self.trunk.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
             name=self.pipeline.model.trunk,
-            layers=[spec for spec in self.pipeline.layer_specs if spec.name in layers],
+            layers=[spec for spec in self.pipeline.layers if spec.name in layers],
         )
         trunk.probe(self.image.to(device))
         return trunk
@@ -177,7 +177,7 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> Checked:
             seed=pipeline.weights.random_seed or 0,
             image_size=(image.shape[2], image.shape[3]),
         )
-        taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layer_specs)
+        taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layers)
         layers = taps.probe(image)
         filled = load_weights(taps, image, pipeline.weights, options=options)
         probe = _probe(taps, transform, check=True)
@@ -209,7 +209,7 @@ def moved_layers(checked: Checked, manifest: Manifest) -> list[str]:
     """Say which layers of a feature set with the same settings are not what the model gives now, and by how much."""
     kept = probes_of(manifest)
     mine: dict[str, Summary] = dict(checked.manifest.notes["probe"])
-    asked = {spec.name: spec for spec in checked.pipeline.layer_specs}
+    asked = {spec.name: spec for spec in checked.pipeline.layers}
     faults = []
     others: list[LayerSpec] = []
     for name in kept:

@@ -7,6 +7,7 @@ import yaml
 
 from featbench.pipelines.config.pipeline import SHIPPED as FOLDER
 from featbench.pipelines.config.pipeline import PipelineError, as_yaml, json_schema, load_pipeline, pipeline_names
+from featbench.store import LayerSpec
 
 SHIPPED = [
     *("in1k", "places205", "places365", "inat18", "cifar10", "cifar100", "stl10", "mnist", "fashion_mnist"),
@@ -62,7 +63,7 @@ def test_a_pipeline_extends_its_base_key_by_key(tmp_path):
         "base: in1k\nmodel: {trunk: resnet18}\nlayers: [res5]\nevaluate: {knn: {temperature: 0.2}}\n"
     )
     mine, base = load_pipeline(str(tmp_path / "mine.yaml")), load_pipeline("in1k")
-    assert (mine.name, mine.model.trunk, mine.layers) == ("mine", "resnet18", ("res5",))
+    assert (mine.name, mine.model.trunk, mine.layers) == ("mine", "resnet18", (LayerSpec.of("res5"),))
     assert mine.evaluate.knn.temperature == (0.2,)
     assert (mine.evaluate.knn.k, mine.transform, mine.data) == (base.evaluate.knn.k, base.transform, base.data)
 
@@ -71,7 +72,7 @@ def test_a_base_may_lie_beside_the_file_and_have_a_base(tmp_path):
     (tmp_path / "a.yaml").write_text("base: digits\nweights: {torchvision: DEFAULT}\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\nlayers: [res3]\n")
     pipeline = load_pipeline(str(tmp_path / "b.yaml"))
-    assert (pipeline.name, pipeline.layers, pipeline.data.source) == ("b", ("res3",), "digits")
+    assert (pipeline.name, pipeline.layers, pipeline.data.source) == ("b", (LayerSpec.of("res3"),), "digits")
     assert pipeline.weights.random_seed is None, "weights are taken whole"
 
 
@@ -95,7 +96,7 @@ def test_overrides_reach_every_depth_and_leave_the_rest():
     pipeline = load_pipeline("in1k", {"evaluate.knn.k": [20, 200], "model.trunk": "resnet18", "layers": ["res5"]})
     assert pipeline.evaluate.knn.k == (20, 200)
     assert pipeline.evaluate.knn.temperature == (0.07, 0.1)
-    assert pipeline.layers == ("res5",)
+    assert pipeline.layers == (LayerSpec.of("res5"),)
 
 
 def test_fractions_are_numbers():
@@ -148,7 +149,7 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path, text, message):
 
 def test_an_empty_file_has_all_defaults(tmp_path):
     (tmp_path / "p.yaml").write_text("")
-    assert load_pipeline(str(tmp_path / "p.yaml")).layers == ("flatten",)
+    assert load_pipeline(str(tmp_path / "p.yaml")).layers == (LayerSpec.of("flatten"),)
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -8,6 +8,7 @@ import yaml
 from featbench.pipelines.cli.options import read_pipeline
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.pipelines.config.trust import code_settings
+from featbench.store import LayerSpec
 
 EVIL = "from pathlib import Path\nPath('ran').touch()\ndef net(): raise SystemExit\n"
 
@@ -86,7 +87,7 @@ def test_plain_settings_of_an_unnamed_file_are_taken_and_said(folder, capsys):
         folder / "bench.yaml", {"base": "digits", "model": {"trunk": "timm:vit_tiny_patch16_224"}, "layers": ["res4"]}
     )
     pipeline = read_pipeline([], {}, may_run_code=False)
-    assert pipeline.layers == ("res4",)
+    assert pipeline.layers == (LayerSpec.of("res4"),)
     assert capsys.readouterr().err == "Settings from bench.yaml of this folder.\n"
     read_pipeline([], {}, may_run_code=False, quiet=True)
     assert read_pipeline(["digits"], {}, may_run_code=False).name == "digits"

@@ -63,7 +63,7 @@ def is_complete(pipeline):
     if not path.exists():
         return False
     made = FeatureSet.open(path)
-    layers = [spec.name for spec in pipeline.layer_specs]
+    layers = [spec.name for spec in pipeline.layers]
     return set(layers) <= set(made.manifest.layers) and not made.pending(layers)
 
 

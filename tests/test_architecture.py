@@ -126,7 +126,7 @@ def test_no_rooms_import_each_other(package):
         ("featbench.store", {"torch", "faiss", "typer", "sklearn", "pydantic"}),
         ("featbench.evaluate.knn.classification", {"torch", "torchvision", "PIL"}),
         ("featbench.pipelines.cli.app", {"torch", "faiss", "zarr", "pydantic", "sklearn", "numpy"}),
-        ("featbench.pipelines.evaluation.run", {"torch", "torchvision"}),
+        ("featbench.pipelines.config.pipeline, featbench.pipelines.evaluation.run", {"torch", "torchvision"}),
     ],
 )
 def test_a_package_loads_without_what_it_does_not_need(module, absent):

@@ -7,7 +7,6 @@ interpreter and the libraries take another 200 to 300 MiB, whatever the task.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from featbench.evaluate.errors import EvaluationError
@@ -38,20 +37,7 @@ _QUERIES = 256
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchPlan:
-    """How a search is cut, and what searches."""
-
-    rows_per_block: int
-    queries_at_once: int
-    """Queries for which the database is read once."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    """See `featbench.evaluate.neighbours.backends.choose`; they change no result."""
-
-
-def plan_search(
+def plan_blocks(
     memory: int,
     *,
     num_rows: int,
@@ -64,7 +50,7 @@ def plan_search(
     num_threads: int,
     libraries: int = 0,
     parts: int = 1,
-) -> SearchPlan:
+) -> tuple[int, int]:
     """Cut a search so that it fits.
 
     Parameters
@@ -88,18 +74,22 @@ def plan_search(
     parts : int
         Equal parts of the memory, of which the search gets one.
 
+    Returns
+    -------
+    rows_per_block, queries_at_once : int
+
     Raises
     ------
     EvaluationError
-        If it can't fit; the message says what would.
+        If it can't fit; the message says how much memory would do.
 
     Examples
     --------
-    >>> plan_search(
+    >>> plan_blocks(
     ...     2**30, num_rows=10**6, rows_per_chunk=1024, dim=256, num_queries=2000, k=200, room=528, num_blocks=3,
     ...     num_threads=2,
     ... )
-    SearchPlan(rows_per_block=131072, queries_at_once=2000, device='auto', precision='auto')
+    (131072, 2000)
     """
     memory //= parts
     results = num_queries * k * 16 + num_rows
@@ -122,7 +112,7 @@ def plan_search(
     queries_at_once = min(queries_at_once, (free - num_blocks * chunk) // per_query)
     block = min(BLOCK, (free - queries_at_once * per_query) // num_blocks)
     chunks = max(1, block // chunk)
-    return SearchPlan(rows_per_block=chunks * rows_per_chunk, queries_at_once=queries_at_once)
+    return chunks * rows_per_chunk, queries_at_once
 
 
 def rows_per_block(memory: int, *, dim: int) -> int:

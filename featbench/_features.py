@@ -19,7 +19,8 @@ from featbench.evaluate.features.layers import EvalLayer, stored_view
 from featbench.evaluate.features.memory_layer import memory_view
 from featbench.evaluate.knn.classification import Find
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
-from featbench.evaluate.neighbours.cached_search import Resources, find_neighbours, search_neighbours
+from featbench.evaluate.neighbours.cached_search import find_neighbours, search_neighbours
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.pipelines.foreign.arrays import numbered
 from featbench.store import FeatureSet, LayerReader, SplitInfo, UnknownNameError, suggest
 from featbench.store.layers import split_layers

@@ -15,7 +15,7 @@ from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.memory import free_memory, parse_memory
 from featbench.evaluate.neighbours.cache import SearchResult
-from featbench.evaluate.neighbours.cached_search import Resources
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.store.typing import Array, Doubles, Ints

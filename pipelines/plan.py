@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.neighbours.backends import choose
-from featbench.evaluate.neighbours.cached_search import plan_within
+from featbench.evaluate.neighbours.planning import plan_search
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.extract.loading import default_workers
 from featbench.extract.probe import images_per_second
@@ -197,7 +196,7 @@ def _searches(pipeline: Pipeline, images: dict[str, int], checked: Checked) -> t
     engines, problems = [], []
     for similarity, k in kinds.items():
         try:
-            cut = plan_within(
+            cut = plan_search(
                 resources,
                 num_rows=images["train"],
                 rows_per_chunk=checked.manifest.rows_per_chunk,
@@ -209,9 +208,7 @@ def _searches(pipeline: Pipeline, images: dict[str, int], checked: Checked) -> t
         except EvaluationError as error:
             problems.append(str(error))
             continue
-        multiplications = images["train"] * images["val"] * dim
-        chosen = choose(cut.device, cut.precision, k=k, similarity=similarity, multiplications=multiplications)
-        engines.append(f"{similarity.replace('_', ' ')} ({chosen})")
+        engines.append(f"{similarity.replace('_', ' ')} ({cut.engine})")
     how = f"approximate by faiss {pipeline.evaluate.index}" if pipeline.evaluate.index else "exact"
     return f"{how}, {', '.join(engines)}", problems
 

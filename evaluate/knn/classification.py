@@ -23,7 +23,8 @@ from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, preproc
 from featbench.evaluate.knn.retrieval import retrieval_metrics
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.neighbours.cache import SearchResult
-from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.evaluate.results import (
     Accuracy,

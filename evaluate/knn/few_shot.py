@@ -17,7 +17,8 @@ from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import EvalLayer, views_of
 from featbench.evaluate.knn.classification import KnnScorer, Protocols, protocols_by_name, temperatures_of, usable_k
 from featbench.evaluate.knn.shots import draw
-from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.results import Accuracy, FewShotResult, Record, Spread
 from featbench.store import FeatureSet
 

@@ -17,7 +17,8 @@ from featbench.evaluate.knn.classification import usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.neighbours.cache import ALGORITHM
-from featbench.evaluate.neighbours.cached_search import DEFAULT, Resources, find_neighbours
+from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.store import FeatureSet
 from featbench.store.manifest import digest_of

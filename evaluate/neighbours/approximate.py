@@ -22,9 +22,10 @@ import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection, scale_to_unit_length
-from featbench.evaluate.memory import MIB, SearchPlan, in_words
+from featbench.evaluate.memory import MIB, in_words
 from featbench.evaluate.neighbours.float64_search import search_in_float64
 from featbench.evaluate.neighbours.index_spec import IndexSpec
+from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
 from featbench.evaluate.neighbours.search import UNDEFINED, Neighbours, put_in_order, search
 from featbench.evaluate.neighbours.similarity import Similarity
@@ -43,7 +44,7 @@ TRAINING_BYTES = 512 * MIB
 """What these rows take, at most: fewer of many numbers."""
 
 PARTS = 2
-"""Equal parts of the memory: one is the index's, one that of the search besides it."""
+"""Equal parts into which the memory is divided: one for the index, one for the search."""
 
 _QUERIES = 256
 """Queries that an index is asked at a time: libraries round otherwise for other numbers of them."""

@@ -24,7 +24,7 @@ from featbench.evaluate.neighbours.tiled_engine import Float32Products, TiledEng
 MakeEngine = Callable[[SearchRequest], Engine]
 Low = Literal["float16", "bfloat16"]
 
-TORCH_MEMORY = 550 * 2**20
+TORCH_BYTES = 550 * 2**20
 """What importing torch takes."""
 
 _WORTHWHILE = 2 * 10**11
@@ -32,7 +32,7 @@ _WORTHWHILE = 2 * 10**11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class EngineChoice:
     """What searches, and with what numbers."""
 
     where: Literal["gpu", "cpu", "faiss-cpu"]
@@ -80,7 +80,7 @@ class Choice:
             yield partial(FlatEngine, make_index=gpu_index(self.gpu, is_float16=False))
 
 
-def choose(device: str, precision: str, *, k: int, similarity: Similarity, multiplications: int) -> Choice:
+def choose_engine(device: str, precision: str, *, k: int, similarity: Similarity, multiplications: int) -> EngineChoice:
     """Choose what searches.
 
     Parameters
@@ -107,7 +107,7 @@ def choose(device: str, precision: str, *, k: int, similarity: Similarity, multi
     if kind == "faiss-cpu":
         if precision == "low":
             raise EvaluationError("faiss on the CPU searches in float32; leave --search-precision out")
-        return Choice(where="faiss-cpu")
+        return EngineChoice(where="faiss-cpu")
     num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
     if kind == "gpu" and not num_gpus:
         raise EvaluationError("faiss sees no GPU; search with --search-device cpu, or install faiss-gpu and a driver")
@@ -115,11 +115,11 @@ def choose(device: str, precision: str, *, k: int, similarity: Similarity, multi
     if wants_gpu and list_length(k) <= MAX_GPU_K:
         fits = similarity == "cosine" and list_length(k, is_float16=True) <= MAX_GPU_K
         low: Low | None = "float16" if precision == "low" and fits else None
-        return Choice(where="gpu", low=low, gpu=int(number or 0) % num_gpus)
+        return EngineChoice(where="gpu", low=low, gpu=int(number or 0) % num_gpus)
     is_long = multiplications > _WORTHWHILE * faiss.omp_get_max_threads()
     pays = precision == "auto" and is_long and multiplies_bfloat16() and find_spec("torch") is not None
     low = "bfloat16" if precision == "low" or pays else None
-    return Choice(where="cpu", low=low, too_long=list_length(k) if wants_gpu else None)
+    return EngineChoice(where="cpu", low=low, too_long=list_length(k) if wants_gpu else None)
 
 
 def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

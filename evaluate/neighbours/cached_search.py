@@ -8,54 +8,24 @@ chunk, so those of other features never match.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import faiss
+from dataclasses import replace
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, refuse_if_gone
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.memory import SearchPlan, free_memory, plan_search, rows_per_block
+from featbench.evaluate.memory import rows_per_block
 from featbench.evaluate.neighbours.approximate import PARTS, recalls, search_approximately
-from featbench.evaluate.neighbours.backends import TORCH_MEMORY, choose
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.neighbours.distributed import by_one_rank, search_shares
+from featbench.evaluate.neighbours.planning import DEFAULT, Resources, SearchPlan, plan_search
 from featbench.evaluate.neighbours.search import Neighbours, search
-from featbench.evaluate.neighbours.shortlist import room_for
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store import FeatureSet
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What a search may use; changes no result."""
-
-    memory: int | None = None
-    """Bytes; half of what is free by default."""
-
-    device: str = "auto"
-    """What searches: auto, cpu, gpu, gpu:1 or faiss-cpu; see `featbench.evaluate.neighbours.backends`."""
-
-    precision: str = "auto"
-    """What with: auto, float32 or low."""
-
-    num_shares: int = 1
-    """Ranks that search together: each runs the same evaluation on the same store."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory to plan with."""
-        return self.memory or free_memory() // 2
-
-
-DEFAULT = Resources()
-"""Half of the free memory, a GPU if there is one, alone."""
 
 
 def find_neighbours(
@@ -201,12 +171,13 @@ class _Search:
     def _by_index(self, index: str) -> SearchResult:
         found = search_approximately(
             self.whole, self._queries, k=self.length, similarity=self._similarity, index=index,
-            plan=self._plan(self.whole, parts=PARTS), memory=self._resources.bytes // PARTS, on_rows=self._on_rows,
+            plan=self._plan(self.whole, memory_parts=PARTS), memory=self._resources.bytes // PARTS,
+            on_rows=self._on_rows,
         )  # fmt: skip
         return self.finish(*found)
 
-    def _plan(self, part: Selection, parts: int = 1) -> SearchPlan:
-        return plan_within(
+    def _plan(self, part: Selection, memory_parts: int = 1) -> SearchPlan:
+        return plan_search(
             self._resources,
             num_rows=len(part),
             rows_per_chunk=part.layer.rows_per_chunk,
@@ -214,57 +185,8 @@ class _Search:
             num_queries=len(self._queries),
             k=min(self.length, len(part)),
             similarity=self._similarity,
-            parts=parts,
+            memory_parts=memory_parts,
         )
-
-
-def plan_within(
-    resources: Resources,
-    *,
-    num_rows: int,
-    rows_per_chunk: int,
-    dim: int,
-    num_queries: int,
-    k: int,
-    similarity: Similarity,
-    parts: int = 1,
-) -> SearchPlan:
-    """Cut a search so that it fits into the memory; see `featbench.evaluate.memory.plan_search`.
-
-    Raises
-    ------
-    EvaluationError
-        If it can't fit; the message says what would.
-    """
-    choice = choose(
-        resources.device, resources.precision, k=k, similarity=similarity,
-        multiplications=num_rows * num_queries * dim,
-    )  # fmt: skip
-
-    def plan_with(precision: str, libraries: int = 0) -> SearchPlan:
-        cut = plan_search(
-            resources.bytes,
-            num_rows=num_rows,
-            rows_per_chunk=rows_per_chunk,
-            dim=dim,
-            num_queries=num_queries,
-            k=k,
-            room=room_for(k),
-            num_blocks=choice.num_blocks,
-            num_threads=faiss.omp_get_max_threads(),
-            libraries=libraries,
-            parts=parts,
-        )
-        return replace(cut, device=resources.device, precision=precision)
-
-    if choice.low != "bfloat16" or "torch" in sys.modules:
-        return plan_with(resources.precision)
-    try:
-        return plan_with("low", libraries=TORCH_MEMORY)
-    except EvaluationError:
-        if resources.precision == "low":
-            raise
-        return plan_with("float32")
 
 
 def without_themselves(neighbours: Neighbours) -> Neighbours:

@@ -21,7 +21,7 @@ from featbench.evaluate.features.layers import views_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
 from featbench.evaluate.memory import free_memory, parse_memory
-from featbench.evaluate.neighbours.cached_search import Resources
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.ranks import Rank, alone, from_environment

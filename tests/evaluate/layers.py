@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.memory import SearchPlan
+from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.search import search
 
 NUM_ROWS, DIM = 70, 6

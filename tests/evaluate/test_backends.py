@@ -14,7 +14,7 @@ import pytest
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours import backends
-from featbench.evaluate.neighbours.backends import Choice, choose, multiplies_bfloat16
+from featbench.evaluate.neighbours.backends import EngineChoice, choose_engine, multiplies_bfloat16
 from featbench.evaluate.neighbours.engine import SearchRequest
 from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K, FlatEngine
 from featbench.evaluate.neighbours.search import search
@@ -72,7 +72,9 @@ def test_a_gpu_keeps_rows_in_float16_where_asked_and_only_of_cosines(two_gpus):
     for similarity, formats in (("cosine", {True}), ("euclidean", {False}), ("inner_product", {False})):
         two_gpus.clear()
         chosen = held(values), held(values[:20])
-        low = search(*chosen, k=9, similarity=similarity, plan=cut(700, device="gpu", precision="low"))
+        low = search(
+            *chosen, k=9, similarity=similarity, plan=cut(700, device="gpu", precision="low", similarity=similarity)
+        )
         assert {config.useFloat16 for config in two_gpus} == formats
         full = search(*chosen, k=9, similarity=similarity, plan=cut(700, device="cpu", precision="float32"))
         assert_equal(low, full.rows_QK, full.similarities_QK)
@@ -118,7 +120,7 @@ def test_the_next_block_is_loaded_while_one_is_searched():
 
 def test_more_neighbours_than_a_gpu_keeps_are_searched_on_the_cpu_and_said(two_gpus, caplog):
     values = awkward("random", 2500, 4, 1)
-    found = search(held(values), held(values[:3]), k=2100, similarity="cosine", plan=cut(9999, device="gpu"))
+    found = search(held(values), held(values[:3]), k=2100, similarity="cosine", plan=cut(9999, device="gpu", k=2100))
     assert not two_gpus
     assert found.rows_QK.shape == (3, 2100)
     assert f"at most {MAX_GPU_K} neighbours" in caplog.text
@@ -127,12 +129,12 @@ def test_more_neighbours_than_a_gpu_keeps_are_searched_on_the_cpu_and_said(two_g
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     with pytest.raises(EvaluationError, match="faiss sees no GPU"):
-        choose("gpu:0", "auto", k=5, similarity="cosine", multiplications=1)
+        choose_engine("gpu:0", "auto", k=5, similarity="cosine", multiplications=1)
 
 
 def test_low_precision_is_refused_where_there_is_none():
     with pytest.raises(EvaluationError, match="faiss on the CPU searches in float32"):
-        choose("faiss-cpu", "low", k=5, similarity="cosine", multiplications=1)
+        choose_engine("faiss-cpu", "low", k=5, similarity="cosine", multiplications=1)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_bfloat16_is_taken_where_the_processor_has_it(tmp_path, cpuinfo, has):
 )
 def test_bfloat16_is_taken_for_long_searches_only(monkeypatch, precision, is_long, has, low):
     monkeypatch.setattr(backends, "multiplies_bfloat16", lambda: has)
-    chosen = choose("cpu", precision, k=5, similarity="cosine", multiplications=10**16 if is_long else 10**9)
+    chosen = choose_engine("cpu", precision, k=5, similarity="cosine", multiplications=10**16 if is_long else 10**9)
     assert chosen.low == low
     assert len(list(chosen.engines())) == 1 + (low is not None)
 
@@ -191,7 +193,7 @@ def test_an_engine_that_is_further_off_than_it_says_is_found_out(monkeypatch, ca
     values = awkward("random", 3000, 16, 1)
     chosen = held(values), held(values[:20] + 0.1)
     truth = search(*chosen, k=9, similarity=similarity, plan=cut(device="cpu"))
-    monkeypatch.setattr(Choice, "engines", lambda choice: [partial(TiledEngine, make_products=Sloppy)])
+    monkeypatch.setattr(EngineChoice, "engines", lambda choice: [partial(TiledEngine, make_products=Sloppy)])
     found = search(*chosen, k=9, similarity=similarity, plan=cut())
     assert "further off than its arithmetic allows" in caplog.text
     assert_equal(found, truth.rows_QK, truth.similarities_QK)

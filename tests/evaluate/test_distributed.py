@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from featbench.evaluate.knn.classification import evaluate_knn
-from featbench.evaluate.neighbours.cached_search import Resources
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.store import load_cached
 from tests.conftest import ROOT, make_features
 
@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 from featbench.evaluate.neighbours import cached_search as neighbours
 from featbench.evaluate.knn.classification import evaluate_knn
-from featbench.evaluate.neighbours.cached_search import Resources
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.store import FeatureSet
 original = neighbours.search
 def slow(*arguments, **settings):

@@ -10,9 +10,9 @@ import pytest
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.memory import SearchPlan, free_memory, plan_search
+from featbench.evaluate.memory import free_memory, plan_blocks
 from featbench.evaluate.neighbours import backends
-from featbench.evaluate.neighbours.cached_search import Resources, plan_within
+from featbench.evaluate.neighbours.planning import Resources, SearchPlan, plan_search
 from featbench.evaluate.neighbours.search import search
 from featbench.evaluate.neighbours.shortlist import room_for
 from featbench.store import (
@@ -34,7 +34,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from featbench.evaluate.knn.classification import evaluate_knn
-from featbench.evaluate.neighbours.cached_search import Resources
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.store import FeatureSet
 from tests.peak import peak_kb
 resources = Resources(memory=int(sys.argv[2]) * 2**20)
@@ -113,16 +113,16 @@ def test_what_is_planned_fits_or_is_refused_with_what_would(memory, dim, num_que
         "room": room_for(200), "num_blocks": 3, "num_threads": 2,
     }  # fmt: skip
     try:
-        plan = plan_search(memory * MIB, **sizes)
+        rows_per_block, queries_at_once = plan_blocks(memory * MIB, **sizes)
     except EvaluationError as error:
         least = int(str(error).rpartition("--memory ")[2].partition("MiB")[0])
         assert least > memory
-        plan_search(least * MIB, **sizes)
+        plan_blocks(least * MIB, **sizes)
         return
-    arrays = 3 * plan.rows_per_block * dim * 4 + plan.queries_at_once * dim * 16 + num_queries * 200 * 16
+    arrays = 3 * rows_per_block * dim * 4 + queries_at_once * dim * 16 + num_queries * 200 * 16
     assert arrays < memory * MIB
-    assert plan.rows_per_block % 64 == 0
-    assert 1 <= plan.queries_at_once <= num_queries
+    assert rows_per_block % 64 == 0
+    assert 1 <= queries_at_once <= num_queries
 
 
 def test_free_memory_is_that_of_the_tightest_control_group(tmp_path):
@@ -170,17 +170,17 @@ def test_torch_is_planned_for_and_done_without_where_there_is_no_room(monkeypatc
     }  # fmt: skip
 
     def planned(mib, precision):
-        return plan_within(Resources(memory=mib * MIB, device="cpu", precision=precision), **sizes)
+        return plan_search(Resources(memory=mib * MIB, device="cpu", precision=precision), **sizes)
 
     monkeypatch.setitem(sys.modules, "torch", sys)  # as if it were imported
-    assert planned(300, "auto").precision == "auto"
+    assert planned(300, "auto").engine.low == "bfloat16"
     monkeypatch.delitem(sys.modules, "torch")
-    assert planned(300, "auto").precision == "float32"
-    assert planned(1000, "auto").precision == "low"
+    assert planned(300, "auto").engine.low is None
+    assert planned(1000, "auto").engine.low == "bfloat16"
     with pytest.raises(EvaluationError, match="does not fit into 300 MiB") as refusal:
         planned(300, "low")
     least = int(str(refusal.value).rpartition("--memory ")[2].partition("MiB")[0])
-    assert planned(least, "low").precision == "low"
+    assert planned(least, "low").engine.low == "bfloat16"
     with pytest.raises(EvaluationError):
         planned(least - 1, "low")
 
@@ -190,7 +190,7 @@ def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need():
 
     def planned(mib, parts):
         resources = Resources(memory=mib * MIB, device="cpu", precision="float32")
-        return plan_within(resources, similarity="cosine", **sizes, parts=parts)
+        return plan_search(resources, similarity="cosine", **sizes, memory_parts=parts)
 
     with pytest.raises(EvaluationError, match="does not fit into 50 MiB of memory, 1 of 2") as refusal:
         planned(100, 2)

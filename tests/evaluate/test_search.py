@@ -9,7 +9,8 @@ import pytest
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.memory import SearchPlan
+from featbench.evaluate.neighbours.backends import choose_engine
+from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.search import UNDEFINED, merged, search
 from featbench.store import Block
 from tests.conftest import make_features
@@ -37,8 +38,9 @@ def brute_force(database, queries, similarity, k):
     return np.array(rows), np.array(similarities)
 
 
-def cut(rows_per_block=1000, queries_at_once=1000, **engine):
-    return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once, **engine)
+def cut(rows_per_block=1000, queries_at_once=1000, device="auto", precision="auto", k=5, similarity="cosine"):
+    engine = choose_engine(device, precision, k=k, similarity=similarity, multiplications=1)
+    return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once, engine=engine)
 
 
 def assert_equal(found, rows, similarities):
@@ -117,7 +119,7 @@ KINDS = (
 )  # fmt: skip
 SIMILARITIES = ("cosine", "inner_product", "euclidean")
 ENGINES = (("cpu", "float32"), ("cpu", "low"), ("faiss-cpu", "float32"), ("gpu", "float32"), ("gpu", "low"))
-"""Devices and precisions; the GPUs are acted by faiss on the CPU."""
+"""Devices and precisions; the GPUs are simulated by faiss on the CPU."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,15 +130,17 @@ def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
     two_gpus, device, precision, similarity, kind, dim
 ):
     """At k below, at and near the number of rows; for any block size, queries at once, threads, ranks and engine."""
-    engine = {"device": device, "precision": precision}
+    engine = {"device": device, "precision": precision, "similarity": similarity}
     num_rows = 900  # more than a shortlist holds, for the smaller k
     chosen, (rows, similarities) = problem(kind, num_rows, dim, similarity)
     assert np.isfinite(similarities).all()
     for k, size, threads in ((20, (1000, 1000), 2), (20, (30, 1000), 1), (1, (200, 10), 1), (899, (500, 11), 2)):
         with_threads(threads)
-        found = search(*chosen, k=k, similarity=similarity, plan=cut(*size, **engine))
+        found = search(*chosen, k=k, similarity=similarity, plan=cut(*size, **engine, k=k))
         assert_equal(found, rows[:, :k], similarities[:, :k])
-    assert_equal(search(*chosen, k=num_rows, similarity=similarity, plan=cut(130, **engine)), rows, similarities)
+    assert_equal(
+        search(*chosen, k=num_rows, similarity=similarity, plan=cut(130, **engine, k=num_rows)), rows, similarities
+    )
     for ranks in (2, 3):
         shares = [chosen[0][at : at + num_rows // ranks] for at in range(0, num_rows, num_rows // ranks)]
         parts = [search(part, chosen[1], k=20, similarity=similarity, plan=cut(300, **engine)) for part in shares]

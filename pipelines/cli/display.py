@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from featbench.store.errors import BenchError
-
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -23,22 +21,20 @@ Latex = Annotated[bool, typer.Option("--latex", help="Print the tables in LaTeX,
 Format = Literal["text", "json", "csv", "markdown", "latex"]
 
 
-class FormatError(BenchError):
-    """More than one format was asked for."""
-
-
 def chosen_format(*, json: bool, csv: bool, markdown: bool, latex: bool) -> Format:
     """Return the one format that was asked for.
 
     Raises
     ------
-    FormatError
+    BenchError
         If there are several.
     """
     flags: Mapping[Format, bool] = {"json": json, "csv": csv, "markdown": markdown, "latex": latex}
     given = [name for name, is_given in flags.items() if is_given]
     if len(given) > 1:
-        raise FormatError(f"give only one of --json, --csv, --markdown and --latex; got --{' and --'.join(given)}")
+        from featbench.store.errors import BenchError
+
+        raise BenchError(f"give only one of --json, --csv, --markdown and --latex; got --{' and --'.join(given)}")
     return given[0] if given else "text"
 
 

@@ -1,7 +1,7 @@
 """Labels of a folder without class folders, such as ImageNet's val as it is distributed.
 
 They come from a list (a `.csv` such as Kaggle's LOC_val_solution.csv, or any list that
-`featbench.extract.data.filelists` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
+`featbench.extract.data.list_formats` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
 table of which class each number means.
 """
 
@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from featbench.extract.data.filelists import FileList, numbered, read_list
+from featbench.extract.data.filelists import numbered
+from featbench.extract.data.list_formats import FileList, read_list
 from featbench.extract.data.listing import Listing
 from featbench.extract.errors import DataError
 from featbench.store import abbreviate

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from featbench.extract.data.archives import Member, members, read_member
-from featbench.extract.data.filelists import numbered, read_classes
+from featbench.extract.data.filelists import numbered
 from featbench.extract.data.folders import note_leavings
 from featbench.extract.data.images import EXTENSIONS, is_leaving
+from featbench.extract.data.list_formats import read_classes
 from featbench.extract.data.listing import Entries, Listing, first_duplicate
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.errors import DataError

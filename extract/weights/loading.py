@@ -17,9 +17,9 @@ from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import code_of
 from featbench.extract.weights.agreement import agree, check_heads_of_attention
 from featbench.extract.weights.checkpoints import read_checkpoint, sha256_of_files, sha256_of_tensors
-from featbench.extract.weights.families import advice, find_weights, flattened
 from featbench.extract.weights.hub import HubConfig, read_config
 from featbench.extract.weights.key_mappings import laid_out
+from featbench.extract.weights.state_dicts import advice, find_weights, flattened
 from featbench.extract.weights.strict import LoadReport, load_strictly, names_of, poison
 from featbench.extract.weights.torchvision import download, torchvision_weights
 

@@ -13,8 +13,9 @@ from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import WithoutMemory, build_trunk, trunk_names
 from featbench.extract.weights.checkpoints import read_checkpoint
-from featbench.extract.weights.families import FAMILIES, find_weights
+from featbench.extract.weights.families import FAMILIES
 from featbench.extract.weights.key_mappings import laid_out
+from featbench.extract.weights.state_dicts import find_weights
 from featbench.extract.weights.strict import load_strictly, names_of, poison
 from featbench.store.layers import layers_of
 
@@ -406,7 +407,7 @@ def without(content, *beginnings):
 def test_the_student_is_not_taken_for_the_teacher(models, make, kind, evaluated, held):
     """The same shapes and other features: the other encoder is taken only if it is asked for."""
     model = models(kind)
-    with pytest.raises(WeightsError, match=rf"whose {evaluated} is to be evaluated.*only the {held}.*branch={held}"):
+    with pytest.raises(WeightsError, match=rf"expected the branch {evaluated}.*only {held}.*branch={held}"):
         load(model, make(model.state))
 
 
@@ -448,7 +449,7 @@ def test_what_is_told_by_hand_is_done_and_nothing_else(models):
     rest = {key: value for key, value in model.state.items() if not key.startswith("layer")}
     with pytest.raises(WeightsError, match="does not fit"):
         load(model, {"state_dict": shortened | rest}, add_prefix="layer")
-    with pytest.raises(WeightsError, match="no family of checkpoints"):
+    with pytest.raises(WeightsError, match="unknown kind of checkpoint"):
         load(model, content)
     with pytest.raises(WeightsError, match="weights.branch=student has no effect"):
         load(model, content, key="nets.a", branch="student")
@@ -458,7 +459,7 @@ def test_a_file_in_which_names_would_meet_is_refused(models):
     """One of the two would overwrite the other."""
     model = models("resnet18")
     content = {"state_dict": under("model.", model.state) | other("backbone.", model.state)}
-    with pytest.raises(WeightsError, match=r"there twice, such as state_dict/model\.conv1\.weight and"):
+    with pytest.raises(WeightsError, match=r"occur twice, such as state_dict/model\.conv1\.weight and"):
         load(model, content)
     layer, _ = load(model, content, remove_prefix="model.")
     assert torch.equal(layer, model.expected)

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from featbench.extract.data.archives import members, read_member
-from featbench.extract.data.filelists import list_files, read_classes, read_list
+from featbench.extract.data.filelists import list_files
 from featbench.extract.data.images import read_picture
+from featbench.extract.data.list_formats import read_classes, read_list
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError, ImageError, OutOfMemoryError, UnavailableError
 from featbench.extract.transform import Transform

@@ -11,7 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from featbench.extract.data.filelists import list_files, numbered, read_list
+from featbench.extract.data.filelists import list_files, numbered
+from featbench.extract.data.list_formats import read_list
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError
 from tests.conftest import save_image

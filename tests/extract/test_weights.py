@@ -14,7 +14,7 @@ from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import read_checkpoint, sha256_of_files, sha256_of_tensors
-from featbench.extract.weights.families import find_weights
+from featbench.extract.weights.state_dicts import find_weights
 from featbench.extract.weights.strict import load_strictly, names_of, poison
 from featbench.extract.weights.torchvision import torchvision_weights
 from featbench.store.layers import layers_of

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from featbench.pipelines.config.pipeline import make_pipeline
-from featbench.pipelines.extraction import launch, monitor
+from featbench.pipelines.extraction import launch, monitor, rank
 from featbench.pipelines.extraction.signals import StopRequest
 from featbench.pipelines.ranks import Rank, from_environment
 from featbench.store import FeatureSet, RankStatus, verify
@@ -338,10 +338,10 @@ def test_a_rank_that_is_not_heard_of_is_shown_so():
 
 
 def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(monkeypatch, caplog):
-    logger = logging.getLogger("pipelines")
-    monkeypatch.setattr(launch, "prepare", lambda pipeline: logger.warning("advice"))
-    monkeypatch.setattr(launch, "extract_as", lambda rank, prepared, *, quiet: logger.warning("left out: a.png"))
+    logger = logging.getLogger("featbench.pipelines")
+    monkeypatch.setattr(rank, "prepare", lambda pipeline: logger.warning("advice"))
+    monkeypatch.setattr(rank, "run_rank", lambda number, prepared, *, quiet: logger.warning("left out: a.png"))
     for quiet, said in ((True, ["left out: a.png"]), (False, ["advice", "left out: a.png"])):
         caplog.clear()
-        assert launch.work(None, None, quiet=quiet) == launch.Outcome()
+        assert rank.work(None, None, quiet=quiet) == rank.Outcome()
         assert caplog.messages == said

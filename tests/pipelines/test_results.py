@@ -239,12 +239,13 @@ def test_all_questions_can_be_asked_at_once(bench, records, two):
         assert text in shown
 
 
-def test_too_few_images_for_k_are_refused_before_anything_is_searched(bench, two, tmp_path):
-    before = sorted((tmp_path / "features/b").rglob("neighbours/*"))
-    result = bench("evaluate", "--features", "b", "--layers", "x", "--k", "7", "--shots", "5,2", "--leave-one-out")
-    assert result.returncode == 2
-    assert "k must be in [1, 6], the labelled rows of a try with 2 per class; got 7" in result.stderr
-    assert sorted((tmp_path / "features/b").rglob("neighbours/*")) == before
+def test_a_k_larger_than_the_images_of_a_draw_is_left_out_with_a_warning(bench, two):
+    """Two for each of three classes are six."""
+    result = bench("evaluate", "--features", "b", "--layers", "x", "--k", "3,7", "--shots", "5,2", "--json")
+    assert result.returncode == 0, result.stderr
+    few = [record for record in json.loads(result.stdout) if record["task"] == "few_shot"]
+    assert {(record["shots"], record["k"]) for record in few} == {("5", 3), ("5", 7), ("2", 3)}
+    assert "7" in result.stderr
 
 
 def test_second_looks_are_counted_and_said(bench, records, tmp_path):

@@ -83,16 +83,16 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
     path = tmp_path / "features/folder"
 
     def after_another(rank, prepared, **options):
-        monkeypatch.setattr("featbench.pipelines.extraction.rank.run_rank", extract_as)
+        monkeypatch.setattr(run, "run_rank", run_rank)
         (tmp_path / "scale.json").write_text("1.01")
         assert extract("conv", "--overwrite").returncode == 0
         (tmp_path / "scale.json").write_text("1.0")
         chunks.update(chunks_of(path))
-        return extract_as(rank, prepared, **options)
+        return run_rank(rank, prepared, **options)
 
     chunks = {}
-    extract_as = run.extract_as
-    monkeypatch.setattr("featbench.pipelines.extraction.rank.run_rank", after_another)
+    run_rank = run.run_rank
+    monkeypatch.setattr(run, "run_rank", after_another)
     refused = extract(layers)
     assert refused.returncode == 2, refused.stderr
     assert "layer conv: for a fixed image it differs by 0.0" in refused.stderr

@@ -138,6 +138,7 @@ def test_columns_of_bars_interpret_no_markup(monkeypatch):
     out = io.StringIO()
     out.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with progress.Progress().task("search [/b]x", 3) as advance:
         advance(3)
     assert "search [/b]x" in out.getvalue()

@@ -17,8 +17,10 @@ from featbench.extract.probe import images_per_second
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.run import resources_of
-from featbench.pipelines.extraction.job import Checked, check, choose_device, moved_layers
+from featbench.pipelines.extraction.checking import CheckedPipeline, check
+from featbench.pipelines.extraction.devices import choose_device
 from featbench.pipelines.extraction.monitor import duration
+from featbench.pipelines.extraction.same_model import changed_layers
 from featbench.store import FeatureSet, SplitRows
 from featbench.store.layout import Grid
 from featbench.store.manifest import differences
@@ -96,7 +98,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     existing = FeatureSet.open(path) if path.exists() else None
     mismatches = differences(existing.manifest, checked.manifest) if existing else []
     if existing and not mismatches:
-        mismatches = moved_layers(checked, existing.manifest)
+        mismatches = changed_layers(checked, existing.manifest)
     rows = checked.rows
     images = {split: len(each.labels) for split, each in rows.items()}
     per_chunk = checked.manifest.rows_per_chunk
@@ -186,7 +188,7 @@ def _class_names(rows: SplitRows) -> set[str]:
     return {normal_name(rows.class_names[label]) for label in np.unique(rows.labels) if label >= 0}
 
 
-def _searches(pipeline: Pipeline, images: dict[str, int], checked: Checked) -> tuple[str, list[str]]:
+def _searches(pipeline: Pipeline, images: dict[str, int], checked: CheckedPipeline) -> tuple[str, list[str]]:
     """Say what searches the largest layer, and why it can't."""
     kinds: dict[Similarity, int] = {}
     for protocol in find_protocols(pipeline.evaluate.knn.protocol).values():
@@ -231,7 +233,7 @@ def _problems(pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, di
             yield f"no image of {split} has a label, so there is nothing to evaluate. Give class folders, or a list."
 
 
-def _rate(checked: Checked, seconds: float) -> float:
+def _rate(checked: CheckedPipeline, seconds: float) -> float:
     settings = checked.pipeline.extract
     device = choose_device(settings.device)
     return images_per_second(

@@ -1,10 +1,10 @@
-"""Several ranks on this host, each a process that this one starts, watches and starts again.
+"""Several ranks on this host, each a process that this one starts, supervises and restarts.
 
-A rank that dies (killed, out of memory, a crash in a driver) is started again while the others go on,
-up to `RESTARTS` times in all; after that, the others do its share. A fault that the user must remove
-is no death: that rank reports it and ends, and the others go on. Ranks share nothing but the feature
-set, and end with this process. It hears of them through pipes, so nothing listens on any port, which
-torch's elastic agent would do on all interfaces.
+A rank that dies (killed, out of memory, a crash in a driver) is restarted while the others go on; after
+`RESTARTS` restarts in all, the others do its work. A rank that meets an error that only the user can fix
+reports it and ends; it is not restarted. Ranks share nothing but the feature set, and end with this
+process. They report through pipes, so no port is opened; torch's elastic agent would listen on all
+interfaces.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 
 from featbench.extract.lifetime import end_with_parent
 from featbench.pipelines.config.pipeline import Pipeline
-from featbench.pipelines.extraction.job import Prepared
+from featbench.pipelines.extraction.job import ExtractionJob
 from featbench.pipelines.extraction.monitor import watching
-from featbench.pipelines.extraction.rank import Outcome, raise_faults, work
+from featbench.pipelines.extraction.rank import Outcome, raise_faults, rank_outcome
 from featbench.pipelines.extraction.signals import Interrupted, StopRequest, graceful_shutdown
 from featbench.pipelines.ranks import Rank
 from featbench.store import BenchError
@@ -35,46 +35,46 @@ from featbench.store import BenchError
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3
-"""How often dead ranks are started again, all of them together."""
+"""How often dead ranks are restarted, all of them together."""
 
-SECONDS_PER_LOOK = 0.5
-"""A signal is passed on within this time."""
+POLL_S = 0.5
+"""A signal is passed on to the ranks within this time."""
 
 DIED = (
-    "If they were killed, memory may be short: set --ranks, --workers or --batch-size lower. "
+    "If they were killed, memory may be short: lower --ranks, --workers or --batch-size. "
     "What was committed is safe; the same command goes on from there."
 )
 
 
-def launch(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
-    """Extract in several ranks; returns the layers of which something was missing.
+def launch(job: ExtractionJob, *, quiet: bool = False) -> tuple[str, ...]:
+    """Extract in several ranks; returns the layers that had pending chunks.
 
     Raises
     ------
     BenchError
-        If ranks report a fault, each different one once, or died too often.
+        If ranks report errors, each different one once, or died too often.
     Interrupted
         If a signal ended it.
     """
-    settings = prepared.pipeline.extract
+    settings = job.pipeline.extract
     if settings.gpus is not None and settings.gpus > torch.cuda.device_count():
-        raise BenchError(f"--gpus {settings.gpus}: this host has {torch.cuda.device_count()} that torch can use")
+        raise BenchError(f"--gpus {settings.gpus}: torch can use {torch.cuda.device_count()} GPUs on this host")
     run = uuid.uuid4().hex
-    with prepared.features.lock(run) as lock:
-        prepared.make_ready()
-        missing = prepared.missing()
+    with job.features.lock(run) as lock:
+        job.make_ready()
+        missing = job.missing()
         if not missing:
             return ()
-        del prepared.trunk  # the ranks have their own
+        job.checked.release_model()
         lock.share()
-        layers = list(prepared.layers)
+        layers = list(job.layers)
         with (
             graceful_shutdown() as stopping,
-            watching(prepared.features, layers, run, stopping=stopping, quiet=quiet),
+            watching(job.features, layers, run, stopping=stopping, quiet=quiet),
         ):
-            ranks = supervise(prepared.pipeline, run, stopping)
+            ranks = supervise(job.pipeline, run, stopping)
     raise_faults(ranks.outcomes)
-    if prepared.missing():
+    if job.missing():
         if stopping():
             raise Interrupted(stopping.exit_code)
         raise BenchError(f"{'; '.join(ranks.given_up) or 'the ranks ended before all was done'}. {DIED}")
@@ -86,11 +86,11 @@ class Supervised:
     """How the ranks of a run ended."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    """What those that did not die report."""
+    """Of the ranks that did not die."""
 
     restarts: int = 0
     given_up: list[str] = field(default_factory=list)
-    """Deaths after which the rank was not started again."""
+    """Deaths after which the rank was not restarted."""
 
 
 class _Child:
@@ -110,12 +110,12 @@ class _Child:
         theirs.close()
 
     @property
-    def wakes(self) -> list[Connection | int]:
-        """What becomes ready when there is something new."""
+    def events(self) -> list[Connection | int]:
+        """What to wait for: its end, and its messages."""
         return [self.process.sentinel, *([self._connection] if self._connection else [])]
 
     def has_ended(self) -> bool:
-        """Take what it has sent; returns whether it has ended."""
+        """Read what it has sent; returns whether it has ended."""
         ended = not self.process.is_alive()
         try:
             while self._connection and self._connection.poll():
@@ -129,7 +129,7 @@ class _Child:
         return ended
 
     def death(self) -> str:
-        """Say how it ended that should not have."""
+        """Say how it died."""
         code = self.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"rank {self.rank.rank} died ({how})"
@@ -140,15 +140,15 @@ def supervise(pipeline: Pipeline, run: str, stopping: StopRequest) -> Supervised
     ended = Supervised()
     size = pipeline.extract.num_ranks
     running: list[_Child] = []
-    is_told = False
+    is_told_to_stop = False
     try:
         for number in range(size):
             rank = Rank(run=run, rank=number, world_size=size, local_rank=number, local_world_size=size)
             running.append(_Child(pipeline, rank))
         while running:
-            wait([wake for child in running for wake in child.wakes], SECONDS_PER_LOOK)
-            if stopping() and not is_told:
-                is_told = True
+            wait([event for child in running for event in child.events], POLL_S)
+            if stopping() and not is_told_to_stop:
+                is_told_to_stop = True
                 for child in running:
                     child.process.terminate()
             for child in [child for child in running if child.has_ended()]:
@@ -165,23 +165,23 @@ def supervise(pipeline: Pipeline, run: str, stopping: StopRequest) -> Supervised
 
 
 def _after_death(child: _Child, pipeline: Pipeline, ended: Supervised) -> list[_Child]:
-    """Start a rank that died again, unless ranks have died too often."""
+    """Restart a rank that died, unless ranks have died too often."""
     if ended.restarts == RESTARTS:
         ended.given_up.append(f"{child.death()}, after {RESTARTS} restarts of ranks")
-        logger.warning("%s; it is not started again", ended.given_up[-1])
+        logger.warning("%s; it is not restarted", ended.given_up[-1])
         return []
     ended.restarts += 1
-    logger.warning("%s; starting it again (%d of %d)", child.death(), ended.restarts, RESTARTS)
+    logger.warning("%s; restarting it (%d of %d)", child.death(), ended.restarts, RESTARTS)
     return [_Child(pipeline, child.rank)]
 
 
 @contextmanager
 def _spawning() -> Iterator[None]:
-    """Let a new process neither hear of Ctrl-C before it ignores it, nor import what lies in the working folder."""
-    settings = {"PYTHONSAFEPATH": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to other ranks
+    """Keep Ctrl-C from a new process until it ignores it, and modules of the working folder from its imports."""
+    settings = {"PYTHONSAFEPATH": "1", "OMP_WAIT_POLICY": "passive"}  # waiting threads leave the cores to other ranks
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
-    resource_tracker.ensure_running()  # which the first process starts otherwise, and then SIGINT is let through again
+    resource_tracker.ensure_running()  # else the first process starts it, and unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -192,7 +192,7 @@ def _spawning() -> Iterator[None]:
 
 
 class _ToParent(logging.Handler):
-    """Sends what is logged to the parent, which draws on the terminal."""
+    """Sends log messages to the parent, which draws on the terminal."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -204,11 +204,11 @@ class _ToParent(logging.Handler):
 
 
 def _start(pipeline: Pipeline, rank: Rank, connection: Connection) -> None:
-    """Entry of a rank's process."""
+    """Entry point of a rank's process."""
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes on what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sends SIGTERM
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     logging.basicConfig(
         level=logging.WARNING, format=f"rank {rank.rank}: %(message)s", handlers=[_ToParent(connection)], force=True
     )
-    connection.send(work(pipeline, rank, quiet=True))
+    connection.send(rank_outcome(pipeline, rank, quiet=True))

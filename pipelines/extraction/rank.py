@@ -1,4 +1,4 @@
-"""One rank of an extraction: in this process, in one that `launch` starts, or in a task of a SLURM job."""
+"""One rank of an extraction: this process, one that `launch` starts, or a task of a SLURM job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import torch
 from featbench.extract.extraction import extract_chunks
 from featbench.extract.loading import default_workers
 from featbench.pipelines.config.pipeline import Pipeline
-from featbench.pipelines.extraction.job import Prepared, choose_device, prepare
+from featbench.pipelines.extraction.devices import choose_device
+from featbench.pipelines.extraction.job import ExtractionJob, prepare
 from featbench.pipelines.extraction.monitor import watching
 from featbench.pipelines.extraction.signals import Interrupted, StopRequest, graceful_shutdown
 from featbench.pipelines.ranks import Rank
@@ -31,36 +32,36 @@ from featbench.store.errors import first_line
 from featbench.store.status import Reporter
 
 
-def run_rank(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
-    """Do one rank's part; returns the layers of which something was missing.
+def run_rank(rank: Rank, job: ExtractionJob, *, quiet: bool = False) -> tuple[str, ...]:
+    """Extract pending chunks until none is left; returns the layers that had pending chunks.
 
     Raises
     ------
     Interrupted
         If a signal ended it before everything was done.
     """
-    features, layers = prepared.features, list(prepared.layers)
-    is_told = quiet and rank.world_size > 1  # by a process that says so
-    with graceful_shutdown(quiet=is_told) as stopping, features.lock(rank.run) as lock:
+    features, layers = job.features, list(job.layers)
+    has_launcher = quiet and rank.world_size > 1  # which shows the notice of a signal
+    with graceful_shutdown(quiet=has_launcher) as stopping, features.lock(rank.run) as lock:
         if lock.is_first:
-            prepared.make_ready()
+            job.make_ready()
             lock.share()
-        features.reload()  # with the layers that the first has added
-        prepared.refuse_another_model()
-        missing = prepared.missing()
+        features.reload()  # with the layers that the first rank has added
+        job.refuse_another_model()
+        missing = job.missing()
         if not missing and rank.world_size == 1:
             return ()
         number = lock.claim_journal(rank.rank)
         status = RankStatus(run=rank.run, rank=number, host=socket.gethostname(), pid=os.getpid(), state="starting")
         reporter = Reporter(features.journals, status)
-        if not missing:  # the others were faster; whoever watches must not wait for this one
+        if not missing:  # the others were faster; tell the monitor not to wait for this one
             reporter.change("done")
             return ()
         queue = WorkQueue(features, layers, lock, rank=rank.rank, world_size=rank.world_size)
         shown = watching(features, layers, rank.run, stopping=stopping, quiet=quiet)
         with shown if rank.rank == 0 else nullcontext():
             try:
-                _extract(prepared, missing, rank, queue, ChunkWriter(features, rank=number), reporter, stopping)
+                _extract(job, missing, rank, queue, ChunkWriter(features, rank=number), reporter, stopping)
             except BaseException as error:
                 reporter.change("failed", error=first_line(error))
                 raise
@@ -71,7 +72,7 @@ def run_rank(rank: Rank, prepared: Prepared, *, quiet: bool = False) -> tuple[st
 
 
 def _extract(
-    prepared: Prepared,
+    job: ExtractionJob,
     missing: tuple[str, ...],
     rank: Rank,
     queue: WorkQueue,
@@ -79,11 +80,11 @@ def _extract(
     reporter: Reporter,
     stopping: StopRequest,
 ) -> None:
-    pipeline, features = prepared.pipeline, prepared.features
+    checked, pipeline, features = job.checked, job.pipeline, job.features
     settings = pipeline.extract
     device = choose_device(settings.device, rank.local_rank)
     _make_repeatable(device, settings.precision, settings.threads)
-    trunk = prepared.tapped(device, missing)
+    trunk = checked.tapped(device, missing)
     workers = settings.workers
     reporter.change("extracting")
 
@@ -101,14 +102,14 @@ def _extract(
         queue,
         writer=writer,
         trunk=trunk,
-        sources=prepared.sources,
-        transform=prepared.transform,
+        sources=checked.sources,
+        transform=checked.transform,
         batch_size=settings.batch_size,
         device=device,
         precision=settings.precision,
-        workers=default_workers(prepared.sources, rank.local_world_size) if workers is None else workers,
+        workers=default_workers(checked.sources, rank.local_world_size) if workers is None else workers,
         on_error=pipeline.data.on_error,
-        image_size=(prepared.image.shape[2], prepared.image.shape[3]),
+        image_size=(checked.image.shape[2], checked.image.shape[3]),
         on_rows=reporter.processed,
         on_chunk=committed,
         is_stopping=is_stopping,
@@ -129,33 +130,33 @@ def _make_repeatable(device: torch.device, precision: str, threads: int | None) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a rank that did not die ended: at most one of these is said."""
+    """How a rank ended that did not die: with a fault, with a bug, or, if both are empty, well."""
 
     fault: str = ""
-    """What the user must remove."""
+    """A message for the user, who can fix it."""
 
     bug: str = ""
-    """A traceback."""
+    """A traceback: a bug of bench or of the model's code."""
 
 
-def work(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
-    """Be one of the ranks."""
+def rank_outcome(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
+    """Run one of several ranks; errors are returned, for the process that started it to raise."""
     try:
-        with _unheard() if quiet else nullcontext():
-            prepared = prepare(pipeline)
-        run_rank(rank, prepared, quiet=quiet)
+        with _without_warnings() if quiet else nullcontext():
+            job = prepare(pipeline)
+        run_rank(rank, job, quiet=quiet)
     except Interrupted as stopped:
         sys.exit(stopped.exit_code)
     except BenchError as error:
         return Outcome(fault=str(error))
-    except Exception:  # starting it again would not help
+    except Exception:  # a bug: starting the rank again would not help
         return Outcome(bug=traceback.format_exc())
     return Outcome()
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Leave out warnings, which the process that started the ranks has given already."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress warnings, which the process that started the ranks has given already."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -164,7 +165,7 @@ def _unheard() -> Iterator[None]:
 
 
 def raise_faults(outcomes: list[Outcome]) -> None:
-    """Raise what ranks report: a bug as such, else each different fault once."""
+    """Raise what ranks report: the first bug, or else every different fault."""
     bugs = [outcome.bug for outcome in outcomes if outcome.bug]
     if bugs:
         raise RuntimeError(f"{len(bugs)} of {len(outcomes)} ranks failed; the first:\n{bugs[0]}")

@@ -1,7 +1,7 @@
-"""An extraction as a SLURM job: submitted through submitit, requeued when it is cut off, its log followed.
+"""An extraction as a SLURM job: submitted through submitit, requeued when it is interrupted, its log followed.
 
 Each task of the job is a rank; srun starts them. At the time limit or when preempted, submitit
-requeues the job; when a node dies, SLURM does. The ranks of the next try go on with what is missing.
+requeues the job; when a node dies, SLURM does. The ranks of the next run extract what is still pending.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from featbench.pipelines.config.pipeline import Pipeline
-from featbench.pipelines.extraction.job import Prepared
-from featbench.pipelines.extraction.rank import Outcome, raise_faults, work
+from featbench.pipelines.extraction.job import ExtractionJob
+from featbench.pipelines.extraction.rank import Outcome, raise_faults, rank_outcome
 from featbench.pipelines.extraction.signals import Interrupted
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.store import BenchError, suggest
@@ -24,68 +24,68 @@ from featbench.store.paths import SLURM
 
 logger = logging.getLogger(__name__)
 
-TIMEOUTS = 1000
-"""How often a job may reach its time limit and go on: as often as the work needs."""
+MAX_TIMEOUTS = 1000
+"""How often a job may reach its time limit and be requeued: as often as it needs."""
 
-SECONDS_PER_LOOK = 2.0
+POLL_S = 2.0
 
 ALIASES = {"tasks_per_node": "ntasks_per_node", "ranks_per_node": "ntasks_per_node"}
 NUMBERS = ("nodes", "ntasks_per_node", "gpus_per_node", "gpus_per_task", "cpus_per_task", "signal_delay_s")
 
 
 class SlurmRank:
-    """What each task of the job calls; submitit submits it again when the job is cut off."""
+    """What each task of the job calls; submitit submits it again when the job is interrupted."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
     def __call__(self) -> Outcome:
-        """Be one of the ranks."""
+        """Run this task's rank."""
         rank = from_environment() or alone()
         logging.basicConfig(level=logging.INFO if rank.rank == 0 else logging.WARNING, format="%(message)s", force=True)
-        return work(self._pipeline, rank, quiet=False)
+        return rank_outcome(self._pipeline, rank, quiet=False)
 
     def checkpoint(self) -> Any:
-        """Say what to submit when the job is cut off: the same, since the store knows what is done."""
+        """Return what to submit when the job is interrupted: the same, since the store knows what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def submit(prepared: Prepared, *, quiet: bool = False) -> tuple[str, ...]:
-    """Submit the extraction, follow its log until it ends; returns the layers of which something was missing.
+def submit(job: ExtractionJob, *, quiet: bool = False) -> tuple[str, ...]:
+    """Submit the extraction and follow its log until it ends; returns the layers that had pending chunks.
 
     Raises
     ------
     BenchError
-        If there is no SLURM or submitit, a parameter is wrong, the job failed, or ranks report a fault.
+        If there is no SLURM or submitit, a parameter is wrong, the job failed, or ranks report errors.
     Interrupted
         On SIGINT; the job goes on.
     """
-    with prepared.features.lock():
-        prepared.make_ready()
-    missing = prepared.missing()
+    with job.features.lock():
+        job.make_ready()
+    missing = job.missing()
     if not missing:
         return ()
-    folder = prepared.features.path.parent / SLURM
-    job = _executor(folder, prepared).submit(SlurmRank(prepared.pipeline))
-    log = Path(job.paths.stderr)
-    logger.info("submitted SLURM job %s; its log is %s", job.job_id, log)
+    folder = job.features.path.parent / SLURM
+    submitted = _executor(folder, job).submit(SlurmRank(job.pipeline))
+    log = Path(submitted.paths.stderr)
+    logger.info("submitted SLURM job %s; its log is %s", submitted.job_id, log)
     try:
-        _follow(job.job_id, log, quiet=quiet)
+        _follow(submitted.job_id, log, quiet=quiet)
     except KeyboardInterrupt:
         logger.warning(
-            "SLURM job %s goes on; `scancel %s` would end it, and the same command finds what it did",
-            job.job_id,
-            job.job_id,
+            "SLURM job %s keeps running; end it with `scancel %s`. The same command finds what it has done",
+            submitted.job_id,
+            submitted.job_id,
         )
         raise Interrupted(130) from None
-    raise_faults(_outcomes(job))
+    raise_faults(_outcomes(submitted))
     return missing
 
 
-def parameters(words: Mapping[str, str | int]) -> dict[str, Any]:
-    """Translate what SLURM calls its options to what submitit takes.
+def parameters(options: Mapping[str, str | int]) -> dict[str, Any]:
+    """Translate options of SLURM to parameters of submitit.
 
     Examples
     --------
@@ -94,25 +94,25 @@ def parameters(words: Mapping[str, str | int]) -> dict[str, Any]:
     """
     known = _known_parameters()
     chosen: dict[str, Any] = {}
-    for word, value in words.items():
-        name = word.replace("-", "_")
+    for option, value in options.items():
+        name = option.replace("-", "_")
         name = ALIASES.get(name, name)
         if name not in known:
-            raise BenchError(f"--slurm: no parameter {word!r}. {suggest(name, known)}")
+            raise BenchError(f"--slurm: no parameter {option!r}. {suggest(name, known)}")
         chosen[name] = _minutes(value) if name == "time" else _number(name, value) if name in NUMBERS else value
     chosen.setdefault("ntasks_per_node", chosen.get("gpus_per_node", 1))
     return chosen
 
 
-def _executor(folder: Path, prepared: Prepared) -> Any:
+def _executor(folder: Path, job: ExtractionJob) -> Any:
     import submitit
 
-    chosen = parameters(prepared.pipeline.extract.slurm or {})
+    chosen = parameters(job.pipeline.extract.slurm or {})
     try:
-        executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=TIMEOUTS)
-        executor.update_parameters(**{"job_name": f"bench-{prepared.features.name}", **chosen})
+        executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=MAX_TIMEOUTS)
+        executor.update_parameters(**{"job_name": f"bench-{job.features.name}", **chosen})
     except RuntimeError as error:
-        raise BenchError(f"--slurm: {error}. Run it on a host that can submit jobs") from error
+        raise BenchError(f"--slurm: {error}. Run bench on a host that can submit jobs") from error
     return executor
 
 
@@ -143,7 +143,7 @@ def _number(name: str, value: str | int) -> int:
 
 
 def _follow(job: str, log: Path, *, quiet: bool) -> None:
-    """Copy the job's log to stderr, and tell of its states, until it has ended."""
+    """Copy the job's log to stderr, and log its states, until it has ended."""
     shown, state = 0, ""
     while True:
         now = _state(job)
@@ -160,11 +160,11 @@ def _follow(job: str, log: Path, *, quiet: bool) -> None:
                 sys.stderr.flush()
         if not state:
             return
-        time.sleep(SECONDS_PER_LOOK)
+        time.sleep(POLL_S)
 
 
 def _state(job: str) -> str:
-    """State of a job that SLURM still holds, such as PENDING, RUNNING; empty once it has ended."""
+    """State of a job that has not ended, such as PENDING or RUNNING; "" once it has."""
     answer = subprocess.run(
         ["squeue", "--noheader", "--jobs", job, "--states", "all", "--format", "%T"],
         capture_output=True,
@@ -177,7 +177,7 @@ def _state(job: str) -> str:
 
 
 def _outcomes(job: Any) -> list[Outcome]:
-    """What the tasks returned; a task that returned nothing was killed."""
+    """Read what the tasks returned; a task that returned nothing was killed."""
     outcomes = []
     for task in range(job.num_tasks):
         paths = job.task(task).paths

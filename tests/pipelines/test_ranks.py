@@ -101,7 +101,7 @@ def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_pro
     os.kill(statuses[1].pid, signal.SIGKILL)
     _, errors = running.communicate(timeout=240)
     assert running.returncode == 0, errors
-    assert f"rank {statuses[1].rank} died (killed by SIGKILL); starting it again (1 of 3)" in errors
+    assert f"rank {statuses[1].rank} died (killed by SIGKILL); restarting it (1 of 3)" in errors
     assert "ranks: 2 done" in errors
     run = statuses[0].run
     path = tmp_path / "features/two"
@@ -340,8 +340,8 @@ def test_a_rank_that_is_not_heard_of_is_shown_so():
 def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(monkeypatch, caplog):
     logger = logging.getLogger("featbench.pipelines")
     monkeypatch.setattr(rank, "prepare", lambda pipeline: logger.warning("advice"))
-    monkeypatch.setattr(rank, "run_rank", lambda number, prepared, *, quiet: logger.warning("left out: a.png"))
+    monkeypatch.setattr(rank, "run_rank", lambda number, job, *, quiet: logger.warning("left out: a.png"))
     for quiet, said in ((True, ["left out: a.png"]), (False, ["advice", "left out: a.png"])):
         caplog.clear()
-        assert rank.work(None, None, quiet=quiet) == rank.Outcome()
+        assert rank.rank_outcome(None, None, quiet=quiet) == rank.Outcome()
         assert caplog.messages == said

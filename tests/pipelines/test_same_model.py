@@ -82,17 +82,17 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
     assert extract("conv").returncode == 0
     path = tmp_path / "features/folder"
 
-    def after_another(rank, prepared, **options):
-        monkeypatch.setattr(run, "run_rank", run_rank)
+    def after_another(rank, job, **options):
+        monkeypatch.setattr("featbench.pipelines.extraction.run.run_rank", run_rank)
         (tmp_path / "scale.json").write_text("1.01")
         assert extract("conv", "--overwrite").returncode == 0
         (tmp_path / "scale.json").write_text("1.0")
         chunks.update(chunks_of(path))
-        return run_rank(rank, prepared, **options)
+        return run_rank(rank, job, **options)
 
     chunks = {}
     run_rank = run.run_rank
-    monkeypatch.setattr(run, "run_rank", after_another)
+    monkeypatch.setattr("featbench.pipelines.extraction.run.run_rank", after_another)
     refused = extract(layers)
     assert refused.returncode == 2, refused.stderr
     assert "layer conv: for a fixed image it differs by 0.0" in refused.stderr
@@ -148,7 +148,7 @@ def test_what_is_wrong_with_the_model_is_said_before_any_image_is_listed(
     def listed(*_, **__):
         pytest.fail("the images were listed first")
 
-    monkeypatch.setattr("featbench.pipelines.extraction.job.open_sources", listed)
+    monkeypatch.setattr("featbench.pipelines.extraction.checking.open_sources", listed)
     result = bench("extract", "folder", "--data", photographs, *SMALL, *settings)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr

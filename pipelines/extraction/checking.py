@@ -1,0 +1,269 @@
+"""A pipeline, checked before anything is written: images, transform, model, weights, layers, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featbench.extract.data.pictures import ImageSource
+from featbench.extract.data.sources import open_sources
+from featbench.extract.errors import ImageError, WeightsError
+from featbench.extract.model.code import digests, watching_code
+from featbench.extract.model.repeatability import (
+    Summary,
+    check_repeatable,
+    features_alone,
+    fixed_images,
+    summaries,
+)
+from featbench.extract.model.seeding import build_random
+from featbench.extract.model.tap_names import INPUT, aliases_of, body_of
+from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
+from featbench.extract.transform import Transform
+from featbench.extract.weights.loading import LoadedWeights, load_weights
+from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.extraction.devices import choose_device
+from featbench.pipelines.extraction.transforming import choose_transform
+from featbench.store import BenchError, FeatureSet, LayerInfo, Manifest, SplitRows
+from featbench.store.layout import rows_per_chunk_for
+from featbench.store.paths import LISTINGS
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckedPipeline:
+    """What a pipeline means; nothing is written yet."""
+
+    pipeline: Pipeline
+    sources: dict[str, ImageSource]
+    transform: Transform
+    trunk: nn.Module | None
+    """With its weights; None once `release_model` was called."""
+
+    image: torch.Tensor
+    """A blank image, of the size that the trunk gets."""
+
+    layers: dict[str, LayerInfo]
+    manifest: Manifest
+    flatten: str
+    """In words, where the layer `flatten` is tapped; "" if it is not extracted."""
+
+    @property
+    def weights(self) -> str:
+        """In words, which weights were loaded."""
+        return str(self.manifest.notes["weights"])
+
+    @property
+    def rows(self) -> dict[str, SplitRows]:
+        """Labels and paths of both splits."""
+        return {split: source.rows for split, source in self.sources.items()}
+
+    @property
+    def model(self) -> nn.Module:
+        """The trunk, which must not have been released."""
+        assert self.trunk is not None, "the model was released"
+        return self.trunk
+
+    def release_model(self) -> None:
+        """Free the model's memory, before ranks start that load their own."""
+        self.trunk = None
+
+    def tapped(self, device: torch.device, layers: Sequence[str]) -> TappedTrunk:
+        """Return the trunk on a device, in the memory format that runs fastest, tapped at some of the layers."""
+        trunk = TappedTrunk(
+            self.model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            name=self.pipeline.model.trunk,
+            layers=[spec for spec in self.pipeline.layers if spec.name in layers],
+        )
+        trunk.probe(self.image.to(device))
+        return trunk
+
+
+def check(pipeline: Pipeline, *, overwrite: bool = False) -> CheckedPipeline:
+    """Check everything that can be checked before anything is written: the model first, since listing may take long."""
+    settings = pipeline.extract
+    transform, transform_from = choose_transform(pipeline)
+    options = model_options(pipeline)
+    choose_device(settings.device)
+    check_name(pipeline.model.trunk)
+    _check_file(pipeline)
+    _check_rows_per_chunk(pipeline)
+    size = transform.output_size
+    sources = sources_of(pipeline) if size is None else None
+    image = torch.zeros(1, 3, *size) if size is not None else _blank_image(sources or {}, transform)
+    build = build_trunk if pipeline.weights.random_seed is None else build_random
+    with watching_code() as ran:
+        trunk = build(
+            pipeline.model.trunk,
+            options,
+            heads=pipeline.model.heads,
+            seed=pipeline.weights.random_seed or 0,
+            image_size=(image.shape[2], image.shape[3]),
+        )
+        taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layers)
+        layers = taps.probe(image)
+        loaded = load_weights(taps, image, pipeline.weights, options=options)
+        probe = probe_layers(taps, transform, check=True)
+        model = _model(pipeline, options, trunk, ran)
+    sources = sources or sources_of(pipeline)
+    chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
+    manifest = _manifest(pipeline, sources, transform, model, chunk_rows, loaded, transform_from, probe)
+    return CheckedPipeline(
+        pipeline=pipeline,
+        sources=sources,
+        transform=transform,
+        trunk=trunk,
+        image=image,
+        layers=layers,
+        manifest=manifest,
+        flatten=_flatten_in_words(trunk, layers),
+    )
+
+
+def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
+    """List both splits; long listings are cached in the store."""
+    return open_sources(**pipeline.data.model_dump(exclude={"name"}), kept=pipeline.store / LISTINGS)
+
+
+def model_options(pipeline: Pipeline) -> dict[str, Any]:
+    """Return the options of the trunk's constructor, with those that its weights imply."""
+    options = dict(pipeline.model.options)
+    if pipeline.weights.torchvision is not None and pipeline.model.trunk in NEEDS_TRANSFORM_INPUT:
+        options.setdefault("transform_input", True)
+    return options
+
+
+def probe_layers(taps: TappedTrunk, transform: Transform, *, check: bool) -> dict[str, Summary]:
+    """Summarize the features of fixed images of the size that the trunk gets.
+
+    With `check`, a model is refused whose features are not repeatable.
+    """
+    height, width = taps.image_size
+    images = transform.scale(fixed_images(height, width), torch.device("cpu"))
+    features = check_repeatable(taps, images) if check else features_alone(taps, images)
+    return summaries(features, (height, width))
+
+
+def _flatten_in_words(trunk: nn.Module, layers: dict[str, LayerInfo]) -> str:
+    """Say where the layer `flatten` is tapped; "" if it is not extracted."""
+    tap = next((aliases_of(trunk)[info.tap] for info in layers.values() if info.tap == "flatten"), None)
+    if tap is None:
+        return ""
+    _, prefix = body_of(trunk)
+    if tap == prefix.rstrip("."):
+        return "flatten is the model's output"
+    verb = "goes into" if tap.endswith(INPUT) else "comes out of"
+    return f"flatten is what {verb} {tap.removesuffix(INPUT)}"
+
+
+def _check_file(pipeline: Pipeline) -> None:
+    """Refuse a missing file now; it is read later, since the model has to be built first."""
+    file = pipeline.weights.file
+    if file is not None and not file.exists():
+        raise WeightsError(f"{file}: no such file, given as weights")
+
+
+def _check_rows_per_chunk(pipeline: Pipeline) -> None:
+    given, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
+    if given is not None and given % batch_size:
+        raise BenchError(
+            f"storage.rows_per_chunk must be a multiple of extract.batch_size, so that a chunk is always cut into the "
+            f"same batches; got {given} and {batch_size}"
+        )
+
+
+def _blank_image(sources: dict[str, ImageSource], transform: Transform) -> torch.Tensor:
+    """A blank image of shape (1, 3, H, W), sized as the first readable image of val is after the transform."""
+    source = sources["val"]
+    for row in range(len(source.rows.labels)):
+        try:
+            return torch.zeros(1, *transform.pixels(source.open(row)).shape)
+        except ImageError:
+            continue
+    raise ImageError("none of the images of the val split can be read")
+
+
+def _model(pipeline: Pipeline, options: dict[str, Any], trunk: nn.Module, ran: Iterable[Path]) -> dict[str, Any]:
+    """What identifies the model: trunk, heads, options, and digests of the user's own code."""
+    model: dict[str, Any] = {"trunk": pipeline.model.trunk, "options": options}
+    if pipeline.model.heads:
+        model["heads"] = [list(head) for head in pipeline.model.heads]
+    code = code_of(pipeline.model.trunk)
+    if code is not None:
+        model["code_sha256"] = hashlib.sha256(code.read_bytes()).hexdigest()
+        imported = digests(code, trunk, ran)
+        if imported:
+            model["code"] = imported
+    return model
+
+
+def _manifest(
+    pipeline: Pipeline,
+    sources: dict[str, ImageSource],
+    transform: Transform,
+    model: dict[str, Any],
+    rows_per_chunk: int,
+    loaded: LoadedWeights,
+    transform_from: str,
+    probe: dict[str, Summary],
+) -> Manifest:
+    return Manifest(
+        made_from={
+            "model": model,
+            "weights": loaded.identity,
+            "transform": transform.describe(),
+            "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
+            **_subset(pipeline),
+        },
+        dtype=pipeline.storage.dtype,
+        compression=pipeline.storage.compression,
+        rows_per_chunk=rows_per_chunk,
+        splits={split: source.rows.info() for split, source in sources.items()},
+        software={
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("featbench", "torch", "torchvision", "pillow", "zarr")},
+        },
+        notes={
+            "weights": loaded.text,
+            **({"weights_load": loaded.load} if loaded.load else {}),
+            **({"transform": transform_from} if transform_from else {}),
+            "pipeline": pipeline.model_dump(mode="json"),
+            "probe": probe,
+        },
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _subset(pipeline: Pipeline) -> dict[str, Any]:
+    """The subset of the data set; nothing if it is all of it."""
+    data = pipeline.data
+    if data.limit is None and data.per_class is None:
+        return {}
+    return {"data": {"limit": data.limit, "per_class": data.per_class, "seed": data.seed}}
+
+
+def _rows_per_chunk(
+    pipeline: Pipeline, sources: dict[str, ImageSource], layers: dict[str, LayerInfo], *, overwrite: bool
+) -> int:
+    """Rows of a chunk: as given, as in the existing feature set, or as suits the layers."""
+    given, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
+    path = pipeline.store / pipeline.name
+    if given is not None:
+        return given
+    if path.exists() and not overwrite:
+        return FeatureSet.open(path).manifest.rows_per_chunk
+    return rows_per_chunk_for(
+        num_rows=max(len(source.rows.labels) for source in sources.values()),
+        batch_size=batch_size,
+        bytes_per_row=max(info.dim for info in layers.values()) * np.dtype(pipeline.storage.dtype).itemsize,
+    )

@@ -31,7 +31,7 @@ BANNED = {
 
 
 EXCEPTIONS = {"evaluate/neighbours/bfloat16.py": {"torch"}}
-"""Modules that are only loaded where what they need is wanted."""
+"""Modules that are loaded only where they are used."""
 
 
 def python_files(*folders):
@@ -49,8 +49,8 @@ def module_of(path):
 MODULES = {module_of(path) for path in python_files()}
 
 
-def imported(path, *, for_types=True):
-    """Each module that a file imports, wherever it does, with the line; `for_types` also under TYPE_CHECKING."""
+def imported(path):
+    """Each module that a file imports, with the line; also within functions and under TYPE_CHECKING."""
     stack = [ast.parse(path.read_text())]
     while stack:
         node = stack.pop()
@@ -61,10 +61,7 @@ def imported(path, *, for_types=True):
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 yield (name if name in MODULES else node.module), node.lineno
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
-            stack += node.orelse
-        else:
-            stack += ast.iter_child_nodes(node)
+        stack += ast.iter_child_nodes(node)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -94,11 +91,11 @@ def acyclic(arrows):
 
 
 def test_no_modules_import_each_other():
-    """Imports within functions count, too; those for types alone do not."""
+    """Nor within functions, nor for types alone."""
     arrows = {}
     for path in python_files():
         name = module_of(path)
-        arrows[name] = {other for other, _ in imported(path, for_types=False) if other in MODULES and other != name}
+        arrows[name] = {other for other, _ in imported(path) if other in MODULES and other != name}
     acyclic(arrows)
 
 
@@ -112,9 +109,7 @@ def test_no_rooms_import_each_other(package):
     arrows = {}
     for path in python_files(package):
         room = room_of(module_of(path))
-        ours = {
-            room_of(name) for name, _ in imported(path, for_types=False) if name.startswith(f"featbench.{package}.")
-        }
+        ours = {room_of(name) for name, _ in imported(path) if name.startswith(f"featbench.{package}.")}
         arrows.setdefault(room, set()).update(ours - {room})
     acyclic(arrows)
 

@@ -64,7 +64,7 @@ class SearchFacts:
     recall: float | None
     """Of an approximate search."""
 
-    num_second_look: int
+    num_rechecked: int
     num_zero_rows: int
     engine: str
     seconds: float
@@ -156,17 +156,17 @@ class ClassAccuracy:
     name: str
     num_queries: int
     top1: Estimate
-    taken_for: str | None
+    most_confused_with: str | None
     """The class that its queries are most often confused with; None if they never are."""
 
-    taken_for_rate: float
+    confusion_rate: float
 
     def record(self) -> Record:
         """Return the accuracy as a flat dict."""
         return {
             "class": self.name, "num_val": self.num_queries,
             "top1": self.top1.value, "top1_low": self.top1.low, "top1_high": self.top1.high,
-            "taken_for": self.taken_for, "taken_for_rate": self.taken_for_rate,
+            "most_confused_with": self.most_confused_with, "confusion_rate": self.confusion_rate,
         }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from featbench._arrays import ArrayError, labels_of, layers_of, warn_of_equal_splits
 from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
 from featbench.evaluate.features.labels import Labelled, LabelSource, matched_labels
-from featbench.evaluate.features.layers import EvalLayer, stored_view
-from featbench.evaluate.features.memory_layer import memory_view
+from featbench.evaluate.features.layers import EvalLayer, stored_layer
+from featbench.evaluate.features.memory_layer import layer_in_memory
 from featbench.evaluate.knn.classification import Find
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.neighbours.cached_search import find_neighbours, search_neighbours
@@ -175,7 +175,7 @@ class StoredFeatures(Features):
 
     def views(self, layers: Layers) -> list[EvalLayer]:
         """See `Features`."""
-        return [stored_view(self.feature_set, name) for name in self.select_layers(layers)]
+        return [stored_layer(self.feature_set, name) for name in self.select_layers(layers)]
 
     def finder(self, resources: Resources, *, keep: bool) -> Find:
         """See `Features`; what was kept before is used in any case."""
@@ -245,7 +245,7 @@ class MemoryFeatures(Features):
     def views(self, layers: Layers) -> list[EvalLayer]:
         """See `Features`."""
         return [
-            memory_view(name, {split: self._features[split][name] for split in self.splits}, source=self.name)
+            layer_in_memory(name, {split: self._features[split][name] for split in self.splits}, source=self.name)
             for name in self.select_layers(layers)
         ]
 

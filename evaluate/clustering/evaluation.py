@@ -12,8 +12,8 @@ import numpy as np
 from featbench.evaluate import metrics
 from featbench.evaluate.clustering.kmeans import Clustering, assign, kmeans
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, matched_labels, refuse_if_gone
-from featbench.evaluate.features.layers import EvalLayer, short, views_of
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels, refuse_if_gone
+from featbench.evaluate.features.layers import EvalLayer, layers_of, short
 from featbench.evaluate.memory import free_memory, rows_per_block
 from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
 from featbench.store import FeatureSet, load_cached, save_cached
@@ -36,7 +36,12 @@ def evaluate_kmeans(features: FeatureSet, layers: Sequence[str | EvalLayer], **s
 
 
 def kmeans_results(
-    features: FeatureSet, layers: Sequence[str | EvalLayer], *, clusters: Sequence[int | str], **settings: Any
+    features: FeatureSet,
+    layers: Sequence[str | EvalLayer],
+    *,
+    clusters: Sequence[int | str],
+    labels: MatchedLabels | None = None,
+    **settings: Any,
 ) -> list[ClusterResult]:
     """Cluster train by k-means and compare the clusters of both splits with the classes.
 
@@ -48,6 +53,8 @@ def kmeans_results(
         What to cluster.
     clusters : sequence of int or "classes"
         Numbers of clusters.
+    labels : MatchedLabels, optional
+        As `matched_labels` returns them, where that was done before; it warns of rows that are left out.
     **settings
         As for `cluster`: `normalize`, `iterations`, `restarts`, `seed`, `memory`.
 
@@ -61,13 +68,13 @@ def kmeans_results(
     EvaluationError
         If there are more clusters than rows, or as many as classes are wanted where train has no labels.
     """
-    train, val, _ = matched_labels(features, needed=False)
+    train, val, _ = labels or matched_labels(features, needed=False)
     find = partial(find_clusters, features)
-    return cluster(views_of(features, layers), train, val, clusters=clusters, find=find, **settings)
+    return cluster(layers_of(features, layers), train, val, clusters=clusters, find=find, **settings)
 
 
 def cluster(
-    views: Sequence[EvalLayer],
+    layers: Sequence[EvalLayer],
     train: Labelled,
     val: Labelled,
     *,
@@ -83,7 +90,7 @@ def cluster(
 
     Parameters
     ----------
-    views : sequence of EvalLayer
+    layers : sequence of EvalLayer
         The layers.
     train, val : Labelled
         Rows that take part.
@@ -99,16 +106,16 @@ def cluster(
     counts = numbers_of_clusters(clusters, train)
     settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
     results = []
-    for view in views:
+    for layer in layers:
         for count in counts:
             start = time.perf_counter()
-            rows = rows_per_block(memory or free_memory() // 2, dim=view.dim)
-            clusters_of, facts = find(view, count, train, val, settings, rows)
+            rows = rows_per_block(memory or free_memory() // 2, dim=layer.dim)
+            clusters_of, facts = find(layer, count, train, val, settings, rows)
             seconds = round(time.perf_counter() - start, 3)
             for part in (train, val):
                 results.append(
                     ClusterResult(
-                        layer=view.facts,
+                        layer=layer.facts,
                         counts=counts_of(train, val),
                         split=part.split,
                         clusters=count,
@@ -161,7 +168,7 @@ def _against_classes(clusters: Ints, part: Labelled) -> ClusterMetrics | None:
 
 def find_clusters(
     features: FeatureSet,
-    view: EvalLayer,
+    layer: EvalLayer,
     count: int,
     train: Labelled,
     val: Labelled,
@@ -177,10 +184,10 @@ def find_clusters(
     facts : dict
         With `objective` and `iterations`.
     """
-    made_from = [view.made_from[split] for split in ("train", "val")]
+    made_from = [layer.made_from[split] for split in ("train", "val")]
 
     def key_of(algorithm: int) -> str:
-        return f"{short(view.name)}-{count}-{digest_of([algorithm, count, settings, *made_from])[:16]}"
+        return f"{short(layer.name)}-{count}-{digest_of([algorithm, count, settings, *made_from])[:16]}"
 
     def load(key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         kept = load_cached(features, CLUSTERS, key)
@@ -191,21 +198,21 @@ def find_clusters(
     if kept := load(key):
         return kept
     older = load(key_of(OLDER_ALGORITHM)) if is_scaled else None
-    if older and all(view.select(part).has_ordinary_lengths(rows) for part in (train, val)):
+    if older and all(layer.select(part).has_ordinary_lengths(rows) for part in (train, val)):
         arrays, facts = older
     else:
-        arrays, facts = search_clusters(view, count, train, val, settings, rows)
-        facts |= {"layer": view.name, "made_from": made_from, "settings": settings}
+        arrays, facts = search_clusters(layer, count, train, val, settings, rows)
+        facts |= {"layer": layer.name, "made_from": made_from, "settings": settings}
     refuse_if_gone(features)
     save_cached(features, CLUSTERS, key, arrays, facts)
     return arrays, facts
 
 
 def search_clusters(
-    view: EvalLayer, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
+    layer: EvalLayer, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make a clustering, and keep nothing; returns what `find_clusters` does, with the `centroids`."""
-    data = {part.split: view.select(part) for part in (train, val)}
+    data = {part.split: layer.select(part) for part in (train, val)}
     found: Clustering = kmeans(data["train"], count, rows_per_block=rows, **settings)
     clusters_of = {
         split: assign(part, found, rows_per_block=rows, normalize=settings["normalize"]) for split, part in data.items()

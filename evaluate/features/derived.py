@@ -113,12 +113,12 @@ class DerivedLayer:
         return self._projection(features) if self._projection else features
 
 
-def derived_views(views: Sequence[EvalLayer], recipe: Recipe, train: Labelled, *, memory: int) -> list[EvalLayer]:
+def derived_layers(layers: Sequence[EvalLayer], recipe: Recipe, train: Labelled, *, memory: int) -> list[EvalLayer]:
     """Make what a recipe says of layers: one of all of them, or one of each.
 
     Parameters
     ----------
-    views : sequence of EvalLayer
+    layers : sequence of EvalLayer
         Layers as they are stored.
     recipe : Recipe
         What to make.
@@ -132,21 +132,21 @@ def derived_views(views: Sequence[EvalLayer], recipe: Recipe, train: Labelled, *
     EvaluationError
         If more components are asked for than there are, or fitting does not fit into the memory.
     """
-    groups = [list(views)] if recipe.concatenate else [[view] for view in views]
+    groups = [list(layers)] if recipe.concatenate else [[layer] for layer in layers]
     return [_derived(group, recipe, train, memory) for group in groups]
 
 
 def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory: int) -> EvalLayer:
-    names = [view.name for view in group]
-    fitted_on = Selection(layer=DerivedLayer([view.layers["train"] for view in group]), rows=train.rows)
+    names = [layer.name for layer in group]
+    fitted_on = Selection(layer=DerivedLayer([layer.layers["train"] for layer in group]), rows=train.rows)
     projection = _fit(fitted_on, recipe, memory)
     layers: dict[str, Layer] = {
-        split: DerivedLayer([view.layers[split] for view in group], projection) for split in ("train", "val")
+        split: DerivedLayer([layer.layers[split] for layer in group], projection) for split in ("train", "val")
     }
     steps = {"center": recipe.center, f"pca{recipe.pca}": recipe.pca, "whiten": recipe.whiten}
     name = ".".join(["+".join(names), *(step for step, wanted in steps.items() if wanted)])
     rows = hashlib.sha256(train.rows.tobytes()).hexdigest()
-    sources = [dict(view.made_from) for view in group]
+    sources = [dict(layer.made_from) for layer in group]
     algorithm = CONCATENATED_ALGORITHM if len(group) > 1 else ALGORITHM
     made_from = {
         split: digest_of([algorithm, split, names, sources, rows, [recipe.center, recipe.pca, recipe.whiten]])
@@ -156,8 +156,8 @@ def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory
         group[0].facts,
         layer=name,
         dim=layers["train"].dim,
-        tap=" + ".join(str(view.facts.tap) for view in group),
-        pooling=" + ".join(str(view.facts.pooling) for view in group),
+        tap=" + ".join(str(layer.facts.tap) for layer in group),
+        pooling=" + ".join(str(layer.facts.pooling) for layer in group),
     )
     return EvalLayer(name=name, layers=layers, made_from=made_from, facts=facts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -47,6 +47,14 @@ class Labelled:
         return labels
 
 
+class MatchedLabels(NamedTuple):
+    """Labels of both splits, in one numbering."""
+
+    train: Labelled
+    val: Labelled
+    class_names: tuple[str, ...]
+
+
 class LabelSource(Protocol):
     """What is needed of the splits to say which rows take part: a `FeatureSet`, or arrays in memory."""
 
@@ -68,7 +76,7 @@ class LabelSource(Protocol):
         """Whether each row can take part."""
 
 
-def matched_labels(features: LabelSource, *, needed: bool = True) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+def matched_labels(features: LabelSource, *, needed: bool = True) -> MatchedLabels:
     """Match the labels of train and val by the names of their classes, in Unicode's normal form.
 
     Parameters
@@ -106,7 +114,7 @@ def matched_labels(features: LabelSource, *, needed: bool = True) -> tuple[Label
         if part.left_out:
             text = "%s: rows of %s without a label or a readable image, left out: %d"
             logger.warning(text, features.name, split, part.left_out)
-    return train, val, names
+    return MatchedLabels(train, val, names)
 
 
 def shared_names(features: LabelSource) -> tuple[str, ...]:

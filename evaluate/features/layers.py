@@ -40,7 +40,7 @@ class EvalLayer:
         return Selection(layer=self.layers[part.split], rows=part.rows)
 
 
-def stored_view(features: FeatureSet, layer: str) -> EvalLayer:
+def stored_layer(features: FeatureSet, layer: str) -> EvalLayer:
     """View a layer as it is stored; refuses one that is incomplete.
 
     Raises
@@ -73,9 +73,9 @@ def stored_view(features: FeatureSet, layer: str) -> EvalLayer:
     )
 
 
-def views_of(features: FeatureSet, layers: Sequence[str | EvalLayer]) -> list[EvalLayer]:
+def layers_of(features: FeatureSet, layers: Sequence[str | EvalLayer]) -> list[EvalLayer]:
     """View layers by name; those that are views already stay."""
-    return [layer if isinstance(layer, EvalLayer) else stored_view(features, layer) for layer in layers]
+    return [layer if isinstance(layer, EvalLayer) else stored_layer(features, layer) for layer in layers]
 
 
 def short(name: str) -> str:

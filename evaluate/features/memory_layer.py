@@ -80,7 +80,7 @@ class MemoryLayer:
         return features
 
 
-def memory_view(name: str, features: Mapping[str, Floats], *, source: str = "arrays in memory") -> EvalLayer:
+def layer_in_memory(name: str, features: Mapping[str, Floats], *, source: str = "arrays in memory") -> EvalLayer:
     """View arrays of train and val as a layer.
 
     Parameters

@@ -16,8 +16,8 @@ import numpy as np
 from featbench.evaluate import metrics
 from featbench.evaluate.clustering.evaluation import counts_of
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, matched_labels
-from featbench.evaluate.features.layers import EvalLayer, views_of
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels
+from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.per_class import class_accuracies
 from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, preprocessing_differs
 from featbench.evaluate.knn.retrieval import retrieval_metrics
@@ -29,6 +29,7 @@ from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.evaluate.results import (
     Accuracy,
     ClassResult,
+    Counts,
     KnnResult,
     NeighboursResult,
     Record,
@@ -103,6 +104,7 @@ def knn_results(
     *,
     protocol: Protocols = "dino",
     index: str | None = None,
+    labels: MatchedLabels | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
     **question: Any,
@@ -119,6 +121,8 @@ def knn_results(
         Similarity and voting: keys of `PROTOCOLS`, or protocols by name.
     index : str, optional
         Search approximately, by faiss's index of this factory string; results then give its `recall`.
+    labels : MatchedLabels, optional
+        As `matched_labels` returns them, where that was done before; it warns of rows that are left out.
     resources : Resources
         Memory, device and ranks of the search; changes no number.
     on_rows : callable
@@ -138,14 +142,15 @@ def knn_results(
     """
     asked = KnnQuestion(protocols=protocols_by_name(protocol), **question)
     _warn_of_preprocessing(features, asked.protocols)
-    train, val, names = matched_labels(features, needed=False)
     find = partial(find_neighbours, features, index=index, resources=resources)
-    views = views_of(features, layers)
-    return classify(views, train, val, names, asked, find=find, on_rows=on_rows, name=features.name)
+    return classify(
+        layers_of(features, layers), *(labels or matched_labels(features, needed=False)), asked, find=find,
+        on_rows=on_rows, name=features.name,
+    )  # fmt: skip
 
 
 def classify(
-    views: Sequence[EvalLayer],
+    layers: Sequence[EvalLayer],
     train: Labelled,
     val: Labelled,
     class_names: Sequence[str],
@@ -159,43 +164,47 @@ def classify(
 
     Parameters
     ----------
-    views : sequence of EvalLayer
+    layers : sequence of EvalLayer
         The layers.
     train, val, class_names
         As `matched_labels` returns them.
     asked : KnnQuestion
         What to say of the neighbours.
     find : callable
-        Finds the neighbours of a view: `find_neighbours`, or `search_neighbours`, which keeps nothing.
+        Finds the neighbours of a layer: `find_neighbours`, or `search_neighbours`, which keeps nothing.
     on_rows : callable
         Told layer and number of database rows after each block.
     name : str
         What messages call the features.
     """
-    rules = asked.protocols
-    if asked.duplicates is not None and any(rule.similarity != "cosine" for rule in rules.values()):
+    protocols = asked.protocols
+    if asked.duplicates is not None and any(protocol.similarity != "cosine" for protocol in protocols.values()):
         raise EvaluationError("near-duplicates are found by the cosine: choose protocols that use it, such as dino")
     queries = train if asked.leave_one_out else val
-    ks = {each: usable_k(asked.k, rule.k, len(train.rows) - asked.leave_one_out) for each, rule in rules.items()}
+    ks = {
+        each: usable_k(asked.k, protocol.k, len(train.rows) - asked.leave_one_out)
+        for each, protocol in protocols.items()
+    }
     unlabelled = list(dict.fromkeys(part.split for part in (train, queries) if not part.has_labels))
     if unlabelled:
         _warn_of_missing_labels(name, unlabelled, retrieval=asked.retrieval, per_class=asked.per_class)
+    counts = counts_of(train, val)
     results: list[Result] = []
-    for view in views:
-        of_view: list[Result] = []
-        for similarity in dict.fromkeys(rule.similarity for rule in rules.values()):
-            ks_of = {each: ks[each] for each, rule in rules.items() if rule.similarity == similarity}
+    for layer in layers:
+        of_layer: list[Result] = []
+        for similarity in dict.fromkeys(protocol.similarity for protocol in protocols.values()):
+            ks_of = {each: ks[each] for each, protocol in protocols.items() if protocol.similarity == similarity}
             k = max(map(max, ks_of.values()))
             longest = max(k, _most_relevant(train, queries)) if asked.retrieval and not unlabelled else k
             found = find(
-                view, database=train, queries=queries, similarity=similarity, k=longest,
-                on_rows=partial(on_rows, view.name),
+                layer, database=train, queries=queries, similarity=similarity, k=longest,
+                on_rows=partial(on_rows, layer.name),
             )  # fmt: skip
-            searched = _Searched(view, train, val, queries, class_names, similarity, found, asked)
-            of_view += searched.unlabelled(k) if unlabelled else searched.results(ks_of)
+            searched = _Searched(layer, counts, train, queries, class_names, similarity, found, asked)
+            of_layer += searched.unlabelled(k) if unlabelled else searched.results(ks_of)
         # As asked for, although those of one similarity are answered together; what is no protocol's comes last.
-        places = {each: place for place, each in enumerate(rules)}
-        results += sorted(of_view, key=lambda result: places.get(getattr(result, "protocol", ""), len(places)))
+        places = {each: place for place, each in enumerate(protocols)}
+        results += sorted(of_layer, key=lambda result: places.get(getattr(result, "protocol", ""), len(places)))
     return results
 
 
@@ -203,9 +212,9 @@ def classify(
 class _Searched:
     """Neighbours by one similarity, and all that is to be said of them."""
 
-    view: EvalLayer
+    layer: EvalLayer
+    counts: Counts
     train: Labelled
-    val: Labelled
     queries: Labelled
     class_names: Sequence[str]
     similarity: Similarity
@@ -215,16 +224,16 @@ class _Searched:
     def results(self, ks_of: Mapping[str, Sequence[int]]) -> list[Result]:
         """Say how well each protocol classifies, with its k."""
         asked, k = self.asked, max(map(max, ks_of.values()))
-        labels_QK = self.train.by_row(self.view.layers["train"].num_rows)[self.found.neighbours.rows_QK]
-        judge = KnnScorer.of(
+        labels_QK = self.train.by_row(self.layer.layers["train"].num_rows)[self.found.neighbours.rows_QK]
+        scorer = KnnScorer.of(
             labels_QK[:, :k], self.found.neighbours.similarities_QK, self.queries, len(self.class_names),
-            asked.duplicates, rounding_of_cosines(self.view.dim),
+            asked.duplicates, rounding_of_cosines(self.layer.dim),
         )  # fmt: skip
         results: list[Result] = []
         for name, ks in ks_of.items():
-            results += self._accuracies(judge, name, ks)
+            results += self._accuracies(scorer, name, ks)
             if asked.per_class:
-                results += self._classes(judge, name, ks[0])
+                results += self._classes(scorer, name, ks[0])
         if asked.retrieval:
             results.append(self._retrieval(labels_QK, next(iter(ks_of.values()))))
         return results
@@ -234,26 +243,26 @@ class _Searched:
         duplicates = self.asked.duplicates
         if duplicates is not None:
             nearest_Q = self.found.neighbours.similarities_QK[:, 0]
-            duplicates = int((nearest_Q >= duplicates - rounding_of_cosines(self.view.dim)).sum())
+            duplicates = int((nearest_Q >= duplicates - rounding_of_cosines(self.layer.dim)).sum())
         return [self._make(NeighboursResult, k=k, search=self.found.facts(k), num_duplicates=duplicates)]
 
-    def _accuracies(self, judge: KnnScorer, name: str, ks: Sequence[int]) -> list[Result]:
-        rule = self.asked.protocols[name]
+    def _accuracies(self, scorer: KnnScorer, name: str, ks: Sequence[int]) -> list[Result]:
+        protocol = self.asked.protocols[name]
         return [
             self._make(
-                KnnResult, protocol=name, vote=rule.vote, k=k, temperature=temperature, accuracy=accuracy,
+                KnnResult, protocol=name, vote=protocol.vote, k=k, temperature=temperature, accuracy=accuracy,
                 search=self.found.facts(k), predictions=best_Q if self.asked.predictions else None,
             )
-            for temperature in temperatures_of(name, rule, self.asked.temperature)
-            for k, (accuracy, best_Q) in zip(ks, judge.accuracies(rule, ks, temperature), strict=True)
+            for temperature in temperatures_of(name, protocol, self.asked.temperature)
+            for k, (accuracy, best_Q) in zip(ks, scorer.accuracies(protocol, ks, temperature), strict=True)
         ]  # fmt: skip
 
-    def _classes(self, judge: KnnScorer, name: str, k: int) -> list[Result]:
-        rule = self.asked.protocols[name]
-        temperature = temperatures_of(name, rule, self.asked.temperature)[0]
-        best_Q = judge.best_classes(rule, k, temperature)
+    def _classes(self, scorer: KnnScorer, name: str, k: int) -> list[Result]:
+        protocol = self.asked.protocols[name]
+        temperature = temperatures_of(name, protocol, self.asked.temperature)[0]
+        best_Q = scorer.best_classes(protocol, k, temperature)
         return [
-            self._make(ClassResult, protocol=name, vote=rule.vote, k=k, temperature=temperature, accuracy=accuracy)
+            self._make(ClassResult, protocol=name, vote=protocol.vote, k=k, temperature=temperature, accuracy=accuracy)
             for accuracy in class_accuracies(best_Q, self.queries.labels, self.class_names)
         ]
 
@@ -261,21 +270,23 @@ class _Searched:
         scores = _retrieval(labels_QK, self.train, self.queries, ks)
         if not scores["num_answerable"]:
             text = "%s: no query has a row of its own class in the database, so retrieval can't be measured"
-            logger.warning(text, self.view.name)
+            logger.warning(text, self.layer.name)
         recalls = {k: scores.pop(f"recall_at_{k}") for k in ks}
         return self._make(RetrievalResult, **scores, recall_at=recalls, search=self.found.facts())
 
     def _make(self, kind: Callable[..., T], **more: Any) -> T:
         """Make a result with what all of them say."""
-        counts, is_loo = counts_of(self.train, self.val), self.asked.leave_one_out
-        return kind(layer=self.view.facts, counts=counts, similarity=self.similarity, leave_one_out=is_loo, **more)
+        return kind(
+            layer=self.layer.facts, counts=self.counts, similarity=self.similarity,
+            leave_one_out=self.asked.leave_one_out, **more,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class KnnScorer:
-    """Neighbours' classes and similarities, ready to be voted on by many rules, and what is right."""
+    """Neighbours' classes and similarities, ready to be voted on by many protocols, and what is right."""
 
-    ballot: ClassVotes
+    votes: ClassVotes
     similarities_QK: Doubles
     labels_Q: Ints
     is_duplicate_Q: Bools | None
@@ -292,39 +303,39 @@ class KnnScorer:
     ) -> KnnScorer:
         """Prepare lists of K neighbours; `similarities_QK` may be longer, and off by `rounding`."""
         twins = None if duplicates is None else similarities_QK[:, 0] >= duplicates - rounding
-        ballot = ClassVotes.of(labels_QK, num_classes=num_classes)
-        return cls(ballot, similarities_QK[:, : labels_QK.shape[1]], queries.labels, twins)
+        votes = ClassVotes.of(labels_QK, num_classes=num_classes)
+        return cls(votes, similarities_QK[:, : labels_QK.shape[1]], queries.labels, twins)
 
-    def best_classes(self, rule: KnnProtocol, k: int, temperature: float | None) -> Ints:
+    def best_classes(self, protocol: KnnProtocol, k: int, temperature: float | None) -> Ints:
         """What each query is taken for."""
-        weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
-        return self.ballot.ranking(weights_QK, k=k, top=1)[:, 0]
+        weights_QK = vote_weights(self.similarities_QK, vote=protocol.vote, temperature=temperature)
+        return self.votes.ranking(weights_QK, k=k, top=1)[:, 0]
 
     def accuracies(
-        self, rule: KnnProtocol, ks: Sequence[int], temperature: float | None
+        self, protocol: KnnProtocol, ks: Sequence[int], temperature: float | None
     ) -> list[tuple[Accuracy, Ints]]:
-        """Accuracies of one rule, for each k, with the predicted class of each query."""
-        weights_QK = vote_weights(self.similarities_QK, vote=rule.vote, temperature=temperature)
-        return [self._accuracy(rule, weights_QK, k) for k in ks]
+        """Accuracies of one protocol, for each k, with the predicted class of each query."""
+        weights_QK = vote_weights(self.similarities_QK, vote=protocol.vote, temperature=temperature)
+        return [self._accuracy(protocol, weights_QK, k) for k in ks]
 
-    def _order_is_known(self, rule: KnnProtocol) -> bool:
+    def _order_is_known(self, protocol: KnnProtocol) -> bool:
         """Whether it is known in which order the protocol's project lists classes without a vote."""
-        num_classes = self.ballot.num_classes
-        return num_classes <= 5 or (num_classes <= SORTED_BY_NUMBER and rule.top5 != "unordered")
+        num_classes = self.votes.num_classes
+        return num_classes <= 5 or (num_classes <= SORTED_BY_NUMBER and protocol.top5 != "unordered")
 
-    def _accuracy(self, rule: KnnProtocol, weights_QK: Any, k: int) -> tuple[Accuracy, Ints]:
-        ballot = self.ballot
-        ranked = ballot.ranking(weights_QK, k=k)
+    def _accuracy(self, protocol: KnnProtocol, weights_QK: Any, k: int) -> tuple[Accuracy, Ints]:
+        votes = self.votes
+        ranked = votes.ranking(weights_QK, k=k)
         hits = ranked == self.labels_Q[:, None]
         top1, top5 = hits[:, 0], hits.any(axis=1)
-        behind = ballot.places_among_unvoted(self.labels_Q, k=k)
-        voted = ballot.num_voted(k=k)
+        behind = votes.places_among_unvoted(self.labels_Q, k=k)
+        voted = votes.num_voted(k=k)
         filled = top5 | ((behind >= 0) & (behind + voted < 5))
         capped = hits[:, :k].any(axis=1) | ((behind >= 0) & (behind + voted < min(5, k)))
-        places = min(5, k) if rule.top5 == "capped" else 5
-        is_settled = not ((behind >= 0) & (voted < places)).any() or self._order_is_known(rule)
-        own = {"voted": top5, "filled": filled, "capped": capped, "unordered": filled}.get(rule.top5)
-        is_known = own is not None and (is_settled or rule.top5 == "voted")
+        places = min(5, k) if protocol.top5 == "capped" else 5
+        is_settled = not ((behind >= 0) & (voted < places)).any() or self._order_is_known(protocol)
+        own = {"voted": top5, "filled": filled, "capped": capped, "unordered": filled}.get(protocol.top5)
+        is_known = own is not None and (is_settled or protocol.top5 == "voted")
         num_duplicates, without = None, None
         if self.is_duplicate_Q is not None:
             others = ~self.is_duplicate_Q
@@ -372,10 +383,10 @@ def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *
     return fitting
 
 
-def temperatures_of(name: str, rule: KnnProtocol, asked: Sequence[float] | None) -> Sequence[float | None]:
+def temperatures_of(name: str, protocol: KnnProtocol, asked: Sequence[float] | None) -> Sequence[float | None]:
     """The asked-for temperatures, or the protocol's own; None where it votes without one."""
-    if rule.vote == "exponential":
-        return asked or rule.temperature
+    if protocol.vote == "exponential":
+        return asked or protocol.temperature
     if asked:
         logger.warning("protocol %s votes without a temperature; %s has no effect", name, list(asked))
     return (None,)
@@ -389,10 +400,10 @@ def protocols_by_name(protocol: Protocols) -> Mapping[str, KnnProtocol]:
     return {name: find_protocol(name) for name in names}
 
 
-def _warn_of_preprocessing(features: FeatureSet, rules: Mapping[str, KnnProtocol]) -> None:
+def _warn_of_preprocessing(features: FeatureSet, protocols: Mapping[str, KnnProtocol]) -> None:
     transform = features.manifest.made_from.get("transform")
-    for name, rule in rules.items():
-        differs = preprocessing_differs(rule, transform)
+    for name, protocol in protocols.items():
+        differs = preprocessing_differs(protocol, transform)
         if differs:
             logger.warning("%s: preprocessed otherwise than protocol %s does: %s", features.name, name, differs)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import EvalLayer, views_of
+from featbench.evaluate.features.labels import MatchedLabels, matched_labels
+from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.classification import KnnScorer, Protocols, protocols_by_name, temperatures_of, usable_k
 from featbench.evaluate.knn.shots import draw
 from featbench.evaluate.neighbours.cached_search import find_neighbours
@@ -38,6 +38,7 @@ def few_shot_results(
     protocol: Protocols = "dino",
     k: Sequence[int] | None = None,
     temperature: Sequence[float] | None = None,
+    labels: MatchedLabels | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
 ) -> list[FewShotResult]:
@@ -45,7 +46,7 @@ def few_shot_results(
 
     Parameters
     ----------
-    features, layers, protocol, k, temperature, resources, on_rows
+    features, layers, protocol, k, temperature, labels, resources, on_rows
         As for `featbench.evaluate.knn.classification.evaluate_knn`.
     shots : sequence of int or str
         Images of each class, or parts of them such as "10%".
@@ -67,39 +68,41 @@ def few_shot_results(
     """
     if k and min(k) < 1:
         raise EvaluationError(f"k must be at least 1; got {min(k)}")
-    rules = protocols_by_name(protocol)
-    train, val, names = matched_labels(features)
+    protocols = protocols_by_name(protocol)
+    train, val, names = labels or matched_labels(features)
     labels_N = train.by_row(features.split("train").num_rows)
     draws = {wanted: [draw(train, wanted, seed=seed + index) for index in range(tries)] for wanted in shots}
     ks_of = {
         wanted: {
-            name: usable_k(None, k or rule.k, len(drawn[0].rows), what=f"a try with {wanted} per class")
-            for name, rule in rules.items()
+            name: usable_k(None, k or knn_protocol.k, len(drawn[0].rows), what=f"a try with {wanted} per class")
+            for name, knn_protocol in protocols.items()
         }
         for wanted, drawn in draws.items()
     }
     results = []
     for wanted, drawn in draws.items():
         size, ks = len(drawn[0].rows), ks_of[wanted]
-        for view in views_of(features, layers):
-            for name, rule in rules.items():
+        for layer in layers_of(features, layers):
+            for name, knn_protocol in protocols.items():
                 accuracies: dict[tuple[int, float | None], list[Accuracy]] = {}
-                longest = max(max(ks[other]) for other in rules if rules[other].similarity == rule.similarity)
+                longest = max(
+                    max(ks[other]) for other in protocols if protocols[other].similarity == knn_protocol.similarity
+                )
                 for database in drawn:
                     found = find_neighbours(
-                        features, view, database=database, queries=val, k=longest, similarity=rule.similarity,
-                        resources=resources, on_rows=partial(on_rows, view.name),
+                        features, layer, database=database, queries=val, k=longest, similarity=knn_protocol.similarity,
+                        resources=resources, on_rows=partial(on_rows, layer.name),
                     ).neighbours  # fmt: skip
                     lists_QK = labels_N[found.rows_QK[:, : max(ks[name])]]
-                    judge = KnnScorer.of(lists_QK, found.similarities_QK, val, len(names), None)
-                    for each_t in temperatures_of(name, rule, temperature):
-                        judged = judge.accuracies(rule, ks[name], each_t)
+                    scorer = KnnScorer.of(lists_QK, found.similarities_QK, val, len(names), None)
+                    for each_t in temperatures_of(name, knn_protocol, temperature):
+                        judged = scorer.accuracies(knn_protocol, ks[name], each_t)
                         for each_k, (accuracy, _) in zip(ks[name], judged, strict=True):
                             accuracies.setdefault((each_k, each_t), []).append(accuracy)
                 for (each_k, each_t), several in accuracies.items():
                     results.append(
                         FewShotResult(
-                            layer=view.facts,
+                            layer=layer.facts,
                             protocol=name,
                             shots=str(wanted),
                             tries=tries,

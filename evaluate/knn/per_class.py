@@ -41,8 +41,8 @@ def class_accuracies(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) 
                 name=names[label],
                 num_queries=len(predicted),
                 top1=proportion(predicted == label),
-                taken_for=None if worst is None else names[others[worst]],
-                taken_for_rate=0.0 if worst is None else float(counts[worst] / len(predicted)),
+                most_confused_with=None if worst is None else names[others[worst]],
+                confusion_rate=0.0 if worst is None else float(counts[worst] / len(predicted)),
             )
         )
     return accuracies

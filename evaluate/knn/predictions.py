@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.labels import MatchedLabels, matched_labels
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
@@ -48,7 +48,7 @@ class Predictions:
     """Part of the votes of the k neighbours that each of these classes has; 0 where there is none."""
 
     class_names: tuple[str, ...]
-    ballot: ClassVotes
+    votes: ClassVotes
     weights_QK: Doubles
 
     def is_right(self) -> Bools:
@@ -58,27 +58,30 @@ class Predictions:
 
 def predict(
     features: FeatureSet,
-    view: EvalLayer,
+    layer: EvalLayer,
     *,
     name: str,
-    rule: KnnProtocol,
+    protocol: KnnProtocol,
     k: int | None = None,
     temperature: float | None = None,
     leave_one_out: bool = False,
+    labels: MatchedLabels | None = None,
     resources: Resources = DEFAULT,
 ) -> Predictions:
     """Predict the class of each query.
 
     Parameters
     ----------
-    features, view
+    features, layer
         What to evaluate.
-    name, rule : str, KnnProtocol
+    name, protocol : str, KnnProtocol
         Similarity and voting.
     k, temperature : optional
         The protocol's first by default.
     leave_one_out : bool
         Predict train by train.
+    labels : MatchedLabels, optional
+        As `matched_labels` returns them, where that was done before; it warns of rows that are left out.
     resources : Resources
         Memory, device and ranks of a search, if there must be one.
 
@@ -87,30 +90,38 @@ def predict(
     EvaluationError
         As `evaluate_knn`, and if no row of train has a label.
     """
-    train, val, names = matched_labels(features, needed=False)
+    train, val, names = labels or matched_labels(features, needed=False)
     if not train.has_labels:
         raise EvaluationError(f"{features.path}: no row of train has a label, so there are no classes to predict")
     queries = train if leave_one_out else val
-    k = usable_k(None if k is None else [k], rule.k, len(train.rows) - leave_one_out)[0]
-    if rule.vote == "exponential" and temperature is None:
-        temperature = rule.temperature[0]
+    k = usable_k(None if k is None else [k], protocol.k, len(train.rows) - leave_one_out)[0]
+    if protocol.vote == "exponential" and temperature is None:
+        temperature = protocol.temperature[0]
     found = find_neighbours(
-        features, view, database=train, queries=queries, k=k, similarity=rule.similarity, resources=resources
+        features, layer, database=train, queries=queries, k=k, similarity=protocol.similarity, resources=resources
     ).neighbours
     rows_QK, similarities_QK = found.rows_QK[:, :k], found.similarities_QK[:, :k]
-    ballot = ClassVotes.of(train.by_row(features.split("train").num_rows)[rows_QK], num_classes=len(names))
-    weights_QK = vote_weights(similarities_QK, vote=rule.vote, temperature=temperature)
-    ranked_QT, probabilities_QT = ballot.ranking_with_shares(weights_QK, k=k)
+    votes = ClassVotes.of(train.by_row(features.split("train").num_rows)[rows_QK], num_classes=len(names))
+    weights_QK = vote_weights(similarities_QK, vote=protocol.vote, temperature=temperature)
+    ranked_QT, probabilities_QT = votes.ranking_with_shares(weights_QK, k=k)
     return Predictions(
-        setting={"layer": view.name, "protocol": name, "k": k, "temperature": temperature},
+        setting={"layer": layer.name, "protocol": name, "k": k, "temperature": temperature},
         digest=digest_of(
-            [ALGORITHM[rule.similarity], name, asdict(rule), k, temperature, leave_one_out, dict(view.made_from)]
+            [
+                ALGORITHM[protocol.similarity],
+                name,
+                asdict(protocol),
+                k,
+                temperature,
+                leave_one_out,
+                dict(layer.made_from),
+            ]
         ),
         neighbours=replace(found, rows_QK=rows_QK, similarities_QK=similarities_QK),
         labels_Q=queries.labels,
         ranked_QT=ranked_QT,
         probabilities_QT=probabilities_QT,
         class_names=names,
-        ballot=ballot,
+        votes=votes,
         weights_QK=weights_QK,
     )

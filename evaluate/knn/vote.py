@@ -130,8 +130,8 @@ class ClassVotes:
 
         Examples
         --------
-        >>> ballot = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
-        >>> ballot.ranking(np.array([[1.0, 0.5, 0.5, 0.25]]), k=4, top=4).tolist()
+        >>> votes = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
+        >>> votes.ranking(np.array([[1.0, 0.5, 0.5, 0.25]]), k=4, top=4).tolist()
         [[3, 1, 0, -1]]
         """
         scores_QK = self.scores(weights_QK, k=k)
@@ -158,8 +158,8 @@ class ClassVotes:
 
         Examples
         --------
-        >>> ballot = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
-        >>> ballot.ranking_with_shares(np.array([[1.0, 0.5, 0.25, 0.25]]), k=4, top=4)[1].tolist()
+        >>> votes = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
+        >>> votes.ranking_with_shares(np.array([[1.0, 0.5, 0.25, 0.25]]), k=4, top=4)[1].tolist()
         [[0.5, 0.375, 0.125, 0.0]]
         """
         ranked_QT = self.ranking(weights_QK, k=k, top=top)

@@ -45,7 +45,7 @@ class SearchResult:
         return SearchFacts(
             certified=self.recalls is None,
             recall=None if self.recalls is None else float(self.recalls[k - 1]),
-            num_second_look=len(self.neighbours.rechecked),
+            num_rechecked=len(self.neighbours.rechecked),
             num_zero_rows=self.neighbours.num_zeros,
             engine=self.neighbours.engine,
             seconds=self.seconds,
@@ -69,7 +69,7 @@ class NeighbourCache:
     def of(
         cls,
         features: FeatureSet,
-        view: EvalLayer,
+        layer: EvalLayer,
         database: Labelled,
         queries: Labelled,
         similarity: Similarity,
@@ -82,21 +82,21 @@ class NeighbourCache:
         its lists are those of one `length`.
         """
         made_from = [
-            [part.split, view.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
+            [part.split, layer.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
             for part in (database, queries)
         ]
         request = None if index is None else [index, length, approximate.ALGORITHM]
 
         def key_of(algorithm: int) -> str:
             digest = digest_of([algorithm, similarity, request, *made_from])
-            return f"{short(view.name)}-{similarity}-{digest[:16]}"
+            return f"{short(layer.name)}-{similarity}-{digest[:16]}"
 
         older = OLDER_ALGORITHM.get(similarity)
         return cls(
             features=features,
             key=key_of(ALGORITHM[similarity]),
             older_key=None if older is None else key_of(older),
-            origin={"layer": view.name, "similarity": similarity, "index": index, "made_from": made_from},
+            origin={"layer": layer.name, "similarity": similarity, "index": index, "made_from": made_from},
         )
 
     def part(self, name: str) -> NeighbourCache:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def find_neighbours(
     features: FeatureSet,
-    view: EvalLayer,
+    layer: EvalLayer,
     *,
     database: Labelled,
     queries: Labelled,
@@ -46,7 +46,7 @@ def find_neighbours(
     ----------
     features : FeatureSet
         Where lists are kept.
-    view : EvalLayer
+    layer : EvalLayer
         What is searched.
     database, queries : Labelled
         Rows that take part. Where both are of one split, no query is its own neighbour (leave-one-out).
@@ -71,8 +71,8 @@ def find_neighbours(
     EvaluationError
         If k is out of range, a row is not finite, or the search does not fit into the memory.
     """
-    search = _Search(view, database, queries, k, similarity, resources, on_rows)
-    lists = NeighbourCache.of(features, view, database, queries, similarity, index, search.length)
+    search = _Search(layer, database, queries, k, similarity, resources, on_rows)
+    lists = NeighbourCache.of(features, layer, database, queries, similarity, index, search.length)
     if kept := lists.load(k):
         return kept
     search.refuse_too_long()
@@ -95,7 +95,7 @@ def find_neighbours(
 
 
 def search_neighbours(
-    view: EvalLayer,
+    layer: EvalLayer,
     *,
     database: Labelled,
     queries: Labelled,
@@ -106,17 +106,17 @@ def search_neighbours(
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> SearchResult:
     """Search for neighbours, and keep them nowhere; parameters and errors are those of `find_neighbours`."""
-    search = _Search(view, database, queries, k, similarity, resources, on_rows)
+    search = _Search(layer, database, queries, k, similarity, resources, on_rows)
     search.refuse_too_long()
     return search.run(index)
 
 
 class _Search:
-    """One search among the rows of a view."""
+    """One search among the rows of a layer."""
 
     def __init__(
         self,
-        view: EvalLayer,
+        layer: EvalLayer,
         database: Labelled,
         queries: Labelled,
         k: int,
@@ -124,11 +124,11 @@ class _Search:
         resources: Resources,
         on_rows: Callable[[int], None],
     ) -> None:
-        self.whole = view.select(database)
+        self.whole = layer.select(database)
         self.is_leave_one_out = database.split == queries.split
         self.length = k + self.is_leave_one_out
-        self._queries = view.select(queries)
-        self._view, self._split, self._similarity = view, database.split, similarity
+        self._queries = layer.select(queries)
+        self._layer, self._split, self._similarity = layer, database.split, similarity
         self._resources, self._on_rows = resources, on_rows
         self._start = time.perf_counter()
 
@@ -142,7 +142,7 @@ class _Search:
 
     def has_ordinary_lengths(self) -> bool:
         """Whether every version takes the rows to be of the same lengths; reads them all."""
-        size = rows_per_block(self._resources.bytes, dim=self._view.dim)
+        size = rows_per_block(self._resources.bytes, dim=self._layer.dim)
         return all(rows.has_ordinary_lengths(size) for rows in (self.whole, self._queries))
 
     def run(self, index: str | None) -> SearchResult:
@@ -160,7 +160,7 @@ class _Search:
         """Take queries out of their own lists, and say how long it took and what an index has missed."""
         if neighbours.num_zeros:
             text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
-            logger.warning(text, self._view.name, self._split, neighbours.num_zeros)
+            logger.warning(text, self._layer.name, self._split, neighbours.num_zeros)
         if self.is_leave_one_out:
             neighbours = without_themselves(neighbours)
             truth = truth and without_themselves(truth)
@@ -181,7 +181,7 @@ class _Search:
             self._resources,
             num_rows=len(part),
             rows_per_chunk=part.layer.rows_per_chunk,
-            dim=self._view.dim,
+            dim=self._layer.dim,
             num_queries=len(self._queries),
             k=min(self.length, len(part)),
             similarity=self._similarity,

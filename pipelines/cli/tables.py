@@ -142,7 +142,7 @@ def class_table(results: Sequence[ClassResult]) -> Table:
     first = results[0]
     rows = []
     for each in sorted((result.accuracy for result in results), key=lambda each: each.top1.value):
-        worst = f"{each.taken_for} ({100 * each.taken_for_rate:.0f}%)" if each.taken_for else ""
+        worst = f"{each.most_confused_with} ({100 * each.confusion_rate:.0f}%)" if each.most_confused_with else ""
         rows.append((each.name, f"{each.num_queries:,}", _percent(each.top1), worst))
     columns = (
         Column(name="class", is_right=False),
@@ -432,7 +432,7 @@ def _exactness(knn: Sequence[KnnResult]) -> str:
         ranges = {k: dict.fromkeys(f"{100 * each:.1f}" for each in (min(all_), max(all_))) for k, all_ in of_k.items()}
         shown = ", ".join(f"{' to '.join(each)} %" + f" at k = {k}" * (len(of_k) > 1) for k, each in ranges.items())
         return f"approximate neighbours, recall {shown}"
-    rechecks = {each.layer.layer: each.search.num_second_look for each in knn if each.search.num_second_look}
+    rechecks = {each.layer.layer: each.search.num_rechecked for each in knn if each.search.num_rechecked}
     shown = ", ".join(f"{layer} {count:,}" for layer, count in rechecks.items())
     return "neighbours certified exact" + (f", after an exact re-check of some queries: {shown}" if shown else "")
 

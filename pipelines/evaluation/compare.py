@@ -11,7 +11,7 @@ import numpy as np
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import class_names_of, matched_labels
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import temperatures_of, usable_k
 from featbench.evaluate.knn.predictions import Predictions, predict
 from featbench.evaluate.metrics import paired_difference
@@ -51,18 +51,23 @@ def compare(
     _refuse_other_queries(first, second)
     pairs = _pairs(first, second, layers)
     resources = resources_of(config)
-    num_rows = min(len(matched_labels(features)[0].rows) for features in (first, second))
+    labels = [matched_labels(first)]
+    labels.append(labels[0] if first.path == second.path else matched_labels(second))
+    num_rows = min(len(each.train.rows) for each in labels)
     records: list[Record] = []
-    for name, rule in find_protocols(config.knn.protocol).items():
-        ks = usable_k(config.knn.k, rule.k, num_rows)
+    for name, protocol in find_protocols(config.knn.protocol).items():
+        ks = usable_k(config.knn.k, protocol.k, num_rows)
         for ours, theirs in pairs:
-            views = (first, stored_view(first, ours)), (second, stored_view(second, theirs))
+            both_layers = (first, stored_layer(first, ours)), (second, stored_layer(second, theirs))
             names = {"first": f"{first.name}/{ours}", "second": f"{second.name}/{theirs}"}
-            for temperature in temperatures_of(name, rule, config.knn.temperature):
-                ask = partial(predict, name=name, rule=rule, temperature=temperature, resources=resources)
+            for temperature in temperatures_of(name, protocol, config.knn.temperature):
+                ask = partial(predict, name=name, protocol=protocol, temperature=temperature, resources=resources)
                 of_rule = []
                 for k in sorted(ks, reverse=True):  # the largest first: its lists serve the others
-                    both = [ask(features, view, k=k) for features, view in views]
+                    both = [
+                        ask(features, layer, k=k, labels=matched)
+                        for (features, layer), matched in zip(both_layers, labels, strict=True)
+                    ]
                     of_rule.append(names | both[0].setting | _difference(*both))
                 records += reversed(of_rule)
     return records

@@ -26,8 +26,15 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.config import EvaluateConfig
-from featbench.evaluate.features.labels import class_names_of, has_labels, readable_rows, shared_names
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.labels import (
+    MatchedLabels,
+    class_names_of,
+    has_labels,
+    matched_labels,
+    readable_rows,
+    shared_names,
+)
+from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import usable_k
 from featbench.evaluate.knn.per_class import confusion_matrix
 from featbench.evaluate.knn.predictions import Predictions, predict
@@ -93,7 +100,8 @@ def export(
         raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
     names = features.find_layers(layers)
     if file_format == "zarr":
-        return [_keep(features, name, config, what) for name in names]
+        labels = _matched_labels(features)
+        return [_keep(features, name, config, what, labels) for name in names]
     write = {"npy": _write_npy, "npz": _write_npz, "parquet": _write_parquet, "vissl": _write_npy}[file_format]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -122,19 +130,26 @@ def _contents(
             yield split, rows
     if is_vissl:
         _refuse_without_labels(features)
+        labels = matched_labels(features, needed=False)
         for layer in layers:
-            yield f"kNN_{layer}_output", _as_vissl(_predict(features, layer, config))
+            yield f"kNN_{layer}_output", _as_vissl(_predict(features, layer, config, labels))
     elif "neighbours" in what or "predictions" in what:
+        labels_or_none = _matched_labels(features)
         for layer in layers:
-            yield layer, _answers(features, layer, config, what)[0]
+            yield layer, _answers(features, layer, config, what, labels_or_none)[0]
+
+
+def _matched_labels(features: FeatureSet) -> MatchedLabels | None:
+    """Match the labels once for all layers; None if train has none."""
+    return matched_labels(features, needed=False) if has_labels(features, "train") else None
 
 
 def _answers(
-    features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str]
+    features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str], labels: MatchedLabels | None
 ) -> tuple[Arrays, dict[str, Any], str]:
     """What is asked for of neighbours and predictions; the setting, and a digest of all that it comes from."""
-    if has_labels(features, "train"):
-        found = _predict(features, layer, config)
+    if labels is not None:
+        found = _predict(features, layer, config, labels)
         arrays = _neighbours(found.neighbours) | _predictions(found)
         keep = {name for each in what if each in _ARRAYS for name in _ARRAYS[each]}
         facts = {**found.setting, "class_names": list(found.class_names)}
@@ -148,19 +163,23 @@ def _answers(
 
 def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) -> tuple[Arrays, dict[str, Any], str]:
     """Neighbours among all readable rows."""
-    name, rule = next(iter(find_protocols(config.knn.protocol).items()))
+    name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
     database = readable_rows(features, "train")
     queries = database if config.knn.leave_one_out else readable_rows(features, "val")
     largest = len(database.rows) - config.knn.leave_one_out
-    k = usable_k([max(config.knn.k)] if config.knn.k else None, rule.k[:1], largest)[0]
-    view = stored_view(features, layer)
+    k = usable_k([max(config.knn.k)] if config.knn.k else None, protocol.k[:1], largest)[0]
+    stored = stored_layer(features, layer)
     found = find_neighbours(
-        features, view, database=database, queries=queries, k=k, similarity=rule.similarity,
+        features, stored, database=database, queries=queries, k=k, similarity=protocol.similarity,
         resources=resources_of(config),
     ).neighbours  # fmt: skip
     cut = dataclasses.replace(found, rows_QK=found.rows_QK[:, :k], similarities_QK=found.similarities_QK[:, :k])
     facts = {"layer": layer, "protocol": name, "k": k, "temperature": None, "class_names": []}
-    return _neighbours(cut), facts, digest_of([rule.similarity, k, config.knn.leave_one_out, dict(view.made_from)])
+    return (
+        _neighbours(cut),
+        facts,
+        digest_of([protocol.similarity, k, config.knn.leave_one_out, dict(stored.made_from)]),
+    )
 
 
 def _refuse_without_labels(features: FeatureSet) -> None:
@@ -178,16 +197,17 @@ def _labels(features: FeatureSet, split: str) -> Ints:
     return places[features.labels(split)]
 
 
-def _predict(features: FeatureSet, layer: str, config: EvaluateConfig) -> Predictions:
-    name, rule = next(iter(find_protocols(config.knn.protocol).items()))
+def _predict(features: FeatureSet, layer: str, config: EvaluateConfig, labels: MatchedLabels) -> Predictions:
+    name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
     return predict(
         features,
-        stored_view(features, layer),
+        stored_layer(features, layer),
         name=name,
-        rule=rule,
+        protocol=protocol,
         k=max(config.knn.k) if config.knn.k else None,
         temperature=config.knn.temperature[0] if config.knn.temperature else None,
         leave_one_out=config.knn.leave_one_out,
+        labels=labels,
         resources=resources_of(config),
     )
 
@@ -208,7 +228,7 @@ def _predictions(found: Predictions) -> dict[str, Array]:
     return {
         "labels": found.labels_Q,
         "predictions": found.ranked_QT,
-        "probabilities": found.ballot.probabilities(found.weights_QK, k=found.setting["k"]),
+        "probabilities": found.votes.probabilities(found.weights_QK, k=found.setting["k"]),
         "confusion": confusion_matrix(found.ranked_QT[known, 0], found.labels_Q[known], num_classes=num_classes),
     }
 
@@ -216,18 +236,20 @@ def _predictions(found: Predictions) -> dict[str, Array]:
 def _as_vissl(found: Predictions) -> Arrays:
     """All classes in order for each query, its class, and its position: int64, as VISSL's `knn_utils.py` saves them."""
     return {
-        "predictions": found.ballot.complete_ranking(found.weights_QK, k=found.setting["k"]),
+        "predictions": found.votes.complete_ranking(found.weights_QK, k=found.setting["k"]),
         "targets": found.labels_Q[:, None],
         "image_indices": np.arange(len(found.labels_Q), dtype=np.int64),
     }
 
 
-def _keep(features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str]) -> Path:
+def _keep(
+    features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str], labels: MatchedLabels | None
+) -> Path:
     """Keep neighbours and predictions in the feature set, as Zarr."""
     wanted = [each for each in what if each in _ARRAYS]
     if not wanted:
         raise ExportError("--format zarr keeps neighbours and predictions in the feature set, which is Zarr itself")
-    arrays, facts, digest = _answers(features, layer, config, wanted)
+    arrays, facts, digest = _answers(features, layer, config, wanted, labels)
     all_of_it = set(wanted) == set(_ARRAYS) or "predictions" not in arrays
     key = f"{layer}-{facts['protocol']}-{digest[:16]}" + ("" if all_of_it else f"-{wanted[0]}")
     save_cached(features, PREDICTIONS, key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)

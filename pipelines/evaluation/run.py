@@ -15,9 +15,9 @@ from typing import Any
 from featbench.evaluate.clustering.evaluation import kmeans_results, numbers_of_clusters
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.derived import Recipe, derived_views
+from featbench.evaluate.features.derived import Recipe, derived_layers
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
-from featbench.evaluate.features.layers import views_of
+from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
 from featbench.evaluate.memory import free_memory, parse_memory
@@ -77,27 +77,29 @@ def _evaluate(
     rank = from_environment() or alone()
     resources = resources_of(config, rank)
     knn = config.knn
+    labels = matched_labels(features, needed=False)
     settings: dict[str, Any] = {
         "protocol": find_protocols(knn.protocol),
         "k": knn.k,
         "temperature": knn.temperature,
+        "labels": labels,
         "resources": resources,
     }
-    views = views_of(features, names)
-    train, val, _ = matched_labels(features, needed=False)
+    chosen = layers_of(features, names)
+    train, val, _ = labels
     numbers_of_clusters(config.kmeans.clusters, train)  # what can't be clustered is refused before the search
     if recipe := Recipe(**config.derive.model_dump()):
-        views = derived_views(views, recipe, train, memory=resources.bytes)
+        chosen = derived_layers(chosen, recipe, train, memory=resources.bytes)
     few_shot: list[Result] = []
     if knn.shots and not (train.has_labels and val.has_labels):
         logger.warning("%s: few-shot accuracies need labels in train and val, so there are none", features.name)
     elif knn.shots:  # first, since it is short, and refuses a k that is too large
-        few_shot += few_shot_results(features, views, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
-    num_searches = len(views) * len({rule.similarity for rule in settings["protocol"].values()})
+        few_shot += few_shot_results(features, chosen, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
+    num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
     with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
         results = knn_results(
             features,
-            views,
+            chosen,
             index=config.index,
             leave_one_out=knn.leave_one_out,
             retrieval=knn.retrieval,
@@ -108,7 +110,7 @@ def _evaluate(
         )
     results += few_shot
     if config.kmeans.clusters and rank.rank == 0:
-        results += kmeans_results(features, views, memory=resources.bytes, **config.kmeans.model_dump())
+        results += kmeans_results(features, chosen, labels=labels, memory=resources.bytes, **config.kmeans.model_dump())
     now = datetime.now(UTC)
     content = {
         "records": records_of(results),

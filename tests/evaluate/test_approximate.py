@@ -7,7 +7,7 @@ import pytest
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.neighbours.approximate import num_training_rows, recalls, search_approximately
 from featbench.evaluate.neighbours.cached_search import find_neighbours
@@ -177,7 +177,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path):
     truth = np.argsort(-cosines(values, queries), axis=1, kind="stable")
     train, val, _ = matched_labels(used)
     kept = find_neighbours(
-        used, stored_view(used, "x"), database=train, queries=val, k=200, similarity="cosine", index="IVF16,Flat"
+        used, stored_layer(used, "x"), database=train, queries=val, k=200, similarity="cosine", index="IVF16,Flat"
     )
     assert kept.reused
     for record in sweep:
@@ -190,7 +190,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path):
     np.fill_diagonal(similarities, -np.inf)
     others = np.argsort(-similarities, axis=1, kind="stable")[:, :10]
     kept = find_neighbours(
-        used, stored_view(used, "x"), database=train, queries=train, k=10, similarity="cosine", index="IVF16,Flat"
+        used, stored_layer(used, "x"), database=train, queries=train, k=10, similarity="cosine", index="IVF16,Flat"
     )
     assert kept.reused
     of_all = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(others, kept.neighbours.rows_QK, strict=True)])

@@ -12,7 +12,8 @@ from featbench.evaluate.clustering import evaluation
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.layers import stored_layer
+from featbench.evaluate.knn import classification
 from featbench.evaluate.knn.classification import evaluate_knn, uniform
 from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
@@ -109,6 +110,35 @@ def test_a_class_that_train_lacks_counts_as_wrong_and_is_named(tmp_path, caplog)
     assert "(cat)" in caplog.text
 
 
+def test_one_command_warns_once_of_the_rows_that_it_leaves_out(tmp_path, bench):
+    """kNN, few-shot and k-means match the labels together; comparing two layers of one set too."""
+    data = {"train": clustered(60, 1), "val": clustered(20, 2)}
+    labels = {split: np.where(np.arange(len(each)) == 3, -1, each) for split, (_, each) in data.items()}
+    features = {split: {"x": rows, "y": rows[:, :4]} for split, (rows, _) in data.items()}
+    names = dict.fromkeys(data, ("a", "b", "c"))
+    make_features(tmp_path / "features/f", features, labels, class_names=names)
+    questions = ("--k", "5", "--retrieval", "--shots", "2", "--clusters", "3")
+    for command in (
+        ("evaluate", "--features", "f", *questions),
+        ("compare", "f", "f", "--layers", "x,y"),
+        ("export", "f", "--out", "out", "--what", "predictions"),
+    ):
+        result = bench(*command)
+        assert result.returncode == 0, result.stderr
+        for split in ("train", "val"):
+            assert result.stderr.count(f"rows of {split} without a label") == 1, result.stderr
+
+
+def test_the_accuracies_of_many_classes_count_rows_once(made, monkeypatch):
+    """Once for each class took minutes for 30,000 classes."""
+    counted = []
+    original = classification.counts_of
+    monkeypatch.setattr(classification, "counts_of", lambda *labels: counted.append(1) or original(*labels))
+    records = evaluate_knn(made, ["x"], k=[5], per_class=True)
+    assert sum(record["task"] == "class" for record in records) == 3
+    assert len(counted) == 1
+
+
 def test_rows_without_label_or_image_are_left_out_and_counted(tmp_path):
     train, val = clustered(60, 1), clustered(30, 2)
     labels = {"train": train[1].copy(), "val": val[1].copy()}
@@ -148,7 +178,7 @@ def test_without_labels_neighbours_are_found_and_rows_are_clustered(tmp_path, ca
     assert record["num_duplicates"] == (similarities.max(axis=1) >= 0.5).sum()
     train, val, _ = matched_labels(made, needed=False)
     found = neighbours.find_neighbours(
-        made, stored_view(made, "x"), database=train, queries=val, k=5, similarity="cosine"
+        made, stored_layer(made, "x"), database=train, queries=val, k=5, similarity="cosine"
     )
     assert found.reused
     assert np.array_equal(found.neighbours.rows_QK, np.argsort(-similarities, axis=1, kind="stable")[:, :5])
@@ -167,7 +197,7 @@ def test_predictions_need_no_labels_of_the_queries(tmp_path):
     labels = {"train": np.arange(3), "val": np.full(2, -1)}
     features = {split: {"x": each} for split, each in values.items()}
     made = make_features(tmp_path / "f", features, labels, class_names={"train": ("a", "b", "c"), "val": ()})
-    found = predict(made, stored_view(made, "x"), name="dino", rule=PROTOCOLS["dino"], k=1)
+    found = predict(made, stored_layer(made, "x"), name="dino", protocol=PROTOCOLS["dino"], k=1)
     assert found.ranked_QT[:, 0].tolist() == [2, 0]
     assert found.labels_Q.tolist() == [-1, -1]
 

@@ -7,9 +7,9 @@ import pytest
 from sklearn.decomposition import PCA
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.derived import Recipe, derived_views
+from featbench.evaluate.features.derived import Recipe, derived_layers
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import views_of
+from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import evaluate_knn
 from tests.conftest import make_features
 
@@ -37,7 +37,7 @@ def made(arrays, tmp_path_factory):
 
 def derive(made, layers, **recipe):
     train, _, _ = matched_labels(made)
-    (view,) = derived_views(views_of(made, layers), Recipe(**recipe), train, memory=2**30)
+    (view,) = derived_layers(layers_of(made, layers), Recipe(**recipe), train, memory=2**30)
     return view, train
 
 
@@ -84,7 +84,7 @@ def test_a_derived_row_is_the_same_in_every_block(made, recipe):
 def test_lists_of_derived_layers_are_exact_and_kept_apart(made):
     train, val, _ = matched_labels(made)
     before = evaluate_knn(made, ["x"], k=[5])[0]
-    (view,) = derived_views(views_of(made, ["x"]), Recipe(whiten=True), train, memory=2**30)
+    (view,) = derived_layers(layers_of(made, ["x"]), Recipe(whiten=True), train, memory=2**30)
     record = evaluate_knn(made, [view], k=[5])[0]
     values = {split: view.select(part).read().astype(np.float64) for split, part in (("train", train), ("val", val))}
     cosines = unit(values["val"]) @ unit(values["train"]).T
@@ -102,9 +102,9 @@ def test_lists_of_derived_layers_are_exact_and_kept_apart(made):
 def test_more_components_than_there_are_and_too_little_memory_are_refused(made):
     train, _, _ = matched_labels(made)
     with pytest.raises(EvaluationError, match=r"--pca must be in \[1, 6\].*got 7"):
-        derived_views(views_of(made, ["x"]), Recipe(pca=7), train, memory=2**30)
+        derived_layers(layers_of(made, ["x"]), Recipe(pca=7), train, memory=2**30)
     with pytest.raises(EvaluationError, match="components of 6 numbers need"):
-        derived_views(views_of(made, ["x"]), Recipe(pca=2), train, memory=1000)
+        derived_layers(layers_of(made, ["x"]), Recipe(pca=2), train, memory=1000)
 
 
 def test_derived_layers_can_be_asked_for_on_the_command_line(made, bench):

@@ -178,7 +178,7 @@ before, labels = peak_kb(), np.arange(30_000)
 clusters = np.random.default_rng(0).permutation(30_000)
 assert cluster_metrics(clusters, labels)["hungarian"] == 1
 classes = class_accuracies(np.where(labels % 2, labels, (labels + 1) % 30_000), labels, [str(i) for i in labels])
-assert [each.taken_for for each in classes[:4]] == ["1", None, "3", None]
+assert [each.most_confused_with for each in classes[:4]] == ["1", None, "3", None]
 print(peak_kb() - before)
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import torch
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.knn.few_shot import evaluate_few_shot
 from featbench.evaluate.knn.per_class import class_accuracies, confusion_matrix
@@ -71,7 +71,7 @@ def test_leave_one_out_never_asks_a_row_about_itself(made, data):
     assert record["top1"] == pytest.approx((voted(similarities, labels, 7, 0.07) == labels).mean())
     train, _, _ = matched_labels(made)
     found = find_neighbours(
-        made, stored_view(made, "x"), database=train, queries=train, k=79, similarity="cosine"
+        made, stored_layer(made, "x"), database=train, queries=train, k=79, similarity="cosine"
     ).neighbours
     assert all(sorted([*row, query]) == list(range(80)) for query, row in enumerate(found.rows_QK.tolist()))
 
@@ -84,7 +84,7 @@ def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path):
     )
     train, _, _ = matched_labels(copies)
     found = find_neighbours(
-        copies, stored_view(copies, "x"), database=train, queries=train, k=2, similarity="cosine"
+        copies, stored_layer(copies, "x"), database=train, queries=train, k=2, similarity="cosine"
     ).neighbours
     assert found.rows_QK.tolist()[:4] == [[2, 4], [3, 5], [0, 4], [1, 5]]
     assert found.rows_QK.tolist()[8] == [0, 2], "the query was not among the first three"
@@ -260,15 +260,15 @@ def test_accuracies_of_classes_and_confusions_add_up(made):
     predictions, labels = np.array([0, 1, 1, 1]), np.array([0, 0, 0, 2])
     assert confusion_matrix(predictions, labels, num_classes=3).tolist() == [[1, 2, 0], [0, 0, 0], [0, 1, 0]]
     first, last = class_accuracies(predictions, labels, names)
-    assert (first.name, first.top1.value, first.taken_for) == ("a", pytest.approx(1 / 3), "b")
+    assert (first.name, first.top1.value, first.most_confused_with) == ("a", pytest.approx(1 / 3), "b")
     assert (last.name, last.top1.value, last.num_queries) == ("c", 0, 1)
 
 
 def test_probabilities_add_up_to_one_for_every_k(made, data):
     (values, labels), (queries, _) = data["train"], data["val"]
     for k in (1, 4, 20):
-        found = predict(made, stored_view(made, "x"), name="dino", rule=PROTOCOLS["dino"], k=k)
-        probabilities = found.ballot.probabilities(found.weights_QK, k=k)
+        found = predict(made, stored_layer(made, "x"), name="dino", protocol=PROTOCOLS["dino"], k=k)
+        probabilities = found.votes.probabilities(found.weights_QK, k=k)
         assert np.allclose(probabilities.sum(axis=1), 1)
         assert np.array_equal(found.ranked_QT[:, 0], voted(cosines(values, queries), labels, k, 0.07))
         best = np.take_along_axis(probabilities, found.ranked_QT[:, :1], axis=1)

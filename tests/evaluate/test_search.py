@@ -161,7 +161,7 @@ def with_threads(count):
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_queries_that_float32_cannot_answer_get_a_second_look(similarity):
+def test_queries_that_float32_cannot_certify_are_searched_again(similarity):
     random = awkward("random", 3000, 8, 1)
     assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).rechecked.tolist() == []
     equal = np.ones((3000, 8), np.float32)

@@ -42,12 +42,12 @@ def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh):
     similarities, labels = neighbours()
     if vote == "inverse_distance":
         similarities = similarities - 1
-    ballot = ClassVotes.of(labels, num_classes=6)
-    ranked = ballot.ranking(vote_weights(similarities, vote=vote, temperature=temperature), k=k)
+    votes = ClassVotes.of(labels, num_classes=6)
+    ranked = votes.ranking(vote_weights(similarities, vote=vote, temperature=temperature), k=k)
     expected = ranking_by_hand(similarities, labels, weigh, k)
     for got, wanted in zip(ranked.tolist(), expected, strict=True):
         assert [label for label in got if label >= 0] == wanted[:5]
-    assert ballot.num_voted(k=k).tolist() == [len(wanted) for wanted in expected]
+    assert votes.num_voted(k=k).tolist() == [len(wanted) for wanted in expected]
 
 
 def test_vote_stays_finite_and_right_where_peers_overflow():
@@ -82,8 +82,8 @@ def test_equal_scores_go_to_the_class_of_the_nearer_neighbour():
 
 def test_repeated_classes_add_up():
     """`scores[rows, labels] += w` would count each class once."""
-    ballot = ClassVotes.of(np.array([[1, 0, 0, 0]]), num_classes=2)
-    assert ballot.ranking(np.array([[1.0, 0.5, 0.5, 0.5]]), k=4)[0, 0] == 0
+    votes = ClassVotes.of(np.array([[1, 0, 0, 0]]), num_classes=2)
+    assert votes.ranking(np.array([[1.0, 0.5, 0.5, 0.5]]), k=4)[0, 0] == 0
 
 
 @pytest.mark.parametrize("num_classes", [3, 50_000, 3_000_000])
@@ -95,9 +95,9 @@ def test_slices_of_queries_change_nothing(num_classes):
 
 
 def test_classes_without_a_vote_have_their_place_behind_the_others():
-    ballot = ClassVotes.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
-    assert [int(ballot.places_among_unvoted(np.array([c]), k=3)[0]) for c in range(7)] == [0, 1, -1, 2, -1, 3, 4]
-    assert ballot.places_among_unvoted(np.array([2]), k=1)[0] == 2
+    votes = ClassVotes.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
+    assert [int(votes.places_among_unvoted(np.array([c]), k=3)[0]) for c in range(7)] == [0, 1, -1, 2, -1, 3, 4]
+    assert votes.places_among_unvoted(np.array([2]), k=1)[0] == 2
 
 
 def scikit_learns_votes(k):
@@ -106,24 +106,24 @@ def scikit_learns_votes(k):
     rows, queries, labels = random.standard_normal((60, 3)), random.standard_normal((25, 3)), np.arange(60) % 7
     peer = KNeighborsClassifier(k, weights=lambda distances: 1 / (distances + 1e-5)).fit(rows, labels)
     distances, neighbours = peer.kneighbors(queries, n_neighbors=12)  # more than vote
-    ballot = ClassVotes.of(labels[neighbours], num_classes=7)
-    return ballot, vote_weights(-distances, vote="inverse_distance"), peer.predict_proba(queries)
+    votes = ClassVotes.of(labels[neighbours], num_classes=7)
+    return votes, vote_weights(-distances, vote="inverse_distance"), peer.predict_proba(queries)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
 def test_probabilities_and_shares_are_scikit_learns(k):
-    ballot, weights, expected = scikit_learns_votes(k)
-    assert ballot.probabilities(weights, k=k) == pytest.approx(expected, rel=1e-12)
-    ranked, shares = ballot.ranking_with_shares(weights, k=k, top=3)
-    assert np.array_equal(ranked, ballot.ranking(weights, k=k, top=3))
+    votes, weights, expected = scikit_learns_votes(k)
+    assert votes.probabilities(weights, k=k) == pytest.approx(expected, rel=1e-12)
+    ranked, shares = votes.ranking_with_shares(weights, k=k, top=3)
+    assert np.array_equal(ranked, votes.ranking(weights, k=k, top=3))
     assert shares == pytest.approx(-np.sort(-expected, axis=1)[:, :3], rel=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
 def test_a_complete_ranking_puts_classes_without_a_vote_last_by_number(k):
-    ballot, weights, expected = scikit_learns_votes(k)
+    votes, weights, expected = scikit_learns_votes(k)
     by_number = np.argsort(-expected, axis=1, kind="stable")  # two classes with a vote never tie here
-    assert np.array_equal(ballot.complete_ranking(weights, k=k), by_number)
+    assert np.array_equal(votes.complete_ranking(weights, k=k), by_number)
 
 
 @pytest.mark.parametrize(("num_queries", "num_classes"), [(400, 100_000), (4, 6_000_000)])

@@ -248,14 +248,14 @@ def test_a_k_larger_than_the_images_of_a_draw_is_left_out_with_a_warning(bench, 
     assert "7" in result.stderr
 
 
-def test_second_looks_are_counted_and_said(bench, records, tmp_path):
+def test_rechecked_queries_are_counted_and_said(bench, records, tmp_path):
     """Of equal rows, more than a shortlist holds: only float64 can say that they are."""
     features = {split: {"x": np.ones((n, 4), np.float32)} for split, n in (("train", 400), ("val", 30))}
     make_features(
         tmp_path / "features/f", features, {split: np.arange(len(v["x"])) % 2 for split, v in features.items()}
     )
     (record,) = records("--features", "f", "--k", "5", "--search-device", "cpu")
-    assert (record["certified"], record["num_second_look"], record["engine"]) == (True, 30, "the CPU, float32")
+    assert (record["certified"], record["num_rechecked"], record["engine"]) == (True, 30, "the CPU, float32")
     shown = " ".join(bench("evaluate", "--features", "f", "--k", "5").stdout.split())
     assert "certified exact, after an exact re-check of some queries: x 30" in shown
 

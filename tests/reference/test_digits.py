@@ -13,7 +13,7 @@ import pytest
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.clustering.kmeans import assign, kmeans
 from featbench.evaluate.features.labels import matched_labels
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
@@ -61,7 +61,7 @@ def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, tem
     features = imported("l2")
     train, val, names = matched_labels(features)
     neighbours = find_neighbours(
-        features, stored_view(features, "l2"), database=train, queries=val, k=200, similarity="cosine"
+        features, stored_layer(features, "l2"), database=train, queries=val, k=200, similarity="cosine"
     ).neighbours
     assert np.abs(neighbours.similarities_QK - reference["l2_cosine_val"]).max() < 1e-6
     ballot = ClassVotes.of(train.labels[neighbours.rows_QK], num_classes=len(names))

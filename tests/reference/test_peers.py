@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featbench.evaluate.features.layers import stored_view
+from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
@@ -53,7 +53,7 @@ def settings(protocol):
 
 def ours(digits, kind, protocol, k, temperature):
     return predict(
-        digits, stored_view(digits, kind), name=protocol, rule=PROTOCOLS[protocol], k=k, temperature=temperature
+        digits, stored_layer(digits, kind), name=protocol, rule=PROTOCOLS[protocol], k=k, temperature=temperature
     )
 
 

@@ -19,8 +19,8 @@ from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.run import resources_of
 from featbench.pipelines.extraction.checking import CheckedPipeline, check
 from featbench.pipelines.extraction.devices import choose_device
-from featbench.pipelines.extraction.monitor import duration
 from featbench.pipelines.extraction.same_model import changed_layers
+from featbench.pipelines.terminal.progress import duration
 from featbench.store import FeatureSet, SplitRows
 from featbench.store.layout import Grid
 from featbench.store.manifest import differences

@@ -1,77 +1,153 @@
-"""Progress on stderr: a bar in a terminal, a line now and then in a log file, nothing with --quiet."""
+"""Progress on stderr: a bar in a terminal, a line now and then in a log, nothing with --quiet; for both stages.
+
+`Reading` is how far a task is, with a line and a bar; `SpeedMeter` measures its speeds. Stage one reads both from the
+feature set (`featbench.pipelines.extraction.monitor`); a task of this process counts its rows itself (`Progress`).
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from featbench.pipelines.terminal.output import console, logging_above_bar
 
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_LINE = 15.0
+"""Between two lines of a log."""
+
+WINDOW_S = 15.0
+"""The current speed is that of the last seconds."""
+
+LEAST_S = 1e-3
+"""Shortest time that a speed is computed over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How far a task is."""
+
+    what: str
+    rows: int
+    rows_total: int
+    rows_per_s_now: float
+    rows_per_s: float
+    """Since the first row."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the overall speed; None before the first row."""
+        return (self.rows_total - self.rows) / self.rows_per_s if self.rows_per_s > 0 else None
+
+    def __str__(self) -> str:
+        left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
+        return (
+            f"{self.what}: {self.rows:,} of {self.rows_total:,} rows, {self.rows_per_s_now:,.0f} rows/s now, "
+            f"{self.rows_per_s:,.0f} overall{left}"
+        )
+
+    def bar(self, *more: str) -> RenderableType:
+        """Draw a line as wide as the terminal: a bar, counts, speed and time left; `more` comes last."""
+        left = "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+        cells: Sequence[RenderableType] = (
+            self.what,
+            ProgressBar(total=max(1, self.rows_total), completed=self.rows),
+            f"{self.rows:,}/{self.rows_total:,}",
+            f"{self.rows_per_s_now:,.0f} rows/s",
+            left,
+            *more,
+        )
+        line = Table.grid(padding=(0, 2), expand=True)
+        for cell in cells:
+            line.add_column(no_wrap=True, ratio=1 if isinstance(cell, ProgressBar) else None)
+        line.add_row(*cells)
+        return line
+
+
+class SpeedMeter:
+    """Measures rows per second, now and overall, from counts that never decrease."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque()
+        self._first: tuple[float, int] | None = None
+
+    def add(self, now: float, rows: int, *, began: float) -> tuple[float, float]:
+        """Return the speeds now and since the first row, which was computed since `began`."""
+        if self._first is None and rows:
+            self._first = (began, 0)
+        self._recent.append((now, rows))
+        while len(self._recent) > 2 and self._recent[0][0] < now - WINDOW_S:
+            self._recent.popleft()
+        return _speed(self._recent[0], (now, rows)), _speed(self._first, (now, rows)) if self._first else 0.0
 
 
 class Progress:
-    """Shows how far a task is."""
+    """Shows how far tasks of this process are."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
 
     @contextmanager
     def task(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show one task of `total` rows; yields the function to call with the number of rows done."""
+        """Show one task of `total` rows; yields the function to call with the number of rows just done."""
         if self._quiet:
             yield lambda rows: None
-        elif sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}", markup=False),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            with Bar(*columns, console=console(stderr=True), expand=True) as bar, logging_above_bar():
-                shown = bar.add_task(what, total=total, rate="")
-                meter = _Meter()
-
-                def advance(rows: int) -> None:
-                    bar.update(shown, advance=rows, rate=f"{meter.add(rows):,.0f} rows/s")
-
-                yield advance
-        else:
-            yield _lines(what, total)
+            return
+        counter = _Counter(what, total)
+        if not sys.stderr.isatty():
+            yield counter.log
+            return
+        with (
+            Live(console=console(stderr=True), get_renderable=lambda: counter.reading.bar()),
+            logging_above_bar(),
+        ):
+            yield counter.count
 
 
-class _Meter:
-    """Rows per second since the first row."""
+class _Counter:
+    """Counts the rows of a task."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self._start = time.perf_counter()
+    def __init__(self, what: str, total: int) -> None:
+        self.reading = Reading(what=what, rows=0, rows_total=total, rows_per_s_now=0.0, rows_per_s=0.0)
+        self._meter = SpeedMeter()
+        self._began = self._last_line = time.monotonic()
+        self._meter.add(self._began, 0, began=self._began)
 
-    def add(self, rows: int) -> float:
-        self.rows += rows
-        return self.rows / max(1e-9, time.perf_counter() - self._start)
+    def count(self, rows: int) -> None:
+        what, total, done = self.reading.what, self.reading.rows_total, self.reading.rows + rows
+        now, overall = self._meter.add(time.monotonic(), done, began=self._began)
+        self.reading = Reading(what=what, rows=done, rows_total=total, rows_per_s_now=now, rows_per_s=overall)
+
+    def log(self, rows: int) -> None:
+        self.count(rows)
+        is_due = time.monotonic() - self._last_line >= SECONDS_PER_LINE
+        if is_due or self.reading.rows == self.reading.rows_total:
+            self._last_line = time.monotonic()
+            logger.info("%s", self.reading)
 
 
-def _lines(what: str, total: int) -> Callable[[int], None]:
-    meter = _Meter()
-    last = time.perf_counter()
+def duration(seconds: float) -> str:
+    """Write a time as people do.
 
-    def advance(rows: int) -> None:
-        nonlocal last
-        rate = meter.add(rows)
-        if time.perf_counter() - last >= SECONDS_PER_LINE or meter.rows == total:
-            last = time.perf_counter()
-            left = (total - meter.rows) / rate
-            logger.info("%s: %d of %d rows, %.0f rows/s, %.0f s left", what, meter.rows, total, rate, left)
+    Examples
+    --------
+    >>> duration(42), duration(300), duration(9000)
+    ('42 s', '5 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
-    return advance
+
+def _speed(before: tuple[float, int], now: tuple[float, int]) -> float:
+    return max(0, now[1] - before[1]) / max(LEAST_S, now[0] - before[0])

@@ -293,7 +293,7 @@ def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
 def test_progress_fits_the_terminal(width):
     status = RankStatus(run="r", rank=7, host="a" * 70, pid=1234567, state="extracting", error="no " * 50)
     snapshot = monitor.Snapshot(
-        rows=1_181_167, rows_total=1_281_167, bytes=9 * 10**9, rows_per_s_now=1234.5, rows_per_s=1234.5,
+        what="extract", rows=1_181_167, rows_total=1_281_167, bytes=9 * 10**9, rows_per_s_now=1234.5, rows_per_s=1234.5,
         ranks=(status, status), time=0.0,
     )  # fmt: skip
     drawn_on = Console(width=width, file=io.StringIO())
@@ -311,7 +311,7 @@ def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, array
     screen = io.StringIO()
     drawn_on = Console(width=80, file=screen, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     monkeypatch.setattr(monitor, "console", lambda **_: drawn_on)
-    monkeypatch.setattr(monitor, "SECONDS_PER_LOOK", 0.01)
+    monkeypatch.setattr(monitor, "POLL_S", 0.01)
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(io.StringIO())])
     stopping, over = StopRequest(), threading.Event()
     shower = threading.Thread(

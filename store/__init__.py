@@ -2,30 +2,70 @@
 
 A store is a folder of feature sets; a feature set holds the features of one model on one
 dataset, all layers and both splits, as Zarr arrays with a manifest and journals.
-`store/FORMAT.md` is the contract. Nothing here knows of models or of search.
+`store/FORMAT.md` is the contract. Nothing here knows of models or of search. Each name is
+loaded when it is first used, since Zarr takes a while to import and `bench --help` does not need it.
 """
 
-from featbench.store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
-from featbench.store.creation import SplitRows, add_layers, make_ready, open_or_create
-from featbench.store.errors import (
-    BenchError,
-    DamagedError,
-    IncompleteError,
-    MismatchError,
-    StoreError,
-    UnknownNameError,
-    abbreviate,
-    suggest,
-)
-from featbench.store.feature_set import FeatureSet
-from featbench.store.layers import LayerSpec, Pooling
-from featbench.store.manifest import LayerInfo, Manifest, SplitInfo
-from featbench.store.reader import Block, LayerReader
-from featbench.store.status import RankStatus
-from featbench.store.verify import Fault, verify
-from featbench.store.work import Work
-from featbench.store.work_queue import WorkQueue
-from featbench.store.writer import ChunkWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featbench.store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
+    from featbench.store.creation import SplitRows, add_layers, make_ready, open_or_create
+    from featbench.store.errors import (
+        BenchError,
+        DamagedError,
+        IncompleteError,
+        MismatchError,
+        StoreError,
+        UnknownNameError,
+        abbreviate,
+        suggest,
+    )
+    from featbench.store.feature_set import FeatureSet
+    from featbench.store.layers import LayerSpec, Pooling
+    from featbench.store.manifest import LayerInfo, Manifest, SplitInfo
+    from featbench.store.reader import Block, LayerReader
+    from featbench.store.status import RankStatus
+    from featbench.store.verification import Fault, verify
+    from featbench.store.work import Work
+    from featbench.store.work_queue import WorkQueue
+    from featbench.store.writer import ChunkWriter
+
+_HOMES = {
+    "BenchError": "featbench.store.errors",
+    "Block": "featbench.store.reader",
+    "ChunkWriter": "featbench.store.writer",
+    "DamagedError": "featbench.store.errors",
+    "Fault": "featbench.store.verification",
+    "FeatureSet": "featbench.store.feature_set",
+    "IncompleteError": "featbench.store.errors",
+    "LayerInfo": "featbench.store.manifest",
+    "LayerReader": "featbench.store.reader",
+    "LayerSpec": "featbench.store.layers",
+    "Manifest": "featbench.store.manifest",
+    "MismatchError": "featbench.store.errors",
+    "Pooling": "featbench.store.layers",
+    "RankStatus": "featbench.store.status",
+    "SplitInfo": "featbench.store.manifest",
+    "SplitRows": "featbench.store.creation",
+    "StoreError": "featbench.store.errors",
+    "UnknownNameError": "featbench.store.errors",
+    "Work": "featbench.store.work",
+    "WorkQueue": "featbench.store.work_queue",
+    "abbreviate": "featbench.store.errors",
+    "add_layers": "featbench.store.creation",
+    "claimed": "featbench.store.cache",
+    "drop_cached": "featbench.store.cache",
+    "has_cached": "featbench.store.cache",
+    "load_cached": "featbench.store.cache",
+    "make_ready": "featbench.store.creation",
+    "open_or_create": "featbench.store.creation",
+    "save_cached": "featbench.store.cache",
+    "suggest": "featbench.store.errors",
+    "verify": "featbench.store.verification",
+}
+"""Where each name is defined."""
 
 __all__ = [
     "BenchError",
@@ -60,3 +100,15 @@ __all__ = [
     "suggest",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -103,7 +103,7 @@ def verify(
     from featbench.pipelines.cli.tables import fault_lines
     from featbench.store import FeatureSet, StoreError
     from featbench.store import verify as find_faults
-    from featbench.store.verify import repair as put_back
+    from featbench.store.verification import repair as put_back
 
     path = path_of(name, store)
     faults = list(find_faults(path))

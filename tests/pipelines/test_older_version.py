@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from featbench.store import FeatureSet, verify
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 QUESTIONS = {

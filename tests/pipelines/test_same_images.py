@@ -14,7 +14,7 @@ from PIL import Image
 from featbench.extract.data import listing_cache, same_images
 from featbench.store import FeatureSet, journal, verify
 from featbench.store.metadata import save
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.conftest import save_image
 
 SMALL = [

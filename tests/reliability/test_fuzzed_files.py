@@ -24,7 +24,7 @@ from featbench.store import BenchError, FeatureSet, verify
 from featbench.store.feature_set import feature_sets
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
 from featbench.store.status import RankStatus, post, read_statuses
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.conftest import make_features
 from tests.reliability.disk import without_waiting
 

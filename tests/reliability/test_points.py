@@ -30,7 +30,7 @@ from featbench.store import (
     verify,
 )
 from featbench.store.paths import METADATA_COPY
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.reliability.disk import Killed, Recorder, dying, lay_out, without_waiting
 
 RANDOM = np.random.default_rng(3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featbench.store import FeatureSet, StoreError, verify
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.conftest import make_features
 
 

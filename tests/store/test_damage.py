@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from featbench.store import DamagedError, FeatureSet, verify
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.conftest import make_features, write_pending
 
 

@@ -17,7 +17,7 @@ from featbench.store.creation import remove
 from featbench.store.durable import write_durably
 from featbench.store.lock import join_run
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.conftest import make_features, write_pending
 
 

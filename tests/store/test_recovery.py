@@ -12,7 +12,7 @@ import zarr
 
 from featbench.store import DamagedError, FeatureSet, StoreError, verify
 from featbench.store.creation import remove
-from featbench.store.verify import repair
+from featbench.store.verification import repair
 from tests.conftest import make_features
 
 

@@ -32,7 +32,7 @@ def run() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which of its builds it loads
     try:
-        app()
+        app(prog_name="bench")
     except BenchError as error:
         fail(str(error))
     except OSError as error:  # a path that is too long, or a loop of links, is found wherever it is first looked at

@@ -1,6 +1,6 @@
-"""The commands, by what they are about: each parses, calls one function, prints.
+"""The commands, grouped by subject: each parses its options, calls one function and prints.
 
-Heavy imports live in the commands, so that `bench --help` answers at once.
+Heavy modules are imported within the commands, so that `bench --help` is fast.
 """
 
 from __future__ import annotations
@@ -9,5 +9,5 @@ import logging
 
 
 def set_level(quiet: bool) -> None:
-    """Log what happens, or only warnings."""
+    """Log progress and warnings, or only warnings."""
     logging.getLogger().setLevel(logging.WARNING if quiet else logging.INFO)

@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Annotated, Any
 
+import typer
+from typer.core import TyperCommand
+
+from featbench import __version__
 from featbench.pipelines.cli import feature_sets, models, planning, results, stages, vissl
+
+
+class PlainCommand(TyperCommand):
+    """Shows arguments in help as their metavar alone, without types of Python."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                setattr(parameter, "display_type_rich", lambda ctx: None)  # noqa: B010 (not in every version of typer)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what the usage line shows after the command's name."""
+        arguments = [each for each in self.params if each.param_type_name == "argument"]
+        return ["[OPTIONS]", *(each.metavar or (each.name or "").upper() for each in arguments)]
+
 
 app = typer.Typer(
     name="bench",
-    help="How good are the frozen features of a vision model, layer by layer? Weighted kNN and k-means in two stages.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (
-    stages.extract,
-    stages.evaluate,
-    stages.run,
-    planning.plan,
-    results.compare,
-    results.export,
-    results.protocols,
-    feature_sets.verify,
-    feature_sets.ls,
-    feature_sets.info,
-    models.layers,
-    models.models,
-    vissl.import_vissl,
-    planning.datasets,
-    planning.schema,
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Say how good the frozen features of a vision model are, layer by layer.
+
+    Stage one, extract, stores them; stage two, evaluate, reports weighted kNN and k-means.
+    """
+
+
+for command, name in (
+    (stages.extract, None),
+    (stages.evaluate, None),
+    (stages.run, None),
+    (planning.plan, None),
+    (results.compare, None),
+    (results.export, None),
+    (feature_sets.ls, None),
+    (feature_sets.info, None),
+    (feature_sets.verify, None),
+    (feature_sets.import_, "import"),
+    (vissl.import_vissl, None),
+    (models.layers, None),
+    (models.models, None),
+    (planning.datasets, None),
+    (results.protocols, None),
+    (planning.schema, None),
 ):
-    app.command()(command)
-app.command("import")(feature_sets.import_)
+    app.command(name, cls=PlainCommand)(command)

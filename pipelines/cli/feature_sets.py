@@ -1,4 +1,4 @@
-"""What lies in a store: `bench import`, `verify`, `ls` and `info`."""
+"""The feature sets of a store: `bench import`, `verify`, `ls` and `info`."""
 
 from __future__ import annotations
 
@@ -15,33 +15,43 @@ if TYPE_CHECKING:
     from featbench.store import FeatureSet
 
 UNFINISHED = 3
-"""Exit code of `bench verify` where chunks are still to be written and none is damaged."""
+"""Exit code of `bench verify` if chunks are still to be written and none is damaged."""
 
 
 def import_(
-    name: Annotated[str, typer.Option("--name", help="Name of the feature set.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the feature set.")],
     train: Annotated[
-        Path | None, typer.Option("--train", help="Features and labels: .npz, .npy, .pt, .csv or .parquet.")
+        Path | None,
+        typer.Option("--train", metavar="FILE", help="Features and labels: .npz, .npy, .pt, .csv or .parquet."),
     ] = None,
     val: Annotated[
-        Path | None, typer.Option("--val", help="The same of the queries, unless --train holds x_train and x_test.")
+        Path | None,
+        typer.Option("--val", metavar="FILE", help="The same for val, unless --train holds x_train and x_test."),
     ] = None,
     train_labels: Annotated[
-        Path | None, typer.Option("--train-labels", help="Labels in a file of their own: one array, or a text file.")
+        Path | None,
+        typer.Option("--train-labels", metavar="FILE", help="Labels in a separate file: one array, or a text file."),
     ] = None,
-    val_labels: Annotated[Path | None, typer.Option("--val-labels", help="The same of the queries.")] = None,
-    vissl: Annotated[Path | None, typer.Option("--vissl", help="Folder of VISSL's rank*_chunk*_*.npy.")] = None,
+    val_labels: Annotated[Path | None, typer.Option("--val-labels", metavar="FILE", help="The same for val.")] = None,
+    vissl: Annotated[Path | None, typer.Option("--vissl", metavar="FOLDER", help="VISSL's rank*_chunk*_*.npy.")] = None,
     dino: Annotated[
-        Path | None, typer.Option("--dino", help="Folder of DINO's trainfeat.pth, testfeat.pth, ...")
+        Path | None, typer.Option("--dino", metavar="FOLDER", help="DINO's trainfeat.pth, testfeat.pth, ...")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", help="What to call the layer; for VISSL, those to take, NAME=LAYER.")
+        str | None,
+        typer.Option(
+            "--layer", metavar="NAME", help="Name for the layer; with --vissl the layers to import, NAME=LAYER."
+        ),
     ] = None,
     features_key: Annotated[
         str | None,
-        typer.Option("--features-key", help="Array with the features, or TRAIN,VAL; usual names by default."),
+        typer.Option(
+            "--features-key", metavar="NAME", help="Array with the features, or TRAIN,VAL; usual names by default."
+        ),
     ] = None,
-    labels_key: Annotated[str | None, typer.Option("--labels-key", help="Array with the labels, likewise.")] = None,
+    labels_key: Annotated[
+        str | None, typer.Option("--labels-key", metavar="NAME", help="Array with the labels, likewise.")
+    ] = None,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Import features without labels.")] = False,
     copy_tolerance: Annotated[
         float,
@@ -49,14 +59,17 @@ def import_(
             "--copy-tolerance",
             min=0,
             max=0.1,
-            help="How far two copies of a row in VISSL's shards may lie apart, relative to its length.",
+            metavar="FRACTION",
+            help="How far two copies of a row in VISSL's shards may differ, relative to the row's norm.",
         ),
     ] = 0.0,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the stored features: float32 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="TYPE", help="Store features as float32 or float16.")
+    ] = "float32",
     store: Store = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a feature set of features that were computed elsewhere."""
+    """Make a feature set of features computed elsewhere."""
     from featbench.pipelines.foreign.import_files import read_dino, read_files, read_labels
     from featbench.pipelines.foreign.importing import ImportingError, import_features
     from featbench.pipelines.foreign.vissl_shards import read_vissl
@@ -67,12 +80,12 @@ def import_(
     sources = {"--train": train, "--vissl": vissl, "--dino": dino}
     if sum(path is not None for path in sources.values()) != 1:
         raise ImportingError(
-            "say what to import, by one of --train and --val (with --train-labels and --val-labels where labels are in "
-            "files of their own), --vissl and --dino"
+            "say what to import: --train and --val (with --train-labels and --val-labels if labels are in separate "
+            "files), --vissl or --dino"
         )
     specs = layers_of(split_layers(layer or ""))
     if len(specs) > 1 and vissl is None:
-        raise ImportingError(f"--layer: several layers can be named with --vissl alone; got {layer}")
+        raise ImportingError(f"--layer: only --vissl can import several layers; got {layer}")
     usual = specs[0].name if specs else "features"
     label_files = {s: path for s, path in (("train", train_labels), ("val", val_labels)) if path is not None}
     if vissl is not None:
@@ -99,7 +112,10 @@ def verify(
         bool, typer.Option("--repair", help="Mark damaged chunks as pending, to be extracted again.")
     ] = False,
 ) -> None:
-    """Check every chunk of a feature set against the journals; exit code 3 if none is damaged but some are missing."""
+    """Check every chunk of a feature set for damage.
+
+    Exit code 0: complete and undamaged; 2: damaged; 3: undamaged, but chunks are still to be written.
+    """
     from featbench.pipelines.cli.tables import fault_lines
     from featbench.store import FeatureSet, StoreError
     from featbench.store import verify as find_faults
@@ -122,13 +138,15 @@ def verify(
         raise typer.Exit(UNFINISHED)
     listed = f"{path}: faults found: {len(damage)}\n{fault_lines(faults)}"
     if not repair:
-        raise StoreError(f"{listed}\nSet damaged chunks back with --repair, then extract again: it writes just those.")
+        raise StoreError(f"{listed}\nMark them as pending with --repair; the next `bench extract` rewrites only those.")
     typer.echo(listed, err=True)
     done = put_back(path)
     left = [fault for fault in find_faults(path) if not fault.is_pending]
-    typer.echo(f"Repaired or set back: {len(done)}. Run the same `bench extract` again to write what is pending.")
+    typer.echo(
+        f"Repaired, or marked as pending: {len(done)}. Run the same `bench extract` again to write what is pending."
+    )
     if left:
-        raise StoreError(f"{path}: beyond repair, extract again with --overwrite:\n{fault_lines(left)}")
+        raise StoreError(f"{path}: cannot be repaired; extract again with --overwrite:\n{fault_lines(left)}")
 
 
 def ls(
@@ -159,7 +177,7 @@ def info(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """Show what a feature set was made from, and how complete it is."""
+    """Show how a feature set was made, and how complete it is."""
     from featbench.pipelines.cli.tables import facts_table, info_facts, layer_records, layer_table, without_long_hashes
 
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
@@ -181,13 +199,13 @@ def info(
 
 
 def open_features(name: str, store: Path | None) -> FeatureSet:
-    """Open the feature set that a name, or a path, means."""
+    """Open a feature set by its name, or its path."""
     from featbench.store import FeatureSet
 
     return FeatureSet.open(path_of(name, store))
 
 
 def path_of(name: str, store: Path | None) -> Path:
-    """Return the folder of the feature set that a name, or a path, means."""
+    """Return the folder of a feature set by its name, or its path."""
     path = (store or Path("features")) / name
     return Path(name) if not path.exists() and Path(name).exists() else path

@@ -1,4 +1,4 @@
-"""What can be extracted: `bench models` and `bench layers`."""
+"""Models and their layers: `bench models` and `bench layers`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ def layers(
         list[str],
         typer.Argument(
             metavar="MODEL [KEY=VALUE]...",
-            help="Name of a trunk, such as resnet50, and settings of the model, such as model.options.depth=101 or "
+            help="Name of a model, such as resnet50, and its settings, such as model.options.depth=101 or "
             "'model.heads=[[mlp, {dims: [2048, 128]}]]'.",
         ),
     ],
-    image_size: Annotated[int, typer.Option("--image-size", min=1, max=65536, help="Pixels of a side.")] = 224,
+    image_size: Annotated[
+        int, typer.Option("--image-size", metavar="N", min=1, max=65536, help="Height and width of an image.")
+    ] = 224,
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Say the GB of so many images, in float32.")
+        int | None,
+        typer.Option("--images", metavar="N", min=1, help="Also the GB that this many images take, in float32."),
     ] = None,
 ) -> None:
-    """List the taps of a model: name, VISSL's name for it, shape, and the numbers that are stored of an image."""
+    """List the layers of a model that can be stored.
+
+    For each: its name, VISSL's name for it, its shape, and how many numbers are stored of one image.
+    """
     from featbench.extract.model.taps import list_taps
     from featbench.pipelines.cli.tables import tap_table
     from featbench.pipelines.config.pipeline import make_pipeline, parse_overrides
@@ -32,15 +38,18 @@ def layers(
     model = make_pipeline({}, settings, where="command line").model
     taps = list_taps(model.trunk, model.options, heads=model.heads, image_size=image_size)
     show(tap_table(taps, images=images))
-    typer.echo("A layer stores the mean over positions; with :Identity all its numbers.", err=True)
+    typer.echo("A layer is stored as its mean over positions, or with :Identity in full.", err=True)
 
 
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PART]", help="Only names with this in them, timm's included.")
+        str | None, typer.Argument(metavar="[PART]", help="Only names that contain this, including timm's.")
     ] = None,
 ) -> None:
-    """List the trunks that can be asked for; besides, `file.py:function` and `package.module:function`."""
+    """List the models that are known by name.
+
+    Your own models are given as `file.py:function` or `package.module:function`.
+    """
     from featbench.extract.model.trunks import timm_names, trunk_names
 
     names = trunk_names() if pattern is None else [n for n in [*trunk_names(), *timm_names()] if pattern in n]

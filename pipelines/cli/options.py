@@ -1,12 +1,11 @@
-"""The options that stand for settings of the pipeline: each is said once, and shared by the commands that take it.
+"""The options of the commands, each declared once, and which setting of the pipeline it overrides.
 
-A command decorated with `with_options(table, ...)` gets those options on its command line, and what was
-given of them as one argument, `settings`: values by dotted key, which override the pipeline's.
+A command names the options that it takes in its signature, `k: K = None`; `settings_of` turns what was given into
+values by dotted key, which override the pipeline's.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -21,181 +20,342 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Marks an option that overrides a setting of the pipeline.
+
+    `settings_of` gathers those that were given; a test compares them with the fields of `Pipeline`.
+    """
+
+    key: str
+    """Dotted, such as `extract.batch_size`."""
+
+    is_list: bool = False
+    """Whether the option takes comma-separated values, each of them YAML."""
+
+
+# Every option is declared here once. A command lists those it takes in its signature.
+
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PIPELINE] [KEY=VALUE]...",
-        help="A pipeline (digits, folder, in1k, ... or a YAML file; by default bench.yaml here, or else digits), "
+        help="A pipeline (digits, folder, in1k, ... or a YAML file; by default bench.yaml in this folder, or digits), "
         "and settings that override it, such as model.trunk=resnet50.",
+        show_default=False,
     ),
 ]
-Store = Annotated[Path | None, typer.Option("--store", help="Folder of feature sets.", show_default="features")]
 FeatureSetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of a feature set, or its path.")]
-Layers = Annotated[
-    str | None,
-    typer.Option("--layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."),
+Store = Annotated[
+    Path | None, typer.Option("--store", metavar="FOLDER", help="Folder of feature sets; by default features.")
+]
+EvalLayers = Annotated[
+    str | None, typer.Option("--layers", metavar="LAYER,...", help="Stored layers, such as res4,res5; all by default.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with all its settings, and stop.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run code that a bench.yaml which was not named refers to.")
+    bool, typer.Option("--trust-code", help="Run code that bench.yaml refers to, though it was not named.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a feature set of that name.")]
 
+# Where the feature set is.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """An option of the command line, and the setting that it overrides."""
+StoreSetting = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="FOLDER", help="Folder of feature sets; by default features."),
+    Setting("store"),
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Name of the feature set; by default the pipeline's."),
+    Setting("name"),
+]
+Features = Annotated[
+    str | None,
+    typer.Option("--features", metavar="NAME", help="Name of the feature set; by default the pipeline's."),
+    Setting("name"),
+]
 
-    setting: str
-    help: str
-    type: type = str
-    listed: bool = False
-    """Comma-separated values, read one by one."""
+# Stage one.
 
-    metavar: str | None = None
-    show_default: str | bool = False
-
-    def annotation(self, name: str) -> Any:
-        """What typer reads."""
-        flag = "--" + name.replace("_", "-")
-        option = typer.Option(flag, help=self.help, metavar=self.metavar, show_default=self.show_default)
-        return Annotated[self.type | None, option]
-
-
-STORE: Mapping[str, Option] = {
-    "store": Option(setting="store", type=Path, help="Folder of feature sets.", show_default="features"),
-    "name": Option(setting="name", help="Name of the feature set; by default the pipeline's."),
-}
-
-EXTRACTION: Mapping[str, Option] = {
-    "vissl_config": Option(
-        setting="vissl_config",
-        listed=True,
-        metavar="FILE",
-        help="VISSL's YAML as it is, comma-separated if several, instead of a pipeline; config.KEY=VALUE overrides it.",
+VisslConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--vissl-config",
+        metavar="FILE,...",
+        help="VISSL's YAML files instead of a pipeline; config.KEY=VALUE overrides them.",
     ),
-    "layers": Option(
-        setting="layers", help="Comma-separated, such as res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."
+    Setting("vissl_config"),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", metavar="LAYER,...", help="Layers to store: res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."
     ),
-    "weights": Option(
-        setting="weights",
-        help="Checkpoint (.pth, .pt, .ckpt, .safetensors, hub folder), or torchvision's by name: DEFAULT.",
+    Setting("layers"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE|NAME",
+        help="Checkpoint (.pth, .pt, .ckpt, .safetensors, Hugging Face folder), or torchvision weights by name: "
+        "DEFAULT.",
     ),
-    "random_weights": Option(
-        setting="weights.random_seed", type=int, metavar="SEED", help="Untrained weights; every result says so."
+    Setting("weights"),
+]
+RandomWeights = Annotated[
+    int | None,
+    typer.Option("--random-weights", metavar="SEED", help="Untrained weights; every result says so."),
+    Setting("weights.random_seed"),
+]
+TrustCheckpoint = Annotated[
+    bool | None,
+    typer.Option("--trust-checkpoint", help="Load a checkpoint that needs more than tensors: runs code in it."),
+    Setting("weights.trust"),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Folder that holds a folder for each split, with a folder for each class; or a .tar or .zip of it.",
     ),
-    "trust_checkpoint": Option(
-        setting="weights.trust", type=bool, help="Load a file that needs more than tensors: executes code in it."
+    Setting("data.root"),
+]
+TrainSplit = Annotated[
+    str | None,
+    typer.Option("--train-split", metavar="NAME", help="Split to search for neighbours; by default train."),
+    Setting("data.train_split"),
+]
+ValSplit = Annotated[
+    str | None,
+    typer.Option("--val-split", metavar="NAME", help="Split whose images are classified; by default val."),
+    Setting("data.val_split"),
+]
+OnError = Annotated[
+    str | None,
+    typer.Option("--on-error", metavar="stop|skip", help="What to do about an unreadable image; by default stop."),
+    Setting("data.on_error"),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", help="Images in a forward pass; by default 64."),
+    Setting("extract.batch_size"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", help="Processes of each rank that decode images."),
+    Setting("extract.workers"),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="TYPE", help="Forward pass in float32, bfloat16 or float16; by default float32."
     ),
-    "data": Option(
-        setting="data.root",
-        type=Path,
-        help="Folder with one folder of class folders for each split, or a .tar or .zip of it.",
-    ),
-    "train_split": Option(setting="data.train_split", help="Name of the database's split."),
-    "val_split": Option(setting="data.val_split", help="Name of the queries' split."),
-    "on_error": Option(setting="data.on_error", help="What an unreadable image does: stop or skip."),
-    "batch_size": Option(setting="extract.batch_size", type=int, help="Images in a forward pass."),
-    "workers": Option(setting="extract.workers", type=int, help="Processes that decode images, of each rank."),
-    "precision": Option(setting="extract.precision", help="Of the forward pass: float32, bfloat16, float16."),
-    "dtype": Option(setting="storage.dtype", help="Of the stored features: float32 or float16."),
-    "ranks": Option(setting="extract.ranks", type=int, help="Processes on this host that share the work."),
-    "gpus": Option(setting="extract.gpus", type=int, help="GPUs of this host that share the work, one rank each."),
-    "slurm": Option(
-        setting="extract.slurm",
+    Setting("extract.precision"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="TYPE", help="Store features as float32 or float16; by default float32."),
+    Setting("storage.dtype"),
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option("--ranks", metavar="N", help="Processes on this host that share the work."),
+    Setting("extract.ranks"),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", metavar="N", help="GPUs of this host that share the work, one rank each."),
+    Setting("extract.gpus"),
+]
+Slurm = Annotated[
+    str | None,
+    typer.Option(
+        "--slurm",
         metavar="KEY=VALUE,...",
         help="Submit a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,time=24:00:00.",
     ),
-    "device": Option(setting="extract.device", help="Where the model runs: auto, cpu, cuda, cuda:1."),
-}
+    Setting("extract.slurm"),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="Where the model runs: auto, cpu, cuda, cuda:1; by default auto."),
+    Setting("extract.device"),
+]
 
-EVALUATION: Mapping[str, Option] = {
-    "protocol": Option(setting="evaluate.knn.protocol", help="Comma-separated: dino,vissl,wu2018; or a YAML file."),
-    "k": Option(setting="evaluate.knn.k", listed=True, help="Neighbours that vote, comma-separated: 10,20,100,200."),
-    "temperature": Option(setting="evaluate.knn.temperature", listed=True, help="Comma-separated: 0.07,0.1."),
-    "clusters": Option(
-        setting="evaluate.kmeans.clusters",
-        listed=True,
-        help="k-means with so many clusters: 100, or classes, or both.",
+# Stage two.
+
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="NAME,...",
+        help="kNN protocols (`bench protocols` lists them), or a YAML file of your own; by default dino.",
     ),
-    "leave_one_out": Option(setting="evaluate.knn.leave_one_out", type=bool, help="Classify train by train itself."),
-    "retrieval": Option(setting="evaluate.knn.retrieval", type=bool, help="Also R-precision, MAP@R and recall@k."),
-    "per_class": Option(setting="evaluate.knn.per_class", type=bool, help="Also the accuracy of each class."),
-    "duplicates": Option(
-        setting="evaluate.knn.duplicates",
-        type=float,
-        help="Also accuracy without val images so near to train: 0.99.",
+    Setting("evaluate.knn.protocol"),
+]
+K = Annotated[
+    str | None,
+    typer.Option("--k", metavar="K,...", help="Neighbours that vote, such as 10,20,200; the protocol's by default."),
+    Setting("evaluate.knn.k", is_list=True),
+]
+Temperature = Annotated[
+    str | None,
+    typer.Option(
+        "--temperature", metavar="T,...", help="Temperatures of the vote, such as 0.07; the protocol's by default."
     ),
-    "shots": Option(setting="evaluate.knn.shots", listed=True, help="Also with few labels: 1,5,10% of each class."),
-    "tries": Option(setting="evaluate.knn.tries", type=int, help="Draws of the few labels."),
-    "concat": Option(setting="evaluate.derive.concatenate", type=bool, help="All layers side by side, as one."),
-    "center": Option(setting="evaluate.derive.center", type=bool, help="Subtract the mean of train first."),
-    "pca": Option(setting="evaluate.derive.pca", type=int, help="Keep so many principal components of train."),
-    "whiten": Option(setting="evaluate.derive.whiten", type=bool, help="Scale principal components to variance 1."),
-    "index": Option(setting="evaluate.index", help="Search approximately: IVF4096,Flat:nprobe=16. Exact by default."),
-    "memory": Option(setting="evaluate.memory", help="What stage two may take: 8GiB; by default half of what is free."),
-    "search_device": Option(setting="evaluate.device", help="What searches: auto, cpu, gpu (faiss), faiss-cpu."),
-    "search_precision": Option(
-        setting="evaluate.precision",
-        help="What it searches with: auto, float32 or low (bfloat16, on a GPU float16); results are the same.",
+    Setting("evaluate.knn.temperature", is_list=True),
+]
+Clusters = Annotated[
+    str | None,
+    typer.Option(
+        "--clusters",
+        metavar="N,...",
+        help="Also k-means with this many clusters: 100, or `classes` for the number of classes.",
     ),
-}
+    Setting("evaluate.kmeans.clusters", is_list=True),
+]
+LeaveOneOut = Annotated[
+    bool | None,
+    typer.Option("--leave-one-out", help="Classify each train image by the other train images."),
+    Setting("evaluate.knn.leave_one_out"),
+]
+Retrieval = Annotated[
+    bool | None,
+    typer.Option("--retrieval", help="Also R-precision, MAP@R and recall@k."),
+    Setting("evaluate.knn.retrieval"),
+]
+PerClass = Annotated[
+    bool | None,
+    typer.Option("--per-class", help="Also the accuracy of each class."),
+    Setting("evaluate.knn.per_class"),
+]
+Duplicates = Annotated[
+    float | None,
+    typer.Option(
+        "--duplicates",
+        metavar="COSINE",
+        help="Also top-1 without val images whose nearest train image has at least this cosine, such as 0.99.",
+    ),
+    Setting("evaluate.knn.duplicates"),
+]
+Shots = Annotated[
+    str | None,
+    typer.Option("--shots", metavar="N,...", help="Also kNN with few labels: 1,5,10% of each class."),
+    Setting("evaluate.knn.shots", is_list=True),
+]
+Tries = Annotated[
+    int | None,
+    typer.Option("--tries", metavar="N", help="Random draws of the few labels; by default 5."),
+    Setting("evaluate.knn.tries"),
+]
+Concat = Annotated[
+    bool | None,
+    typer.Option("--concat", help="Evaluate all layers side by side, as one."),
+    Setting("evaluate.derive.concatenate"),
+]
+Center = Annotated[
+    bool | None,
+    typer.Option("--center", help="Subtract the mean of train first."),
+    Setting("evaluate.derive.center"),
+]
+Pca = Annotated[
+    int | None,
+    typer.Option("--pca", metavar="N", help="Keep this many principal components of train."),
+    Setting("evaluate.derive.pca"),
+]
+Whiten = Annotated[
+    bool | None,
+    typer.Option("--whiten", help="Scale principal components to variance 1."),
+    Setting("evaluate.derive.whiten"),
+]
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        metavar="FACTORY",
+        help="Search approximately, by a faiss index: IVF4096,Flat:nprobe=16. Exact by default.",
+    ),
+    Setting("evaluate.index"),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory for stage two, such as 8GiB; by default half of what is free.",
+    ),
+    Setting("evaluate.memory"),
+]
+SearchDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--search-device",
+        metavar="DEVICE",
+        help="What searches: auto, cpu, gpu (faiss), faiss-cpu; by default auto.",
+    ),
+    Setting("evaluate.device"),
+]
+SearchPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--search-precision",
+        metavar="TYPE",
+        help="Precision of the search: auto, float32 or low (16 bits); by default auto. Results are the same.",
+    ),
+    Setting("evaluate.precision"),
+]
 
 
-def with_options(*tables: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some tables; what was given of them reaches it as `settings`."""
-    options = {name: option for table in tables for name, option in table.items()}
+def settings_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather what the options of a command say of the pipeline's settings, by dotted key.
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        added = [
-            inspect.Parameter(
-                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=option.annotation(name)
-            )
-            for name, option in options.items()
-        ]
-        shown = [parameter for parameter in own if parameter.name != "settings"]
-        first = max(1, sum(parameter.default is parameter.empty for parameter in shown))
-        parameters = [*shown[:first], *added, *shown[first:]]
-
-        @functools.wraps(command)
-        def wrapped(**given: Any) -> None:
-            settings = settings_of({name: given.pop(name) for name in options}, options)
-            command(settings=settings, **given)
-
-        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return wrapped
-
-    return decorate
-
-
-def settings_of(given: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """Values by dotted key, of those options that were given."""
+    Parameters
+    ----------
+    command : function
+        Whose parameters are annotated with the options above.
+    given : mapping
+        Its arguments by name; None for options that were not given.
+    """
     from featbench.store.layers import split_layers
 
     settings: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, setting in settings_by_name(command).items():
+        value = given[name]
         if value is None:
             continue
-        if name == "layers":
+        if setting.key == "layers":
             value = split_layers(value)
-        elif name == "slurm":
+        elif setting.key == "extract.slurm":
             value = dict(word.partition("=")[::2] for word in value.split(","))
-        elif name == "vissl_config":
+        elif setting.key == "vissl_config":
             value = value.split(",")  # names of files, whatever YAML would make of them
-        elif options[name].listed:
+        elif setting.is_list:
             value = listed(value)
-        settings[options[name].setting] = value
+        settings[setting.key] = value
     weights = settings.pop("weights", None)
     if weights is not None or "weights.random_seed" in settings:
-        # Given here, they replace whichever source the pipeline names.
+        # They replace whichever source the pipeline names.
         is_file = weights is not None and (Path(weights).exists() or "/" in weights or Path(weights).suffix != "")
         settings["weights.file"] = weights if is_file else None
         settings["weights.torchvision"] = weights if not is_file else None
         settings.setdefault("weights.random_seed", None)
     return settings
+
+
+def settings_by_name(command: Callable[..., None]) -> dict[str, Setting]:
+    """Settings that a command's options override, by parameter."""
+    annotations = inspect.get_annotations(command, eval_str=True)
+    return {
+        name: mark
+        for name, annotation in annotations.items()
+        for mark in getattr(annotation, "__metadata__", ())
+        if isinstance(mark, Setting)
+    }
 
 
 def listed(text: str) -> list[Any]:

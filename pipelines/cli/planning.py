@@ -3,33 +3,106 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from featbench.pipelines.cli import set_level
 from featbench.pipelines.cli.display import show, show_facts
 from featbench.pipelines.cli.options import (
-    EVALUATION,
-    EXTRACTION,
-    STORE,
     Arguments,
+    BatchSize,
+    Center,
+    Clusters,
+    Concat,
+    Data,
+    Device,
+    Dtype,
+    Duplicates,
+    Gpus,
+    Index,
+    K,
+    Layers,
+    LeaveOneOut,
+    Memory,
+    Name,
+    OnError,
+    Pca,
+    PerClass,
+    Precision,
+    Protocol,
+    RandomWeights,
+    Ranks,
+    Retrieval,
+    SearchDevice,
+    SearchPrecision,
+    Shots,
+    Slurm,
+    StoreSetting,
+    Temperature,
+    TrainSplit,
+    Tries,
+    TrustCheckpoint,
     TrustCode,
+    ValSplit,
+    VisslConfig,
+    Weights,
+    Whiten,
+    Workers,
     read_pipeline,
-    with_options,
+    settings_of,
 )
 
 
-@with_options(EXTRACTION, STORE, EVALUATION)
 def plan(
-    settings: dict[str, Any],
     words: Arguments = None,
+    vissl_config: VisslConfig = None,
+    layers: Layers = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = None,
+    trust_checkpoint: TrustCheckpoint = None,
+    data: Data = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    on_error: OnError = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    precision: Precision = None,
+    dtype: Dtype = None,
+    ranks: Ranks = None,
+    gpus: Gpus = None,
+    slurm: Slurm = None,
+    device: Device = None,
+    store: StoreSetting = None,
+    name: Name = None,
+    protocol: Protocol = None,
+    k: K = None,
+    temperature: Temperature = None,
+    clusters: Clusters = None,
+    leave_one_out: LeaveOneOut = None,
+    retrieval: Retrieval = None,
+    per_class: PerClass = None,
+    duplicates: Duplicates = None,
+    shots: Shots = None,
+    tries: Tries = None,
+    concat: Concat = None,
+    center: Center = None,
+    pca: Pca = None,
+    whiten: Whiten = None,
+    index: Index = None,
+    memory: Memory = None,
+    search_device: SearchDevice = None,
+    search_precision: SearchPrecision = None,
     trust_code: TrustCode = False,
     probe: Annotated[
-        float, typer.Option("--probe", metavar="SECONDS", help="How long the model is measured; 0: not at all.")
+        float, typer.Option("--probe", metavar="SECONDS", help="How long to measure the model; 0 is not at all.")
     ] = 10.0,
 ) -> None:
-    """Check a pipeline and say what it will take of disk, memory and time; nothing is written."""
+    """Say what a pipeline takes of disk, memory and time.
+
+    Checks data, model and weights, and runs the model for some seconds. Nothing is written.
+    """
+    settings = settings_of(plan, locals())
     from featbench.pipelines.plan import plan as make_plan
     from featbench.pipelines.plan import plan_lines
     from featbench.store import BenchError
@@ -42,18 +115,22 @@ def plan(
 
 
 def datasets() -> None:
-    """List the data sets of the catalogue, with what is found of them on this machine."""
+    """List the known data sets, and which are on this machine."""
     from featbench.pipelines.cli.tables import dataset_table
     from featbench.pipelines.config.catalogue import catalogue_files, list_datasets
 
     show(dataset_table(list_datasets()))
     typer.echo(
-        f"Say where one lies in {' or '.join(map(str, catalogue_files()[1:]))}: name: {{root: FOLDER}}", err=True
+        f"To give the root of one, add `NAME: {{root: FOLDER}}` to {' or '.join(map(str, catalogue_files()[1:]))}.",
+        err=True,
     )
 
 
 def schema() -> None:
-    """Print the JSON schema of pipeline files, by which editors complete and check them."""
+    """Print the JSON schema of pipeline files.
+
+    Editors use it to complete and check them.
+    """
     from featbench.pipelines.config.pipeline import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1))

@@ -1,4 +1,4 @@
-"""What is known, for people and other programs: `bench protocols`, `compare` and `export`."""
+"""Results for people and other programs: `bench protocols`, `compare` and `export`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,38 @@ import typer
 from featbench.pipelines.cli import set_level
 from featbench.pipelines.cli.display import Csv, Json, Latex, Markdown, chosen_format, print_results
 from featbench.pipelines.cli.feature_sets import open_features
-from featbench.pipelines.cli.options import EVALUATION, FeatureSetName, Layers, Store, read_pipeline, with_options
+from featbench.pipelines.cli.options import (
+    EvalLayers,
+    FeatureSetName,
+    K,
+    LeaveOneOut,
+    Memory,
+    Protocol,
+    SearchDevice,
+    SearchPrecision,
+    Store,
+    Temperature,
+    read_pipeline,
+    settings_of,
+)
 
 STAGE_TWO = ("evaluate",)
-SETTINGS = ("protocol", "k", "temperature", "memory", "search_device", "search_precision")
 
 
 def protocols(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[diff A B]", help="diff and two protocols; or those to list.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]... | diff A B", help="Protocols to list, all by default; or two to compare."),
     ] = None,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """List what each protocol fixes, or how two differ: `bench protocols diff dino vissl`."""
+    """List the kNN protocols, or how two of them differ.
+
+    `bench protocols diff dino vissl` lists the differences.
+    """
     from dataclasses import asdict
 
     from featbench.evaluate.errors import EvaluationError
@@ -50,19 +66,29 @@ def protocols(
     print_results([protocol_table(found, with_sources=bool(names))], records, form, content=content)
 
 
-@with_options({name: EVALUATION[name] for name in SETTINGS})
 def compare(
-    settings: dict[str, Any],
     first: FeatureSetName,
-    second: Annotated[str, typer.Argument(metavar="NAME", help="The other one; the same to compare two layers.")],
-    layers: Layers = None,
+    second: Annotated[
+        str, typer.Argument(metavar="NAME", help="The other one; the same name to compare two of its layers.")
+    ],
+    layers: EvalLayers = None,
     store: Store = None,
+    protocol: Protocol = None,
+    k: K = None,
+    temperature: Temperature = None,
+    memory: Memory = None,
+    search_device: SearchDevice = None,
+    search_precision: SearchPrecision = None,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """Say whether one feature set, or layer, is better than another on the same queries."""
+    """Compare two feature sets, or layers, on the same queries.
+
+    Reports the difference of top-1 with its 95% interval, and McNemar's test.
+    """
+    settings = settings_of(compare, locals())
     set_level(True)
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     from featbench.pipelines.cli.tables import comparison_table
@@ -75,19 +101,27 @@ def compare(
     print_results([comparison_table(records)], records, form)
 
 
-@with_options({name: EVALUATION[name] for name in (*SETTINGS, "leave_one_out")})
 def export(
-    settings: dict[str, Any],
     name: FeatureSetName,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("export"),
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the files.")] = Path("export"),
     what: Annotated[
-        str, typer.Option("--what", help="Comma-separated: features, neighbours, predictions.")
+        str, typer.Option("--what", metavar="NAME,...", help="features, neighbours, predictions.")
     ] = "neighbours,predictions",
-    file_format: Annotated[str, typer.Option("--format", help="npy, npz, parquet, vissl, or zarr (in place).")] = "npy",
-    layers: Layers = None,
+    file_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="npy, npz, parquet, vissl, or zarr (in place).")
+    ] = "npy",
+    layers: EvalLayers = None,
     store: Store = None,
+    leave_one_out: LeaveOneOut = None,
+    protocol: Protocol = None,
+    k: K = None,
+    temperature: Temperature = None,
+    memory: Memory = None,
+    search_device: SearchDevice = None,
+    search_precision: SearchPrecision = None,
 ) -> None:
-    """Write features, neighbours or predictions as files of another format."""
+    """Write features, neighbours or predictions to files."""
+    settings = settings_of(export, locals())
     set_level(True)
     from featbench.pipelines.evaluation.export import export as export_features
     from featbench.store.layers import split_layers

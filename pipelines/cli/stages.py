@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from featbench.pipelines.cli import set_level
 from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results
 from featbench.pipelines.cli.options import (
-    EVALUATION,
-    EXTRACTION,
-    STORE,
     Arguments,
+    BatchSize,
+    Center,
+    Clusters,
+    Concat,
+    Data,
+    Device,
     DryRun,
+    Dtype,
+    Duplicates,
+    EvalLayers,
+    Features,
+    Gpus,
+    Index,
+    K,
     Layers,
+    LeaveOneOut,
+    Memory,
+    Name,
+    OnError,
     Overwrite,
+    Pca,
+    PerClass,
+    Precision,
+    Protocol,
     Quiet,
-    Store,
+    RandomWeights,
+    Ranks,
+    Retrieval,
+    SearchDevice,
+    SearchPrecision,
+    Shots,
+    Slurm,
+    StoreSetting,
+    Temperature,
+    TrainSplit,
+    Tries,
+    TrustCheckpoint,
     TrustCode,
+    ValSplit,
+    VisslConfig,
+    Weights,
+    Whiten,
+    Workers,
     read_pipeline,
-    with_options,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -31,16 +65,37 @@ STAGE_TWO = ("evaluate", "store", "name")
 """Settings that `bench evaluate` heeds."""
 
 
-@with_options(EXTRACTION, STORE)
 def extract(
-    settings: dict[str, Any],
     words: Arguments = None,
+    vissl_config: VisslConfig = None,
+    layers: Layers = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = None,
+    trust_checkpoint: TrustCheckpoint = None,
+    data: Data = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    on_error: OnError = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    precision: Precision = None,
+    dtype: Dtype = None,
+    ranks: Ranks = None,
+    gpus: Gpus = None,
+    slurm: Slurm = None,
+    device: Device = None,
+    store: StoreSetting = None,
+    name: Name = None,
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Stage one: run the model over both splits and store the layers' features."""
+    """Store a model's features, layer by layer (stage one).
+
+    Runs the model over both splits. What is stored already is not computed again.
+    """
+    settings = settings_of(extract, locals())
     pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
     if dry_run:
         _print_settings(pipeline)
@@ -48,34 +103,86 @@ def extract(
         _extract(pipeline, overwrite=overwrite, quiet=quiet)
 
 
-@with_options(EVALUATION)
 def evaluate(
-    settings: dict[str, Any],
     words: Arguments = None,
-    features: Annotated[
-        str | None, typer.Option("--features", help="Name of the feature set; by default the pipeline's.")
-    ] = None,
-    layers: Layers = None,
-    store: Store = None,
+    features: Features = None,
+    store: StoreSetting = None,
+    layers: EvalLayers = None,
+    protocol: Protocol = None,
+    k: K = None,
+    temperature: Temperature = None,
+    clusters: Clusters = None,
+    leave_one_out: LeaveOneOut = None,
+    retrieval: Retrieval = None,
+    per_class: PerClass = None,
+    duplicates: Duplicates = None,
+    shots: Shots = None,
+    tries: Tries = None,
+    concat: Concat = None,
+    center: Center = None,
+    pca: Pca = None,
+    whiten: Whiten = None,
+    index: Index = None,
+    memory: Memory = None,
+    search_device: SearchDevice = None,
+    search_precision: SearchPrecision = None,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
     as_latex: Latex = False,
     quiet: Quiet = False,
 ) -> None:
-    """Stage two: weighted kNN and k-means on the stored features; needs neither model nor images."""
+    """Evaluate stored features by kNN and k-means (stage two).
+
+    Needs neither the model nor the images.
+    """
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
-    where = {key: value for key, value in (("store", store), ("name", features)) if value is not None}
-    pipeline = read_pipeline(words, settings | where, needed=features is None, only=STAGE_TWO, quiet=quiet)
+    settings = settings_of(evaluate, locals())
+    pipeline = read_pipeline(words, settings, needed=features is None, only=STAGE_TWO, quiet=quiet)
     from featbench.store.layers import split_layers
 
     _evaluate(pipeline, split_layers(layers or ""), form=form, quiet=quiet)
 
 
-@with_options(EXTRACTION, STORE, EVALUATION)
 def run(
-    settings: dict[str, Any],
     words: Arguments = None,
+    vissl_config: VisslConfig = None,
+    layers: Layers = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = None,
+    trust_checkpoint: TrustCheckpoint = None,
+    data: Data = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    on_error: OnError = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    precision: Precision = None,
+    dtype: Dtype = None,
+    ranks: Ranks = None,
+    gpus: Gpus = None,
+    slurm: Slurm = None,
+    device: Device = None,
+    store: StoreSetting = None,
+    name: Name = None,
+    protocol: Protocol = None,
+    k: K = None,
+    temperature: Temperature = None,
+    clusters: Clusters = None,
+    leave_one_out: LeaveOneOut = None,
+    retrieval: Retrieval = None,
+    per_class: PerClass = None,
+    duplicates: Duplicates = None,
+    shots: Shots = None,
+    tries: Tries = None,
+    concat: Concat = None,
+    center: Center = None,
+    pca: Pca = None,
+    whiten: Whiten = None,
+    index: Index = None,
+    memory: Memory = None,
+    search_device: SearchDevice = None,
+    search_precision: SearchPrecision = None,
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
@@ -85,7 +192,8 @@ def run(
     as_latex: Latex = False,
     quiet: Quiet = False,
 ) -> None:
-    """Both stages, doing only what is missing."""
+    """Do both stages, computing only what is missing."""
+    settings = settings_of(run, locals())
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
     if dry_run:

@@ -1,4 +1,4 @@
-"""VISSL's YAML as it is: `bench import-vissl`."""
+"""Pipelines from VISSL's YAML: `bench import-vissl`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ def import_vissl(
         list[str],
         typer.Argument(
             metavar="FILE... [config.KEY=VALUE]...",
-            help="YAML files of VISSL's, each on top of the ones before, and overrides as VISSL takes them.",
+            help="VISSL's YAML files, each overriding those before it, and overrides in VISSL's syntax.",
         ),
     ],
 ) -> None:
-    """Print the pipeline that a configuration of VISSL's nearest-neighbour benchmark means."""
+    """Translate VISSL's YAML into a pipeline, and print it.
+
+    For configurations of VISSL's nearest-neighbour benchmark.
+    """
     from featbench.pipelines.config.pipeline import make_pipeline
     from featbench.pipelines.foreign.vissl import is_override, read_vissl
 

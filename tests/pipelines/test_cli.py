@@ -319,7 +319,7 @@ def test_damage_is_found_repaired_and_mended(extract, bench, tmp_path):
     chunk.write_bytes(content[:50] + bytes([content[50] ^ 4]) + content[51:])
     failure(bench("verify", "mine"), "train/features.5 chunk 0", "--repair")
     failure(bench("evaluate", "--features", "mine"), "train/features.5, chunk 0", "bench verify")
-    assert "Repaired or set back: 1" in bench("verify", "mine", "--repair").stdout
+    assert "Repaired, or marked as pending: 1" in bench("verify", "mine", "--repair").stdout
     assert "Extracted features.5: 12 images" in extract().stderr
     assert chunk.read_bytes() == content
     assert "no faults" in bench("verify", "mine").stdout

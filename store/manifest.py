@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 
@@ -248,4 +249,5 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
 
 def _brief(value: Json) -> str:
     text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text)  # of a SHA-256 the first 12 digits tell enough
     return text if len(text) <= 70 else f"{text[:50]}... ({len(text)} characters)"

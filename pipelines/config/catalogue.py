@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from featbench.extract.config import DataConfig
 from featbench.extract.data.archives import ENDINGS
 from featbench.pipelines.config.documents import read_yaml
+from featbench.pipelines.config.faults import describe
 from featbench.store import BenchError, suggest
-from featbench.store.documents import DocumentError, brief, brief_text
+from featbench.store.documents import DocumentError, brief_text
 
 FILE = "datasets.yaml"
 SHIPPED = Path(__file__).parent / FILE
@@ -132,7 +133,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 def _text(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"no such setting. {suggest(str(fault['loc'][-1]), Entry.model_fields)}"
-    return f"{fault['msg'].removeprefix('Value error, ')}; got {brief(fault['input'])}"
+    return describe([fault])
 
 
 def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

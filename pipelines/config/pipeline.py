@@ -19,6 +19,7 @@ from featbench.evaluate.config import EvaluateConfig
 from featbench.extract.config import DataConfig, ExtractConfig, ModelConfig, TransformConfig, WeightsConfig
 from featbench.pipelines.config.catalogue import CatalogueError, settings_of
 from featbench.pipelines.config.documents import parse_yaml, read_yaml
+from featbench.pipelines.config.faults import describe
 from featbench.store import BenchError, LayerSpec, StoreError, suggest
 from featbench.store.config import Config, StoreConfig
 from featbench.store.documents import DocumentError, brief, brief_text
@@ -263,6 +264,7 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 def _faults(error: ValidationError) -> dict[str, str]:
     """What is wrong, by setting."""
     faults: dict[str, str] = {}
+    several: dict[str, list[Mapping[str, Any]]] = {}
     for fault in error.errors():
         key, section = _place(fault["loc"])
         if fault["type"] == "extra_forbidden":
@@ -271,11 +273,8 @@ def _faults(error: ValidationError) -> dict[str, str]:
             hint = suggest(name, section.model_fields).replace("Did you mean ", f"Did you mean {prefix}")
             faults[key] = f"no such setting. {hint}"
         else:
-            message = fault["msg"].removeprefix("Value error, ")
-            if key in faults:  # another of the types that it could have
-                faults[key] = f"{message[0].lower()}{message[1:]}, or: {faults[key]}"
-            else:
-                faults[key] = f"{message}; got {brief(fault['input'])}"
+            several.setdefault(key, []).append(fault)
+            faults[key] = describe(several[key])
     return faults
 
 

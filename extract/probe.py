@@ -18,6 +18,9 @@ from featbench.store import Work
 from featbench.store.layout import RowRange
 from featbench.store.paths import TRAIN
 
+CPU_BATCH = 16
+"""Images in a batch at most: on a CPU the rate hardly depends on it, and a batch of 64 can take many seconds."""
+
 
 def images_per_second(
     trunk: TappedTrunk,
@@ -41,6 +44,8 @@ def images_per_second(
     seconds : float
         How long to measure, at least one batch.
     """
+    if device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     num_rows = len(sources[TRAIN].rows.labels)
     work = Work(split=TRAIN, chunk=0, layers=("",), valid=False)  # the split as one chunk
     wanted = [BatchRows(work=work, rows=rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]

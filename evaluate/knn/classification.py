@@ -107,6 +107,7 @@ def knn_results(
     labels: MatchedLabels | None = None,
     resources: Resources = DEFAULT,
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
+    compare_preprocessing: bool = True,
     **question: Any,
 ) -> list[Result]:
     """Classify val by the weighted votes of its neighbours in train.
@@ -127,6 +128,8 @@ def knn_results(
         Memory, device and ranks of the search; changes no number.
     on_rows : callable
         Told layer and number of database rows after each block.
+    compare_preprocessing : bool
+        Warn if the images were preprocessed in another way than a protocol's project does.
     **question
         The other fields of `KnnQuestion`: `k`, `temperature`, `leave_one_out`, `retrieval`, `duplicates`, `per_class`,
         `predictions`.
@@ -141,7 +144,8 @@ def knn_results(
     Where a split has no label, its neighbours are found and kept, and a result says no more of each search than that.
     """
     asked = KnnQuestion(protocols=protocols_by_name(protocol), **question)
-    _warn_of_preprocessing(features, asked.protocols)
+    if compare_preprocessing:
+        _warn_of_preprocessing(features, asked.protocols)
     find = partial(find_neighbours, features, index=index, resources=resources)
     return classify(
         layers_of(features, layers), *(labels or matched_labels(features, needed=False)), asked, find=find,

@@ -396,7 +396,14 @@ def read_pipeline(
     files = settings.pop("vissl_config", None)
     if files:
         return _from_vissl(files, words, settings)
-    from featbench.pipelines.config.pipeline import LOCAL, PipelineError, load_pipeline, make_pipeline, parse_overrides
+    from featbench.pipelines.config.pipeline import (
+        DEFAULT,
+        LOCAL,
+        PipelineError,
+        load_pipeline,
+        make_pipeline,
+        parse_overrides,
+    )
 
     is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
     name = words.pop(0) if is_named else None
@@ -409,6 +416,8 @@ def read_pipeline(
         )
     if not (needed or name or LOCAL.is_file()):
         return make_pipeline({}, overrides, where="command line")
+    if name is None and not LOCAL.is_file() and not quiet:
+        typer.echo(f"No pipeline was named, so this is {DEFAULT}: scikit-learn's handwritten digits.", err=True)
     pipeline = load_pipeline(name, overrides)
     unnamed = _unnamed_files(name, pipeline)
     if unnamed and not quiet:

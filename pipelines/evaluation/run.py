@@ -106,6 +106,7 @@ def _evaluate(
             duplicates=knn.duplicates,
             per_class=knn.per_class,
             on_rows=lambda layer, rows: on_rows(rows),
+            compare_preprocessing="protocol" in knn.model_fields_set,  # the default is no claim to reproduce DINO
             **settings,
         )
     results += few_shot

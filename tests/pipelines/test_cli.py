@@ -48,7 +48,9 @@ def failure(result, *parts):
 
 
 def test_the_two_commands_without_arguments_run_the_digits(bench, records, tmp_path):
-    assert bench("extract", "--layers", "res4,res5").returncode == 0
+    first = bench("extract", "--layers", "res4,res5")
+    assert first.returncode == 0
+    assert "No pipeline was named, so this is digits" in first.stderr
     found = records("--k", "200")
     knn = [record for record in found if record["task"] == "knn"]
     assert [(record["layer"], record["k"], record["temperature"]) for record in knn] == [
@@ -63,6 +65,8 @@ def test_the_two_commands_without_arguments_run_the_digits(bench, records, tmp_p
     table = bench("evaluate", "--k", "200")
     assert "random (seed 0)" in table.stdout
     assert "NMI" in table.stdout
+    assert "preprocessed" not in table.stderr, "the default protocol was not asked for by name"
+    assert "resize 64, not 256" in bench("evaluate", "--k", "200", "--protocol", "dino").stderr
 
 
 def test_bench_yaml_of_the_working_folder_is_taken_if_there_is_one(bench, tmp_path):

@@ -13,11 +13,11 @@ from featbench.store import suggest
 from featbench.store.config import Config
 
 MAX_SEED = 2**31 - 2
-"""faiss counts them from 1, in 32 bits."""
+"""Largest seed: faiss takes signed 32-bit integers, and gets the seed plus 1."""
 
 
 def _listed(value: Any) -> Any:
-    """Let one number stand for a list of one; YAML's `true` is not the number 1."""
+    """Accept a single number for a list; YAML's `true` is not the number 1."""
     values = value if isinstance(value, (list, tuple)) or value is None else (value,)
     if values and any(isinstance(each, bool) for each in values):
         raise ValueError("must be numbers")
@@ -25,7 +25,7 @@ def _listed(value: Any) -> Any:
 
 
 def _one_or_more(value: Any) -> Any:
-    """Let one name stand for a list of one, and separate names at commas."""
+    """Accept a single name for a list, and split names at commas."""
     return value.split(",") if isinstance(value, str) else value
 
 
@@ -33,34 +33,34 @@ class KnnConfig(Config):
     """Weighted k-nearest-neighbour classification."""
 
     protocol: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ("dino",)
-    """Similarity and voting, with their usual k and temperature: see `bench protocols`. Or YAML files of own ones."""
+    """Similarity and vote, with their usual k and temperature; see `bench protocols`. Or a YAML file of your own."""
 
     k: Annotated[tuple[int, ...] | None, BeforeValidator(_listed)] = None
-    """Neighbours that vote; the protocol's own by default. One search at the largest serves them all."""
+    """Neighbours that vote; the protocol's by default. One search at the largest k serves all of them."""
 
     temperature: Annotated[tuple[float, ...] | None, BeforeValidator(_listed)] = None
-    """tau in the vote weight exp(similarity / tau); the protocol's own by default."""
+    """tau in the vote weight exp(similarity / tau); the protocol's by default."""
 
     leave_one_out: bool = False
-    """Classify train by train, each row by the others."""
+    """Leave-one-out on train: classify each row by its neighbours among the other rows."""
 
     retrieval: bool = False
-    """Also R-precision, MAP@R, precision@1, recall@k; searches as many neighbours as the largest class has rows."""
+    """Also report R-precision, MAP@R, precision@1 and recall@k; the lists are as long as the largest class."""
 
     duplicates: Annotated[float, Field(gt=-1, le=1)] | None = None
-    """Cosine from which a query counts as a near-duplicate of its nearest neighbour; accuracies without them."""
+    """Also report accuracy without queries whose nearest train cosine is at least this (near-duplicates)."""
 
     per_class: bool = False
-    """Also the accuracy of each class, and what it is taken for; for the first k and temperature."""
+    """Also report each class's accuracy, and the class it is most confused with, at the first k and temperature."""
 
     shots: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
-    """Also with so many images of each class (5), or such a part of them (10%); none by default."""
+    """Also classify by this many images of each class (5), or this fraction of them (10%); none by default."""
 
     tries: int = Field(default=5, gt=0, le=1000)
-    """Draws of the few images; mean and standard deviation are reported."""
+    """Random draws of these images; the mean and the standard deviation over the draws are reported."""
 
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Of these draws."""
+    """Seed of these draws."""
 
     @field_validator("protocol")
     @classmethod
@@ -95,13 +95,13 @@ class KmeansConfig(Config):
     """Scale each row to length 1 first, as VISSL's ClusterFit does."""
 
     iterations: int = Field(default=100, gt=0, le=100_000)
-    """At most; stops when the objective no longer falls."""
+    """Most iterations; stops earlier once the objective no longer falls."""
 
     restarts: int = Field(default=10, gt=0, le=1000)
-    """Initialisations; the best one on a sample is kept."""
+    """Initializations; the best one on a sample is kept."""
 
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Of sampling and initialisation."""
+    """Seed of the sample and of the initializations."""
 
     @field_validator("clusters")
     @classmethod
@@ -112,16 +112,16 @@ class KmeansConfig(Config):
 
 
 class DeriveConfig(Config):
-    """What is evaluated instead of the layers as they are stored; fitted on train."""
+    """Transforms of the stored layers before they are evaluated; fitted on train."""
 
     concatenate: bool = False
-    """All layers side by side, each row of each layer scaled to length 1 before."""
+    """Concatenate all layers, each row of each layer scaled to length 1 first."""
 
     center: bool = False
     """Subtract the mean."""
 
     pca: int | None = Field(default=None, gt=0)
-    """Keep so many principal components."""
+    """Keep this many principal components."""
 
     whiten: bool = False
     """Scale every principal component to variance 1."""
@@ -136,16 +136,16 @@ class EvaluateConfig(Config):
     kmeans: KmeansConfig = KmeansConfig()
 
     memory: str | None = None
-    """What stage two may take for its arrays, such as 8GiB; by default half of what is free."""
+    """Memory budget of the arrays, such as 8GiB; half of the free memory by default."""
 
     index: str | None = None
-    """Search approximately, by faiss's index of this factory string: 'IVF4096,Flat:nprobe=16'. Exact by default."""
+    """Search approximately with a faiss index, by its factory string: 'IVF4096,Flat:nprobe=16'. Exact by default."""
 
     device: Literal["auto", "cpu", "gpu", "faiss-cpu"] = "auto"
-    """What searches: the CPU, faiss on a GPU, or faiss on the CPU; `auto` takes a GPU if faiss sees one."""
+    """Where to search: on the CPU, by faiss on a GPU, or by faiss on the CPU; `auto` uses a GPU if faiss sees one."""
 
     precision: Literal["auto", "float32", "low"] = "auto"
-    """What it searches with, to the same result; `low` is bfloat16 on the CPU, float16 on a GPU."""
+    """Precision of the first pass; changes no result. `low` is bfloat16 on the CPU, float16 on a GPU."""
 
     @field_validator("memory")
     @classmethod

@@ -1,7 +1,7 @@
-"""How much memory stage two may take, and how a search is cut so that it takes no more.
+"""How much memory stage two may use, and how a search is cut into blocks that fit.
 
-Counted are the arrays that grow with the task: queries, blocks of the database, lists. The
-interpreter and the libraries take another 200 to 300 MiB, whatever the task.
+Only arrays that grow with the task are counted: queries, blocks of the database, lists. The interpreter and the
+libraries take another 200 to 300 MiB.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from featbench.evaluate.errors import EvaluationError
 MIB = 2**20
 
 BLOCK = 128 * MIB
-"""Size of a block of the database, where there is room; larger ones are no faster (docs/log.md)."""
+"""Bytes of a block of the database, where there is room; larger blocks are no faster (docs/log.md)."""
 
 HELD = 512 * MIB
-"""Size of a block of k-means: a layer that is not larger is read once and held."""
+"""Bytes of a block of k-means: a layer that is not larger is read once and kept in memory."""
 
 _FIXED = 48 * MIB
-"""What the search needs besides, whatever the task."""
+"""Bytes that every search needs, whatever its size."""
 
 _PER_THREAD = 12 * MIB
-"""What each thread needs to multiply, to cut lists and to compute similarities anew."""
+"""Bytes that each thread needs to multiply, to cut lists and to rescore."""
 
 _BYTES_PER_CANDIDATE = 40
-"""Of one entry of one list while it is proposed, rescored and put in order."""
+"""Bytes of one entry of one list while it is proposed, rescored and sorted."""
 
 _BYTES_PER_VOTE = 64
-"""Of one entry of one list while votes are counted."""
+"""Bytes of one entry of one list while votes are counted."""
 
 _QUERIES = 256
-"""Queries searched at a time at least: every pass reads the whole database."""
+"""Fewest queries to search at a time: every pass reads the whole database."""
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -58,7 +58,7 @@ def plan_blocks(
     memory : int
         Bytes.
     num_rows, rows_per_chunk, dim : int
-        Of the database.
+        The database's.
     num_queries : int
         Q.
     k : int
@@ -66,11 +66,11 @@ def plan_blocks(
     room : int
         Candidates of each query.
     num_blocks : int
-        Copies of a block that are in memory at a time.
+        Copies of a block that are in memory at once.
     num_threads : int
-        That search.
+        Threads that search.
     libraries : int
-        Bytes that importing more libraries takes.
+        Bytes that libraries take which are yet to be imported.
     parts : int
         Equal parts of the memory, of which the search gets one.
 
@@ -106,7 +106,7 @@ def plan_blocks(
             f"{in_words(least)}. Allow that with --memory {-(-parts * least // MIB)}MiB, or ask for a smaller k."
         )
     free = memory - always
-    # Blocks first get half of what is free; queries what is left, and blocks what queries do not need.
+    # Blocks get half of the free memory, queries the rest, and blocks what the queries do not need.
     blocks = num_blocks * max(chunk, min(BLOCK, free // 2 // num_blocks))
     queries_at_once = min(num_queries, max(_QUERIES, (free - blocks) // per_query))
     queries_at_once = min(queries_at_once, (free - num_blocks * chunk) // per_query)
@@ -127,12 +127,12 @@ def rows_per_block(memory: int, *, dim: int) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Read an amount of memory, in powers of 1,024.
+    """Parse an amount of memory, in powers of 1,024.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the text is no amount of memory.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def parse_memory(text: str) -> int:
 
 
 def in_words(num_bytes: int) -> str:
-    """Say an amount of memory.
+    """Format a number of bytes.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def in_words(num_bytes: int) -> str:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can still take: of the machine, or of the container if that has less.
+    """Bytes that this process can still allocate, by the machine or by the container's limit.
 
     Without Linux's `/proc`, 4 GiB are assumed.
     """
@@ -174,7 +174,7 @@ def _of_machine(root: Path) -> list[int]:
 
 
 def _of_cgroups(root: Path) -> list[int]:
-    """What is left in each control group that this process belongs to: version 2, then version 1."""
+    """Bytes left in each control group of this process (cgroups v1 and v2)."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -205,6 +205,6 @@ def _left(group: Path, limit: str, used: str) -> list[int]:
         return []
     if not most.isdigit():  # "max": no limit
         return []
-    # The page cache counts as used, but gives way.
+    # The page cache counts as used, but can be reclaimed.
     cache = sum(int(size) for size in re.findall(r"^(?:total_)?inactive_file (\d+)$", text, re.MULTILINE)[-1:])
     return [int(most) - taken + cache]

@@ -1,11 +1,11 @@
-"""Approximate search for very large databases: any index that faiss's factory can make, and how good it is.
+"""Approximate search for very large databases, with any index of faiss's factory, and its measured recall.
 
-The lists hold rows that the index found, with their similarities computed again from the stored features.
-They are not certified: rows may be missing. How many is measured on a sample of the queries, by exact search.
+The lists hold the rows that the index found, with similarities rescored from the stored features. They are not
+certified: neighbours may be missing. Recall is measured on a sample of the queries, by exact search.
 
-An index is trained on the same rows, and filled and asked in the same batches, whatever memory there is and
-whatever was asked before: so the same request gives the same lists. A request is the index string and the length
-of the lists, since an index that is asked for longer lists finds more of the nearest as well.
+An index is trained on the same rows, and filled and searched in the same batches, regardless of memory and of earlier
+searches, so the same request gives the same lists. The length of the lists is part of the request: an index that is
+asked for longer lists also finds more of the nearest rows.
 
 Shape suffixes:  Q queries   K neighbours   D dimension   S sampled queries
 """
@@ -32,29 +32,29 @@ from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store.typing import Doubles, Floats, Ints
 
 ALGORITHM = 2
-"""Enters the keys of kept lists, besides that of exact ones."""
+"""Part of the keys of cached lists, besides the version of exact search."""
 
 SAMPLE = 1000
-"""Queries that are also searched exactly."""
+"""Queries that are also searched exactly, to measure recall."""
 
 TRAINING_ROWS = 262_144
-"""Rows of the database that an index is trained on, at most."""
+"""Most database rows that an index is trained on."""
 
 TRAINING_BYTES = 512 * MIB
-"""What these rows take, at most: fewer of many numbers."""
+"""Most bytes of these rows: fewer rows if their dimension is large."""
 
 PARTS = 2
 """Equal parts into which the memory is divided: one for the index, one for the search."""
 
 _QUERIES = 256
-"""Queries that an index is asked at a time: libraries round otherwise for other numbers of them."""
+"""Queries searched at a time: libraries round differently for other batch sizes."""
 
 _LARGEST = 1e18
-"""Length of a row up to which float32 holds squared distances; beyond it, faiss ends the process."""
+"""Largest length of a row whose squared distances float32 holds; beyond it, faiss aborts the process."""
 
 
 def num_training_rows(num_rows: int, dim: int) -> int:
-    """Rows of a database that an index is trained on."""
+    """Number of database rows that an index is trained on."""
     return min(num_rows, TRAINING_ROWS, max(1, TRAINING_BYTES // (4 * dim)))
 
 
@@ -77,21 +77,21 @@ def search_approximately(
     database, queries, k, similarity, plan, on_rows
         As for `featbench.evaluate.neighbours.search.search`.
     index : str
-        faiss's factory string, with parameters of search after a colon.
+        faiss factory string, with search parameters after a colon.
     memory : int
-        Bytes that the index may take, besides the plan's.
+        Bytes that the index may use, besides the plan's.
     seed : int
-        Of the sample of queries.
+        Seed of the sample of queries.
 
     Returns
     -------
     neighbours, truth : Neighbours
-        What the index found, and the exact lists of a sample of the queries; see `recalls`.
+        Lists of the index, and exact lists of a sample of the queries; see `recalls`.
 
     Raises
     ------
     EvaluationError
-        If faiss makes no such index, the database is too small to train it, or it would take too much memory.
+        If faiss can't make the index, the database is too small to train it, or it needs too much memory.
     """
     spec, layer = IndexSpec.parse(index), database.layer
     num_training = num_training_rows(len(database), layer.dim)
@@ -123,14 +123,14 @@ def search_approximately(
 
 
 def recalls(found: Neighbours, truth: Neighbours) -> Doubles:
-    """Part of the true k nearest neighbours that the first k of the lists hold, for every k from 1, shape (K,).
+    """Fraction of the true k nearest neighbours among the first k of the lists, for every k from 1, shape (K,).
 
     Parameters
     ----------
     found : Neighbours
-        Of all queries.
+        Lists of all queries.
     truth : Neighbours
-        Of some of them, just as long.
+        Exact lists of some of them, of the same length.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def recalls(found: Neighbours, truth: Neighbours) -> Doubles:
 
 
 def _train(index: Any, spec: IndexSpec, database: Selection, kind: Similarity, num_rows: int, memory: int) -> None:
-    """Train the index on some rows, drawn from all."""
+    """Train the index on a random sample of rows."""
     needed = 4 * database.layer.dim * num_rows
     if needed > memory:
         raise EvaluationError(
@@ -176,7 +176,7 @@ def _train(index: Any, spec: IndexSpec, database: Selection, kind: Similarity, n
 
 
 def _clusters_for(num_rows: int) -> int:
-    """Clusters that so many rows can train: a power of two, with the 39 rows for each that faiss wants.
+    """Largest power of two of clusters that this many rows can train, at faiss's minimum of 39 rows each.
 
     Examples
     --------
@@ -195,21 +195,21 @@ def _fill(
     memory: int,
     on_rows: Callable[[int], None],
 ) -> tuple[Ints, Ints]:
-    """Add all rows; returns them by their number in the index, and those of zeros."""
+    """Add all rows; returns the row of each number in the index, and rows of zeros."""
     rows: list[Ints] = []
     zeros: list[Ints] = []
     pieces: list[Floats] = []
     empty, is_measured = _size(index, spec), False
     for part in database.parts(plan.rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
         _refuse_too_large(part.longest, spec, kind, database.layer.key)
-        # Chunk by chunk: which rows come together can matter, and must not depend on the size of a block.
+        # Chunk by chunk: batches can change an index, and must not depend on the block size.
         cuts = np.flatnonzero(np.diff(part.rows // database.layer.rows_per_chunk)) + 1
         for start, stop in zip([0, *cuts], [*cuts, len(part.rows)], strict=True):
             pieces.append(part.features[start:stop])
             if not spec.in_one_piece:
                 _add(index, spec, pieces.pop())
         if spec.in_one_piece:
-            pieces = [np.array(piece) for piece in pieces]  # the block's memory is used again
+            pieces = [np.array(piece) for piece in pieces]  # the block's memory is reused
         if not is_measured and len(part.rows):
             held = sum(piece.nbytes for piece in pieces)
             needed = empty + (_size(index, spec) - empty + held) * len(database) // len(part.rows)
@@ -238,7 +238,7 @@ def _add(index: Any, spec: IndexSpec, features: Floats) -> None:
 
 
 def _prepare(features: Floats, spec: IndexSpec, kind: Similarity, key: str) -> None:
-    """Scale rows to length 1 under the cosine; refuse what faiss's float32 can't hold."""
+    """Scale rows to length 1 under the cosine; refuse rows that overflow in faiss."""
     lengths = lengths_of_rows(features)
     _refuse_too_large(lengths.max(initial=0), spec, kind, key)
     if kind == "cosine":
@@ -255,7 +255,7 @@ def _refuse_too_large(longest: float, spec: IndexSpec, kind: Similarity, key: st
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Give faiss so many threads; 0 changes nothing."""
+    """Limit faiss's threads; 0 changes nothing."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(number or before)
     try:
@@ -265,7 +265,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _size(index: Any, spec: IndexSpec) -> int:
-    """Bytes of an index, as faiss would write it."""
+    """Bytes of an index, as faiss serializes it."""
     sizes: list[int] = []
     with spec.refusing("faiss can't write it, so its size is not known", "Take another index, or leave --index out."):
         writer = faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece)))  # type: ignore[attr-defined]
@@ -283,7 +283,7 @@ def _ask(
     kind: Similarity,
     plan: SearchPlan,
 ) -> tuple[Ints, Doubles]:
-    """Lists of k rows in order; searched exactly where the index finds fewer."""
+    """Sorted lists of k rows; queries for which the index finds fewer are searched exactly."""
     queries_QD = queries.read()
     lengths_Q = lengths_of_rows(queries_QD)
     asking_QD = queries_QD.copy()

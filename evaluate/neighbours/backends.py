@@ -1,7 +1,7 @@
-"""Which engine searches: faiss on a GPU, or the CPU's matrix products in float32 or bfloat16.
+"""The engines there are, and which of them searches: faiss on a GPU, or matrix products on the CPU.
 
-All find the same neighbours, to the bit; see `featbench.evaluate.neighbours.search`. Where numbers of few bits leave
-many queries undecided, float32 takes them.
+All give the same neighbours, bit for bit; see `featbench.evaluate.neighbours.search`. If low precision leaves many
+lists uncertified, float32 searches for them again.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ MakeEngine = Callable[[SearchRequest], Engine]
 Low = Literal["float16", "bfloat16"]
 
 TORCH_BYTES = 550 * 2**20
-"""What importing torch takes."""
+"""Memory that importing torch takes."""
 
 _WORTHWHILE = 2 * 10**11
-"""Multiplications of each thread from which bfloat16 makes up for importing torch: some 3 s of float32."""
+"""Multiplications per thread above which bfloat16 makes up for importing torch: about 3 s of float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """What searches, and with what numbers."""
+    """Where to search, and in what precision first."""
 
     where: Literal["gpu", "cpu", "faiss-cpu"]
     low: Low | None = None
-    """Numbers of few bits that are tried before float32."""
+    """Low precision of the first pass; None if that is float32."""
 
     gpu: int = 0
-    """Number of the GPU."""
+    """Index of the GPU."""
 
     too_long: int | None = None
-    """Length of the lists, where a GPU would have searched but for that."""
+    """Length of the lists, if they are too long for a GPU and the CPU searches instead."""
 
     def __str__(self) -> str:
         place = {"gpu": f"faiss on GPU {self.gpu}", "cpu": "the CPU", "faiss-cpu": "faiss on the CPU"}[self.where]
@@ -51,11 +51,11 @@ class EngineChoice:
 
     @property
     def num_blocks(self) -> int:
-        """Copies of a block in memory: one is being read, one searched, the rest is what the engine makes of it."""
+        """Copies of a block in memory: one being read, one being searched, and the engine's own."""
         return 4 if self.where == "faiss-cpu" else 3
 
     def engines(self) -> Iterator[MakeEngine]:
-        """Yield engines: the first searches, the next one takes what it leaves undecided.
+        """Yield engines: the first searches, the next one searches again for lists that could not be certified.
 
         Raises
         ------
@@ -81,20 +81,20 @@ class EngineChoice:
 
 
 def choose_engine(device: str, precision: str, *, k: int, similarity: Similarity, multiplications: int) -> EngineChoice:
-    """Choose what searches.
+    """Choose where to search, and in what precision.
 
     Parameters
     ----------
     device : str
-        `cpu`, `gpu`, `faiss-cpu` (faiss's index on the CPU), or `auto`, which takes a GPU if faiss sees one. `gpu:3`
-        and `auto:3` name one of several, counted again from 0 behind the last.
+        `cpu`, `gpu`, `faiss-cpu` (a faiss index on the CPU), or `auto`, which uses a GPU if faiss sees one. `gpu:3`
+        and `auto:3` name one of several, modulo their number.
     precision : str
-        `float32`; `low`, which is float16 on a GPU and bfloat16 on the CPU; or `auto`, which takes bfloat16 for long
-        searches on CPUs that multiply it themselves.
+        `float32`; `low`, which is float16 on a GPU and bfloat16 on the CPU; or `auto`, which uses bfloat16 for long
+        searches on CPUs with instructions for it.
     k : int
-        Neighbours; where a GPU can't list as many, the CPU searches.
+        Neighbours; if a GPU can't return that many, the CPU searches.
     similarity : {"cosine", "inner_product", "euclidean"}
-        A GPU takes float16 for the cosine only: other numbers may be too large for it.
+        float16 serves the cosine only: other numbers may overflow it.
     multiplications : int
         Length of the search: queries times rows times dimension.
 
@@ -123,7 +123,7 @@ def choose_engine(device: str, precision: str, *, k: int, similarity: Similarity
 
 
 def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has instructions for bfloat16 (AVX-512 BF16, AMX, or Arm's); False if that is not known."""
+    """Whether the processor has bfloat16 instructions (AVX-512 BF16, AMX, or Arm's); False if unknown."""
     try:
         text = cpuinfo.read_text()
     except OSError:

@@ -1,9 +1,8 @@
-"""Products in bfloat16, by torch: several times as fast as float32 on processors that multiply it themselves.
+"""Products in bfloat16 by torch: several times as fast as float32 on processors with instructions for it.
 
-The only module of stage two that needs torch. Three things keep the error small, so that few rows are
-too near to the k-th neighbour to be told from it: rows are centred, which moves all scores of a query by
-one number; how far rounding moves each query and row is measured, not assumed; and the rounding of a
-product is relative to it.
+The only module of stage two that needs torch. Three things keep the error small, so that few rows can't be told from
+the k-th neighbour: rows are centered, which shifts all scores of a query by one number; how far rounding moves each
+query and row is measured, not assumed; and the rounding error of a product is relative to it.
 
 Shape suffixes:  Q queries   R rows of one block   D feature dimension
 """
@@ -31,7 +30,7 @@ from featbench.evaluate.neighbours.tiled_engine import squares_of
 from featbench.store.typing import Doubles, Floats
 
 _PIECE = 2**18
-"""Numbers rounded at a time: 1 MiB of float32, within a core's cache."""
+"""Elements rounded at a time: 1 MiB of float32, which fits in a core's cache."""
 
 
 class Bfloat16Products:
@@ -69,7 +68,7 @@ class Bfloat16Products:
         rows_at_once = max(1, _PIECE // features_RD.shape[1])
 
         def load_some(at: int) -> tuple[float, float]:
-            with np.errstate(over="ignore"):  # makes the error infinite, and all queries undecided
+            with np.errstate(over="ignore"):  # makes the error infinite, so no list is certified
                 centred_RD = features_RD[at : at + rows_at_once] - centre_D
             rounded_RD, off_R = _rounded(centred_RD)
             self._room_RD[at : at + len(rounded_RD)] = rounded_RD
@@ -93,7 +92,7 @@ class Bfloat16Products:
         dim, lengths_Q = self._queries_QD.shape[1], self._asked.lengths_Q
         measured = 1 + relative_error(dim, FLOAT32)  # lengths are measured in float32
         row = measured * self._longest
-        off = measured * self._off + FLOAT32 * row  # centring is rounded, too
+        off = measured * self._off + FLOAT32 * row  # centering is rounded, too
         with np.errstate(over="ignore", invalid="ignore"):
             rounded = rounded_error(lengths_Q, measured * self._queries_off_Q, row, off, dim, result=BFLOAT16)
             if self._times == 2:  # the score is not the product that was rounded
@@ -102,7 +101,7 @@ class Bfloat16Products:
 
 
 def _rounded(values: Floats) -> tuple[torch.Tensor, Doubles]:
-    """Round rows to bfloat16; also how far each was moved."""
+    """Round rows to bfloat16; also returns how far each was moved."""
     exact = torch.from_numpy(values)
     rounded = exact.to(torch.bfloat16)
     off = torch.linalg.vector_norm(rounded.float() - exact, dim=1)

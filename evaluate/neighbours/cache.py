@@ -1,4 +1,4 @@
-"""Neighbour lists that are kept beside the features, under a key made of what they were computed from."""
+"""Neighbour lists cached in the feature set, under a key derived from what they were computed from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featbench.store.typing import Array, Doubles
 logger = logging.getLogger(__name__)
 
 ALGORITHM: Mapping[Similarity, int] = {"cosine": 5, "inner_product": 4, "euclidean": 4}
-"""Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
+"""Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""
 
 OLDER_ALGORITHM: Mapping[Similarity, int] = {"cosine": 4}
 """One that gives the same lists where all rows have ordinary lengths; see `Selection.has_ordinary_lengths`."""
@@ -31,16 +31,16 @@ OLDER_ALGORITHM: Mapping[Similarity, int] = {"cosine": 4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """Neighbours, and whether they had to be searched for."""
+    """Neighbours, and how they were obtained."""
 
     neighbours: Neighbours
     reused: bool
     seconds: float
     recalls: Doubles | None = None
-    """Part of the true k nearest in the first k of each list, for every k from 1; None if the search was exact."""
+    """Fraction of the true k nearest among the first k listed, for every k from 1; None if the search was exact."""
 
     def facts(self, k: int | None = None) -> SearchFacts:
-        """What results say of the search, with the recall among the k nearest; by default, in all of the lists."""
+        """Facts of the search for a result, with the recall at k; by default, at the length of the lists."""
         k = k or self.neighbours.rows_QK.shape[1]
         return SearchFacts(
             certified=self.recalls is None,
@@ -55,15 +55,15 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighbourCache:
-    """Where the lists of one search are kept, if they are."""
+    """The cache entry of one search, whether it exists or not."""
 
     features: FeatureSet
     key: str
     origin: dict[str, Any]
-    """For the record: layer, similarity, digests."""
+    """Saved with the lists: layer, similarity, digests."""
 
     older_key: str | None = None
-    """Where `OLDER_ALGORITHM` kept them."""
+    """Key under which `OLDER_ALGORITHM` saved them."""
 
     @classmethod
     def of(
@@ -76,10 +76,10 @@ class NeighbourCache:
         index: str | None = None,
         length: int | None = None,
     ) -> NeighbourCache:
-        """Say where the lists of a search are, before it is done.
+        """Return the cache entry of a search.
 
-        Exact lists serve every shorter k. What an index finds depends on the length that it is asked for, so
-        its lists are those of one `length`.
+        Exact lists serve every smaller k. What an index finds depends on the length that is asked for, so the key of
+        its lists includes `length`.
         """
         made_from = [
             [part.split, layer.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
@@ -100,32 +100,32 @@ class NeighbourCache:
         )
 
     def part(self, name: str) -> NeighbourCache:
-        """Say where a part of these lists is."""
+        """Return the cache entry of one shard of this search."""
         return replace(self, key=f"{self.key}.{name}", older_key=None)
 
     def exists(self) -> bool:
-        """Whether something is there; it may still be damaged."""
+        """Whether the entry exists; it may be damaged."""
         return has_cached(self.features, NEIGHBOURS, self.key)
 
     def load(self, k: int) -> SearchResult | None:
-        """Return the lists, if they are there, can be trusted, and are long enough."""
+        """Return the lists if they exist, are intact, and are long enough."""
         is_exact = self.origin["index"] is None
-        # Version 0.1.0 kept facts without a digest: those of exact lists are no more than remarks.
+        # Version 0.1.0 saved facts without a digest; for exact lists they are informational only.
         kept = load_cached(self.features, NEIGHBOURS, self.key, without_digest=is_exact)
         if not kept:
             return None
         found = _checked(*kept, is_approximate=not is_exact)
         if found is None:
-            logger.warning("%s: kept lists in another form than they are written in; searched again", self.key)
+            logger.warning("%s: cached lists are not in the expected form; searched again", self.key)
             return None
         return found if found.neighbours.rows_QK.shape[1] >= k else None
 
     def load_older(self, k: int) -> SearchResult | None:
-        """Return lists that an older algorithm kept; the caller must check that they are still right."""
+        """Return lists that an older algorithm saved; the caller must check that they are still right."""
         return None if self.older_key is None else replace(self, key=self.older_key, older_key=None).load(k)
 
     def save(self, found: SearchResult) -> None:
-        """Keep lists; where that can't be, warn and go on."""
+        """Save lists; if that fails, warn and go on."""
         lists = found.neighbours
         arrays: dict[str, Array] = {
             "rows": lists.rows_QK, "similarities": lists.similarities_QK, "queries": lists.queries,
@@ -137,18 +137,18 @@ class NeighbourCache:
         save_cached(self.features, NEIGHBOURS, self.key, arrays, self.origin | facts)
 
     def drop(self) -> None:
-        """Remove them."""
+        """Remove the entry."""
         drop_cached(self.features, NEIGHBOURS, self.key)
 
     @contextmanager
     def claim(self) -> Iterator[bool]:
-        """Claim the search; yields False if another process that is alive has it."""
+        """Claim the search; yields False if another live process has claimed it."""
         with claimed(self.features, NEIGHBOURS, self.key) as is_mine:
             yield is_mine
 
 
 def _checked(arrays: dict[str, Array], facts: dict[str, Any], *, is_approximate: bool) -> SearchResult | None:
-    """Make of what was read what was kept; None if it is not of that form."""
+    """Return what was saved; None if the arrays or facts are not of the expected form."""
     names = ("rows", "similarities", "queries", "second_look")
     if not all(name in arrays for name in names):
         return None

@@ -1,8 +1,8 @@
-"""Neighbours of a feature set's rows: searched for once, kept beside the features, found again.
+"""Neighbour search with a cache in the feature set.
 
-Kept lists serve every k up to their own; a larger k searches again. Those of an approximate search serve only
-the length that was searched for. They are found by what they were computed from, down to the checksum of every
-chunk, so those of other features never match.
+Cached lists serve every k up to their length; a larger k searches again. Lists of an approximate search serve only the
+length that was searched for. The cache key covers everything they were computed from, down to the checksum of every
+chunk, so lists of other features never match.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ def find_neighbours(
     resources: Resources = DEFAULT,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> SearchResult:
-    """Take the neighbours from the feature set, or search for them and keep them there.
+    """Return cached neighbours, or search for them and cache them.
 
     Parameters
     ----------
     features : FeatureSet
-        Where lists are kept.
+        Holds the cache.
     layer : EvalLayer
-        What is searched.
+        The layer to search.
     database, queries : Labelled
-        Rows that take part. Where both are of one split, no query is its own neighbour (leave-one-out).
+        Rows to use. If both are of one split, no query is its own neighbour (leave-one-out).
     k : int
         Neighbours.
     similarity : {"cosine", "inner_product", "euclidean"}
     index : str, optional
-        Search approximately, by an index that faiss's factory makes of this; see
+        Factory string of a faiss index, for an approximate search; see
         `featbench.evaluate.neighbours.approximate`.
     resources : Resources
         Memory, device and ranks.
     on_rows : callable
-        Told the number of database rows after each block.
+        Called after each block with its number of rows.
 
     Returns
     -------
     SearchResult
-        With lists of at least k, longer if such are kept; of just k, if the search is approximate.
+        Lists of at least k neighbours, more if the cache has them; exactly k if the search is approximate.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def search_neighbours(
     resources: Resources = DEFAULT,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> SearchResult:
-    """Search for neighbours, and keep them nowhere; parameters and errors are those of `find_neighbours`."""
+    """Search for neighbours without a cache; parameters and errors are those of `find_neighbours`."""
     search = _Search(layer, database, queries, k, similarity, resources, on_rows)
     search.refuse_too_long()
     return search.run(index)
@@ -133,7 +133,7 @@ class _Search:
         self._start = time.perf_counter()
 
     def refuse_too_long(self) -> None:
-        """Refuse lists that are longer than the database."""
+        """Refuse a k larger than the database."""
         if not 1 <= self.length <= len(self.whole):
             raise EvaluationError(
                 f"k must be in [1, {len(self.whole) - self.is_leave_one_out}], the rows of the database; "
@@ -141,23 +141,23 @@ class _Search:
             )
 
     def has_ordinary_lengths(self) -> bool:
-        """Whether every version takes the rows to be of the same lengths; reads them all."""
+        """Whether older versions compute the same cosines; reads all rows."""
         size = rows_per_block(self._resources.bytes, dim=self._layer.dim)
         return all(rows.has_ordinary_lengths(size) for rows in (self.whole, self._queries))
 
     def run(self, index: str | None) -> SearchResult:
-        """Search the whole database, by an index if one is given."""
+        """Search the whole database, with an index if one is given."""
         return self.finish(self.among(self.whole)) if index is None else self._by_index(index)
 
     def among(self, part: Selection) -> Neighbours:
-        """Search a part of the database, exactly."""
+        """Search a shard of the database, exactly."""
         return search(
             part, self._queries, k=min(self.length, len(part)), similarity=self._similarity, plan=self._plan(part),
             on_rows=self._on_rows,
         )  # fmt: skip
 
     def finish(self, neighbours: Neighbours, truth: Neighbours | None = None) -> SearchResult:
-        """Take queries out of their own lists, and say how long it took and what an index has missed."""
+        """Remove queries from their own lists, and add time and recall."""
         if neighbours.num_zeros:
             text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
             logger.warning(text, self._layer.name, self._split, neighbours.num_zeros)
@@ -190,7 +190,7 @@ class _Search:
 
 
 def without_themselves(neighbours: Neighbours) -> Neighbours:
-    """Take each query out of its own list; where it is not in it, the last neighbour.
+    """Remove each query from its own list; if it is not in it, remove the last neighbour.
 
     Examples
     --------

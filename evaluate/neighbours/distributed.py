@@ -1,10 +1,9 @@
-"""One search by several ranks: each takes shares of the database's chunks, and the store carries the lists.
+"""One search by several ranks: each searches shards of the database, and the store carries the lists.
 
-Ranks need no connection, only the same store and the same command. Each claims shares that nobody has,
-searches them and leaves their lists; whoever finds all of them merges them. A rank that dies loses
-its claim, and another takes the share. Lists of shares are exact and ordered by (similarity, row), so
-the merged ones are those of one search, to the bit. An index that is made for an approximate search is
-made by one rank.
+Ranks need no connection, only the same store and the same command. Each claims shards that no other rank has claimed,
+searches them and saves their lists; the first rank to find all of them merges them. If a rank dies, its claim ends and
+another rank takes the shard. Lists of shards are exact and sorted by (similarity, row), so the merged lists are those
+of a single search, bit for bit. The index of an approximate search is built by one rank.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from featbench.evaluate.neighbours.search import Neighbours, merged
 from featbench.store.layout import share
 
 _POLL_S = 0.2
-"""How often a rank looks for the lists of the others."""
+"""Seconds between looks for the lists of other ranks."""
 
 
 def search_shares(
@@ -40,17 +39,17 @@ def search_shares(
     whole : Selection
         The database.
     search_among : callable
-        Searches a part of it, for at most `length` neighbours.
+        Searches a shard of it, for at most `length` neighbours.
     finish : callable
-        Keeps the merged lists.
+        Saves the merged lists.
     lists : NeighbourCache
-        Where `finish` keeps them.
+        Where `finish` saves them.
     k : int
-        Length that kept lists must have.
+        Length that cached lists must have.
     length : int
         Length of the lists to search for.
     num_shares : int
-        Into how many parts to cut; the same on every rank.
+        Number of shards; the same on every rank.
 
     Raises
     ------
@@ -73,7 +72,7 @@ def search_shares(
 
 
 def by_one_rank(lists: NeighbourCache, k: int, search: Callable[[], SearchResult]) -> SearchResult:
-    """Have one rank search, while the others wait for its lists."""
+    """Search on one rank, while the others wait for its lists."""
     while True:
         with lists.claim() as is_mine:
             if is_mine:
@@ -84,13 +83,13 @@ def by_one_rank(lists: NeighbourCache, k: int, search: Callable[[], SearchResult
 def _merge(
     kept: list[NeighbourCache], finish: Callable[[Neighbours], SearchResult], length: int
 ) -> SearchResult | None:
-    """Merge the lists of all shares, if they are there."""
+    """Merge the lists of all shards, if all of them are there."""
     if not all(place.exists() for place in kept):
         return None
     found = []
     for place in kept:
         lists = place.load(1)
-        if lists is None:  # damaged: to be searched again
+        if lists is None:  # damaged: search it again
             place.drop()
             return None
         found.append(lists.neighbours)
@@ -98,7 +97,7 @@ def _merge(
 
 
 def shares_of(whole: Selection, num_shares: int) -> list[Selection]:
-    """Cut a database into parts of whole chunks, none of them empty.
+    """Cut a database into shards of whole chunks, none of them empty.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What an engine is asked, and what it proposes; see `featbench.evaluate.neighbours.backends` for those there are.
+"""The interface of search engines; see `featbench.evaluate.neighbours.backends` for the implementations.
 
 Shape suffixes:  Q queries   R rows of one block   C candidates   D feature dimension
 """
@@ -19,10 +19,10 @@ from featbench.store.typing import Doubles, Floats, Ints
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRequest:
-    """Queries, and how many neighbours of what kind each wants."""
+    """Queries, and how many neighbours to find by which similarity."""
 
     queries_QD: Floats
-    """Of length 1 under the cosine."""
+    """Scaled to length 1 under the cosine."""
 
     lengths_Q: Doubles
     """Their Euclidean lengths; under the cosine 1."""
@@ -36,23 +36,23 @@ class Candidates:
     """For each query the rows that may be among its k nearest, in no particular order."""
 
     rows_QC: Ints
-    """-1 where a query has fewer candidates."""
+    """-1 beyond a query's last candidate."""
 
     scores_QC: Floats
-    """As `featbench.evaluate.neighbours.error_bounds` defines them, less `shift_Q`; -inf where there is no
+    """As `featbench.evaluate.neighbours.error_bounds` defines them, less `shift_Q`; -inf beyond the last
     candidate.
     """
 
     floor_Q: Floats
-    """No other row scored more, less `shift_Q`."""
+    """Highest score, less `shift_Q`, that a row outside the candidates can have."""
 
     shift_Q: Doubles
     error: ErrorBound
-    """How far a score can be from the true one."""
+    """Largest error of a score."""
 
     @classmethod
     def of(cls, shortlists: Sequence[Shortlist], *, shift_Q: Doubles, error: ErrorBound) -> Candidates:
-        """Put the lists of consecutive queries together, and close them."""
+        """Close the shortlists of consecutive groups of queries, and concatenate them."""
         for each in shortlists:
             each.close()
         longest = max(each.rows_QC.shape[1] for each in shortlists)
@@ -73,16 +73,16 @@ class Candidates:
 
 
 class Engine(Protocol):
-    """Compares its queries with block after block of the database, and keeps candidates.
+    """Compares its queries with one block of the database after another, and keeps candidates.
 
-    Whatever it computes with, no score may be further from the true one than its error says.
+    Whatever its precision, no score may be further from the true one than its error bound says.
     """
 
     def add(self, rows_R: Ints, features_RD: Floats, *, longest: float) -> None:
-        """Compare with a block, at least one row; under the cosine its rows have length 1.
+        """Compare with a block of at least one row; under the cosine its rows have length 1.
 
         `features_RD` may be overwritten once this returns. `longest` is the length of the longest row so far.
         """
 
     def close(self) -> Candidates:
-        """Return the candidates among all rows; nothing can be added then."""
+        """Return the candidates among all rows; no block may be added afterwards."""

@@ -1,12 +1,12 @@
-"""How wrong a score can be: rigorous bounds, from the lengths of the rows and the number format alone.
+"""Rigorous bounds on the error of a score, from the lengths of the rows and the number format alone.
 
-A search proposes rows by scores of few bits. What it returns is right if no row outside the proposed
-list could, by its similarity in float64, belong among the first k: the largest such similarity follows
-from the list's floor and the largest error of a score. Pure arithmetic: no files, no faiss.
+An engine proposes rows by scores of low precision. A list is right if no row outside the candidates can belong in it
+by its similarity in float64: the largest such similarity follows from the list's floor and the largest error of a
+score. Pure arithmetic: no files, no faiss.
 
 The score of a row is its inner product with the query, of rows of length 1 under the cosine. For the
-Euclidean similarity it is twice the product less the square of the row's length: what the square of
-the query's length exceeds the squared distance by.
+Euclidean similarity it is twice the product less the square of the row's length: the square of
+the query's length less the squared distance.
 
 An inner product of D numbers, summed in any order, is off by at most D rounding errors of the product
 of the two lengths (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., sec. 3.1, with
@@ -37,13 +37,13 @@ BFLOAT16 = 2.0**-8
 """The same of rounding to bfloat16."""
 
 _SMALLEST = 2.0**-126
-"""Numbers below it may be taken as 0 by processors that skip the slow arithmetic on them."""
+"""Smallest normal float32: processors may flush smaller numbers to 0."""
 
 _LARGEST = 2.0**126
-"""A product of lengths below it, and a few times that, are finite in float32."""
+"""Products of lengths below this, and a few times them, are finite in float32."""
 
 _SPARE = 1 + 2.0**-10
-"""What sums of bounds are enlarged by, since they are rounded themselves."""
+"""Factor on sums of bounds, since these are rounded too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class ErrorBound:
 def relative_error(dim: int, rounding: float) -> float:
     """Bound on the error of an inner product of D numbers, relative to the product of the two lengths.
 
-    Infinite where D is so large that rounding could have eaten everything.
+    Infinite where D is so large that no digit is certain.
 
     Examples
     --------
@@ -80,18 +80,18 @@ def relative_error(dim: int, rounding: float) -> float:
 
 
 def float32_error(lengths_Q: Doubles, longest: float, dim: int, kind: Similarity) -> ErrorBound:
-    """Error of scores that are computed in float32 throughout.
+    """Error of scores computed in float32 throughout.
 
     Parameters
     ----------
     lengths_Q : ndarray of shape (Q,)
         Euclidean length of each query; 1 under the cosine.
     longest : float
-        Of all rows of the database; 1 under the cosine.
+        Largest length of a database row; 1 under the cosine.
     dim : int
         D.
     kind : {"cosine", "inner_product", "euclidean"}
-        What the scores are of.
+        Similarity that the scores stand for.
     """
     sizes = np.square(lengths_Q + longest) if kind == "euclidean" else lengths_Q * longest
     return ErrorBound(absolute_Q=relative_error(dim, FLOAT32) * sizes + _underflow(lengths_Q, longest, dim))
@@ -134,7 +134,7 @@ def added(first: ErrorBound, second: ErrorBound, times: float = 1.0) -> ErrorBou
 
 
 def similarity_of(scores_Q: Doubles, lengths_Q: Doubles, kind: Similarity) -> Doubles:
-    """Similarity of a row by its true score; of a Euclidean one minus the distance.
+    """Similarity that corresponds to a true score; minus the distance if Euclidean.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def similarity_of(scores_Q: Doubles, lengths_Q: Doubles, kind: Similarity) -> Do
 
 
 def score_of(similarities_QC: Doubles, lengths_Q: Doubles, kind: Similarity) -> Doubles:
-    """True scores of rows by their similarities: the inverse of `similarity_of`."""
+    """True score that corresponds to a similarity: the inverse of `similarity_of`."""
     if kind == "euclidean":
         scores_QC: Doubles = np.square(lengths_Q)[:, None] - np.square(similarities_QC)
         return scores_QC
@@ -166,7 +166,7 @@ def is_finite_in_float32(lengths_Q: Doubles, longest: float, kind: Similarity) -
 
 
 def highest(products_QR: Doubles, lengths_Q: Doubles, lengths_R: Doubles, dim: int, kind: Similarity) -> Doubles:
-    """Similarity that a pair can have at most, from its inner product in float64 summed in any order.
+    """Upper bound on the similarity of each pair, from inner products in float64 summed in any order.
 
     Parameters
     ----------
@@ -196,10 +196,10 @@ def highest(products_QR: Doubles, lengths_Q: Doubles, lengths_R: Doubles, dim: i
 
 
 def _count(dim: int) -> int:
-    """Rounding errors between the true similarity and a computed one, at most, with a few to spare."""
+    """Upper bound on the number of rounding errors between the true similarity and a computed one."""
     return 2 * dim + 32
 
 
 def _underflow(lengths_Q: Doubles, longest: float, dim: int) -> Doubles:
-    """What numbers that are too small for the format add to an error."""
+    """Error added by numbers that underflow."""
     return 3 * dim * _SMALLEST * (1 + lengths_Q + longest)

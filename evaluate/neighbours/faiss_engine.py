@@ -1,9 +1,9 @@
-"""Search by faiss's flat index: on a GPU, where the next block is copied while one is searched, or on the CPU.
+"""Search with faiss flat indexes: on a GPU, where the next block is copied while one is searched, or on the CPU.
 
-Two indexes take turns, each with a block: while one is searched, in a thread of its own, the other is
-filled. On a GPU each has a stream and temporary memory of its own. There faiss multiplies float32 as
+Two indexes take turns: while one is searched, in a background thread, the other is filled with the next block. On a
+GPU each has its own stream and temporary memory. There faiss multiplies float32 as
 float32 (no TF32: `CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION`), and sums products of float16 in
-float32; were it otherwise, `featbench.evaluate.neighbours.search` would notice by the scores.
+float32; if it did not, `featbench.evaluate.neighbours.search` would notice it in the scores.
 
 Shape suffixes:  Q queries   R rows of one block   K neighbours listed   D feature dimension
 """
@@ -25,28 +25,28 @@ from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
 from featbench.store.typing import Floats, Ints
 
 MAX_GPU_K = 2048
-"""faiss on a GPU keeps no longer lists."""
+"""Most neighbours that faiss returns on a GPU."""
 
 GPU_MEMORY = 256 * 2**20
-"""Temporary memory of each index on a GPU; faiss's own default takes 1.5 GiB and more."""
+"""Bytes of temporary memory of each index on a GPU; faiss's default is 1.5 GiB or more."""
 
 PINNED_MEMORY = 64 * 2**20
-"""Memory of this machine that the system keeps in place for each of them, to copy from."""
+"""Bytes of pinned host memory of each index, to copy from."""
 
 MARGIN = 32
-"""Neighbours listed beyond k: the last of them lies so far from the k-th that rounding seldom matters."""
+"""Neighbours to get beyond k: the last one is so far from the k-th that rounding seldom matters."""
 
 
 class FlatEngine:
-    """An `Engine` that asks a flat index of faiss.
+    """An `Engine` that searches a faiss flat index.
 
     Parameters
     ----------
     asked : SearchRequest
     make_index : callable
-        Of dimension and metric; called twice.
+        Makes an index from dimension and metric; called twice.
     is_float16 : bool
-        Whether the index keeps rows in float16; for the cosine only.
+        Whether the index stores rows in float16; cosine only.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class FlatEngine:
         return Candidates.of([self._shortlist], shift_Q=shift_Q, error=self._shortlist.error)
 
     def _take(self) -> None:
-        """Wait for the search in hand, keep what it finds, and empty its index."""
+        """Wait for the running search, keep its results, and empty its index."""
         if self._running is None:
             return
         rows_R = self._running.rows_R
         scores_QK, places_QK = self._running.found.result()
-        self._running.index.reset()  # now, since freeing memory of a GPU waits for all that runs there
+        self._running.index.reset()  # now: freeing GPU memory waits for everything that runs there
         lengths_Q = self._asked.lengths_Q
         if self._asked.similarity == "euclidean":
             with np.errstate(over="ignore", invalid="ignore"):
@@ -106,7 +106,7 @@ class FlatEngine:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A search in hand."""
+    """A running search."""
 
     index: Any
     rows_R: Ints
@@ -114,12 +114,12 @@ class _Running:
 
 
 def list_length(k: int, *, is_float16: bool = False) -> int:
-    """Neighbours to ask an index for: more where its scores are off by more."""
+    """Neighbours to get from an index: more if its scores are less precise."""
     return room_for(k) if is_float16 else k + MARGIN
 
 
 def gpu_index(number: int, *, is_float16: bool) -> Callable[[int, int], Any]:
-    """Say how to make an index on the GPU of this number."""
+    """Return a factory of indexes on this GPU."""
 
     def make(dim: int, metric: int) -> Any:
         resources = faiss.StandardGpuResources()

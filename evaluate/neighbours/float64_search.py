@@ -1,9 +1,8 @@
-"""The second look: search in float64, for queries whose neighbours float32 can't tell apart.
+"""Exact search in float64, for queries whose lists no engine could certify.
 
-Every row whose similarity could be among the first k, by a bound on the error of a matrix product in
-float64, has it computed in the fixed order of `featbench.evaluate.neighbours.rescore`. So the lists are right by
-construction, also where thousands of rows are equal or nearly so: a trunk that has collapsed, images
-that occur many times.
+A matrix product in float64, with a bound on its error, tells which rows can be among the k nearest. Their similarities
+are computed in the fixed order of `featbench.evaluate.neighbours.rescore`. So the lists are right by construction, even
+where thousands of rows are equal or nearly so: a collapsed trunk, images that occur many times.
 
 Shape suffixes:  Q queries   K neighbours   R rows at a time   P pairs   D dimension
 """
@@ -23,14 +22,14 @@ from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store.typing import Array, Doubles, Floats, Ints
 
 _CELLS = 2**20
-"""Numbers in one temporary matrix (8 MiB)."""
+"""Elements of one temporary matrix (8 MiB of float64)."""
 
 _ROWS = 256
-"""Rows of the database compared with many queries at a time."""
+"""Database rows compared with the queries at a time."""
 
 
 class TopK:
-    """The k best rows of each query so far: by similarity, falling, then by row, rising."""
+    """The k best rows of each query so far, by falling similarity, then by rising row."""
 
     def __init__(self, k: int, floor_Q: Doubles) -> None:
         self.rows_QK = np.full((len(floor_Q), k), -1, np.int64)
@@ -38,12 +37,12 @@ class TopK:
         self._below_Q = np.nextafter(floor_Q, -np.inf)
 
     def entry(self) -> Doubles:
-        """A later row must exceed this to be taken: one that equals the last of a full list comes after it."""
+        """Similarity that a later row must exceed to enter the list: a row equal to the last one comes after it."""
         least: Doubles = np.maximum(self.similarities_QK[:, -1], self._below_Q)
         return least
 
     def add(self, rows_R: Ints, similarities_QR: Doubles) -> None:
-        """Take rows that come after all that were taken before."""
+        """Add rows whose numbers are larger than all before."""
         changed = np.flatnonzero((similarities_QR > self.entry()[:, None]).any(axis=1))
         if len(changed):
             k = self.rows_QK.shape[1]
@@ -65,28 +64,28 @@ def search_in_float64(
     rows_per_block: int,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Ints, Doubles]:
-    """Find the k most similar rows of each query, with certainty.
+    """Find the k most similar rows of each query, exactly.
 
     Parameters
     ----------
     database : Selection
-        At least k rows, under the cosine k that are not all zeros.
+        At least k rows; under the cosine, at least k that are not zeros.
     queries_QD : ndarray of shape (Q, D), dtype=float32
         Unscaled.
     k : int
         Neighbours.
     kind : {"cosine", "inner_product", "euclidean"}
     floor_Q : ndarray of shape (Q,)
-        Similarity that k rows are known to reach, -inf where none is known; the higher, the faster.
+        Similarity that at least k rows are known to reach, -inf if none is known; the higher, the faster.
     rows_per_block : int
         Database rows in memory at once.
     on_rows : callable
-        Told the number of database rows after each block.
+        Called after each block with its number of rows.
 
     Returns
     -------
     rows_QK, similarities_QK : ndarray of shape (Q, k)
-        In order.
+        Sorted by falling similarity, then by rising row.
     """
     dim = database.layer.dim
     lengths_Q = lengths_of_rows(queries_QD)
@@ -108,7 +107,7 @@ def search_in_float64(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Some rows of the database, also in float64, with their lengths."""
+    """Database rows as stored and in float64, with their lengths."""
 
     rows_R: Ints
     stored_RD: Floats
@@ -122,7 +121,7 @@ class _Rows:
 
 
 def _search_rows(queries_QD: Doubles, lengths_Q: Doubles, rows: _Rows, kind: Similarity, best: TopK) -> None:
-    """Add those rows that belong among the best."""
+    """Add the rows that are among the k best."""
     products_QR = queries_QD @ rows.exact_RD.T
     dim = queries_QD.shape[1]
     is_undefined_Q = (lengths_Q == 0) & (kind == "cosine")
@@ -142,7 +141,7 @@ def _of_pairs(
     *,
     into_QR: Doubles,
 ) -> Doubles:
-    """Similarities of some pairs, -inf elsewhere; of equal rows only once, since collapsed features hold many."""
+    """Similarities of some pairs, -inf elsewhere; once for equal rows, of which collapsed features have many."""
     query_of, row_of = pairs
     candidates, candidate_of = np.unique(row_of, return_inverse=True)
     _, first, twin_of = np.unique(_as_bytes(rows.stored_RD[candidates]), return_index=True, return_inverse=True)
@@ -161,5 +160,5 @@ def _of_pairs(
 
 
 def _as_bytes(features_RD: Floats) -> Array:
-    """View each row as one string of bytes, so that rows can be compared whole."""
+    """View each row as one byte string, so that whole rows can be compared."""
     return np.ascontiguousarray(features_RD).view(f"V{features_RD.shape[1] * 4}").reshape(-1)

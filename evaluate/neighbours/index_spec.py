@@ -1,7 +1,7 @@
-"""What `--index` may ask for: faiss's factory string, its parameters of search, and whether that is sensible.
+"""Parsing and checks of `--index`: a faiss factory string with search parameters.
 
-faiss believes what it is told: `IVF99999999` takes gigabytes before anything can be refused, and a number that
-does not fit into its own types wraps around. So numbers are checked against the database before faiss sees them.
+faiss does not check its input: `IVF99999999` allocates gigabytes, and numbers that do not fit its types wrap around.
+So numbers are checked against the database before faiss sees them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from featbench.evaluate.neighbours.similarity import Similarity
 _ADVICE = "Try IVF4096,Flat:nprobe=16 or HNSW32, or leave --index out: the search is exact then."
 
 _FAILURES = (RuntimeError, MemoryError, ValueError, TypeError, AssertionError, OverflowError)
-"""What faiss's Python layer raises."""
+"""Errors that faiss's Python layer raises."""
 
 _GRAPH = re.compile(r"HNSW|NSG|NNDescent")
-"""Graphs: which links an insertion makes depends on those before it, so on the order in which threads come."""
+"""Graph indexes: the links of an insertion depend on earlier ones, so on the order of threads."""
 
 _IN_ONE_PIECE = re.compile(r"(^|,)(NSG|NNDescent)")
-"""Graphs that are built of all rows at once."""
+"""Graph indexes that are built from all rows at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSpec:
-    """A faiss index by its factory string, and its parameters of search."""
+    """A faiss index, by its factory string and search parameters."""
 
     factory: str
     parameters: str
@@ -42,22 +42,22 @@ class IndexSpec:
 
     @property
     def is_graph(self) -> bool:
-        """Whether it has to be built by one thread, to be the same every time."""
+        """Whether it must be built by one thread to be reproducible."""
         return bool(_GRAPH.search(self.factory))
 
     @property
     def in_one_piece(self) -> bool:
-        """Whether all rows have to be added at once."""
+        """Whether all rows must be added at once."""
         return bool(_IN_ONE_PIECE.search(self.factory))
 
     @classmethod
     def parse(cls, text: str) -> IndexSpec:
-        """Read `IVF4096,Flat` or `IVF4096,Flat:nprobe=16`.
+        """Parse `IVF4096,Flat` or `IVF4096,Flat:nprobe=16`.
 
         Raises
         ------
         EvaluationError
-            If it can't be such a string.
+            If the text can't be such a string.
 
         Examples
         --------
@@ -74,7 +74,7 @@ class IndexSpec:
         return spec
 
     def refuse_absurd(self, *, num_rows: int, num_training: int, dim: int, k: int, memory: int) -> None:
-        """Refuse numbers that no index of this database can have.
+        """Refuse numbers that make no sense for this database.
 
         Parameters
         ----------
@@ -83,9 +83,9 @@ class IndexSpec:
         num_training : int
             Rows that the index is trained on.
         k : int
-            Neighbours that are searched for.
+            Neighbours to find.
         memory : int
-            Bytes that the index may take.
+            Bytes that the index may use.
 
         Raises
         ------
@@ -97,11 +97,11 @@ class IndexSpec:
             if kind == "IVF":
                 self._refuse_above(f"{kind}{digits}", number, num_training, "the rows that it is trained on")
                 needed = number * (4 * dim + 64)
-            elif kind == "x":  # a code of so many bits has 2**bits entries, each trained
+            elif kind == "x":  # a code of b bits has 2**b entries, each trained
                 self._refuse_above(f"x{digits}", number, max(1, num_training.bit_length() - 1),
                                    f"bits that {num_training:,} rows can train")  # fmt: skip
                 needed = 0
-            elif _GRAPH.search(kind):  # of all rows, or of the centroids of IVF4096_HNSW32
+            elif _GRAPH.search(kind):  # over all rows, or over the centroids as in IVF4096_HNSW32
                 needed = (num_training if kind.startswith("_") else num_rows) * 8 * number
             elif kind == "Pad":
                 needed = num_rows * 4 * number
@@ -125,7 +125,7 @@ class IndexSpec:
             )
 
     def make(self, dim: int, kind: Similarity) -> Any:
-        """Make the index, empty.
+        """Make an empty index.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class IndexSpec:
 
     @contextmanager
     def refusing(self, what: str, advice: str) -> Iterator[None]:
-        """Turn what faiss raises within into one message."""
+        """Turn errors of faiss into one message."""
         try:
             yield
         except EvaluationError:
@@ -151,6 +151,6 @@ class IndexSpec:
 
 
 def _reason(error: BaseException) -> str:
-    """What faiss says, without its functions, files and conditions."""
+    """Return the message of faiss without source locations and conditions."""
     said = (str(error).strip() or type(error).__name__).splitlines()[-1]
     return re.sub(r"^Error in .*? at \S+:\d+: (Error: '.*?' failed: )?", "", said)

@@ -1,8 +1,7 @@
-"""Similarities of given pairs of rows in float64, each summed in one fixed order wherever it lies.
+"""Similarities of given pairs of rows in float64, each summed in one fixed order.
 
-This is what a similarity *is* here: products of two float32 numbers are exact in float64, and numpy
-sums a row pairwise, by halves, without looking at its neighbours. So the size of a block, the number
-of threads and the processor change no bit. A test holds numpy to that.
+This defines a similarity: products of two float32 numbers are exact in float64, and numpy sums each row by pairwise
+summation, independently of other rows. So block size, threads and processor change no bit. A test checks that of numpy.
 
 Shape suffixes:  Q queries   K neighbours   N rows   P pairs   D dimension
 """
@@ -19,7 +18,7 @@ from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store.typing import Array, Doubles, Floats, Ints
 
 BYTES = 2**21
-"""Size of a temporary copy in float64: smaller ones cost more, since threads take turns between numpy's calls."""
+"""Bytes of a temporary copy in float64: with smaller ones, threads wait for each other between numpy's calls."""
 
 
 def lengths_of_rows(features_ND: Array) -> Doubles:
@@ -44,7 +43,7 @@ def similarities(
     Parameters
     ----------
     database_PD, queries_PD : ndarray of shape (P, D), dtype=float32 or float64
-        The pairs, unscaled.
+        The pairs of rows, unscaled.
     lengths_P, query_lengths_P : ndarray of shape (P,)
         Lengths by `lengths_of_rows`. The cosine with a row of length 0 is 0.
     kind : {"cosine", "inner_product", "euclidean"}
@@ -68,12 +67,12 @@ def similarities(
 def rescore(database: Layer, queries_QD: Floats, lengths_Q: Doubles, rows_QK: Ints, kind: Similarity) -> Doubles:
     """Similarities of each query with the rows of its list, shape (Q, K); -inf where the row is -1.
 
-    The rows are taken from the chunks in which they lie, each once for all queries that list it.
+    Chunk by chunk, so that each chunk is read once for all queries.
     """
     num_neighbours = rows_QK.shape[1]
     rows = rows_QK.ravel()
     found = np.full(rows.shape, -np.inf)
-    chunks = rows // database.rows_per_chunk  # -1 of a row that is none
+    chunks = rows // database.rows_per_chunk  # -1 where there is no row
     order = np.argsort(chunks.astype(np.int16 if chunks.max(initial=0) < 2**15 else np.int64), kind="stable")
     ends = np.cumsum(np.bincount(chunks + 1))
     pairs_at_once = max(1, BYTES // (8 * database.dim))

@@ -1,11 +1,10 @@
-"""The rows that may be among the k nearest of some queries, kept while the database streams by.
+"""Candidates for the k nearest neighbours of some queries, kept while the database streams by.
 
-Scores are off by rounding, so the k best of them are not the k nearest rows. Kept is every row whose
-score is less than twice the largest error below the k-th best: so no neighbour is dropped. What was
-dropped scored no more than the query's floor, by which the list is judged. Pure arithmetic: no files,
-no faiss.
+Scores have rounding errors, so the k best scores are not always the k nearest rows. A shortlist keeps every row whose
+score is less than twice the largest error below the k-th best, so that it drops no neighbour. Dropped rows scored no
+more than the query's floor, which later decides whether the list is certified. Pure arithmetic: no files, no faiss.
 
-Shape suffixes:  Q queries   R rows offered together   P pairs of query and row   C room for candidates
+Shape suffixes:  Q queries   R rows offered together   P pairs of query and row   C capacity of a list
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from featbench.evaluate.neighbours.error_bounds import ErrorBound
 from featbench.store.typing import Floats, Ints
 
 _WIDTH = 2.02
-"""Errors between the k-th best score and the floor: two, and what rounding the floor takes."""
+"""Distance of the floor from the k-th best score, in largest errors: two, and a little for rounding the floor."""
 
 _LISTS = 64
-"""Lists cut at a time, which bounds the temporary copies."""
+"""Lists cut at a time: bounds the temporary copies."""
 
 
 def room_for(k: int) -> int:
-    """Candidates that one query can have; enough that lists are seldom cut."""
+    """Capacity of a query's list; large enough that lists are seldom cut."""
     return 3 * k + 128
 
 
@@ -35,14 +34,14 @@ class Shortlist:
     num_queries : int
         Q.
     k : int
-        Neighbours that are wanted.
+        Neighbours to find.
 
     Attributes
     ----------
     error : ErrorBound
-        Largest error of a score; to be set before rows are offered.
+        Largest error of a score; set it before rows are offered.
     floor_Q : ndarray of shape (Q,), dtype=float32
-        No row that was offered and is not in the list scored more; it only rises.
+        Highest score of a dropped row, at most; it only rises.
     rows_QC : ndarray of shape (Q, C), dtype=int64
         Candidates, -1 where there is none.
     scores_QC : ndarray of shape (Q, C), dtype=float32
@@ -58,13 +57,13 @@ class Shortlist:
         self._count_Q = np.zeros(num_queries, np.int64)
 
     def offer(self, scores_QR: Floats, rows_R: Ints) -> None:
-        """Take those of some rows that score above the floor."""
+        """Add the rows that score above the floor."""
         places = np.flatnonzero(scores_QR > self.floor_Q[:, None])
         query_of, row_of = np.divmod(places, len(rows_R))
         self.take(query_of, scores_QR.reshape(-1)[places], rows_R[row_of])
 
     def take(self, query_of: Ints, scores_P: Floats, rows_P: Ints) -> None:
-        """Take pairs of a query and a row, ordered by query; lists without room are cut."""
+        """Add pairs of a query and a row, ordered by query; full lists are cut."""
         new_Q = np.bincount(query_of, minlength=len(self.floor_Q))
         is_full_Q = self._count_Q + new_Q > self.rows_QC.shape[1]
         if is_full_Q.any():
@@ -78,20 +77,20 @@ class Shortlist:
         self._count_Q += new_Q
 
     def raise_floor(self, floor_Q: Floats) -> None:
-        """Note that rows which are not in the lists scored up to this."""
+        """Record that rows outside the lists may have scored up to this."""
         np.fmax(self.floor_Q, floor_Q, out=self.floor_Q)
 
     def close(self) -> None:
-        """Cut all lists, the best first, and their room to that of the longest."""
+        """Cut and sort all lists, and shrink their capacity to the longest."""
         nothing = np.zeros(0, np.int64)
         self._cut(np.arange(len(self.floor_Q)), nothing, self.scores_QC[:0, 0], nothing)
         longest = self._count_Q.max(initial=0)
         self.rows_QC, self.scores_QC = self.rows_QC[:, :longest].copy(), self.scores_QC[:, :longest].copy()
 
     def _cut(self, queries: Ints, query_of: Ints, scores_P: Floats, rows_P: Ints) -> None:
-        """Keep the best of the lists of some queries and of new pairs."""
+        """Merge new pairs into the lists of some queries, and keep the best."""
         room = self.rows_QC.shape[1]
-        limit = room - (room - self._k) // 4  # if more are too near to one another, the rest is dropped all the same
+        limit = room - (room - self._k) // 4  # more candidates than this are dropped even if they are within the error
         for at in range(0, len(queries), _LISTS):
             chosen = queries[at : at + _LISTS]
             pairs = slice(*np.searchsorted(query_of, [chosen[0], chosen[-1] + 1]))
@@ -117,7 +116,7 @@ class Shortlist:
 
 
 def _places_in_groups(sizes: Ints) -> Ints:
-    """Count each member of consecutive groups from 0.
+    """Position of each member in its group, for consecutive groups.
 
     Examples
     --------

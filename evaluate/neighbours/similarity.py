@@ -1,4 +1,4 @@
-"""The similarities by which neighbours are found."""
+"""The similarities that a search can use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Search on the CPU: products of some queries with some rows at a time, whose best go to shortlists.
+"""Search on the CPU by matrix products of tiles of queries and rows, whose best scores go to shortlists.
 
-A tile of products stays within a core's cache, where it is compared with the floors of its queries; few
-of its rows pass, so that the time is that of the matrix product. Each thread multiplies tiles of its own.
+A tile of products stays in a core's cache, where it is compared with the floors of its queries. Few scores pass, so
+nearly all time goes into the matrix product. Each thread works on its own tiles.
 
 Shape suffixes:  Q queries   R rows of one block   D feature dimension
 """
@@ -25,32 +25,32 @@ from featbench.evaluate.neighbours.shortlist import Shortlist
 from featbench.store.typing import Doubles, Floats, Ints
 
 QUERIES = 512
-"""Of one tile at most."""
+"""Most queries of one tile."""
 
 ROWS = 1024
-"""Of one tile at most: the products are 2 MiB."""
+"""Most rows of one tile: the products take 2 MiB."""
 
 _FEWEST = 16
-"""Queries of one tile at least: with fewer, the product of matrices is slow."""
+"""Fewest queries of one tile: with fewer, matrix products are slow."""
 
 
 class Products(Protocol):
-    """Scores of the queries with the rows of one block after the other, in some number format."""
+    """Scores of queries with blocks of rows, in some number format."""
 
     shift_Q: Doubles
-    """To be added to the scores of a query."""
+    """Add this to the scores of a query to get the true ones."""
 
     def workers(self, num_threads: int) -> AbstractContextManager[ThreadPoolExecutor]:
-        """Threads each of which multiplies alone."""
+        """Threads that multiply with one core each."""
 
     def load(self, features_RD: Floats, workers: ThreadPoolExecutor) -> None:
-        """Take the next block."""
+        """Load the next block."""
 
     def fill(self, queries: slice, rows: slice, scores_QR: Floats) -> None:
         """Compute the scores of some queries with some rows; called by the workers."""
 
     def error(self, longest: float) -> ErrorBound:
-        """Error of all scores so far, with rows of this length at most."""
+        """Error bound of all scores so far, for rows of at most this length."""
 
 
 class TiledEngine:
@@ -91,7 +91,7 @@ class TiledEngine:
 
 
 class Float32Products:
-    """Products in float32, by numpy's BLAS."""
+    """Products in float32 by numpy's BLAS."""
 
     def __init__(self, asked: SearchRequest) -> None:
         self._asked = asked
@@ -128,7 +128,7 @@ class Float32Products:
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """Find the libraries that have threads of their own: looking for them takes 50 ms."""
+    """Find the thread pools of BLAS libraries, once: that takes 50 ms."""
     return ThreadpoolController()
 
 
@@ -140,7 +140,7 @@ def squares_of(features_RD: Floats) -> Floats:
 
 
 def tiles_of(num_queries: int, num_threads: int) -> list[slice]:
-    """Cut queries into tiles of about the same size, as many for each thread.
+    """Cut queries into tiles of about equal size, equally many for each thread.
 
     Examples
     --------

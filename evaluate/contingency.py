@@ -1,6 +1,6 @@
-"""Clusters against classes by how many rows they share, without a table of all pairs.
+"""Comparison of clusters and classes by their sparse contingency table.
 
-With thousands of classes and clusters nearly all pairs share no row, and a table of them would take gigabytes.
+With thousands of classes and clusters nearly all pairs share no row, and a dense table would take gigabytes.
 
 Shape suffixes:  R classes   K clusters   M pairs with a row in common   U distinct sizes
 """
@@ -18,17 +18,17 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from featbench.store.typing import Doubles, Ints
 
 _DENSE = 2**20
-"""Pairs up to which a table is quicker."""
+"""Most pairs for which a dense table is faster."""
 
 _CELLS = 2**20
-"""Terms of an expectation that are held at a time."""
+"""Terms of an expectation in memory at a time."""
 
 
 def largest_matching(counts_RK: coo_matrix) -> int:
-    """Rows that the best one-to-one match of classes and clusters shares.
+    """Number of rows on which the best one-to-one matching of classes and clusters agrees.
 
-    Each class may also stay alone: a cluster of its own with a weight of one stands for that, and every true
-    pair weighs one more than its rows, so a matching of all classes exists and its weight is the rows plus R.
+    A class may stay unmatched: an extra cluster of weight 1 for each class stands for that, and every true pair weighs
+    one more than its rows. So a matching of all classes exists, and its weight is the number of rows plus R.
     """
     num_classes, num_clusters = (int(size) for size in counts_RK.shape)
     if num_classes * num_clusters <= _DENSE:
@@ -47,12 +47,12 @@ def largest_matching(counts_RK: coo_matrix) -> int:
 
 
 def adjusted_mutual_information(counts_RK: coo_matrix) -> float:
-    """Mutual information beyond that of chance, as a part of what is possible; 1 for a perfect match.
+    """Mutual information beyond chance, as a fraction of the largest possible; 1 for a perfect match.
 
     Parameters
     ----------
     counts_RK : sparse matrix of shape (R, K)
-        Rows of each class in each cluster; none of both is empty.
+        Rows of each class in each cluster; no class and no cluster is empty.
 
     References
     ----------

@@ -6,4 +6,4 @@ from featbench.store import BenchError
 
 
 class EvaluationError(BenchError, ValueError):
-    """An evaluation that can't be done, or not as asked."""
+    """An evaluation is impossible as requested."""

@@ -53,16 +53,16 @@ def proportion(correct_Q: Bools) -> Estimate:
 def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed: int = 0) -> Estimate:
     """Mean over classes of the fraction of True in each, with a bootstrap interval.
 
-    The bootstrap draws queries anew within each class. Their number that is True is then binomial, and
-    so is the sum over classes of equal size and rate, so it is drawn as such.
+    The bootstrap resamples queries within each class. The number of True is then binomial, and so is its sum over
+    classes of equal size and rate, which is drawn directly.
 
     Parameters
     ----------
     correct_Q : ndarray of shape (Q,), dtype=bool
     labels_Q : ndarray of shape (Q,), dtype=int64
-        Class of each query; classes without a query do not count.
+        Class of each query; classes without queries do not count.
     draws, seed : int
-        Of the bootstrap.
+        Number of samples, and seed, of the bootstrap.
     """
     _, positions, counts = np.unique(labels_Q, return_inverse=True, return_counts=True)
     rates = np.bincount(positions, correct_Q, len(counts)) / counts
@@ -77,7 +77,7 @@ def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """How much more often the second of two is right on the same queries."""
+    """Difference of two accuracies on the same queries: second minus first."""
 
     value: float
     low: float
@@ -87,7 +87,7 @@ class PairedDifference:
 
     only_second: int
     p_value: float
-    """Of McNemar's exact test: how likely so uneven a split of these queries is if both are equally good."""
+    """p-value of McNemar's exact test, of equal accuracies."""
 
 
 def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
@@ -129,7 +129,7 @@ def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
 
 
 def cluster_metrics(clusters_N: Ints, labels_N: Ints) -> dict[str, float]:
-    """How well a clustering matches the classes; every one is 1 for a perfect match.
+    """Compute how well a clustering matches the classes; every metric is 1 for a perfect match.
 
     Parameters
     ----------

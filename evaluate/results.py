@@ -1,7 +1,7 @@
-"""What an evaluation finds, as values with names: one result for each layer and setting.
+"""Results of an evaluation as dataclasses: one for each layer and setting.
 
-A result's `record()` is the flat dict that `--json`, the kept results and data frames hold; this module is the only
-place that spells its keys. `featbench.pipelines.cli.tables` makes tables of the results themselves.
+A result's `record()` is the flat dict used by `--json`, saved results and data frames; this module is the only place
+that spells its keys. `featbench.pipelines.cli.tables` makes tables of the results.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from featbench.store.typing import Ints
 Record = dict[str, Any]
 
 FIRST = ("task", "features", "layer", "protocol", "k", "temperature", "top1", "top5", "clusters", "split")
-"""Keys that every record has, in front."""
+"""First keys of every record."""
 
 
 class Result(Protocol):
     """Anything that an evaluation reports."""
 
     def record(self) -> Record:
-        """Return it as a flat dict that JSON can hold."""
+        """Return the result as a flat dict for JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFacts:
-    """Which layer was evaluated, and where it comes from."""
+    """The evaluated layer, and its origin."""
 
     features: str
     """Name of the feature set."""
@@ -41,12 +41,12 @@ class LayerFacts:
 
     weights: str
     fingerprint: str | None
-    """Of the feature set; None for arrays in memory."""
+    """Fingerprint of the feature set; None for arrays in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Rows that took part, and rows that did not."""
+    """Rows that were used, and rows that were left out."""
 
     num_train: int
     num_val: int
@@ -62,7 +62,7 @@ class SearchFacts:
     """Whether they are exact."""
 
     recall: float | None
-    """Of an approximate search."""
+    """Recall of an approximate search at this k; None if exact."""
 
     num_rechecked: int
     num_zero_rows: int
@@ -77,17 +77,17 @@ class Accuracy:
 
     top1: Estimate
     top5: Estimate
-    """Only classes that have a vote count."""
+    """Only classes with a vote count."""
 
     top5_filled: Estimate
     """Classes without a vote are appended by number."""
 
     mean_per_class: Estimate
     top5_protocol: Estimate | None = None
-    """As the protocol's project counts; None where that is not one number."""
+    """As the protocol's project computes it; None if that is not well defined."""
 
     num_duplicates: int | None = None
-    """Queries left out of `top1_without_duplicates`; None where they were not asked for."""
+    """Queries left out of `top1_without_duplicates`; None if not requested."""
 
     top1_without_duplicates: Estimate | None = None
 
@@ -117,11 +117,11 @@ class KnnResult:
     accuracy: Accuracy
     search: SearchFacts
     predictions: Ints | None = field(default=None, repr=False, compare=False)
-    """Predicted class of each query, shape (Q,), where it was asked for."""
+    """Predicted class of each query, shape (Q,), if requested."""
 
     @property
     def top1(self) -> float:
-        """Fraction of the queries whose class is predicted."""
+        """Fraction of queries whose predicted class is right."""
         return self.accuracy.top1.value
 
     def record(self) -> Record:
@@ -133,7 +133,7 @@ class KnnResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighboursResult:
-    """Neighbours that were found where there are no labels to classify by."""
+    """A search without labels to classify by."""
 
     layer: LayerFacts
     counts: Counts
@@ -151,13 +151,13 @@ class NeighboursResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassAccuracy:
-    """Accuracy of the queries of one class, and what they are confused with."""
+    """Accuracy of the queries of one class, and the class they are most confused with."""
 
     name: str
     num_queries: int
     top1: Estimate
     most_confused_with: str | None
-    """The class that its queries are most often confused with; None if they never are."""
+    """Most frequent wrong prediction; None if there is none."""
 
     confusion_rate: float
 
@@ -172,7 +172,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassResult:
-    """One class, by one protocol with its first k and temperature."""
+    """Accuracy of one class by one protocol, at its first k and temperature."""
 
     layer: LayerFacts
     counts: Counts
@@ -194,7 +194,7 @@ class ClassResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalResult:
-    """How well rows of the same class come first."""
+    """Retrieval metrics of one layer by one similarity."""
 
     layer: LayerFacts
     counts: Counts
@@ -228,7 +228,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShotResult:
-    """One layer, classified by few labelled rows of each class, several times over."""
+    """One layer, classified by a few labelled rows of each class, over several draws."""
 
     layer: LayerFacts
     protocol: str
@@ -277,15 +277,15 @@ class ClusterResult:
     clusters: int
     seed: int
     metrics: ClusterMetrics | None
-    """None where the split has no labels."""
+    """None if the split has no labels."""
 
     objective: float
     iterations: int
-    """Passes over train that were made."""
+    """Passes over train."""
 
     seconds: float
     assignments: Ints = field(repr=False, compare=False)
-    """Cluster of each row that took part, shape (n,)."""
+    """Cluster of each selected row, shape (n,)."""
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
@@ -299,7 +299,7 @@ class ClusterResult:
 
 
 def records_of(results: Sequence[Result]) -> list[Record]:
-    """Return flat records that all have the same keys, None where one does not apply."""
+    """Return flat records with the same keys, None where one does not apply."""
     return uniform([result.record() for result in results])
 
 
@@ -310,6 +310,6 @@ def uniform(records: Sequence[Record]) -> list[Record]:
 
 
 def _origin(result: KnnResult | NeighboursResult | ClassResult | RetrievalResult) -> Record:
-    """What every record of a search begins with."""
+    """First keys of every record of a search."""
     setting = {"similarity": result.similarity, "leave_one_out": result.leave_one_out}
     return asdict(result.layer) | asdict(result.counts) | setting

@@ -1,4 +1,4 @@
-"""k-means of a feature set's layers (cached) and how well the clusters match the classes."""
+"""k-means of a feature set's layers (cached), and how well the clusters match the classes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Ints
 
 ALGORITHM = 6
-"""Enters the keys; raised when a change gives other numbers, or keeps other arrays or facts."""
+"""Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""
 
 OLDER_ALGORITHM = 5
-"""Gives the same clusters where rows are not scaled, or all have ordinary lengths."""
+"""Gives the same clusters if rows are not scaled, or all have ordinary lengths."""
 
 FindClusters = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
 
@@ -48,13 +48,13 @@ def kmeans_results(
     Parameters
     ----------
     features : FeatureSet
-        Has the layers, complete, in both splits; clusterings are kept there.
+        Has the layers, complete, in both splits; clusterings are cached there.
     layers : sequence of str or EvalLayer
-        What to cluster.
+        Layers to cluster.
     clusters : sequence of int or "classes"
         Numbers of clusters.
     labels : MatchedLabels, optional
-        As `matched_labels` returns them, where that was done before; it warns of rows that are left out.
+        Result of `matched_labels`, to match, and to warn of rows that are left out, only once.
     **settings
         As for `cluster`: `normalize`, `iterations`, `restarts`, `seed`, `memory`.
 
@@ -66,7 +66,7 @@ def kmeans_results(
     Raises
     ------
     EvaluationError
-        If there are more clusters than rows, or as many as classes are wanted where train has no labels.
+        If there are more clusters than rows, or the number of classes is asked for and train has no labels.
     """
     train, val, _ = labels or matched_labels(features, needed=False)
     find = partial(find_clusters, features)
@@ -86,18 +86,18 @@ def cluster(
     seed: int = 0,
     memory: int | None = None,
 ) -> list[ClusterResult]:
-    """Cluster layers, wherever they are.
+    """Cluster layers of a feature set, or in memory.
 
     Parameters
     ----------
     layers : sequence of EvalLayer
         The layers.
     train, val : Labelled
-        Rows that take part.
+        Rows to use.
     clusters : sequence of int or "classes"
         Numbers of clusters.
     find : callable
-        `find_clusters` of a feature set, or `search_clusters`, which keeps nothing.
+        `find_clusters` of a feature set, or `search_clusters`, which has no cache.
     normalize, iterations, restarts, seed
         As for `featbench.evaluate.clustering.kmeans.kmeans`.
     memory : int, optional
@@ -131,7 +131,7 @@ def cluster(
 
 
 def numbers_of_clusters(wanted: Sequence[int | str], train: Labelled) -> list[int]:
-    """Say how many clusters are wanted, and refuse those that can't be: before anything takes long.
+    """Resolve the numbers of clusters, and refuse impossible ones before anything takes long.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def numbers_of_clusters(wanted: Sequence[int | str], train: Labelled) -> list[in
 
 
 def counts_of(train: Labelled, val: Labelled) -> Counts:
-    """Count the rows that took part."""
+    """Count the rows that are used."""
     labels = np.union1d(train.labels, val.labels)
     return Counts(
         num_train=len(train.rows),
@@ -175,12 +175,12 @@ def find_clusters(
     settings: dict[str, Any],
     rows: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take a clustering from the feature set, or make it and keep it there.
+    """Return a cached clustering, or compute and cache it.
 
     Returns
     -------
     clusters_of : dict of str to ndarray
-        Cluster of each row that takes part, by split.
+        Cluster of each selected row, by split.
     facts : dict
         With `objective` and `iterations`.
     """
@@ -211,7 +211,7 @@ def find_clusters(
 def search_clusters(
     layer: EvalLayer, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Make a clustering, and keep nothing; returns what `find_clusters` does, with the `centroids`."""
+    """Compute a clustering without a cache; returns what `find_clusters` does, with the `centroids`."""
     data = {part.split: layer.select(part) for part in (train, val)}
     found: Clustering = kmeans(data["train"], count, rows_per_block=rows, **settings)
     clusters_of = {
@@ -222,7 +222,7 @@ def search_clusters(
 
 
 def _has_its_form(arrays: dict[str, Any], facts: dict[str, Any], *, count: int, parts: Sequence[Labelled]) -> bool:
-    """Whether what was read is a clustering of these rows."""
+    """Whether cached arrays and facts are a clustering of these rows."""
     return (
         isinstance(facts.get("objective"), float)
         and isinstance(facts.get("iterations"), int)

@@ -1,8 +1,8 @@
 """k-means over a layer that streams from the store.
 
-Initial centroids come from faiss on a sample that fits in memory, the best of several starts. Then
-every iteration passes once over all rows (Lloyd's algorithm, no sub-sampling): faiss assigns each
-block, sums are kept in float64. Memory holds the centroids, the sample while it is needed, and two blocks.
+Initial centroids come from faiss on a sample that fits in memory, the best of several starts. Then every iteration
+passes once over all rows (Lloyd's algorithm, no subsampling): faiss assigns each block, sums are in float64. Memory
+holds the centroids, the sample while it is needed, and two blocks.
 
 faiss computes distances in float32, from squares. So rows that lie far from the origin are moved near it first, and
 numbers whose squares float32 can't hold are scaled: neither changes which centroid is the nearest.
@@ -30,15 +30,15 @@ logger = logging.getLogger(__name__)
 
 
 POINTS_PER_CENTROID = 256
-"""Rows of the sample for each cluster, as faiss takes them."""
+"""Rows of the sample for each cluster, as in faiss."""
 
 _ROWS = 4096
-"""Rows summed in float32 before they join the float64 sums."""
+"""Rows summed in float32 before they are added to the float64 sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clustering:
-    """Centroids and what they cost."""
+    """Centroids and their objective."""
 
     centroids_KD: Floats
     """In the units of the rows (of length 1, if they were scaled)."""
@@ -66,7 +66,7 @@ def kmeans(
     Parameters
     ----------
     data : Selection
-        What to cluster.
+        Rows to cluster.
     num_clusters : int
         1 <= num_clusters <= len(data).
     rows_per_block : int
@@ -74,11 +74,11 @@ def kmeans(
     normalize : bool
         Whether each row is scaled to length 1 first.
     iterations : int
-        Passes over all rows at most.
+        Most passes over all rows.
     restarts : int
-        Initialisations on the sample; the best one is kept.
+        Initializations on the sample; the best one is kept.
     seed : int
-        Of the sample and the initialisations.
+        Seed of the sample and of the initializations.
     tolerance : float
         Stop when an iteration lowers the objective by less than this fraction of it.
 
@@ -124,7 +124,7 @@ def kmeans(
 
 
 def assign(data: Selection, clustering: Clustering, *, rows_per_block: int, normalize: bool = True) -> Ints:
-    """Return the nearest centroid of each row that takes part, shape (len(data),)."""
+    """Return the nearest centroid of each selected row, shape (len(data),)."""
     centroids_KD = clustering.centroids_KD
     around = _Frame.around(centroids_KD)
     clusters = []
@@ -146,7 +146,7 @@ class _Frame:
 
     @classmethod
     def around(cls, centroids_KD: Floats) -> _Frame:
-        """Choose the shift for centroids."""
+        """Choose the shift for some centroids."""
         mean_D = centroids_KD.mean(axis=0, dtype=np.float64)
         squares = np.einsum("kd,kd->", centroids_KD, centroids_KD, dtype=np.float64) / len(centroids_KD)
         return cls(shift_D=_shift(mean_D, float(squares)), factor=1.0)
@@ -165,17 +165,17 @@ class _Frame:
         return features
 
     def leave(self, centroids_KD: Floats, objective: float, *, iterations: int) -> Clustering:
-        """Say a result in the units of the rows."""
-        centres_KD = centroids_KD.astype(np.float64) / self.factor
+        """Transform a result back to the units of the rows."""
+        original_KD = centroids_KD.astype(np.float64) / self.factor
         if self.shift_D is not None:
-            centres_KD += self.shift_D
+            original_KD += self.shift_D
         return Clustering(
-            centroids_KD=centres_KD.astype(np.float32), objective=objective / self.factor**2, iterations=iterations
+            centroids_KD=original_KD.astype(np.float32), objective=objective / self.factor**2, iterations=iterations
         )
 
 
 _FAR = 15 / 16
-"""Part of the mean squared length that the mean may make up before float32 loses more than two bits by it."""
+"""Fraction of the mean squared length above which an offset costs float32 more than two bits."""
 
 _SMALLEST, _LARGEST = 1e-6, 1e15
 """Numbers between them have squares, and sums of squares, within float32."""
@@ -237,7 +237,7 @@ def _survey(parts: Iterable[Part], chosen: Ints, dim: int) -> tuple[Floats, _Fra
 
 
 def _initial_centroids(sample: Floats, num_clusters: int, *, restarts: int, seed: int) -> Floats:
-    """The best of several runs of faiss's k-means on a sample."""
+    """Run faiss's k-means on a sample several times, and return the best centroids."""
     trained = faiss.Kmeans(
         sample.shape[1],
         num_clusters,

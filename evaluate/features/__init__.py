@@ -1,1 +1,1 @@
-"""What is evaluated: layers of a feature set, stored or derived, and the rows and labels that take part."""
+"""The input of an evaluation: layers, stored, derived or in memory, and which rows and labels to use."""

@@ -1,9 +1,9 @@
-"""Layers made of stored ones: several side by side, centred, projected on principal components, whitened.
+"""Layers derived from stored ones: concatenated, centered, projected onto principal components, whitened.
 
-What is fitted (mean, components, variances) is fitted on the rows of train that take part, in float64.
-A derived row is computed from its stored row whenever it is read, chunk by chunk, so it is never on disk.
+Mean, components and variances are fitted in float64 on the selected rows of train. Derived rows are computed from the
+stored rows whenever they are read, chunk by chunk, and are never written to disk.
 
-Shape suffixes:  N rows   D numbers of the sources   P numbers of the result
+Shape suffixes:  N rows   D dimension of the sources   P dimension of the result
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from featbench.store.typing import Doubles, Floats
 T = TypeVar("T")
 
 ALGORITHM = 1
-"""Enters the digests of derived layers; raised when a change gives other numbers."""
+"""Part of the digests of derived layers; raised when a change gives other numbers."""
 
 CONCATENATED_ALGORITHM = 2
-"""The same of layers side by side, whose rows are scaled."""
+"""The same for concatenated layers, whose rows are scaled."""
 
 _NOISE = 2.0**-20
-"""Variances below this part of the largest are what rounding to float32 leaves of none at all."""
+"""Variances below this fraction of the largest are rounding errors of float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is made of layers."""
+    """How to derive layers."""
 
     concatenate: bool = False
-    """Put the layers side by side, each row of each layer scaled to length 1 before."""
+    """Concatenate the layers, each row of each layer scaled to length 1 first."""
 
     center: bool = False
     """Subtract the mean of train."""
 
     pca: int | None = None
-    """Keep so many principal components; implies centring."""
+    """Keep this many principal components; implies centering."""
 
     whiten: bool = False
-    """Scale every principal component to variance 1; implies centring."""
+    """Scale every principal component to variance 1; implies centering."""
 
     def __bool__(self) -> bool:
         return self != Recipe()
@@ -58,14 +58,14 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """Subtract `mean_D`, then multiply by `axes_DP`; None leaves that out."""
+    """Subtract `mean_D`, then multiply by `axes_DP` unless that is None."""
 
     mean_D: Doubles
     axes_DP: Doubles | None = None
 
     def __call__(self, features_ND: Floats) -> Floats:
-        centred_ND = features_ND - self.mean_D
-        projected = centred_ND if self.axes_DP is None else centred_ND @ self.axes_DP
+        centered_ND = features_ND - self.mean_D
+        projected = centered_ND if self.axes_DP is None else centered_ND @ self.axes_DP
         return projected.astype(np.float32)
 
 
@@ -86,7 +86,7 @@ class DerivedLayer:
 
     @property
     def rows_per_chunk(self) -> int:
-        """Of all layers of a feature set."""
+        """Rows per chunk, the same for all layers of a feature set."""
         return self._sources[0].rows_per_chunk
 
     def map_blocks(
@@ -95,7 +95,7 @@ class DerivedLayer:
         """Yield what `prepare` makes of each block; the sources are read ahead."""
         for blocks in zip(*(each.map_blocks(_same, rows_per_block, chunks) for each in self._sources), strict=True):
             features = np.empty((len(blocks[0].features), self.dim), np.float32)
-            for at in range(0, len(features), self.rows_per_chunk):  # as `peek` does, to the bit
+            for at in range(0, len(features), self.rows_per_chunk):  # as `peek` does, bit for bit
                 piece = slice(at, at + self.rows_per_chunk)
                 features[piece] = self._derive([block.features[piece] for block in blocks])
             yield prepare(Block(start=blocks[0].start, features=features))
@@ -114,18 +114,18 @@ class DerivedLayer:
 
 
 def derived_layers(layers: Sequence[EvalLayer], recipe: Recipe, train: Labelled, *, memory: int) -> list[EvalLayer]:
-    """Make what a recipe says of layers: one of all of them, or one of each.
+    """Derive layers by a recipe: one from all of them, or one from each.
 
     Parameters
     ----------
     layers : sequence of EvalLayer
-        Layers as they are stored.
+        Stored layers.
     recipe : Recipe
-        What to make.
+        How to derive them.
     train : Labelled
         Rows to fit on.
     memory : int
-        Bytes that fitting may take.
+        Bytes that fitting may use.
 
     Raises
     ------
@@ -177,8 +177,8 @@ def _fit(train: Selection, recipe: Recipe, memory: int) -> Projection | None:
         )
 
     def scatter(features: Doubles) -> Doubles:
-        centred = features - mean_D
-        product: Doubles = centred.T @ centred
+        centered = features - mean_D
+        product: Doubles = centered.T @ centered
         return product
 
     variances, axes_DP = np.linalg.eigh(_sum(train, scatter) / max(1, len(train) - 1))
@@ -197,7 +197,7 @@ def _fit(train: Selection, recipe: Recipe, memory: int) -> Projection | None:
 
 
 def _sum(train: Selection, of: Callable[[Doubles], Doubles]) -> Doubles:
-    """Add up something of all rows, chunk by chunk."""
+    """Sum a function of all rows, chunk by chunk."""
     total: Any = 0.0
     for part in train.parts(train.layer.rows_per_chunk, unit_length=False):
         total = total + of(part.features.astype(np.float64))

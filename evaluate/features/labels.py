@@ -1,4 +1,4 @@
-"""Which rows take part, and what their classes are: the two splits speak of classes by name."""
+"""Which rows are used, and their classes: classes of the two splits are matched by name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """Rows of one split that take part, in order: those with a label and a readable image.
+    """Rows of one split that are used: those with a label and a readable image.
 
-    Where no row of the split has a label, all with a readable image take part, and their class is -1.
+    If no row of the split has a label, all rows with a readable image are used, and their class is -1.
     """
 
     split: str
@@ -30,10 +30,10 @@ class Labelled:
     """Positions in the split, shape (n,), rising."""
 
     labels: Ints
-    """Class of each, shape (n,); an index into the names that both splits share."""
+    """Class of each row, shape (n,); an index into the class names of both splits."""
 
     left_out: int = 0
-    """Rows that do not take part."""
+    """Number of rows that are not used."""
 
     @property
     def has_labels(self) -> bool:
@@ -41,7 +41,7 @@ class Labelled:
         return bool((self.labels >= 0).all())
 
     def by_row(self, num_rows: int) -> Ints:
-        """Class of each row of the split, -1 where one does not take part."""
+        """Class of each row of the split, -1 for rows that are not used."""
         labels = np.full(num_rows, -1, np.int64)
         labels[self.rows] = self.labels
         return labels
@@ -56,24 +56,24 @@ class MatchedLabels(NamedTuple):
 
 
 class LabelSource(Protocol):
-    """What is needed of the splits to say which rows take part: a `FeatureSet`, or arrays in memory."""
+    """What matching labels needs: a `FeatureSet`, or arrays in memory."""
 
     @property
     def name(self) -> str:
-        """What warnings call it."""
+        """Its name in warnings."""
 
     @property
     def path(self) -> object:
-        """What errors call it."""
+        """Its name in errors."""
 
     def split(self, split: str) -> SplitInfo:
-        """Facts of a split."""
+        """Metadata of a split."""
 
     def labels(self, split: str) -> Ints:
         """Labels, indices into the split's class names; -1 where there is none."""
 
     def valid(self, split: str) -> Bools:
-        """Whether each row can take part."""
+        """Whether each row can be used."""
 
 
 def matched_labels(features: LabelSource, *, needed: bool = True) -> MatchedLabels:
@@ -84,7 +84,7 @@ def matched_labels(features: LabelSource, *, needed: bool = True) -> MatchedLabe
     features : LabelSource
         Such as a `FeatureSet`.
     needed : bool
-        Whether a split without any label is refused; otherwise all of its rows take part.
+        Whether to refuse a split without any label; otherwise all of its rows are used.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def has_labels(features: LabelSource, split: str) -> bool:
 
 
 def readable_rows(features: LabelSource, split: str) -> Labelled:
-    """Take all readable rows of a split, as rows without labels.
+    """Select all readable rows of a split, without labels.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def class_names_of(features: LabelSource, split: str) -> tuple[str, ...]:
 
 
 def alike_names(unmatched: Sequence[str], known: Sequence[str], *, show: int = 3) -> str:
-    """Say which names differ from a known one in case, spaces or look-alike characters alone; spelled out."""
+    """Describe names that differ from a known name only in case, spaces or look-alike characters."""
     by_likeness = {likeness(name): name for name in known}
     pairs = [(name, by_likeness[likeness(name)]) for name in unmatched if likeness(name) in by_likeness]
     pairs = [(name, other) for name, other in pairs if name != other]
@@ -189,7 +189,7 @@ def _labelled(features: LabelSource, split: str, class_of: Ints, needed: bool) -
 
 
 def refuse_if_gone(features: FeatureSet) -> None:
-    """Refuse to keep results where the feature set is no longer the one that was opened: they would start a new folder.
+    """Refuse to save results if the feature set is no longer the one that was opened.
 
     Raises
     ------

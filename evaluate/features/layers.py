@@ -1,4 +1,4 @@
-"""What is evaluated: a layer of a feature set, as it is stored, or made of stored ones."""
+"""Layers to evaluate: stored in a feature set, derived from stored ones, or in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featbench.evaluate.results import LayerFacts
 from featbench.store import FeatureSet
 
 _LONGEST = 100
-"""Letters of a layer's name in the name of a folder; a file system takes 255 bytes, with digests and endings."""
+"""Most bytes of a layer's name in a folder's name; file systems allow 255, including digests and suffixes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +25,10 @@ class EvalLayer:
     """By split."""
 
     made_from: Mapping[str, str]
-    """By split: digest of all that its numbers are computed from."""
+    """By split: digest of everything that the features are computed from."""
 
     facts: LayerFacts
-    """What every result says of it."""
+    """Description of the layer for results."""
 
     @property
     def dim(self) -> int:
@@ -36,12 +36,12 @@ class EvalLayer:
         return self.layers["train"].dim
 
     def select(self, part: Labelled) -> Selection:
-        """Take the rows that take part."""
+        """Select the rows that are used."""
         return Selection(layer=self.layers[part.split], rows=part.rows)
 
 
 def stored_layer(features: FeatureSet, layer: str) -> EvalLayer:
-    """View a layer as it is stored; refuses one that is incomplete.
+    """Open a stored layer; refuses one that is incomplete.
 
     Raises
     ------
@@ -74,12 +74,12 @@ def stored_layer(features: FeatureSet, layer: str) -> EvalLayer:
 
 
 def layers_of(features: FeatureSet, layers: Sequence[str | EvalLayer]) -> list[EvalLayer]:
-    """View layers by name; those that are views already stay."""
+    """Open layers that are given by name."""
     return [layer if isinstance(layer, EvalLayer) else stored_layer(features, layer) for layer in layers]
 
 
 def short(name: str) -> str:
-    """Return a name that a folder can have: the name itself, or its beginning and a digest of all of it.
+    """Return a name that fits a folder: the name itself, or its beginning and a digest.
 
     Examples
     --------

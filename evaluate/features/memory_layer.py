@@ -1,4 +1,4 @@
-"""Layers that are arrays in memory, searched and clustered like stored ones; nothing is written anywhere.
+"""Layers that are arrays in memory, searched and clustered like stored ones; nothing is written.
 
 Shape suffixes:  N rows   D feature dimension
 """
@@ -21,7 +21,7 @@ from featbench.store.typing import Floats
 T = TypeVar("T")
 
 ROWS_PER_CHUNK = 1024
-"""Rows whose similarities are computed again together."""
+"""Rows that are rescored together."""
 
 
 class MemoryLayer:
@@ -30,9 +30,9 @@ class MemoryLayer:
     Parameters
     ----------
     features : ndarray of shape (N, ...), dtype=float32
-        It is neither changed nor copied as a whole: blocks of it are.
+        Neither changed nor copied as a whole: blocks of it are copied.
     key : str
-        What messages call it.
+        Name of the layer in messages.
     rows_per_chunk : int
         Changes no result.
     """
@@ -81,16 +81,16 @@ class MemoryLayer:
 
 
 def layer_in_memory(name: str, features: Mapping[str, Floats], *, source: str = "arrays in memory") -> EvalLayer:
-    """View arrays of train and val as a layer.
+    """Make a layer of arrays of train and val.
 
     Parameters
     ----------
     name : str
-        What the layer is called.
+        Name of the layer.
     features : mapping of str to ndarray of shape (N, ...), dtype=float32
         By split.
     source : str
-        What results call the features, and their weights.
+        Name of the features and of their weights in results.
     """
     layers: dict[str, Layer] = {split: MemoryLayer(values, key=f"{split}/{name}") for split, values in features.items()}
     facts = LayerFacts(

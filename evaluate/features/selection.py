@@ -1,4 +1,4 @@
-"""Rows of a layer that take part in an evaluation, in blocks, checked and scaled on the way.
+"""Selected rows of a layer, read in blocks that are checked and scaled.
 
 Shape suffixes:  N rows   D feature dimension
 """
@@ -18,14 +18,14 @@ from featbench.store.typing import Array, Bools, Doubles, Floats, Ints
 T = TypeVar("T")
 
 _SHORT, _LONG = 2.0**-40, 2.0**60
-"""Lengths between them are measured and divided by in float32; squares of others may be too small or large for it."""
+"""Range of lengths that float32 can measure and divide by; beyond it, squares may under- or overflow."""
 
 
 class Layer(Protocol):
-    """What an evaluation needs of a layer: a `featbench.store.LayerReader`, or something made of several."""
+    """What an evaluation needs of a layer: a `featbench.store.LayerReader`, a derived layer, or an array."""
 
     key: str
-    """What messages call it."""
+    """Its name in messages."""
     num_rows: int
     dim: int
 
@@ -44,12 +44,12 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The rows of one block that take part; `features` is valid until the next part is asked for."""
+    """The selected rows of one block; `features` is valid until the next block is requested."""
 
     rows: Ints
     features: Floats
     num_read: int
-    """Rows of the block, whether they take part or not."""
+    """Rows of the block, selected or not."""
 
     longest: float
     """Largest Euclidean length of a row, before any scaling; 0 if there is none."""
@@ -65,9 +65,9 @@ class Selection:
     Attributes
     ----------
     layer : Layer
-        Of one split.
+        Layer of one split.
     rows : ndarray of int64, rising
-        Those that take part.
+        The selected rows.
     """
 
     layer: Layer
@@ -86,12 +86,12 @@ class Selection:
         return range(self.rows[0] // self.layer.rows_per_chunk, self.rows[-1] // self.layer.rows_per_chunk + 1)
 
     def parts(self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False) -> Iterator[Part]:
-        """Yield all rows that take part, block by block, each scaled to length 1 if asked.
+        """Yield the selected rows block by block, scaled to length 1 if requested.
 
         Raises
         ------
         EvaluationError
-            If a row that takes part holds NaN or infinity.
+            If a selected row holds NaN or infinity.
         """
         keep = np.zeros(self.layer.num_rows, np.bool_)
         keep[self.rows] = True
@@ -100,7 +100,7 @@ class Selection:
         def prepare(block: Block) -> Part:
             taken, longest, zeros = 0, 0.0, []
             mask = keep[block.start : block.start + len(block.features)]
-            # Piece by piece, so that each is in the cache for every step, and what is left out is closed up in place.
+            # Piece by piece, so that each stays in the cache; rows move up in place to fill the gaps of omitted ones.
             for at in range(0, len(block.features), rows_at_once):
                 piece, wanted = block.features[at : at + rows_at_once], mask[at : at + rows_at_once]
                 if not wanted.all():
@@ -128,7 +128,7 @@ class Selection:
         return self.layer.map_blocks(prepare, rows_per_block, self.chunks)
 
     def read(self) -> Floats:
-        """Return all rows that take part, in memory, shape (n, D)."""
+        """Return the selected rows, in memory, shape (n, D)."""
         features = np.empty((len(self), self.layer.dim), np.float32)
         filled = 0
         for part in self.parts(_READ // (4 * self.layer.dim), unit_length=False):
@@ -137,14 +137,14 @@ class Selection:
         return features
 
     def has_ordinary_lengths(self, rows_per_block: int) -> bool:
-        """Whether every row has length 0, or one in a range where cosines have been the same in all versions."""
+        """Whether every row has length 0, or one for which all versions compute the same cosines."""
         return all(
             is_ordinary(lengths_of(part.features)).all()
             for part in self.parts(rows_per_block, unit_length=False, without_zeros=True)
         )
 
     def _check_finite(self, rows: Ints, features: Floats, lengths: Doubles) -> None:
-        suspects = ~np.isfinite(lengths)  # not finite if any value is not: cheaper than looking at each value
+        suspects = ~np.isfinite(lengths)  # a length is not finite if any value is not; cheaper than checking each value
         if suspects.any():
             bad = rows[suspects][~np.isfinite(features[suspects]).all(axis=1)]
             if len(bad):
@@ -156,15 +156,15 @@ class Selection:
 
 
 _BYTES = 2**20
-"""Size of the pieces in which a block is prepared: within a core's cache."""
+"""Bytes of the pieces in which a block is prepared: fits in a core's cache."""
 
 
 _READ = 2**25
-"""Size of the blocks in which rows are read into memory: several chunks at once."""
+"""Bytes of the blocks in which rows are read into memory: several chunks at once."""
 
 
 def lengths_of(features_ND: Floats) -> Doubles:
-    """Euclidean length of each row, 0 only for a row of zeros: in float32, or in float64 where that is too narrow."""
+    """Euclidean length of each row, 0 only for a row of zeros: in float32, or in float64 beyond its range."""
     with np.errstate(all="ignore"):
         squares: Array = np.einsum("nd,nd->n", features_ND, features_ND)
         lengths: Doubles = np.sqrt(squares, dtype=np.float64)
@@ -189,7 +189,7 @@ def scale_to_unit_length(features_ND: Floats, lengths_N: Doubles) -> None:
 
 
 def is_ordinary(lengths_N: Doubles) -> Bools:
-    """Whether rows are of lengths that all versions scale alike: early ones took those below 1e-12 to be 1e-12."""
+    """Whether all versions scale rows of these lengths alike: early ones raised lengths to at least 1e-12."""
     return np.asarray((lengths_N >= 2 * _SHORT) & (lengths_N <= _LONG))
 
 

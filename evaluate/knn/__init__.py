@@ -1,1 +1,1 @@
-"""Classification by nearest neighbours: protocols, votes, accuracies, predictions, few labels, retrieval."""
+"""Classification by nearest neighbours: protocols, votes, accuracies, predictions, few-shot, retrieval."""

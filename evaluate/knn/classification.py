@@ -1,6 +1,6 @@
 """Weighted kNN classification of a feature set: neighbours (cached), votes, accuracies.
 
-There is one result for each layer, protocol, k and temperature. Protocols of the same similarity share one search.
+There is one result for each layer, protocol, k and temperature. Protocols with the same similarity share one search.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 Protocols = str | Sequence[str] | Mapping[str, KnnProtocol]
 
 SORTED_BY_NUMBER = 16
-"""Classes up to which torch's sort, by which peers rank, leaves equal scores in order of their numbers (on a CPU)."""
+"""Most classes for which torch's sort on a CPU, which other projects rank by, keeps equal scores in class order."""
 
 Find = Callable[..., SearchResult]
 T = TypeVar("T")
@@ -55,33 +55,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnnQuestion:
-    """What is to be said of the neighbours."""
+    """What to compute from the neighbours."""
 
     protocols: Mapping[str, KnnProtocol]
-    """Similarity and voting, by name."""
+    """Protocols by name."""
 
     k: Sequence[int] | None = None
-    """Neighbours that vote; each protocol's own by default. One search at the largest serves all."""
+    """Neighbours that vote; each protocol's by default. One search at the largest k serves all of them."""
 
     temperature: Sequence[float] | None = None
-    """Each protocol's own by default."""
+    """Each protocol's by default."""
 
     leave_one_out: bool = False
-    """Classify train by train instead, each row by the others."""
+    """Classify each row of train by the other rows of train, instead of val by train."""
 
     retrieval: bool = False
-    """Also measure how well rows of the same class come first; searches for as many neighbours as the largest class
-    has rows."""
+    """Also compute retrieval metrics; searches for as many neighbours as the largest class has rows."""
 
     duplicates: float | None = None
-    """Queries whose nearest neighbour has at least this cosine, but for rounding, count as near-duplicates of a
-    database row; accuracies without them are added. 1 means equal rows, and multiples of them."""
+    """Cosine with its nearest neighbour from which a query counts as a near-duplicate, up to rounding; accuracy without
+    near-duplicates is added. 1 means equal rows, and positive multiples of them."""
 
     per_class: bool = False
-    """Also a result for each class, for each protocol's first k and temperature."""
+    """Also return a result for each class, at each protocol's first k and temperature."""
 
     predictions: bool = False
-    """Whether results hold the predicted class of each query."""
+    """Whether results include the predicted class of each query."""
 
 
 def evaluate_knn(features: FeatureSet, layers: Sequence[str | EvalLayer], **settings: Any) -> list[Record]:
@@ -91,9 +90,9 @@ def evaluate_knn(features: FeatureSet, layers: Sequence[str | EvalLayer], **sett
     -------
     list of dict
         `top1`, `top5` (only classes with a vote count), `top5_filled` (classes without a vote appended by
-        number), `top5_protocol` (as the protocol's project counts, where that is one number: see
+        number), `top5_protocol` (as the protocol's project computes it, if that is well defined: see
         docs/architecture.md) and `mean_per_class`, fractions of 1,
-        each with `_low` and `_high`, the ends of its 95% interval; and what they were computed from.
+        each with `_low` and `_high`, the ends of its 95% interval; and the settings they were computed with.
     """
     return [result.record() for result in knn_results(features, layers, **settings)]
 
@@ -115,21 +114,21 @@ def knn_results(
     Parameters
     ----------
     features : FeatureSet
-        Has the layers, complete, in both splits; neighbours are kept there.
+        Has the layers, complete, in both splits; neighbours are cached there.
     layers : sequence of str or EvalLayer
-        What to evaluate.
+        Layers to evaluate.
     protocol : str, sequence of str, or mapping of str to KnnProtocol
         Similarity and voting: keys of `PROTOCOLS`, or protocols by name.
     index : str, optional
-        Search approximately, by faiss's index of this factory string; results then give its `recall`.
+        Factory string of a faiss index, for an approximate search; results then have its `recall`.
     labels : MatchedLabels, optional
-        As `matched_labels` returns them, where that was done before; it warns of rows that are left out.
+        Result of `matched_labels`, to match, and to warn of rows that are left out, only once.
     resources : Resources
-        Memory, device and ranks of the search; changes no number.
+        Memory, device and ranks of the search; changes no result.
     on_rows : callable
-        Told layer and number of database rows after each block.
+        Called after each block with the layer and its number of rows.
     compare_preprocessing : bool
-        Warn if the images were preprocessed in another way than a protocol's project does.
+        Whether to warn if images were preprocessed differently than by a protocol's project.
     **question
         The other fields of `KnnQuestion`: `k`, `temperature`, `leave_one_out`, `retrieval`, `duplicates`, `per_class`,
         `predictions`.
@@ -141,7 +140,7 @@ def knn_results(
 
     Notes
     -----
-    Where a split has no label, its neighbours are found and kept, and a result says no more of each search than that.
+    If a split has no labels, neighbours are found and cached, and there is one `NeighboursResult` for each search.
     """
     asked = KnnQuestion(protocols=protocols_by_name(protocol), **question)
     if compare_preprocessing:
@@ -164,22 +163,22 @@ def classify(
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
     name: str,
 ) -> list[Result]:
-    """Answer a question about layers, wherever they are.
+    """Classify by layers of a feature set, or in memory.
 
     Parameters
     ----------
     layers : sequence of EvalLayer
         The layers.
     train, val, class_names
-        As `matched_labels` returns them.
+        The result of `matched_labels`.
     asked : KnnQuestion
-        What to say of the neighbours.
+        What to compute from the neighbours.
     find : callable
-        Finds the neighbours of a layer: `find_neighbours`, or `search_neighbours`, which keeps nothing.
+        Finds the neighbours of a layer: `find_neighbours`, or `search_neighbours`, which has no cache.
     on_rows : callable
-        Told layer and number of database rows after each block.
+        Called after each block with the layer and its number of rows.
     name : str
-        What messages call the features.
+        Name of the features in messages.
     """
     protocols = asked.protocols
     if asked.duplicates is not None and any(protocol.similarity != "cosine" for protocol in protocols.values()):
@@ -206,7 +205,7 @@ def classify(
             )  # fmt: skip
             searched = _Searched(layer, counts, train, queries, class_names, similarity, found, asked)
             of_layer += searched.unlabelled(k) if unlabelled else searched.results(ks_of)
-        # As asked for, although those of one similarity are answered together; what is no protocol's comes last.
+        # In the order of the protocols, although those of one similarity share a search; other results come last.
         places = {each: place for place, each in enumerate(protocols)}
         results += sorted(of_layer, key=lambda result: places.get(getattr(result, "protocol", ""), len(places)))
     return results
@@ -214,7 +213,7 @@ def classify(
 
 @dataclass(frozen=True, slots=True)
 class _Searched:
-    """Neighbours by one similarity, and all that is to be said of them."""
+    """Neighbours of one layer by one similarity, and the results computed from them."""
 
     layer: EvalLayer
     counts: Counts
@@ -226,7 +225,7 @@ class _Searched:
     asked: KnnQuestion
 
     def results(self, ks_of: Mapping[str, Sequence[int]]) -> list[Result]:
-        """Say how well each protocol classifies, with its k."""
+        """Compute the results of each protocol, with its k."""
         asked, k = self.asked, max(map(max, ks_of.values()))
         labels_QK = self.train.by_row(self.layer.layers["train"].num_rows)[self.found.neighbours.rows_QK]
         scorer = KnnScorer.of(
@@ -243,7 +242,7 @@ class _Searched:
         return results
 
     def unlabelled(self, k: int) -> list[Result]:
-        """Say that neighbours were found."""
+        """Report the search alone, where there are no labels."""
         duplicates = self.asked.duplicates
         if duplicates is not None:
             nearest_Q = self.found.neighbours.similarities_QK[:, 0]
@@ -279,7 +278,7 @@ class _Searched:
         return self._make(RetrievalResult, **scores, recall_at=recalls, search=self.found.facts())
 
     def _make(self, kind: Callable[..., T], **more: Any) -> T:
-        """Make a result with what all of them say."""
+        """Make a result with the fields that all results have."""
         return kind(
             layer=self.layer.facts, counts=self.counts, similarity=self.similarity,
             leave_one_out=self.asked.leave_one_out, **more,
@@ -288,7 +287,7 @@ class _Searched:
 
 @dataclass(frozen=True, slots=True)
 class KnnScorer:
-    """Neighbours' classes and similarities, ready to be voted on by many protocols, and what is right."""
+    """Neighbours' classes and similarities, ready to be scored by several protocols, with the true classes."""
 
     votes: ClassVotes
     similarities_QK: Doubles
@@ -311,7 +310,7 @@ class KnnScorer:
         return cls(votes, similarities_QK[:, : labels_QK.shape[1]], queries.labels, twins)
 
     def best_classes(self, protocol: KnnProtocol, k: int, temperature: float | None) -> Ints:
-        """What each query is taken for."""
+        """Predicted class of each query."""
         weights_QK = vote_weights(self.similarities_QK, vote=protocol.vote, temperature=temperature)
         return self.votes.ranking(weights_QK, k=k, top=1)[:, 0]
 
@@ -323,7 +322,7 @@ class KnnScorer:
         return [self._accuracy(protocol, weights_QK, k) for k in ks]
 
     def _order_is_known(self, protocol: KnnProtocol) -> bool:
-        """Whether it is known in which order the protocol's project lists classes without a vote."""
+        """Whether the order in which the protocol's project ranks classes without a vote is known."""
         num_classes = self.votes.num_classes
         return num_classes <= 5 or (num_classes <= SORTED_BY_NUMBER and protocol.top5 != "unordered")
 
@@ -358,10 +357,10 @@ class KnnScorer:
 
 
 def rounding_of_cosines(dim: int) -> float:
-    """How far a cosine of float64 can be off, for rows of `dim` numbers.
+    """Largest error of a cosine computed in float64, for rows of `dim` numbers.
 
-    Of a sum of D products, and of the two lengths: (D + 4) * 2**-52 in all (Higham, "Accuracy and Stability of
-    Numerical Algorithms", 2002, sec. 3.1). Without it equal rows, whose cosine is 1, would not all reach 1.
+    A sum of D products and two lengths: (D + 4) * 2**-52 together (Higham, "Accuracy and Stability of
+    Numerical Algorithms", 2002, sec. 3.1). Without it, the computed cosine of equal rows can be below 1.
 
     Examples
     --------
@@ -372,7 +371,7 @@ def rounding_of_cosines(dim: int) -> float:
 
 
 def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *, what: str = "train") -> list[int]:
-    """The asked-for k, all of which must fit; or those of the protocol's that do."""
+    """Return the requested k, all of which must fit; or those of the protocol's that fit."""
     if asked:
         too_large = [k for k in asked if not 1 <= k <= num_rows]
         if too_large:
@@ -388,7 +387,7 @@ def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *
 
 
 def temperatures_of(name: str, protocol: KnnProtocol, asked: Sequence[float] | None) -> Sequence[float | None]:
-    """The asked-for temperatures, or the protocol's own; None where it votes without one."""
+    """Return the requested temperatures, or the protocol's; None if it votes without one."""
     if protocol.vote == "exponential":
         return asked or protocol.temperature
     if asked:
@@ -397,7 +396,7 @@ def temperatures_of(name: str, protocol: KnnProtocol, asked: Sequence[float] | N
 
 
 def protocols_by_name(protocol: Protocols) -> Mapping[str, KnnProtocol]:
-    """Look protocols up, where they are named."""
+    """Look up protocols that are given by name."""
     if isinstance(protocol, Mapping):
         return protocol
     names = (protocol,) if isinstance(protocol, str) else protocol
@@ -414,13 +413,13 @@ def _warn_of_preprocessing(features: FeatureSet, protocols: Mapping[str, KnnProt
 
 def _warn_of_missing_labels(name: str, splits: Sequence[str], *, retrieval: bool, per_class: bool) -> None:
     asked = [option for option, wanted in (("--retrieval", retrieval), ("--per-class", per_class)) if wanted]
-    also = f", nor what {' and '.join(asked)} would say" if asked else ""
-    text = "%s: no row of %s has a label: neighbours are found and kept, but no accuracy can be given%s"
+    also = f" ({' and '.join(asked)} {'need' if len(asked) > 1 else 'needs'} labels too)" if asked else ""
+    text = "%s: no row of %s has a label: neighbours are found and cached, but there are no accuracies%s"
     logger.warning(text, name, " and ".join(splits), also)
 
 
 def _most_relevant(train: Labelled, queries: Labelled) -> int:
-    """Rows of the largest class, without the query itself."""
+    """Rows of the largest class, without the query."""
     return int(np.bincount(train.labels).max()) - (train.split == queries.split) or 1
 
 

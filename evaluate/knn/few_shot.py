@@ -1,7 +1,7 @@
-"""Few labels: the same classification with a few images of each class in the database, several times over.
+"""Few-shot classification: kNN with a few images of each class in the database, over several random draws.
 
-Every try draws its images anew, and searches among them alone. Reported are the mean and the standard
-deviation over the tries.
+Every try draws its own images and searches among them alone. The mean and the standard deviation over the tries are
+reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featbench.store import FeatureSet
 
 
 def evaluate_few_shot(features: FeatureSet, layers: Sequence[str | EvalLayer], **settings: Any) -> list[Record]:
-    """Classify val by few images of train and return flat records; see `few_shot_results`."""
+    """Classify val by a few images of train and return flat records; see `few_shot_results`."""
     return [result.record() for result in few_shot_results(features, layers, **settings)]
 
 
@@ -42,18 +42,18 @@ def few_shot_results(
     resources: Resources = DEFAULT,
     on_rows: Callable[[str, int], None] = lambda layer, rows: None,
 ) -> list[FewShotResult]:
-    """Classify val by few images of train.
+    """Classify val by a few images of train.
 
     Parameters
     ----------
     features, layers, protocol, k, temperature, labels, resources, on_rows
         As for `featbench.evaluate.knn.classification.evaluate_knn`.
     shots : sequence of int or str
-        Images of each class, or parts of them such as "10%".
+        Images of each class, or fractions of them such as "10%".
     tries : int
-        Draws for each of these.
+        Random draws for each of these.
     seed : int
-        Of the first draw; the next ones follow.
+        Seed of the first draw; the next draws use the following integers.
 
     Returns
     -------

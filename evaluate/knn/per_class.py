@@ -1,6 +1,6 @@
-"""Accuracy of each class, and what it is taken for.
+"""Accuracy of each class, and the class it is most confused with.
 
-Memory grows with queries and classes, not with pairs of classes, but for `confusion_matrix`.
+Memory grows with queries and classes, not with pairs of classes, except for `confusion_matrix`.
 
 Shape suffixes:  Q queries   C classes   K neighbours
 """
@@ -17,7 +17,7 @@ from featbench.store.typing import Ints
 
 
 def confusion_matrix(predictions_Q: Ints, labels_Q: Ints, *, num_classes: int) -> Ints:
-    """Count queries by their class (rows) and the class that they were taken for (columns), shape (C, C).
+    """Count queries by true class (rows) and predicted class (columns), shape (C, C).
 
     Examples
     --------
@@ -29,13 +29,13 @@ def confusion_matrix(predictions_Q: Ints, labels_Q: Ints, *, num_classes: int) -
 
 
 def class_accuracies(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) -> list[ClassAccuracy]:
-    """Accuracy of each class that has a query, with its 95% interval, and its most frequent confusion."""
+    """Accuracy of each class that has a query, with its 95% interval, and the class it is most often confused with."""
     order = np.argsort(labels_Q, kind="stable")
     labels, starts = np.unique(labels_Q[order], return_index=True)
     accuracies = []
     for label, predicted in zip(labels, np.split(predictions_Q[order], starts[1:]), strict=True):
         others, counts = np.unique(predicted[predicted != label], return_counts=True)
-        worst = int(counts.argmax()) if len(counts) else None  # of equals the first, by number
+        worst = int(counts.argmax()) if len(counts) else None  # the first of equal counts
         accuracies.append(
             ClassAccuracy(
                 name=names[label],

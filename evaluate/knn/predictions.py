@@ -1,4 +1,4 @@
-"""What each query is taken for, with the probabilities that its neighbours' votes amount to.
+"""Predicted classes of queries, with probabilities from the votes of their neighbours.
 
 Shape suffixes:  Q queries   C classes   T ranked classes
 """
@@ -27,32 +27,32 @@ from featbench.store.typing import Bools, Doubles, Ints
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """Predictions for one setting, and what they rest on."""
+    """Predictions for one setting, and what they are computed from."""
 
     setting: dict[str, Any]
     """Layer, protocol, k and temperature."""
 
     digest: str
-    """Of all that they are computed from."""
+    """Digest of everything that they are computed from."""
 
     neighbours: Neighbours
-    """Lists of k."""
+    """Lists of k neighbours."""
 
     labels_Q: Ints
-    """Class of each query, an index into `class_names`; -1 throughout if val has no labels."""
+    """Class of each query, an index into `class_names`; all -1 if val has no labels."""
 
     ranked_QT: Ints
     """The five best classes, best first; -1 where fewer have a vote."""
 
     probabilities_QT: Doubles
-    """Part of the votes of the k neighbours that each of these classes has; 0 where there is none."""
+    """Fraction of the votes of the k neighbours for each of these classes; 0 beyond the last."""
 
     class_names: tuple[str, ...]
     votes: ClassVotes
     weights_QK: Doubles
 
     def is_right(self) -> Bools:
-        """Whether the best class is that of each query."""
+        """Whether the best class is the true class, for each query."""
         return np.asarray(self.ranked_QT[:, 0] == self.labels_Q)
 
 
@@ -73,17 +73,17 @@ def predict(
     Parameters
     ----------
     features, layer
-        What to evaluate.
+        Layer to evaluate.
     name, protocol : str, KnnProtocol
         Similarity and voting.
     k, temperature : optional
         The protocol's first by default.
     leave_one_out : bool
-        Predict train by train.
+        Predict each row of train from the other rows of train.
     labels : MatchedLabels, optional
-        As `matched_labels` returns them, where that was done before; it warns of rows that are left out.
+        Result of `matched_labels`, to match, and to warn of rows that are left out, only once.
     resources : Resources
-        Memory, device and ranks of a search, if there must be one.
+        Memory, device and ranks of the search, if the cache has no lists.
 
     Raises
     ------

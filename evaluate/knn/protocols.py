@@ -1,8 +1,7 @@
-"""Protocols: what a project means by "kNN accuracy", as a table.
+"""kNN protocols: how each project defines its kNN accuracy, as a table.
 
-A protocol fixes similarity, voting and how top-5 counts; its k and temperature are what that project
-uses unless told otherwise. Its preprocessing belongs to stage one, so an evaluation can only say that
-the features were made with another.
+A protocol fixes similarity, vote and definition of top-5; its k and temperature are the project's defaults. Its
+preprocessing belongs to stage one, so an evaluation can only warn that the features were preprocessed differently.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnnProtocol:
-    """What one project fixes."""
+    """The kNN protocol of one project."""
 
     similarity: Similarity = "cosine"
     """Cosine is the inner product of rows scaled to length 1."""
@@ -33,11 +32,11 @@ class KnnProtocol:
     k: tuple[int, ...]
     temperature: tuple[float, ...] = ()
     top5: Top5 = "filled"
-    """What may count besides classes with a vote: nothing; any others, by number, up to five classes; the
-    same, but no more classes than neighbours; others in no order that is known; or top-5 is not reported."""
+    """Classes without a vote that fill the top 5: none (voted); by class number, up to five classes (filled), or to
+    k if that is less (capped); in an unknown order (unordered). Or the project reports no top-5 (none)."""
 
     interpolation: Interpolation | None = None
-    """Of the resize to a shorter side of 256 before the central crop of 224; None if the project fixes none."""
+    """Interpolation of the resize to a shorter side of 256, before a center crop of 224; None if not fixed."""
 
     source: str = ""
 
@@ -104,12 +103,12 @@ PROTOCOLS: Mapping[str, KnnProtocol] = {
 
 
 def find_protocol(name: str, own: Mapping[str, KnnProtocol] | None = None) -> KnnProtocol:
-    """Look a protocol up.
+    """Look up a protocol.
 
     Raises
     ------
     EvaluationError
-        If there is none of that name.
+        If there is no protocol of that name.
     """
     known = {**PROTOCOLS, **(own or {})}
     if name not in known:
@@ -118,7 +117,7 @@ def find_protocol(name: str, own: Mapping[str, KnnProtocol] | None = None) -> Kn
 
 
 def make_protocol(name: str, settings: Mapping[str, Any]) -> KnnProtocol:
-    """Make a protocol of settings that were read from a file; `like` names one to start from.
+    """Make a protocol from the settings of a file; `like` names a protocol to start from.
 
     Raises
     ------
@@ -140,7 +139,7 @@ def make_protocol(name: str, settings: Mapping[str, Any]) -> KnnProtocol:
     given = {key: _as_tuple(value) if key in ("k", "temperature") else value for key, value in settings.items()}
     given.pop("like", None)
     if "k" not in base | given:
-        raise EvaluationError(f"protocol {name}: say its k, or another protocol that it is like")
+        raise EvaluationError(f"protocol {name}: needs k, or `like` with the name of another protocol")
     try:
         return KnnProtocol(**(base | given))
     except EvaluationError as error:
@@ -148,13 +147,13 @@ def make_protocol(name: str, settings: Mapping[str, Any]) -> KnnProtocol:
 
 
 def difference(first: KnnProtocol, second: KnnProtocol) -> list[tuple[str, Any, Any]]:
-    """Settings in which two protocols differ: name, the first's, the second's."""
+    """Settings in which two protocols differ: name, value of the first, value of the second."""
     ours, theirs = asdict(first), asdict(second)
     return [(name, ours[name], theirs[name]) for name in ours if name != "source" and ours[name] != theirs[name]]
 
 
 def preprocessing_differs(protocol: KnnProtocol, transform: Mapping[str, Any] | None) -> str | None:
-    """Say where the transform of an extraction is not the protocol's; None if it is, or is not known."""
+    """Describe how the transform of an extraction differs from the protocol's; None if it does not, or is unknown."""
     if protocol.interpolation is None or not transform:
         return None
     usual = {"resize": 256, "crop": 224, "interpolation": protocol.interpolation}

@@ -1,4 +1,4 @@
-"""How well neighbours of the same class come first: the metrics of metric learning and of retrieval.
+"""Retrieval metrics, as in metric learning: how well neighbours of the same class rank.
 
 Shape suffixes:  Q queries   K neighbours
 """
@@ -15,7 +15,7 @@ from featbench.store.typing import Ints
 def retrieval_metrics(
     labels_QK: Ints, query_labels_Q: Ints, num_relevant_Q: Ints, *, k: Sequence[int]
 ) -> dict[str, float | None]:
-    """Measure the order of neighbours.
+    """Compute retrieval metrics from lists of neighbours.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def retrieval_metrics(
     query_labels_Q : ndarray of shape (Q,), dtype=int64
         Class of each query.
     num_relevant_Q : ndarray of shape (Q,), dtype=int64
-        R: database rows of that class. Queries with none can't be answered, and do not count.
+        R: database rows of that class. Queries with R = 0 do not count.
     k : sequence of int
         For recall@k.
 
@@ -32,7 +32,7 @@ def retrieval_metrics(
     -------
     dict
         `num_answerable`, the queries that count; `precision_at_1`; `r_precision`, the fraction of the R nearest
-        that are of the class; `map_at_r`, the mean over those places of the precision up to each that is a hit;
+        that are of the class; `map_at_r`, the mean over these R ranks of the precision at each rank that is a hit;
         `recall_at_<k>`, the fraction of queries with at least one hit among the k nearest. All are fractions
         of 1, and None if no query counts.
 

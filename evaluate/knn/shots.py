@@ -1,4 +1,4 @@
-"""Which few images of each class a try draws."""
+"""Random draws of a few images of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featbench.evaluate.features.labels import Labelled
 
 
 def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:
-    """Draw so many rows of each class, or such a part of them, at least one; all of a class that has fewer.
+    """Draw a number of rows of each class, or a fraction of them, at least one; all rows of smaller classes.
 
     Examples
     --------
@@ -34,12 +34,12 @@ def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:
 
 
 def parse_shots(shots: int | str) -> tuple[int, float]:
-    """Read a number of images (and 0), or a part of them (0 and it).
+    """Parse a number of images (n, 0), or a fraction of them (0, fraction).
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If the value is neither.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Weighted votes of neighbours, and what each query is taken for.
+"""Weighted votes of neighbours, and the classes that they predict.
 
-Ties are settled by rule, so that a prediction never depends on a library's sort: classes are ordered
-by score, then by their nearest neighbour. Only classes with a vote are predicted.
+Ties are broken in a fixed way, so that a prediction never depends on a library's sort: classes are ranked by score,
+then by their nearest neighbour. Only classes with a vote are predicted.
 
 Shape suffixes:  Q queries   K neighbours   C classes
 """
@@ -16,7 +16,7 @@ from featbench.evaluate.knn.protocols import Vote
 from featbench.store.typing import Bools, Doubles, Ints
 
 _CELLS = 2**22
-"""Scores held at a time (32 MiB), whatever the number of classes."""
+"""Scores in memory at a time (32 MiB), for any number of classes."""
 
 
 def vote_weights(similarities_QK: Doubles, *, vote: Vote, temperature: float | None = None) -> Doubles:
@@ -25,11 +25,11 @@ def vote_weights(similarities_QK: Doubles, *, vote: Vote, temperature: float | N
     Parameters
     ----------
     similarities_QK : ndarray of shape (Q, K), dtype=float64
-        Each row falling.
+        Each row sorted from high to low.
     vote : {"exponential", "inverse_distance", "uniform"}
         exp((s - s_max) / temperature): subtracting the nearest neighbour's similarity changes no
         order and keeps every weight in (0, 1], so nothing overflows at any temperature.
-        1 / (d + 1e-5) for distances d = -s.  Or one vote each.
+        1 / (d + 1e-5) for distances d = -s.  Or one vote for each neighbour.
     temperature : float, optional
         tau > 0, for the exponential vote.
 
@@ -64,15 +64,15 @@ def vote_weights(similarities_QK: Doubles, *, vote: Vote, temperature: float | N
 
 @dataclass(frozen=True, slots=True)
 class ClassVotes:
-    """The classes of every query's neighbours, prepared for counting votes at many k and temperatures.
+    """Classes of every query's neighbours, prepared for counting votes at several k and temperatures.
 
-    A class is found at the place of its nearest neighbour, so scores are kept by place, (Q, K), and
-    the number of classes costs nothing.
+    The score of a class is stored at the position of its nearest neighbour, in an array of shape (Q, K), so memory does
+    not grow with the number of classes.
     """
 
     labels_QK: Ints
     first_QK: Bools
-    """True where a neighbour is the nearest of its class."""
+    """Whether each neighbour is the nearest of its class."""
 
     num_classes: int
 
@@ -91,7 +91,7 @@ class ClassVotes:
         return cls(labels_QK, first_QK, num_classes)
 
     def scores(self, weights_QK: Doubles, *, k: int) -> Doubles:
-        """Score of each class among the k nearest, at the place of its nearest neighbour; elsewhere -inf.
+        """Score of each class among the k nearest, at the position of its nearest neighbour; -inf elsewhere.
 
         Parameters
         ----------
@@ -145,9 +145,9 @@ class ClassVotes:
         return ranked
 
     def ranking_with_shares(self, weights_QK: Doubles, *, k: int, top: int = 5) -> tuple[Ints, Doubles]:
-        """Return the `top` classes of each query, and which part of the k neighbours' votes each has.
+        """Return the `top` classes of each query, and the fraction of the k neighbours' votes that each has.
 
-        The parts of all classes add up to 1 for every k, so they can serve as probabilities.
+        The fractions of all classes sum to 1 for every k, so they can serve as probabilities.
 
         Returns
         -------
@@ -171,7 +171,7 @@ class ClassVotes:
         return ranked_QT, shares_QT
 
     def probabilities(self, weights_QK: Doubles, *, k: int) -> Doubles:
-        """Part of the k neighbours' votes of every class, shape (Q, C); each row adds up to 1."""
+        """Fraction of the k neighbours' votes for every class, shape (Q, C); each row sums to 1."""
         votes_QC = np.zeros((len(self.labels_QK), self.num_classes))
         everyone = np.arange(len(votes_QC))
         for place in range(k):  # no class twice in a column, so plain indexing adds up
@@ -196,9 +196,9 @@ class ClassVotes:
         return complete_QC
 
     def places_among_unvoted(self, classes_Q: Ints, *, k: int) -> Ints:
-        """Place of each query's class among those without a vote, by number; -1 where it has a vote.
+        """Rank of each query's class among the classes without a vote, by number; -1 if it has a vote.
 
-        This is where peers' top-5 puts such classes: behind all that have a vote.
+        Other projects' top-5 ranks these classes after all classes with a vote.
         """
         voted = np.where(self.first_QK[:, :k], self.labels_QK[:, :k], self.num_classes)
         place = classes_Q - (voted < classes_Q[:, None]).sum(axis=1)
@@ -206,7 +206,7 @@ class ClassVotes:
         return np.where(has_vote, -1, place).astype(np.int64)
 
     def num_voted(self, *, k: int) -> Ints:
-        """How many classes the k nearest neighbours of each query have."""
+        """Number of classes among the k nearest neighbours of each query."""
         counts: Ints = self.first_QK[:, :k].sum(axis=1, dtype=np.int64)
         return counts
 

@@ -170,7 +170,7 @@ def test_without_labels_neighbours_are_found_and_rows_are_clustered(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         (record,) = evaluate_knn(made, ["x"], k=[1, 5], retrieval=True, per_class=True, duplicates=0.5)
     assert f"no row of {' and '.join(lacking)} has a label" in caplog.text
-    assert "nor what --retrieval and --per-class would say" in caplog.text
+    assert "(--retrieval and --per-class need labels too)" in caplog.text
     assert (record["task"], record["k"], record["num_train"], record["num_val"]) == ("neighbours", 5, 60, 20)
     assert not any(key.startswith("top") for key in record)
     unit = {split: each / np.linalg.norm(each.astype(float), axis=1)[:, None] for split, each in values.items()}

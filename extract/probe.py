@@ -1,4 +1,4 @@
-"""How fast a model runs here on these images: the extraction's own loading and forward pass, for some seconds."""
+"""Measures how fast extraction runs on this machine: loading and the forward pass, for some seconds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def images_per_second(
     workers: int = 0,
     seconds: float = 10.0,
 ) -> float:
-    """Measure the rate of extraction without writing; the first batch, which starts everything, does not count.
+    """Measure the rate of extraction without writing; the first batch is a warm-up.
 
     Parameters
     ----------

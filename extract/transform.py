@@ -1,7 +1,7 @@
-"""From an image to the numbers that the model sees: resize, crop, scale.
+"""From an image to the model's input: resize, crop, normalize.
 
-Resizing and cropping run on Pillow images in the loader's processes and give bytes; scaling to
-floats runs on whole batches on the model's device, so that a quarter of the data travels.
+Resizing and cropping run on Pillow images in the loader's processes and return bytes. Conversion to
+floats runs on whole batches on the model's device, so only a quarter of the data is transferred.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from featbench.extract.data.images import refuse_to_blame_an_image
 from featbench.extract.errors import ImageError
 
 MAX_PIXELS = 178_956_970
-"""Of an image after it was resized: Pillow's own limit of what it decodes."""
+"""Largest image after resizing: Pillow's limit for decoding."""
 
-NO_MEMORY = "it can't be resized in the memory that there is"
+NO_MEMORY = "there is too little memory to resize it"
 
 Size = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
-    """Resize, central crop and normalisation; nothing random.
+    """Resize, center crop and normalization; nothing random.
 
     Attributes
     ----------
@@ -37,11 +37,11 @@ class Transform:
     crop : int or (int, int), optional
         Side, or (height, width), in pixels.
     interpolation : {"nearest", "bilinear", "bicubic"}
-        As torchvision does it on Pillow images, antialiased.
+        As in torchvision on Pillow images, antialiased.
     rounding : {"torchvision", "nearest"}
-        Of the longer side and of the crop's corner.
+        Rounding of the longer side and of the crop's corner.
     mean, std : (float, float, float)
-        Of red, green and blue in [0, 1].
+        For red, green and blue in [0, 1].
     """
 
     resize: Size = 256
@@ -57,7 +57,7 @@ class Transform:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """Height and width of every image afterwards; None if they depend on the image."""
+        """Height and width of every transformed image; None if they depend on the image."""
         size = self.crop if self.crop is not None else self.resize
         if isinstance(size, int):
             return None if self.crop is None else (size, size)
@@ -69,10 +69,10 @@ class Transform:
         Raises
         ------
         ImageError
-            If it would be larger than `MAX_PIXELS` between the resize and the crop, as a strip of few
-            pixels by many would; the message names it.
+            If it would be larger than `MAX_PIXELS` between the resize and the crop, such as a very
+            narrow image; the message names it.
         OutOfMemoryError
-            If memory is short, and the image is not too large.
+            If memory runs out although the image is not too large.
         """
         self._check_size(image, name)
         try:
@@ -100,7 +100,7 @@ class Transform:
         return pixels
 
     def _resized(self, image: Image.Image) -> list[int]:
-        """Size to resize to, as torchvision takes it."""
+        """Size to resize to, as torchvision computes it."""
         if not isinstance(self.resize, int):
             return list(self.resize or ())
         if self.rounding == "torchvision":
@@ -117,9 +117,9 @@ class Transform:
         return image.crop((left, top, left + width, top + height))
 
     def scale(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """Bring a batch of bytes (B, 3, H, W) to the device as normalised float32.
+        """Move a batch of bytes (B, 3, H, W) to the device, and convert it to normalized float32.
 
-        Its memory is laid out channels last: convolutions run up to 1.8 times as fast on a CPU.
+        Its memory format is channels last: convolutions run up to 1.8 times as fast on a CPU.
         """
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)

@@ -1,7 +1,7 @@
-"""Tar and zip archives, read without unpacking: where each file lies within, and its bytes.
+"""Tar and zip archives, read without unpacking: the location of each file, and its bytes.
 
-Tar archives must be uncompressed: a compressed one can't be read from the middle. In zip archives
-each file is compressed by itself (or stored as it is), so any of them is read alone.
+Tar archives must be uncompressed, since a compressed one can't be read from the middle. In zip archives
+each file is compressed separately (or stored), so each can be read by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAGIC = {
 
 
 MAX_MEMBER_BYTES = MAX_FILE_BYTES
-"""A file that would be larger is refused before it is unpacked."""
+"""Larger files are refused before they are unpacked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,24 +39,24 @@ class Member:
     """A file within an archive."""
 
     path: str
-    """As unpacking would name it, with `/`; never leads out of the folder."""
+    """Path as unpacked, with `/`; never outside the folder."""
 
     start: int
-    """Of its bytes in a tar, of its local header in a zip."""
+    """Offset of its bytes in a tar, of its local header in a zip."""
 
     size: int
-    """Bytes, unpacked."""
+    """Unpacked size in bytes."""
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """List the files of an archive in the order in which they lie there.
+    """List the files of an archive in their order in it.
 
-    Only a regular file is opened: a FIFO would wait for a writer for ever.
+    Only regular files are opened, since reading a FIFO might block forever.
 
     Raises
     ------
     DataError
-        If it is compressed as a whole, damaged, or holds links or paths that lead out of it.
+        If it is compressed as a whole, damaged, or contains links or paths that lead out of it.
     """
     try:
         if not archive.is_file():
@@ -72,23 +72,23 @@ def members(archive: Path) -> Iterator[Member]:
 
 
 def read_member(archive: Path, descriptor: int, *, start: int, size: int) -> bytes:
-    """Read one file of an open archive; needs no index, and may be called from several processes.
+    """Read one file of an open archive, without an index; may be called from several processes.
 
-    No more than its listed size is ever unpacked, whatever the compressed bytes would become.
+    Never unpacks more than its listed size, whatever the compressed data claim.
 
     Raises
     ------
     MemberError
-        If the bytes are not there, not a zip's member, do not unpack to the listed size, do not match
+        If the bytes are missing, not a member of a zip, do not unpack to the listed size, do not match
         their checksum, or are more than `MAX_MEMBER_BYTES`.
     UnavailableError, OutOfMemoryError
-        If memory or the file system are why, and not the file.
+        If the cause is not the file but memory or the file system.
     """
     if size > MAX_MEMBER_BYTES:
         raise MemberError(f"{archive}: the file at byte {start} is too large: {size / 2**30:.1f} GiB unpacked")
     try:
         return _read_member(archive, descriptor, start, size)
-    except (OSError, MemoryError, OverflowError) as error:  # an offset that no file has, or too little memory
+    except (OSError, MemoryError, OverflowError) as error:  # an invalid offset, or too little memory
         refuse_to_blame_an_image(error, name=f"{archive}: the file at byte {start}")
         raise MemberError(f"{archive}: the file at byte {start} cannot be read: {error}") from error
 
@@ -107,7 +107,7 @@ def _read_member(archive: Path, descriptor: int, start: int, size: int) -> bytes
         content, end = _inflate(archive, descriptor, size, at)
     else:
         raise MemberError(f"{archive}: the file at byte {start} is compressed in an unusual way, or damaged")
-    if flags & 8 and not crc:  # written to a pipe: the checksum stands behind it, perhaps after a mark
+    if flags & 8 and not crc:  # written to a pipe: the checksum follows the data, perhaps after a signature
         behind = os.pread(descriptor, 8, end)
         crc = int.from_bytes(behind[4:8] if behind.startswith(b"PK\x07\x08") else behind[:4], "little")
     if zlib.crc32(content) != crc:
@@ -155,7 +155,7 @@ def _tar_members(archive: Path, head: bytes) -> Iterator[Member]:
         with archive.open("rb") as file:
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise DataError(f"{archive}: ends without the mark that ends a tar: copy or download the archive again")
+                raise DataError(f"{archive}: the end of the tar is missing: copy or download the archive again")
     except (tarfile.TarError, ValueError, UnicodeError, OverflowError) as error:
         raise DataError(f"{archive}: damaged or incomplete tar archive, or none: {error}") from error
 
@@ -175,7 +175,7 @@ def _exactly(archive: Path, descriptor: int, size: int, start: int) -> bytes:
 
 
 def _inflate(archive: Path, descriptor: int, size: int, start: int) -> tuple[bytes, int]:
-    """Unpack a deflated file, and say where it ends; its packed size may stand behind it, so it is read until then."""
+    """Unpack a deflated file and return where it ends; its packed size may only follow its data."""
     unpacking, content = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
     try:
         while not unpacking.eof and content.tell() <= size and (piece := os.pread(descriptor, 2**16, start)):

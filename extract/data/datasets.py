@@ -1,7 +1,7 @@
 """Data sets of other libraries: torchvision's, Hugging Face's, scikit-learn's digits.
 
-torchvision's and the digits are never downloaded here; Hugging Face's library gets what is not in
-its cache, unless HF_HUB_OFFLINE=1 forbids it.
+torchvision's data sets are never downloaded, and the digits come with scikit-learn. Hugging Face's
+library downloads what is not in its cache, unless HF_HUB_OFFLINE=1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featbench.store.typing import Ints
 
 
 class TorchvisionSource(ImageSource):
-    """One of torchvision's data sets whose files are on disk already; nothing is downloaded."""
+    """One of torchvision's data sets, whose files are already on disk."""
 
     def __init__(self, data: Any, name: str, split: str) -> None:
         self._data = data
@@ -117,7 +117,7 @@ class HuggingFaceSource(ImageSource):
     def _content(self, row: int) -> bytes:
         stored = self._data[row][self._column]
         if stored is None:
-            raise ImageError(f"{self._name_of(row)}: cannot be read as an image: there is none in this row")
+            raise ImageError(f"{self._name_of(row)}: cannot be read as an image: this row has none")
         if stored["bytes"] is None:
             return content_of(Path(stored["path"]), name=self._name_of(row))
         return bytes(stored["bytes"])
@@ -132,7 +132,7 @@ def torchvision_data(name: str, root: Path, split: str, options: Mapping[str, An
     Raises
     ------
     DataError
-        If there is none of that name, its files are not there, or it has no such split.
+        If there is no data set of that name, its files are missing, or it has no such split.
     """
     import torchvision
 
@@ -175,7 +175,7 @@ def _what_is_in(root: Path, *, show: int = 4) -> str:
 
 
 def torchvision_listing(data: Any, root: Path) -> Listing | None:
-    """List the files of a data set of torchvision's that has one for each image; None if it has not."""
+    """List the files of a torchvision data set that has one for each image; None for others."""
     samples = next((s for s in (getattr(data, n, None) for n in ("samples", "_samples", "imgs")) if s), None)
     if not isinstance(samples, list) or not isinstance(samples[0], tuple):
         return None
@@ -195,7 +195,7 @@ def _class_names(data: Any, labels: Ints) -> tuple[str, ...]:
 
 
 def _labels_of(data: Any, name: str) -> Ints:
-    """Return a data set's labels: those that it keeps, or else what it gives with each image."""
+    """Return a data set's labels: those that it lists, or else those that it returns with each image."""
     for attribute in ("targets", "labels", "_labels", "y"):
         labels = _whole_numbers(getattr(data, attribute, None))
         if labels is not None and len(labels) == len(data):
@@ -204,7 +204,7 @@ def _labels_of(data: Any, name: str) -> Ints:
     labels = _whole_numbers(given)
     if labels is None:
         raise DataError(
-            f"torchvision's {name} gives {_shown(given[0])} with an image: expected one whole number, its class. "
+            f"torchvision's {name} returns {_shown(given[0])} with an image: expected one integer, its class. "
             f"Perhaps data.options can change that, such as target_type; otherwise list the images and their classes "
             f"in a file, with data.source=filelist."
         )
@@ -212,14 +212,14 @@ def _labels_of(data: Any, name: str) -> Ints:
 
 
 def _whole_numbers(labels: Any) -> Ints | None:
-    """Labels of shape (N,), -1 for None; None if they are something else."""
+    """Labels of shape (N,), -1 for None; None if they are not integers."""
     if labels is None:
         return None
     if isinstance(labels, list):
         labels = [-1 if label is None else label for label in labels]
     try:
         values = np.asarray(labels)
-    except (ValueError, TypeError, RuntimeError):  # of several lengths
+    except (ValueError, TypeError, RuntimeError):  # sequences of different lengths
         return None
     return values.astype(np.int64) if values.ndim == 1 and values.dtype.kind in "iub" else None
 
@@ -254,12 +254,12 @@ def _load(datasets: Any, name: str | None, root: Path | None, split: str, option
         return datasets.load_dataset(where, split=split, **data_dir, **options)
     except DataError:
         raise
-    except Exception as error:  # of many kinds: no connection, no such data set, no such split
+    except Exception as error:  # errors of many kinds: no connection, no such data set, no such split
         raise DataError(f"{where}: Hugging Face's datasets can't read the split {split!r}: {error}") from error
 
 
 def _label_column(datasets: Any, data: Any, named: str | None, *, where: str) -> str | None:
-    """Which column holds the labels; None if there are none by the user's own word."""
+    """Return the column of labels; None if the user said that there is none."""
     columns: list[str] = list(data.features)
     choose = "Say which with data.label_column=NAME, or go on without labels with data.label_column=none."
     if named is not None:
@@ -296,7 +296,7 @@ def _labels_and_names(data: Any, column: str | None, *, where: str) -> tuple[Int
 
 
 def _lengths(data: Any, column: str) -> Ints:
-    """Bytes of each image, from the offsets alone; none where rows were picked or files lie elsewhere."""
+    """Bytes of each image, from the offsets; empty if rows were selected or the files are elsewhere."""
     import pyarrow.compute as pc
 
     stored = pc.struct_field(data.data.column(column), "bytes")

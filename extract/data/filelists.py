@@ -1,8 +1,8 @@
-"""Lists of images: files of paths, with labels beside them or in a second list.
+"""Lists of images: files of paths, with labels in the same file or in a second list.
 
-`.npy` of strings (as VISSL's `disk_filelist` reads them), `.txt` (a path a line, or a path and a
-label), `.csv` (with or without a head) and `.json` (images and annotations, as COCO and iNaturalist
-write them). Labels are numbers or names of classes.
+Formats are `.npy` of strings (as in VISSL's `disk_filelist`), `.txt` (a path on each line, or a path
+and a label), `.csv` (with or without a header) and `.json` (images and annotations, as in COCO and
+iNaturalist). Labels are numbers or names of classes.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ def list_files(
     label_column: str | None = None,
     on_missing: str = "stop",
 ) -> Listing:
-    """List the images that a file names.
+    """List the images in a file of paths.
 
     Parameters
     ----------
     where : Path
         The list.
     root : Path, optional
-        What its paths are relative to, and may not lead out of; without it they are absolute, or
-        relative to the list.
+        Folder that contains the images, to which paths are relative; without it they are absolute,
+        or relative to the list.
     labels : Path, optional
         A second list, of labels.
     classes : Path, optional
-        Names of the classes, one a line; numbers count them from 0.
+        Names of the classes, one a line; numeric labels index them from 0.
     label_column : str, optional
         Which column of a `.csv` holds the labels; `none` reads none.
     on_missing : {"stop", "skip"}
-        What images that are not there do.
+        What to do about missing images.
 
     Raises
     ------
     DataError
-        If a list can't be read, the lists differ in length, a label or path is not as it must be.
+        If a list can't be read, the lists differ in length, or a label or path is invalid.
     """
     listed = read_list(where, label_column="none" if labels is not None else label_column)
     if isinstance(listed.paths, np.ndarray):
@@ -76,17 +76,17 @@ def list_files(
     )
     if missing and (on_missing == "stop" or len(missing) == len(listing)):
         raise DataError(
-            f"{where}: images that are not there: {len(missing):,} of {len(listing):,}, such as {base / missing[0]}. "
-            f"Say which folder the paths are relative to with --data, or leave them out with --on-error skip."
+            f"{where}: missing images: {len(missing):,} of {len(listing):,}, such as {base / missing[0]}. "
+            f"Give the folder that paths are relative to with --data, or leave missing images out with --on-error skip."
         )
     twice = first_duplicate(listing.paths)
     if twice is not None:
-        raise DataError(f"{where}: {twice} is listed twice. Remove the repetition: each row is one image.")
+        raise DataError(f"{where}: {twice} is listed twice. Remove one of the two: each row is one image.")
     return listing
 
 
 def labels_beside(listed: FileList, second: FileList | None) -> Labels | None:
-    """Labels of the list itself, or of a second one of the same length."""
+    """Labels in the list itself, or in a second one of the same length."""
     if second is None:
         return listed.labels
     found = second.labels if second.labels is not None else second.paths
@@ -99,15 +99,15 @@ def labels_beside(listed: FileList, second: FileList | None) -> Labels | None:
 
 
 def numbered(labels: Labels, classes: Sequence[str] | None, *, where: Path) -> tuple[Ints, tuple[str, ...]]:
-    """Turn labels into numbers of classes, and give the classes' names.
+    """Turn labels into indices of classes, and return the classes' names.
 
-    A label that is the name of a class is that class; other numbers count the classes from 0. An empty
-    label, or -1, is none. Without names of classes, they are the labels that occur, in order.
+    A label that is the name of a class is that class; other numbers index the classes from 0. An empty
+    label, or -1, means no label. Without names of classes, the classes are the labels that occur, sorted.
 
     Raises
     ------
     DataError
-        If a label is no class, or it can't be told whether numbers are names or count the classes.
+        If a label is not a class, or numbers may be either names or indices of classes.
     """
     if classes is not None and (by_name := _by_class_name(labels, classes, where=where)) is not None:
         return by_name, tuple(classes)
@@ -136,7 +136,7 @@ def numbered(labels: Labels, classes: Sequence[str] | None, *, where: Path) -> t
 
 
 def _by_class_name(labels: Labels, classes: Sequence[str], *, where: Path) -> Ints | None:
-    """Numbers of the classes that the labels name; None if they name none, and so count the classes."""
+    """Indices of the classes that labels name; None if labels are not names, so they index the classes."""
     texts = [str(label) for label in labels]
     if isinstance(labels, np.ndarray):
         texts = ["" if text == "-1" else text for text in texts]
@@ -152,8 +152,8 @@ def _by_class_name(labels: Labels, classes: Sequence[str], *, where: Path) -> In
     if unknown:
         one, other = next(text for text in sorted(used) if text in place), unknown[0]
         raise DataError(
-            f"{where}: do the labels name the classes, or count them from 0? {one!r} is the name of a class, {other!r} "
-            f"is none (classes: {abbreviate(list(classes), show=5)}). Write the classes' names as labels."
+            f"{where}: do the labels name the classes, or index them from 0? {one!r} is the name of a class, {other!r} "
+            f"is not (classes: {abbreviate(list(classes), show=5)}). Write the classes' names as labels."
         )
     return np.array([place.get(text, -1) for text in texts], np.int64)
 
@@ -161,7 +161,7 @@ def _by_class_name(labels: Labels, classes: Sequence[str], *, where: Path) -> In
 def _as_numbers(labels: Labels) -> Ints | None:
     if isinstance(labels, np.ndarray):
         return labels
-    if not all(_WHOLE_NUMBER.fullmatch(label) for label in labels if label):  # `int` would also take 1_12 and 11_2
+    if not all(_WHOLE_NUMBER.fullmatch(label) for label in labels if label):  # `int` would also accept 1_12 and 11_2
         return None
     try:
         return np.array([int(label) if label else -1 for label in labels], np.int64)
@@ -170,9 +170,9 @@ def _as_numbers(labels: Labels) -> Ints | None:
 
 
 def _within(listed: FileList, root: Path | None) -> Sequence[str]:
-    """Paths as they are below the root.
+    """Paths relative to the root.
 
-    Lists such as Places365's begin each path with a slash that means the root.
+    In lists such as Places365's each path begins with a slash that means the root.
     """
     if root is None:
         return listed.paths

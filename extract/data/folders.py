@@ -1,8 +1,8 @@
-"""Class folders, on disk or in an archive: which images a split holds, and of which class each is.
+"""Class folders, on disk or in an archive: the images of a split and their classes.
 
-Classes are the folders in alphabetical order, rows the images in alphabetical order of their folder
-and name within the class, as in torchvision's ImageFolder, also where they lie in an archive. A
-folder with images and no class folders has no labels of its own; `featbench.extract.data.labels` finds them.
+Classes are the folders in alphabetical order; rows are the images, sorted by folder and name within
+the class, as in torchvision's ImageFolder, also in an archive. For images without class folders,
+`featbench.extract.data.labels` finds the labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image of a folder, and where its bytes are."""
+    """One image of a folder, and the location of its bytes."""
 
     folder: str
     name: str
@@ -42,17 +42,17 @@ class Tree(Protocol):
     """The archive's path, or none."""
 
     watched: list[tuple[str, int, int]]
-    """What changes when the tree does, as far as it has been looked at: (path, time of change in ns, size)."""
+    """What changes when the tree does, as far as it has been listed: (path, time of change in ns, size)."""
 
     num_leavings: int
-    """Hidden files and folders, and those of systems, that have been left out so far."""
+    """Hidden and system files and folders that have been left out so far."""
 
     def children(self, folder: str) -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder, hidden ones left out."""
         ...
 
     def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
-        """Images in a folder, and how many files there are no images; in no particular order."""
+        """Images in a folder, in any order, and the number of other files."""
         ...
 
 
@@ -72,7 +72,7 @@ class DiskTree:
         return folders, [entry.name for entry in entries if not _is_folder(entry)]
 
     def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
-        """Images in a folder, and how many files there are no images; in no particular order."""
+        """Images in a folder, in any order, and the number of other files."""
         found: list[ImageFile] = []
         ignored = 0
         pending = [(folder, self._ancestors(folder))]
@@ -114,7 +114,7 @@ class DiskTree:
 
 
 class ArchiveTree:
-    """An archive's folders and files; `enter` makes one of its folders the outermost."""
+    """An archive's folders and files; `enter` makes one of its folders the root."""
 
     def __init__(self, archive: Path) -> None:
         self.archives: tuple[str, ...] = (str(archive),)
@@ -128,12 +128,12 @@ class ArchiveTree:
             folder, _, name = member.path.rpartition("/")
             files = self._folder(folder).files
             if name in files:
-                raise DataError(f"{archive}: {member.path} is in it twice. Make the archive again, without `--append`.")
+                raise DataError(f"{archive}: contains {member.path} twice. Make the archive again, without `--append`.")
             files[name] = (member.start, member.size)
         self._top = ""
 
     def enter(self, folder: str) -> None:
-        """Take paths relative to one of the folders from now on."""
+        """Make paths relative to one of the folders from now on."""
         self._top = self._inner(folder)
 
     def children(self, folder: str) -> tuple[list[str], list[str]]:
@@ -142,7 +142,7 @@ class ArchiveTree:
         return list(here.folders), list(here.files)
 
     def images(self, folder: str, *, recurse: bool = True) -> tuple[list[ImageFile], int]:
-        """Images in a folder, and how many files there are no images; in no particular order."""
+        """Images in a folder, in any order, and the number of other files."""
         found: list[ImageFile] = []
         ignored = 0
         pending = [folder]
@@ -181,19 +181,19 @@ def tree_of(root: Path, split: str, opened: dict[Path, ArchiveTree]) -> tuple[Tr
     Parameters
     ----------
     root, split
-        Where, and the split's name.
+        Folder or archive, and the split's name.
     opened : dict
-        Archives that have been read for the other split.
+        Archives that have already been read for the other split.
 
     Returns
     -------
     tree, folder : Tree, str
-        The split's class folders are those in `folder` of `tree`.
+        The split's class folders are in `folder` of `tree`.
 
     Raises
     ------
     DataError
-        If it is in none of these places.
+        If it is not found.
     """
     if root.is_file():
         tree = opened[root] = opened.get(root) or ArchiveTree(root)
@@ -201,7 +201,7 @@ def tree_of(root: Path, split: str, opened: dict[Path, ArchiveTree]) -> tuple[Tr
         while split not in (children := tree.children(""))[0]:
             if len(children[0]) != 1 or children[1]:
                 raise _no_split(root, split, outermost)
-            tree.enter(children[0][0])  # `tar -cf photos.tar photos` puts all into one folder
+            tree.enter(children[0][0])  # `tar -cf photos.tar photos` puts everything into one folder
         return tree, split
     if (root / split).is_dir():
         return DiskTree(root), split
@@ -221,13 +221,13 @@ def list_classes(tree: Tree, folder: str, *, prefix: str, where: str, on_class_f
     Parameters
     ----------
     tree, folder
-        Where its class folders are.
+        Location of its class folders.
     prefix : str
-        What the paths begin with: the split's name.
+        Prefix of the paths: the split's name.
     where : str
-        What to call the split in messages.
+        Name of the split in messages.
     on_class_fault : {"stop", "warn"}
-        What a class folder without images does, or two names that differ in case alone.
+        What to do about a class folder without images, or two names that differ only in case.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def list_classes(tree: Tree, folder: str, *, prefix: str, where: str, on_class_f
             "%s: images outside any class folder, left out: %d, such as %s", where, len(loose), loose[0].name
         )
     if ignored:
-        logger.warning("%s: files that are not images by their endings, left out: %d", where, ignored)
+        logger.warning("%s: files without an ending of images, left out: %d", where, ignored)
     note_leavings(where, tree.num_leavings)
     _refuse_clashes(where, classes, on_class_fault)
     if empty:
@@ -270,13 +270,13 @@ def list_classes(tree: Tree, folder: str, *, prefix: str, where: str, on_class_f
 
 
 def note_leavings(where: str, count: int) -> None:
-    """Say how many hidden files and folders, such as `._x.jpg`, `.ipynb_checkpoints` and `__MACOSX`, were left out."""
+    """Report how many hidden files and folders, such as `._x.jpg` and `.ipynb_checkpoints`, were left out."""
     if count:
-        logger.warning("%s: hidden files and folders, and those that systems leave, left out: %d", where, count)
+        logger.warning("%s: hidden and system files and folders, left out: %d", where, count)
 
 
 def contents(tree: Tree, folder: str = "") -> str:
-    """Say what is in a folder."""
+    """Describe the contents of a folder, for messages."""
     folders, files = tree.children(folder)
     names = sorted([f"{name}/" for name in folders] + files)
     return abbreviate(names, show=8) if names else "nothing"
@@ -294,36 +294,36 @@ def _refuse_clashes(where: str, classes: Sequence[str], on_class_fault: str) -> 
     for name in classes:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            text = f"{where}: the classes {other!r} and {name!r} differ in upper and lower case alone, so they may be "
+            text = f"{where}: the classes {other!r} and {name!r} differ only in upper and lower case, so they may be "
             _fault(f"{text}one class that was written twice. Merge or rename them", on_class_fault)
 
 
 def _fault(text: str, on_class_fault: str) -> None:
     if on_class_fault == "stop":
-        raise DataError(f"{text}, or go on with data.on_class_fault=warn.")
+        raise DataError(f"{text}, or continue with data.on_class_fault=warn.")
     logger.warning("%s.", text)
 
 
 def _no_split(root: Path, split: str, holds: str) -> DataError:
     place = "in this archive" if root.is_file() else f"and neither {split}.tar nor {split}.zip"
     return DataError(
-        f"{root / split}: no such folder {place}, wanted as the {split} split. Expected\n"
+        f"{root / split}: no such folder {place}, needed for the {split} split. Expected\n"
         f"  {root}/{split}/<class>/<image>\n"
-        f"{root} holds {holds}. Say which folder it is with --train-split or --val-split NAME."
+        f"{root} contains {holds}. Give the folder's name with --train-split or --val-split NAME."
     )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _image_of(entry: os.DirEntry[str], folder: str) -> ImageFile:
     try:
         facts = entry.stat()
-    except OSError:  # a broken link: reading it will say so
+    except OSError:  # a broken link: reported when it is read
         return ImageFile(folder, entry.name, -1)
     return ImageFile(folder, entry.name, facts.st_size, changed=facts.st_mtime_ns)
 

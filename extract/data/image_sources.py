@@ -1,4 +1,4 @@
-"""Sources of listed images, in files of their own or in archives, and parts of sources."""
+"""Sources of listed images, in separate files or in archives, and subsets of sources."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from featbench.store.typing import Ints
 
 
 class ListedSource(ImageSource):
-    """Images that a listing names, in files of their own or in archives.
+    """Images of a listing, in separate files or in archives.
 
-    An image that is not the one that was listed stops the run, since its features would be those of
-    another dataset than the fingerprint says.
+    An image that has changed since it was listed stops the run, since its features would not be those
+    of the dataset in the fingerprint.
     """
 
     in_memory = False
@@ -43,8 +43,8 @@ class ListedSource(ImageSource):
         ImageError
             If it can't be read.
         ChangedError
-            If the file has another size than when it was listed, or is gone, or the archive that holds
-            it has changed.
+            If the file's size has changed since it was listed, or it no longer exists, or its archive
+            has changed.
         """
         return read_picture(self._content(row), name=self._name(row))
 
@@ -53,7 +53,7 @@ class ListedSource(ImageSource):
         return digest_of_bytes(self._content(row))
 
     def changed(self) -> Ints:
-        """When each row's file, or the archive that holds it, was last changed when it was listed: ns, shape (N,)."""
+        """Times of last change of the rows' files, or of their archives, when they were listed: ns, shape (N,)."""
         listing = self._listing
         return listing.stamps[listing.archive, 0] if len(listing.archives) else listing.changed
 
@@ -89,7 +89,7 @@ class ListedSource(ImageSource):
         return ListedSource(listing, self._root, kept=self._kept)
 
     def _check(self, path: Path, listed: int, found: int) -> None:
-        """Compare sizes: another time of change alone says nothing, the digest decides."""
+        """Compare sizes; the time of change alone does not count, since the digest decides."""
         if found != listed:
             self._changed(path, listed, found)
 
@@ -99,13 +99,13 @@ class ListedSource(ImageSource):
         was = f"it was listed with {listed:,} bytes"
         now = "is gone" if found < 0 else f"has {found:,} bytes and was changed since"
         raise ChangedError(
-            f"{path}: {was} and {now}. Put it back, or run the same command again: the images are listed again, and "
-            f"features of what they were are refused."
+            f"{path}: {was} and {now}. Restore it, or run the same command again: the images are listed again, and "
+            f"features of the old images are refused."
         )
 
 
 class SubsetSource(ImageSource):
-    """Some rows of another source."""
+    """A subset of the rows of another source."""
 
     def __init__(self, source: ImageSource, chosen: Ints) -> None:
         rows = source.rows
@@ -121,13 +121,13 @@ class SubsetSource(ImageSource):
         )
 
     def read(self, row: int) -> Picture:
-        """Return the picture of a row of the part."""
+        """Return the picture of a row of the subset."""
         return self._source.read(int(self._chosen[row]))
 
     def digest(self, row: int) -> int:
-        """Return the digest of a row of the part."""
+        """Return the digest of a row of the subset."""
         return self._source.digest(int(self._chosen[row]))
 
     def changed(self) -> Ints:
-        """When each row's file was last changed when it was listed; see `ImageSource`."""
+        """Times of last change of the rows' files when they were listed; see `ImageSource`."""
         return self._source.changed()[self._chosen]

@@ -1,7 +1,7 @@
 """Decoding: an image file of any kind becomes 8-bit RGB, or an error that names the file.
 
-Pillow decodes. Other decoders are faster but crash the process on damaged files of some kinds
-(measured: one flipped bit of a PNG), and an image that takes the run with it names nothing.
+Images are decoded by Pillow. Other decoders are faster, but some damaged files crash the process
+(measured: one flipped bit of a PNG), without an error that names the file.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from featbench.extract.errors import ImageError, OutOfMemoryError, UnavailableEr
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
 )  # fmt: skip
-"""What counts as an image in a folder; anything else is ignored, and the number of ignored files is said."""
+"""Endings of images in a folder; other files are ignored, and their number is reported."""
 
 
 _LEAVINGS = (
     "__MACOSX", "@eaDir", "#recycle", "@Recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information",
     "__pycache__", "Thumbs.db", "ehthumbs.db", "desktop.ini",
 )  # fmt: skip
-"""What systems leave among images, besides names that begin with a dot."""
+"""Files and folders that systems create, besides names that begin with a dot."""
 
 MAX_FILE_BYTES = 2**30
-"""A larger file is refused before it is read: an image of Pillow's limit of pixels takes half of it uncompressed."""
+"""Larger files are refused before they are read; an uncompressed image of Pillow's limit of pixels has half of it."""
 
 MEMORY_OF_AN_IMAGE = 8 * 178_956_970
-"""Bytes that decoding and resizing an image of Pillow's limit of pixels take. Where so many can be had, an image that
-asks for more is at fault, and otherwise the machine."""
+"""Memory for decoding and resizing an image of Pillow's limit of pixels. If decoding fails although this much can be
+allocated, the image is at fault, otherwise the machine."""
 
 _UNAVAILABLE = {
     errno.EMFILE: "Allow more open files (`ulimit -n`), or set --workers lower",
@@ -49,7 +49,7 @@ _UNAVAILABLE = {
     errno.ETIMEDOUT: "Wait until its file system answers",
     errno.EHOSTDOWN: "Wait until its file system answers",
 }
-"""Errors that say nothing of the file, and what to do about each."""
+"""Errors that are not the file's fault, and what to do about each."""
 
 _RUNS_PROGRAMS = ("EPS",)
 """Formats that Pillow hands to another program (Ghostscript), whatever the file is called."""
@@ -58,23 +58,23 @@ _RUNS_PROGRAMS = ("EPS",)
 def read_picture(file: Path | bytes, *, name: str) -> Picture:
     """Decode one image to mode RGB, with a digest of its bytes.
 
-    Orientation tags of cameras are not applied, and transparency is dropped, as all peers do.
-    16-bit greys are scaled to 8 bits (Pillow itself would cut them off at 255).
+    As in other benchmarks, EXIF orientation is not applied and transparency is dropped.
+    16-bit grayscale is scaled to 8 bits (Pillow itself would clip it at 255).
 
     Parameters
     ----------
     file : Path or bytes
-        Where it is, or what it holds.
+        Path or contents.
     name : str
-        What to call it in messages.
+        Name for messages.
 
     Raises
     ------
     ImageError
-        If it is empty, truncated, damaged, no regular file, no image, larger than `MAX_FILE_BYTES`, or
+        If it is empty, truncated, damaged, not a regular file, not an image, larger than `MAX_FILE_BYTES`, or
         than Pillow's limit of about 179 million pixels; the message names it.
     UnavailableError, OutOfMemoryError
-        If open files, memory or the file system are why, and not the image.
+        If the cause is not the image but the number of open files, memory or the file system.
     """
     content = content_of(file, name=name) if isinstance(file, Path) else file
     try:
@@ -90,16 +90,16 @@ def read_picture(file: Path | bytes, *, name: str) -> Picture:
 
 
 def content_of(path: Path, *, name: str) -> bytes:
-    """Read a file's bytes, if it is a regular file of a size that an image can have.
+    """Read a file, if it is a regular file and not too large for an image.
 
-    A FIFO would wait for a writer for ever, a device may have no end.
+    Reading a FIFO might block forever, and a device may have no end.
 
     Raises
     ------
     ImageError
         If it can't be read; the message names it.
     UnavailableError, OutOfMemoryError
-        If open files, memory or the file system are why, and not the image.
+        If the cause is not the image but the number of open files, memory or the file system.
     """
     try:
         facts = path.stat()
@@ -110,9 +110,9 @@ def content_of(path: Path, *, name: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:  # noqa: PTH123 (of a descriptor)
             facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):  # replaced since
+            if not stat.S_ISREG(facts.st_mode):  # replaced in the meantime
                 raise ImageError(f"{name}: cannot be read as an image: not a regular file")
-            # `read` takes as much memory as it is told to read, so it is not told a file's largest size.
+            # `read(n)` allocates n bytes, so n is not the largest size of a file.
             content = file.read(facts.st_size + 1)
             while len(content) <= MAX_FILE_BYTES and (more := file.read(2**20)):
                 content += more
@@ -126,12 +126,12 @@ def content_of(path: Path, *, name: str) -> bytes:
 
 
 def refuse_to_blame_an_image(error: Exception, *, name: str) -> None:
-    """Raise another error where the machine is why an image can't be read, since such an image must never be skipped.
+    """Raise another error if an image can't be read because of the machine, since such an image must not be skipped.
 
     Raises
     ------
     UnavailableError, OutOfMemoryError
-        With what to do.
+        The message says what to do.
     """
     safe = "What was committed is safe; the same command goes on from there."
     if isinstance(error, OSError) and error.errno in _UNAVAILABLE:
@@ -144,12 +144,12 @@ def refuse_to_blame_an_image(error: Exception, *, name: str) -> None:
 
 
 def is_leaving(name: str) -> bool:
-    """Whether a file or folder is hidden, or left there by a system: never an image, never a class."""
+    """Whether a file or folder is hidden or a system's, so that it is never an image or a class."""
     return name.startswith(".") or name in _LEAVINGS
 
 
 def kind_of(mode: int) -> str:
-    """Say what a file is that is no regular one, from its `st_mode`."""
+    """Describe a file that is not a regular one, from its `st_mode`."""
     kinds = {
         stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder",
         stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -160,7 +160,7 @@ def kind_of(mode: int) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any of Pillow's modes to RGB.
 
-    32-bit integers are taken as 16-bit greys, which is how Pillow opens some of them; floats as 0 to 255.
+    32-bit integers are treated as 16-bit grayscale, as which Pillow opens some images; floats as 0 to 255.
     """
     if image.mode.startswith("I"):
         grey = np.clip(np.asarray(image), 0, 65_535)
@@ -172,7 +172,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _has_memory(size: int) -> bool:
     try:
-        bytearray(size)  # only reserved
+        bytearray(size)  # reserved, not used
     except MemoryError:
         return False
     return True
@@ -190,7 +190,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {error}"
     if isinstance(error, MemoryError):
-        return "too large for the memory that there is"
+        return "too large for the available memory"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known kind"
     return f"damaged: {error}"

@@ -1,6 +1,6 @@
 """Labels of a folder without class folders, such as ImageNet's val as it is distributed.
 
-They come from a list (a `.csv` such as Kaggle's LOC_val_solution.csv, or any list that
+They are read from a list (a `.csv` such as Kaggle's LOC_val_solution.csv, or any list that
 `featbench.extract.data.list_formats` reads), or from ImageNet's development kit: a list of 50,000 numbers, and a
 table of which class each number means.
 """
@@ -30,17 +30,17 @@ from featbench.store.typing import Ints
 logger = logging.getLogger(__name__)
 
 BESIDE = ("LOC_val_solution.csv", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz")
-"""What is looked for in the root, or beside an archive, if no labels are named."""
+"""Files that are looked for in the root, or beside an archive, if no labels are given."""
 
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 
 MOST_BYTES = 2**26
-"""Of a file of the development kit, and of all that is unpacked to reach it; the real one has 3 MB."""
+"""Largest size of the development kit unpacked; the real one has 3 MB."""
 
 
 def labels_in(root: Path) -> Path | None:
-    """The labels of a flat val folder that lie in the root, or beside it if it is an archive."""
+    """Labels of a flat val folder that are in the root, or beside it if it is an archive."""
     folder = root if root.is_dir() else root.parent
     return next((folder / name for name in BESIDE if (folder / name).exists()), None)
 
@@ -48,7 +48,7 @@ def labels_in(root: Path) -> Path | None:
 def with_labels(
     listing: Listing, source: Path, class_names: Sequence[str], *, label_column: str | None = None
 ) -> Listing:
-    """Give the images of a flat folder the labels that a list or a development kit has for their names.
+    """Label the images of a flat folder by name, from a list or a development kit.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def with_labels(
         If an image has no label, or a label is no class of the other split.
     """
     if not source.exists():
-        raise DataError(f"{source}: no such file or folder, wanted as the labels of images without class folders")
+        raise DataError(f"{source}: no such file or folder, given as the labels of images without class folders")
     is_devkit = source.is_dir() or source.name.endswith((".tar.gz", ".tgz", ".tar"))
     labels = (
         _by_devkit(listing, source) if is_devkit else _by_name(listing, read_list(source, label_column=label_column))
@@ -85,7 +85,7 @@ def _by_name(listing: Listing, listed: FileList) -> Sequence[str]:
         if labels.setdefault(name, str(label)) != str(label):
             raise DataError(
                 f"{listed.where}: {name} has several labels: {labels[name]!r} and {str(label)!r}. Each image counts as "
-                f"one class here: leave one of them."
+                f"one class here: keep one of them."
             )
     stems: dict[str, str | None] = {}
     for name, label in labels.items():
@@ -126,14 +126,14 @@ def _by_devkit(listing: Listing, devkit: Path) -> Sequence[str]:
 
 
 def _wnids(meta: bytes, devkit: Path) -> dict[int, str]:
-    """Which WordNet id each of the development kit's numbers means; they are not in the order of the ids."""
+    """WordNet id of each of the development kit's numbers, which are not in the order of the ids."""
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         numbers: Ints = np.array([int(each) for each in synsets["ILSVRC2012_ID"]], np.int64)
         return dict(zip(numbers.tolist(), map(str, synsets["WNID"]), strict=True))
-    except Exception as error:  # scipy raises many kinds for damaged files
+    except Exception as error:  # scipy raises many kinds of errors for damaged files
         raise DataError(f"{devkit}: {META} is not that of ImageNet's development kit: {error}") from error
 
 
@@ -148,7 +148,7 @@ def _devkit_file(devkit: Path, name: str) -> bytes:
 
 
 def _member(archive: tarfile.TarFile, devkit: Path, name: str) -> bytes:
-    """Read one file of an archive, which may unpack to no more than the real one does many times over."""
+    """Read one file of an archive whose unpacked size is limited to `MOST_BYTES`."""
     names, unpacked = [], 0
     for member in archive:
         names.append(member.name)

@@ -1,4 +1,4 @@
-"""Reading lists of images and labels: `.npy`, `.txt`, `.csv` and `.json`; what they mean, `filelists` says."""
+"""Reading lists of paths and labels: `.npy`, `.txt`, `.csv` and `.json`; see `featbench.extract.data.filelists`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Labels = Ints | Sequence[str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileList:
-    """What a list says: texts of its first column, and labels, if it has any."""
+    """Contents of a list: its first column, and labels, if it has any."""
 
     where: Path
     paths: Sequence[str]
@@ -65,12 +65,10 @@ def read_list(where: Path, *, label_column: str | None = None) -> FileList:
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
-        raise DataError(f"{where}: cannot be read: it says that it is larger than memory") from error
+        raise DataError(f"{where}: cannot be read: it is larger than memory") from error
     odd = next((str(path) for path in listed.paths if not _can_be_path(str(path))), None)
     if odd is not None:
-        raise DataError(
-            f"{where}: the path {odd!r} has a NUL character or half a character in it, which no path can have"
-        )
+        raise DataError(f"{where}: the path {odd!r} contains a NUL character or an invalid character")
     if not len(listed.paths):
         raise DataError(f"{where}: lists nothing")
     return listed
@@ -84,7 +82,7 @@ def _can_be_path(text: str) -> bool:
 
 
 def _refuse_special(where: Path) -> None:
-    """Refuse what is no regular file (a FIFO would never end), or larger than a list can be."""
+    """Refuse files that are not regular (a FIFO might block forever) or too large."""
     try:
         facts = where.stat()
     except (OSError, ValueError) as error:
@@ -92,11 +90,11 @@ def _refuse_special(where: Path) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise DataError(f"{where}: cannot be read as a list: {kind_of(facts.st_mode)}, not a regular file")
     if facts.st_size > MAX_LIST_BYTES:
-        raise DataError(f"{where}: {facts.st_size / 2**30:.1f} GiB, more than a list can have")
+        raise DataError(f"{where}: {facts.st_size / 2**30:.1f} GiB, too large for a list")
 
 
 def read_classes(where: Path) -> tuple[str, ...]:
-    """Read names of classes, one a line, or each with its number, as Places365 writes them."""
+    """Read class names, one a line, or each with its number, as in Places365."""
     _refuse_special(where)
     try:
         lines = [line.strip() for line in _text(where).split("\n") if line.strip()]
@@ -122,7 +120,7 @@ def _read_npy(where: Path) -> FileList:
         values = np.array(values) if isinstance(values, np.ndarray) else None
     except MemoryError:
         raise
-    except Exception as error:  # numpy's parser of heads raises errors of many kinds
+    except Exception as error:  # numpy's header parser raises errors of many kinds
         raise DataError(
             f"{where}: not a plain .npy ({error}). Save the list as strings: np.save(path, np.array(paths, dtype=str))"
         ) from error
@@ -138,10 +136,10 @@ def _read_npy(where: Path) -> FileList:
             values.dtype.itemsize
             and np.ascontiguousarray(values).view(values.dtype.str[0] + "u4").max(initial=0) > 0x10FFFF
         ):
-            raise DataError(f"{where}: damaged: it holds what is no text")
+            raise DataError(f"{where}: damaged: it contains invalid text")
         texts = values.tolist()
     else:
-        raise DataError(f"{where}: expected strings or whole numbers; got {values.dtype}")
+        raise DataError(f"{where}: expected strings or integers; got {values.dtype}")
     return FileList(where=where, paths=texts, labels=None)
 
 
@@ -165,7 +163,7 @@ def _read_csv(where: Path, label_column: str | None) -> FileList:
     text = _text(where)
     first = text.split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
-    if delimiter not in first:  # one column, or separated by spaces as Places205's are
+    if delimiter not in first:  # one column, or separated by spaces as in Places205
         is_head = first.strip().lower() in (*PATH_COLUMNS, *LABEL_COLUMNS)
         return _of_lines(where, text.split("\n")[is_head:])
     try:
@@ -196,8 +194,8 @@ def _read_csv(where: Path, label_column: str | None) -> FileList:
 def _label_column(
     where: Path, rows: Sequence[Sequence[str]], head: Sequence[str], path_column: int | None, named: str | None
 ) -> int | None:
-    """Which column holds the labels; None if there are none."""
-    choose = "Say which with data.label_column=NAME, or go on without labels with data.label_column=none."
+    """Return the column of labels; None if there are none."""
+    choose = "Say which with data.label_column=NAME, or continue without labels with data.label_column=none."
     if named is not None:
         if named.lower() == "none":
             return None
@@ -221,7 +219,7 @@ def _label_column(
 
 
 def _only_class(row: Sequence[str], where: Path) -> str:
-    """The class of Kaggle's `class x y x y class x y x y ...`."""
+    """Return the class of Kaggle's `class x y x y class x y x y ...`."""
     names = sorted(set(row[-1].split()[::5]))
     if len(names) > 1:
         raise DataError(

@@ -1,8 +1,8 @@
-"""Listings: which images a split consists of, in a few arrays, whatever their number.
+"""Listings: the images of a split, in a few arrays.
 
-A million paths as Python strings take hundreds of megabytes, and every loading process would come
-to copy them page by page, since reading a string writes its reference count. Here they are one run
-of bytes with offsets, which processes share.
+A million paths as Python strings take hundreds of megabytes, and every loading process would
+gradually copy them, since reading a string changes its reference count. Here they are one array of
+bytes with offsets, which processes share.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from featbench.store.typing import Bytes, Ints
 
 
 class Paths(Sequence[str]):
-    """Many paths in two arrays: bytes, and where each path ends among them.
+    """Many paths in two arrays: bytes, and the offset at which each path ends.
 
-    Names that are not UTF-8 come back as Python's file functions give them (surrogateescape).
+    Names that are not UTF-8 are decoded as in Python's file functions (surrogateescape).
 
     Examples
     --------
@@ -57,13 +57,13 @@ class Paths(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         start, text = 0, self.text.data
-        for first in range(0, len(self), 10_000):  # never all of the offsets as Python numbers
+        for first in range(0, len(self), 10_000):  # without converting all offsets to Python integers
             for end in self.ends[first : first + 10_000].tolist():
                 yield str(text[start:end], "utf-8", "surrogateescape")
                 start = end
 
     def take(self, rows: Ints) -> Paths:
-        """Those of some rows, in their order."""
+        """The paths of some rows, in their order."""
         starts = np.concatenate([[0], self.ends[:-1]])[rows]
         lengths = self.ends[rows] - starts
         ends = np.cumsum(lengths)
@@ -76,32 +76,32 @@ class Listing:
     """The images of a split in their order; all arrays have N rows."""
 
     paths: Paths
-    """Relative to the root, or as the list has them."""
+    """Relative to the root, or as given in a list."""
 
     sizes: Ints
-    """Bytes of the image's file; -1 where there was none to be found, such as behind a broken link."""
+    """Size of the image's file in bytes; -1 if there is none, such as for a broken link."""
 
     changed: Ints
-    """Time of the file's last change in ns; of files within an archive, 0."""
+    """Time of the file's last change in ns; 0 in an archive."""
 
     starts: Ints
-    """Where a file begins within its archive; 0 for a file of its own."""
+    """Offset of a file in its archive; 0 for separate files."""
 
     archive: Ints
-    """Which of `archives` holds it."""
+    """Index into `archives`."""
 
     labels: Ints
     """Index into `class_names`, or -1 where a row has no label."""
 
     class_names: tuple[str, ...]
     archives: Paths
-    """Archives that hold the images; empty if each is a file of its own."""
+    """Archives that contain the images; empty for separate files."""
 
     watched: Paths
     """Folders and files that change when the listing does: archives first, class folders, lists."""
 
     stamps: Ints
-    """Shape (W, 2): time of the last change in ns and size of each of them when the split was listed."""
+    """Shape (W, 2): time of last change in ns and size of each of `watched` when the split was listed."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,7 +109,7 @@ class Listing:
 
 @dataclass(slots=True)
 class Entries:
-    """Images while they are being listed."""
+    """Images that are being listed."""
 
     text: bytearray = field(default_factory=bytearray)
     columns: dict[str, array[int]] = field(

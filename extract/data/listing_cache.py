@@ -1,10 +1,10 @@
-"""Listings kept from run to run, so that a million files are not looked up again each time.
+"""Cached listings, so that a million files are not looked up again in every run.
 
-A kept listing counts while nothing that it was made from has changed: the folders (adding, removing
-and renaming a file changes its folder), lists and archives, all of them, and a sample of the files.
-A file between the samples that has got another size is noticed when it is read, by name; that also
-discards the kept listing, so that the next run lists again. Other contents of the same size are for
-the digests that are kept with the features (`featbench.extract.data.same_images`).
+A cached listing is valid while nothing that it was made from has changed: all folders (adding, removing
+and renaming a file changes its folder), lists and archives, and a sample of the files. If the size of
+another file has changed, this is noticed when it is read, and the cached listing is discarded, so that
+the next run lists again. Changed contents of the same size are found by the digests that are stored
+with the features (`featbench.extract.data.same_images`).
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from featbench.store.durable import write_durably
 logger = logging.getLogger(__name__)
 
 VERSION = 2
-"""Raised when listings come to be made or stored otherwise."""
+"""Incremented when listings are made or stored in another way."""
 
 MANY = 20_000
-"""Files from which on a listing is kept; fewer are listed within a second. Those of archives always are."""
+"""Files from which on a listing is cached; fewer are listed within a second. Listings of archives are always cached."""
 
 SAMPLE = 10_000
-"""Files of a kept listing that are looked up before it is believed."""
+"""Files of a cached listing that are checked before it is used."""
 
 YOUNG_NS = 2 * 10**9
-"""A folder that was changed so shortly before it was listed may change again under the same time stamp."""
+"""A folder that changed this shortly before it was listed may change again without a new time stamp."""
 
 DIGEST = 32
-"""A kept listing begins with so many bytes, the SHA-256 of the others, which are an `.npz`."""
+"""Bytes of the SHA-256 with which a cached listing begins; the rest is an `.npz`."""
 
 _ARRAYS = ("sizes", "changed", "starts", "archive", "labels", "stamps")
 _PATHS = ("paths", "archives", "watched")
 
 
 def place_of(folder: Path, made_from: Any) -> Path:
-    """Where the listing that is made from these settings (JSON) is kept below a folder."""
+    """File of the cached listing that is made from these settings (JSON), in a folder."""
     text = json.dumps([VERSION, made_from], default=str, sort_keys=True)
     return folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.listing"
 
 
 def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path) -> Listing:
-    """Take the kept listing if it still holds, or make one and keep it if it took long.
+    """Return the cached listing if it is still valid, or make one and cache it if that took long.
 
     Parameters
     ----------
     place : Path, optional
-        File of the kept listing; None neither reads nor keeps one.
+        File of the cached listing; None disables the cache.
     make : callable
         Lists the split.
     root : Path
@@ -73,12 +73,12 @@ def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path)
         try:
             _keep(place, made)
         except StoreError as error:
-            logger.warning("the listing is not kept, so the next run lists again: %s", error)
+            logger.warning("the listing is not cached, so the next run lists again: %s", error)
     return made
 
 
 def read_kept(place: Path) -> Listing | None:
-    """Read a kept listing; None if there is none that can be read."""
+    """Read a cached listing; None if there is none that can be read."""
     try:
         content = place.read_bytes()
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
@@ -91,12 +91,12 @@ def read_kept(place: Path) -> Listing | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        logger.warning("%s: the kept listing can't be read (%s); listing again", place, error)
+        logger.warning("%s: the cached listing can't be read (%s); listing again", place, error)
         return None
 
 
 def still_holds(listing: Listing, root: Path) -> bool:
-    """Whether the folders, lists and archives are as they were, and the sizes of a sample of the files."""
+    """Whether the folders, lists and archives are unchanged, and the sizes of a sample of the files."""
     for path, stamp in zip(listing.watched, listing.stamps.tolist(), strict=True):
         if list(stamp_of(path)) != stamp:
             return False
@@ -110,7 +110,7 @@ def still_holds(listing: Listing, root: Path) -> bool:
 
 
 def stamp_of(path: str | Path) -> tuple[int, int]:
-    """Time of the last change in ns and size of a file or folder; (0, -1) if it is not there."""
+    """Time of last change in ns and size of a file or folder; (0, -1) if it does not exist."""
     try:
         facts = os.stat(path)  # noqa: PTH116 (a million times)
     except (OSError, ValueError):  # ValueError: a NUL in the path
@@ -127,7 +127,7 @@ def _keep(place: Path, listing: Listing) -> None:
     for name in _PATHS:
         paths: Paths = getattr(listing, name)
         values |= {f"{name}_text": paths.text, f"{name}_ends": paths.ends}
-    names = json.dumps(listing.class_names).encode()  # ASCII, so that names that are not UTF-8 survive
+    names = json.dumps(listing.class_names).encode()  # ASCII, so that names that are not UTF-8 are preserved
     content = io.BytesIO()
     np.savez(content, class_names=np.frombuffer(names, np.uint8), **values)
     write_durably(place, hashlib.sha256(content.getvalue()).digest() + content.getvalue())

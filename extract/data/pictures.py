@@ -1,8 +1,8 @@
-"""What a source gives of a row: the picture, and a digest of what it was made from.
+"""What a source returns for a row: the picture, and a digest of its contents.
 
-The digest is kept with the features, so that other images under the same names are noticed when
-they are read again. It is taken of the bytes of the file or the archive's member, before they are
-decoded; where a source has no bytes, of the pixels.
+The digest is stored with the features, so that changed images with the same names are noticed when
+they are read again. It is computed from the bytes of the file or archive member before decoding, or
+from the pixels if a source has no bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Picture:
     """64 bits, never 0; see `digest_of_bytes` and `digest_of_pixels`."""
 
     name: str
-    """What to call it in messages."""
+    """Name for messages."""
 
 
 class ImageSource(Protocol):
@@ -35,18 +35,18 @@ class ImageSource(Protocol):
 
     rows: SplitRows
     in_memory: bool
-    """Whether reading costs next to nothing, so that no extra process need do it."""
+    """Whether images are in memory, so that no decoding processes are needed."""
 
     def read(self, row: int) -> Picture:
         """Return the picture of a row, or raise ImageError."""
         ...
 
     def digest(self, row: int) -> int:
-        """Return the digest of a row's picture, without decoding it where that can be; or raise ImageError."""
+        """Return the digest of a row's picture, if possible without decoding it, or raise ImageError."""
         return self.read(row).digest
 
     def changed(self) -> Ints:
-        """When each row's file was last changed when it was listed, in ns, shape (N,); 0 where there is none."""
+        """Times of last change of the rows' files when they were listed, in ns, shape (N,); 0 without a file."""
         return np.zeros(len(self.rows.labels), np.int64)
 
     def open(self, row: int) -> Image.Image:
@@ -66,6 +66,6 @@ def digest_of_bytes(content: bytes) -> int:
 
 
 def digest_of_pixels(image: Image.Image) -> int:
-    """Return the digest of an image that has no bytes: of its mode, size and pixels."""
+    """Return the digest of the mode, size and pixels of an image that has no bytes."""
     head = f"{image.mode} {image.width} {image.height} "
     return digest_of_bytes(head.encode() + image.tobytes())

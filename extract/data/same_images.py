@@ -1,7 +1,7 @@
-"""Whether the images are still those that the features were made from, looked at before anything is computed.
+"""Checks before a run that the images are still those that the features were made from.
 
-Every image that is read is compared with the digest that was kept of it (`featbench.store.writer`). This finds
-other images also where nothing of them would be read: in chunks that are complete.
+Every image that is read is compared with its stored digest (`featbench.store.writer`). The check here also finds
+changed images that would not be read: those of complete chunks.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from featbench.store.writer import other_images
 logger = logging.getLogger(__name__)
 
 SUSPECTS = 2000
-"""Images of a split, at most, that are looked at because their files changed after the feature set was created."""
+"""Most images of a split that are checked because their files changed after the feature set was created."""
 
 OTHERS = 256
-"""Images of a split, at most, that are looked at although their files did not."""
+"""Most images of a split that are checked although their files did not change."""
 
 
 def refuse_other_images(features: FeatureSet, sources: Mapping[str, ImageSource]) -> None:
-    """Compare some images with the digests that the feature set has of them.
+    """Compare some images with the digests in the feature set.
 
-    All of those whose files changed since it was created, and all others, if they are not many;
-    otherwise evenly spread ones. The time of change only decides what is looked at.
+    These are the images whose files changed since it was created, and the others: all of them if they
+    are few, otherwise an evenly spaced sample. Times of change only decide which images are checked.
 
     Raises
     ------
     StoreError
-        If one has other contents; the message names the first.
+        If the contents of one differ; the message names the first.
     """
     for split, source in sources.items():
         kept = features.written_digests(split)
@@ -48,12 +48,12 @@ def refuse_other_images(features: FeatureSet, sources: Mapping[str, ImageSource]
 
 
 def note_missing_digests(features: FeatureSet) -> None:
-    """Say that images can't be compared where features were made without digests of them."""
+    """Warn that images can't be compared if the feature set has no digests of them."""
     if any(
         not features.has_digests(split) and features.num_committed(split, "valid") for split in features.manifest.splits
     ):
         logger.warning(
-            "%s: made by a version that kept no digests of its images, so whether they are still the same can't be "
+            "%s: made by a version that stored no digests of images, so whether they are still the same can't be "
             "checked",
             features.path,
         )
@@ -74,7 +74,7 @@ def _spread(rows: Ints, most: int) -> list[int]:
 def _differs(source: ImageSource, row: int, kept: UInt64s) -> bool:
     try:
         return source.digest(row) != int(kept[row])
-    except ImageError:  # that it can no longer be read is said when it is
+    except ImageError:  # reported when the run reads it
         return False
 
 

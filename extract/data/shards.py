@@ -1,8 +1,8 @@
-"""WebDataset shards: tar archives whose files of one name, but for their endings, make one sample.
+"""WebDataset shards: tar archives in which files of the same name with different endings are one sample.
 
-An image (`.jpg`, `.png`, ...), and its label: `.cls`, a number or a name, or `.json` with `label`. The
-rows are in the shards' order. The tar's headers are read once and the images where they lie, so the
-`webdataset` package is not needed.
+A sample has an image (`.jpg`, `.png`, ...) and a label: `.cls`, a number or a name, or `.json` with `label`.
+Rows are in the order of the shards. The tar's headers are read once and images are read in place, so
+the `webdataset` package is not needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, parse_json
 
 MAX_LABEL_BYTES = 2**24
-"""Of the text beside an image."""
+"""Largest text of a label, in bytes."""
 
 LABEL_KEYS = ("label", "cls", "class", "target")
 
@@ -38,7 +38,7 @@ def find_shards(root: Path, split: str) -> list[Path]:
     Raises
     ------
     DataError
-        If there is none, or one of those that braces name is missing.
+        If there are none, or one that the braces name is missing.
     """
     patterns = _braces(split) if re.search(r"[{*?\[]", split) else [f"{split}*.tar", f"{split}/*.tar"]
     found = {pattern: sorted(root.glob(pattern)) for pattern in patterns}
@@ -46,7 +46,7 @@ def find_shards(root: Path, split: str) -> list[Path]:
     if len(missing) == len(patterns) or (missing and "{" in split):
         there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         raise DataError(
-            f"{root}: no shards {abbreviate(missing)}. It holds {abbreviate(there, show=8) or 'nothing'}. Name the "
+            f"{root}: no shards {abbreviate(missing)}. It contains {abbreviate(there, show=8) or 'nothing'}. Name the "
             f"splits' shards with --train-split and --val-split, such as 'train-{{0000..0146}}.tar'."
         )
     return [shard for shards in found.values() for shard in shards]
@@ -60,14 +60,14 @@ def list_shards(shards: Sequence[Path], *, root: Path, classes: Path | None = No
     shards : sequence of Path
         Tar archives.
     root : Path
-        What the rows' paths are relative to.
+        Folder that the rows' paths are relative to.
     classes : Path, optional
         Names of the classes that the labels count, one a line.
 
     Raises
     ------
     DataError
-        If a sample has two images or none, or some have a label and some have not.
+        If a sample has two images or none, or only some have a label.
     """
     entries = Entries()
     labels: list[str] = []
@@ -99,7 +99,7 @@ def list_shards(shards: Sequence[Path], *, root: Path, classes: Path | None = No
         raise DataError(f"{shards[0]}, ...: no samples in {len(shards)} shard(s)")
     twice = first_duplicate(listing.paths)
     if twice is not None:
-        raise DataError(f"{twice} is there twice. Make the shards again: each sample is one row.")
+        raise DataError(f"{twice} occurs twice. Make the shards again: each sample is one row.")
     return listing
 
 
@@ -139,7 +139,7 @@ def _label(shard: Path, key: str, sample: Sequence[Member], descriptor: int) -> 
 
 
 def _braces(pattern: str) -> list[str]:
-    """Spell out braces.
+    """Expand braces.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Image sources: the rows of a split, in a fixed order, each with a label and a name.
 
-A source lists everything at once and opens images one by one. The order is the dataset's own and
-never changes: row `i` is the same image in every run.
+A source lists all images first and opens them one by one. The order is the dataset's own and never
+changes: row `i` is the same image in every run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the images and labels of one split are; see `featbench.extract.config.DataConfig`."""
+    """Location of the images and labels of one split; see `featbench.extract.config.DataConfig`."""
 
     split: str
     root: Path | None
@@ -56,10 +56,10 @@ class Place:
     on_error: str = "stop"
     kept: Path | None = None
     archives: dict[Path, ArchiveTree] = field(default_factory=dict)
-    """Those that have been read, while both splits are listed."""
+    """Archives that have already been read, while both splits are listed."""
 
     def listed(self, make: Callable[[], Listing], *made_from: Any, root: Path | None = None) -> ListedSource:
-        """Take the kept listing of what `made_from` says, or make it."""
+        """Return the cached listing for `made_from`, or make it."""
         root = (root or self.root or Path()).resolve()
         place = place_of(self.kept, [str(root), *map(str, made_from)]) if self.kept is not None else None
         return ListedSource(kept_or_made(place, make, root=root), root, kept=place)
@@ -91,9 +91,9 @@ def open_sources(
     Parameters
     ----------
     kept : Path, optional
-        Folder where long listings are kept from run to run.
+        Folder of cached listings.
 
-    The others are the settings of `featbench.extract.config.DataConfig`.
+    The other parameters are the settings of `featbench.extract.config.DataConfig`.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def open_sources(
 
 
 def _folder(place: Place) -> ImageSource:
-    root = _existing(place, "that holds the splits' folders, or the archive")
+    root = _existing(place, "with the splits' folders, or the archive")
 
     def make() -> Listing:
         tree, folder = tree_of(root, place.split, place.archives)
@@ -172,7 +172,7 @@ def _filelist(place: Place) -> ImageSource:
 
 
 def _webdataset(place: Place) -> ImageSource:
-    root = _existing(place, "that holds the shards").resolve()
+    root = _existing(place, "with the shards").resolve()
     shards = find_shards(root, place.split)
     make = partial(list_shards, shards, root=root, classes=place.classes)
     return place.listed(make, "webdataset", *shards, place.classes)
@@ -180,7 +180,7 @@ def _webdataset(place: Place) -> ImageSource:
 
 def _torchvision(place: Place) -> ImageSource:
     if place.root is None or not place.root.is_dir():
-        raise _no_root(place, "that holds the files of torchvision's data set")
+        raise _no_root(place, "with the files of torchvision's data set")
     if place.dataset is None:
         raise DataError("say which of torchvision's data sets to read with data.dataset, such as data.dataset=CIFAR10")
     data = torchvision_data(place.dataset, place.root, place.split, place.options)
@@ -215,7 +215,7 @@ def _no_root(place: Place, what: str) -> DataError:
 
 
 def _found(path: Path | None, root: Path | None) -> Path | None:
-    """A list may be named relative to the root."""
+    """The path of a list may be relative to the root."""
     return root / path if path is not None and root is not None and (root / path).exists() else path
 
 
@@ -227,7 +227,7 @@ def _part(source: ImageSource, *, limit: int | None, per_class: int | None, seed
 def _label_flat_val(
     sources: dict[str, ImageSource], root: Path, labels: Path | None, on_class_fault: str, label_column: str | None
 ) -> None:
-    """Find labels for images without class folders where the other split has some, as ImageNet's val is distributed."""
+    """Find labels of val images without class folders, if train has class folders, as in ImageNet's distribution."""
     val, classes = sources["val"], sources["train"].rows.class_names
     if labels is None and classes and not val.rows.class_names:
         labels = labels_in(root)
@@ -238,18 +238,18 @@ def _label_flat_val(
                 f"(or put {' or '.join(BESIDE[:2])} there)"
             )
             if on_class_fault == "stop":
-                raise DataError(f"{text}, or go on without labels with data.on_class_fault=warn.")
+                raise DataError(f"{text}, or continue without labels with data.on_class_fault=warn.")
             logger.warning("%s.", text)
     if labels is not None and isinstance(val, ListedSource):
         if val.rows.class_names:
-            raise DataError(f"{labels}: labels for val, whose images have class folders. Leave one of both out.")
+            raise DataError(f"{labels}: labels for val, whose images have class folders. Remove one of the two.")
         sources["val"] = val.labelled(labels, classes, label_column=label_column)
 
 
 def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:
     shared = np.flatnonzero(np.isin(hashes_of(val.paths), hashes_of(train.paths)))
     if len(shared):
-        text = "images that are both in train and in val: %d, such as %s; each is its own nearest neighbour"
+        text = "images that are in both train and val: %d, such as %s; each is its own nearest neighbour"
         logger.warning(text, len(shared), val.paths[int(shared[0])])
 
 
@@ -261,9 +261,9 @@ def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> N
     if only_train and used(val):
         logger.warning("classes of train without an image in val: %s", abbreviate(only_train, show=8))
     if only_val and used(train):
-        text = f"classes of val without an image in train, which can never be right: {abbreviate(only_val, show=8)}" + (
-            f" (train alone has {abbreviate(only_train, show=8)})" if only_train else ""
+        text = f"classes of val without an image in train, never predicted: {abbreviate(only_val, show=8)}" + (
+            f" (only in train: {abbreviate(only_train, show=8)})" if only_train else ""
         )
         if on_class_fault == "stop":
-            raise DataError(f"{text}. Rename or remove the folders, or go on with data.on_class_fault=warn.")
+            raise DataError(f"{text}. Rename or remove the folders, or continue with data.on_class_fault=warn.")
         logger.warning("%s; they count as wrong", text)

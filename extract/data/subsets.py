@@ -1,7 +1,7 @@
-"""Parts of a split: at most so many images, or so many of each class.
+"""Subsets of a split: at most a number of images, in total or of each class.
 
-Which ones depends on the seed and on the images' paths alone, so it is the same on every machine,
-and a smaller part lies within a larger one.
+The choice depends only on the seed and the images' paths, so it is the same on every machine, and a
+smaller subset is part of a larger one.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from featbench.store.typing import Ints
 def chosen_rows(
     paths: Sequence[str], labels: Ints, *, limit: int | None = None, per_class: int | None = None, seed: int = 0
 ) -> Ints:
-    """Choose rows at random; they keep their order.
+    """Choose rows at random; they stay in order.
 
     Parameters
     ----------
     paths : sequence of str
-        Of all N rows.
+        Paths of all N rows.
     labels : ndarray of shape (N,)
-        Rows without a label (-1) are not chosen by class.
+        With `per_class`, rows without a label (-1) are not chosen.
     limit : int, optional
-        At most so many in all.
+        Most rows in total.
     per_class : int, optional
-        At most so many of each class.
+        Most rows of each class.
     seed : int
-        Another seed, another choice.
+        Seed of the choice.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def chosen_rows(
     order = np.argsort(_lots(paths, seed), kind="stable")
     if per_class is not None:
         order = order[labels[order] >= 0]
-        by_class = order[np.argsort(labels[order], kind="stable")]  # within a class by lot
+        by_class = order[np.argsort(labels[order], kind="stable")]  # at random within a class
         first = np.searchsorted(labels[by_class], labels[by_class])
         order = by_class[np.arange(len(by_class)) - first < per_class]
         order = order[np.argsort(_lots([paths[row] for row in order.tolist()], seed), kind="stable")]
@@ -48,7 +48,7 @@ def chosen_rows(
 
 
 def _lots(paths: Sequence[str], seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """A number for each path, as good as random."""
+    """A pseudorandom number for each path."""
     salt = seed.to_bytes(16, "little", signed=True)
     digests = (
         hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest() for path in paths

@@ -1,9 +1,9 @@
 """Which files of the user's own code a model came from, and their digests.
 
-It is every Python file, or compiled module, that ran to build the model or during a forward pass, and
-that was not installed: neither the standard library's nor in `site-packages`. Files are noticed as
-Python runs them, however they are loaded. What ran earlier in this process is found over the imports
-of the modules that the model is made of; its digest is the one that it had when it ran.
+These are the Python files and compiled modules that ran while the model was built or during a forward
+pass, except installed ones (the standard library, `site-packages`). An audit hook sees files as Python
+runs them, however they are loaded. Files that ran earlier in this process are found by following the
+imports of the model's modules; their digests are those from when they ran.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from featbench.extract.errors import ModelError
 
 _ran: dict[Path, str] = {}
-"""sha256 of each file of the user's as it last ran, in the order in which they ran."""
+"""sha256 of each of the user's files as it last ran, in the order in which they ran."""
 
 _watchers: list[dict[Path, None]] = []
 _state = {"hooked": False}
@@ -36,9 +36,9 @@ _OURS = tuple(
 
 @contextmanager
 def watching_code() -> Iterator[dict[Path, None]]:
-    """Collect the user's files that run meanwhile, in their order."""
+    """Collect the user's files that run in this context, in order."""
     if not _state["hooked"]:
-        sys.addaudithook(_on_event)  # it can't be removed, and costs next to nothing
+        sys.addaudithook(_on_event)  # an audit hook can't be removed, and costs almost nothing
         _state["hooked"] = True
     files: dict[Path, None] = {}
     _watchers.append(files)
@@ -49,14 +49,14 @@ def watching_code() -> Iterator[dict[Path, None]]:
 
 
 def digests(named: Path, trunk: nn.Module, ran: Iterable[Path]) -> dict[str, str]:
-    """Return the sha256 of the user's files that a model came from, but for the one that is named, by a relative name.
+    """Return the sha256 of the user's files that a model came from, except the named one, by relative name.
 
     Parameters
     ----------
     named : Path
         The file with the function that built the model.
     trunk : nn.Module
-        The model; the modules of its classes count, with all that they import.
+        The model; the modules of its classes count, and all that they import.
     ran : iterable of Path
         As `watching_code` collected them.
 
@@ -72,14 +72,16 @@ def digests(named: Path, trunk: nn.Module, ran: Iterable[Path]) -> dict[str, str
         if path != named:
             digest = _sha256(path)
             if _ran.get(path, digest) != digest:
-                raise ModelError(f"{path} has changed since it was loaded; start again, so that the new code runs")
+                raise ModelError(
+                    f"{path} has changed since it was loaded; run the same command again, so that the new code runs"
+                )
             name = _relative(path, named.parent)
             found[name if found.get(name, digest) == digest else f"{name}#{digest[:8]}"] = digest
     return found
 
 
 def _on_event(event: str, args: tuple[Any, ...]) -> None:
-    """Note which file a module's code, or what is given to `exec`, comes from."""
+    """Record the file of a module's code, or of code that `exec` runs."""
     if event != "exec" or not _watchers or not isinstance(args[0], CodeType):
         return
     try:
@@ -88,12 +90,12 @@ def _on_event(event: str, args: tuple[Any, ...]) -> None:
             _ran[path] = _sha256(path)
             for files in _watchers:
                 files[path] = None
-    except (OSError, ValueError):  # a name that is no file
+    except (OSError, ValueError):  # not the name of a file
         return
 
 
 def _is_users(path: Path) -> bool:
-    """Whether a file is neither installed, nor the standard library's, nor ours."""
+    """Whether a file is the user's: not installed, and not part of the standard library or of featbench."""
     installed: list[str] = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     installed += [str(site.getusersitepackages())]
     if {"site-packages", "dist-packages"} & set(path.parts) or not path.is_file():
@@ -118,7 +120,7 @@ def _imported(named: Path, trunk: nn.Module) -> Iterator[Path]:
 
 
 def _names(module: ModuleType, path: Path) -> set[str]:
-    """Names of the modules that a module imports, anywhere in its text, or whose objects it holds."""
+    """Names of the modules that a module imports anywhere in its source, or whose objects it holds."""
     names = {value.__name__ for value in vars(module).values() if isinstance(value, ModuleType)}
     names |= {str(getattr(value, "__module__", "")) for value in vars(module).values()}
     if path.suffix == ".py":
@@ -143,7 +145,7 @@ def _file_of(module: Any) -> Path | None:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Name of a file that is the same wherever the code is copied to: below the model's folder, or an import path."""
+    """Name of a file relative to the model's folder or an import path, so that it is the same wherever the code is."""
     roots = [folder, *(Path(entry or ".").resolve() for entry in sys.path)]
     below = [path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)]
     if path.is_relative_to(folder):

@@ -1,8 +1,8 @@
 """Which operations led from an image to a model's output, and from which module each was called.
 
-A forward pass is watched operation by operation, below Python's modules: also what a model writes as
-`F.linear(x, self.weight)`, and on torch's device without memory. Tensors are told apart by their
-storage, so that a view is the tensor it looks at.
+A forward pass is traced operation by operation, below the level of modules. So `F.linear(x, self.weight)`
+is seen, too, and tracing works on torch's device `meta`. Tensors are identified by their storage, so a
+view counts as the tensor that it views.
 """
 
 from __future__ import annotations
@@ -19,51 +19,51 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CLASS_TOKENS = ("cls_token", "class_token")
-"""Names of the parameter of a class token."""
+"""Names that class-token parameters have."""
 
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """What was last written to a storage."""
+    """The last operation that wrote to a storage."""
 
     operation: str
-    """Name in torch's `aten`, without the underscore of those that work in place; "" for an image or a parameter."""
+    """Name in torch's `aten`, without the underscore of in-place operations; "" for an image or a parameter."""
 
     parents: tuple[Step, ...] = ()
     module: str = ""
     """Path of the innermost module that was running."""
 
     parameter: str = ""
-    """Name of the parameter or buffer that it is."""
+    """Name, if it is a parameter or buffer."""
 
     ndim: int = 0
     kernel: tuple[int, ...] = ()
-    """Of the weight of a convolution."""
+    """Shape of the weight, if it is a convolution."""
 
     size: int = 0
-    """Numbers in the first tensor from the image that went in, as it was looked at."""
+    """Elements of the first input that depends on the image, as it was viewed."""
 
     from_image: bool = False
     class_token: bool = False
     """Whether it depends on the parameter of a class token."""
 
     random: tuple[str, ...] = ()
-    """Paths of the modules in which random numbers entered that it depends on."""
+    """Paths of the modules that drew the random numbers on which it depends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What went into a module, or came out of it, in one of its runs."""
+    """The input or output of one run of a module."""
 
     step: Step | None = None
-    """None where it was not one tensor, or came from where operations are not seen."""
+    """None if it was not a single tensor, or its operations could not be traced."""
 
     shape: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Flow:
-    """One forward pass: what the model returned, and where each tensor came from."""
+    """One forward pass: what the model returned, and the origin of each tensor."""
 
     output: Any = None
     image_size: tuple[int, int] = (0, 0)
@@ -76,23 +76,23 @@ class Flow:
     outputs: dict[str, list[Seen]] = field(default_factory=dict)
 
     is_random: bool = False
-    """Whether torch was asked for random numbers."""
+    """Whether torch drew random numbers."""
 
     steps: dict[int, tuple[Step, StorageWeakRef | None]] = field(default_factory=dict)
-    """By storage; a weak reference keeps another storage from getting its number."""
+    """By storage; the weak reference shows whether the storage still exists, since its id may be reused."""
 
     def of(self, tensor: Any) -> Step | None:
-        """Return where a tensor came from; None where that was not seen."""
+        """Return a tensor's origin; None if it was not traced."""
         return self.steps.get(_key(tensor), (None, None))[0] if isinstance(tensor, Tensor) else None
 
     def note(self, tensor: Tensor, step: Step) -> None:
-        """Note what was written to a tensor."""
+        """Record the operation that wrote to a tensor."""
         key = _key(tensor)
         weak: Any = StorageWeakRef
         self.steps[key] = (step, weak(tensor.untyped_storage()) if key > 0 else None)
 
     def seen(self, value: Any) -> Seen:
-        """Return where a value came from, with its shape; of several tensors only the shape of the first."""
+        """Return a value's origin and shape; for several tensors only the shape of the first."""
         if isinstance(value, Tensor):
             return Seen(self.of(value), tuple(value.shape))
         first = next((each for each in tree_leaves(value) if isinstance(each, Tensor)), None)
@@ -143,7 +143,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @torch.no_grad()
 def trace(trunk: nn.Module, image: Tensor) -> Flow:
-    """Run a model on one image (1, 3, H, W) and record where its tensors came from; errors are the model's own."""
+    """Run a model on one image (1, 3, H, W) and record the origin of its tensors; errors of the model propagate."""
     flow, running = Flow(image_size=(image.shape[2], image.shape[3])), list[str]()
     for name, tensor in [*trunk.named_parameters(), *trunk.named_buffers()]:
         is_class_token = name.rpartition(".")[2] in CLASS_TOKENS
@@ -157,7 +157,7 @@ def trace(trunk: nn.Module, image: Tensor) -> Flow:
 
 @contextmanager
 def _followed(trunk: nn.Module, flow: Flow, running: list[str]) -> Iterator[None]:
-    """Note which module is running, and what goes in and out of each."""
+    """Record which module is running, and the inputs and outputs of each."""
     handles = []
 
     def begin(path: str, args: Any, kwargs: Any) -> None:
@@ -182,14 +182,14 @@ def _followed(trunk: nn.Module, flow: Flow, running: list[str]) -> Iterator[None
 
 
 def first_tensor(args: Iterable[Any], kwargs: dict[str, Any]) -> Any:
-    """Return what a module was called with: its first argument, or the first tensor that was given by keyword."""
+    """Return a module's input: its first argument, or the first tensor given by keyword."""
     for value in args:
         return value
     return next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
 
 
 def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation that may draw random numbers is told to draw none, as attention is in eval mode."""
+    """Whether an operation that may draw random numbers draws none, such as attention in eval mode."""
     for index, argument in enumerate(func._schema.arguments):
         if argument.name in ("dropout_p", "p"):
             value = kwargs.get(argument.name, args[index] if index < len(args) else argument.default_value)
@@ -200,5 +200,5 @@ def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
 def _key(tensor: Tensor) -> int:
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # tensors without a storage, such as sparse ones
+    except (NotImplementedError, RuntimeError):  # such as sparse tensors, which have no storage
         return -id(tensor)

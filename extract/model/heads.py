@@ -1,7 +1,7 @@
 """The heads that self-supervised methods put on a trunk, with VISSL's names, parameters and state dict.
 
-They are written as VISSL writes them, `["mlp", {"dims": [2048, 128]}]`, and run one after the other
-on the trunk's output. The output of the last is the tap `heads`, that of the first `heads.0`.
+They are specified as in VISSL, `["mlp", {"dims": [2048, 128]}]`, and run in sequence on the trunk's
+output. The tap `heads` is the output of the last head, `heads.0` that of the first.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from featbench.store import suggest
 
 
 class Mlp(nn.Module):
-    """Linear layers, each but the last followed by what is asked for of batch norm, ReLU and dropout.
+    """Linear layers, each but the last followed by batch norm, ReLU and dropout if they are enabled.
 
     Parameters
     ----------
     dims : sequence of int
-        Of the input, of each hidden layer, of the output.
+        Dimensions of the input, of each hidden layer, and of the output.
     use_bn, use_relu, use_dropout, use_bias : bool
-        What the layers have.
+        What to enable.
     skip_last_layer_relu_bn : bool
-        False lets them follow the last layer too. A head of one layer is its own last one: so VISSL's
+        If False, they follow the last layer too. A head of one layer consists of its last layer, so VISSL's
         `["mlp", {"dims": [2048, 2048], "use_relu": True}]` has no ReLU, unless this is False.
     """
 
@@ -57,7 +57,7 @@ class Mlp(nn.Module):
 
 
 class EvalMlp(nn.Module):
-    """Batch norm over the channels of a map, then linear layers on all its numbers."""
+    """Batch norm over the channels of a map, then linear layers on the flattened map."""
 
     def __init__(self, *, in_channels: int, dims: Sequence[int], use_bn: bool = False, use_relu: bool = False) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class EvalMlp(nn.Module):
 class SwavHead(nn.Module):
     """SwAV's projection to an embedding of unit length, and its prototypes.
 
-    The output is the embedding, as in VISSL's evaluation; with `return_embeddings` False the scores
-    of the first set of prototypes. `num_clusters` [] is an embedding without prototypes.
+    The output is the embedding, as in VISSL's evaluation; if `return_embeddings` is False, the scores
+    of the first set of prototypes. With `num_clusters` [] there are no prototypes.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class SwavHead(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """DINO's projection to a bottleneck, scaled to unit length, and its prototypes; the output are their logits."""
+    """DINO's projection to a bottleneck, normalized, and its prototypes, whose logits are the output."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class DinoHead(nn.Module):
     ) -> None:
         super().__init__()
         if len(num_clusters) != 1 or num_layers < 1:
-            raise ValueError("num_clusters must hold one number, and num_layers be at least 1")
+            raise ValueError("num_clusters must contain one number, and num_layers must be at least 1")
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         follow = [nn.BatchNorm1d, nn.GELU] if use_bn else [nn.GELU]
         layers = _layers(dims, follow, bias=True, bare_last=True)
@@ -141,7 +141,7 @@ class DinoHead(nn.Module):
 
 
 class UnitLinear(nn.Module):
-    """A linear layer whose rows are `weight_v` scaled to the lengths `weight_g`, as torch's weight norm names them."""
+    """A linear layer whose rows are `weight_v` scaled to the lengths `weight_g`, the names of torch's weight norm."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -165,11 +165,11 @@ HEADS: Mapping[str, Callable[..., nn.Module]] = {
     "dino_head_fsdp": DinoHead,
     "identity": nn.Identity,
 }
-"""By VISSL's names; those that end in `_fsdp` differ in VISSL in how they are trained alone."""
+"""By VISSL's names; in VISSL, those that end in `_fsdp` differ only in how they are trained."""
 
 
 class TrunkWithHeads(nn.Module):
-    """A trunk, whose classifier is left out, and heads that run one after the other on its output."""
+    """A trunk without its classifier, and heads that run in sequence on its output."""
 
     def __init__(self, trunk: nn.Module, heads: nn.Module) -> None:
         super().__init__()
@@ -202,9 +202,9 @@ def build_heads(specs: Sequence[tuple[str, Mapping[str, Any]]]) -> nn.Sequential
 
 
 def _layers(dims: Sequence[int], follow: Sequence[type[nn.Module]], *, bias: bool, bare_last: bool) -> list[nn.Module]:
-    """Linear layers, each followed by the given kinds, the last only if it is not to be bare."""
+    """Linear layers, each followed by the given modules; the last one unless `bare_last`."""
     if len(dims) < 2:
-        raise ValueError(f"dims must hold the input's and the output's dimension at least; got {list(dims)}")
+        raise ValueError(f"dims must contain at least the dimensions of input and output; got {list(dims)}")
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(dims)):
         layers.append(nn.Linear(before, after, bias=bias))

@@ -1,4 +1,4 @@
-"""Options of constructors that load weights: refused, so that no weights come in past the checks."""
+"""Constructor options that load weights are refused, so that no weights bypass the checks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from featbench.extract.errors import ModelError
 
 TIMM = "timm:"
-"""Before the name of a model of timm's."""
+"""Prefix of the names of timm's models."""
 
 LOADS_WEIGHTS = (
     "weights", "weights_backbone", "pretrained", "pretrained_backbone",
     "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay",
 )  # fmt: skip
-"""Options of torchvision's constructors, then of timm's, that load weights or say which to load."""
+"""Options of torchvision's constructors, then of timm's, that load weights or say which."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a trunk is a function of the user's: `file.py:function` or `package.module:function`."""
+    """Whether a trunk is a function of the user: `file.py:function` or `package.module:function`."""
     return ":" in name and not name.startswith(TIMM)
 
 
 def without_loading(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of a library's constructor without those that load weights, which must be `null` or `false`.
+    """Return options of a library's constructor without those that would load weights, which must be null or false.
 
-    A function of the user's may do as it likes; see `featbench.extract.model.seeding`.
+    A function of the user may have any options; see `featbench.extract.model.seeding`.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def without_loading(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "timm's preprocessing by model.trunk=timm:NAME.TAG" if timm else "torchvision's own by --weights DEFAULT"
         )
         raise ModelError(
-            f"{name}: model.options.{loading[0]}={options[loading[0]]!r} would load weights past all checks. "
-            f"Remove it; a checkpoint is given by --weights FILE, {by_name}"
+            f"{name}: model.options.{loading[0]}={options[loading[0]]!r} would load weights without any checks. "
+            f"Remove it; give a checkpoint by --weights FILE, {by_name}"
         )
     return {option: value for option, value in options.items() if option not in LOADS_WEIGHTS}

@@ -17,11 +17,11 @@ def pool(activation: Tensor, pooling: Pooling | None, *, channel_axis: int | Non
     Parameters
     ----------
     activation : Tensor of shape (B, C, H, W), (B, T, D) or (B, D)
-        What the tap gave.
+        Output of the tap.
     pooling : Pooling, optional
         None is the mean over H and W, or over T; a (B, D) activation stays as it is.
     channel_axis : {1, 3}, optional
-        Where a map has its channels; None is not known, so that only Identity can be done.
+        Axis of a map's channels; None if it is not known, so that only Identity is possible.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def pool(activation: Tensor, pooling: Pooling | None, *, channel_axis: int | Non
     if pooling is not None and pooling.op == "Identity":
         return activation.clone()
     if activation.ndim == 4 and channel_axis is None:
-        raise ValueError("it is not known which of its axes are height and width; store it whole with Identity")
+        raise ValueError("which of its axes are height and width is not known; store it unpooled with Identity")
     if activation.ndim == 4 and channel_axis == 3:
         activation = activation.permute(0, 3, 1, 2)
     if pooling is None:

@@ -1,6 +1,6 @@
 """Position embeddings of a vision transformer, interpolated from one grid of patches to another.
 
-Grids decide, not counts: 12 x 12 and 9 x 16 patches have equally many positions, which lie elsewhere.
+Grids matter, not counts: 12 x 12 and 9 x 16 patches are equally many, but at other positions.
 
 Shape suffixes:  T tokens, the prefix first   D dimension   H, W patches in height and width
 """
@@ -22,23 +22,23 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpolated:
-    """Position embeddings brought to a trunk's grid, from that of the file."""
+    """Position embeddings interpolated from the grid of the file to that of the trunk."""
 
     positions_1TD: Tensor
     text: str
-    """Both grids and how, for the record."""
+    """Both grids and the method, for the record."""
 
     assumed: bool
-    """Whether the file's grid was taken to be a square although the trunk's has equally many patches."""
+    """Whether the file's grid was assumed to be square although the trunk's has the same number of patches."""
 
 
 def is_position(name: str) -> bool:
-    """Whether a parameter holds absolute position embeddings, by its name."""
+    """Whether a parameter is an absolute position embedding, by its name."""
     return name.endswith(("pos_embed", "pos_embedding"))
 
 
 def grid_of(trunk: nn.Module) -> Grid | None:
-    """Patches in height and width for which a trunk was built; None if that is not known."""
+    """Grid of patches for which a trunk was built; None if it is not known."""
     body = body_of(trunk)[0]
     if isinstance(body, torchvision.models.VisionTransformer):
         side = int(body.image_size) // int(body.patch_size)
@@ -50,11 +50,11 @@ def grid_of(trunk: nn.Module) -> Grid | None:
 def interpolated(
     trunk: nn.Module, positions_1TD: Tensor, shape: torch.Size, *, grid: Grid | None = None
 ) -> Interpolated | None:
-    """Interpolate position embeddings to the grid that the trunk has; None if there is nothing to do, or no way.
+    """Interpolate position embeddings to the trunk's grid; None if there is nothing to do, or it is impossible.
 
-    The positions before the patches stay. It is bicubic, and the trunk's `position_resize` says which: `offset`
-    adds a tenth of a patch to the sides when it computes the scale, as DINO and DINOv2 do, `antialias` smooths
-    before it shrinks, as DINOv2 with registers and timm do.
+    Positions of prefix tokens stay as they are. Interpolation is bicubic. The trunk's `position_resize` may be
+    `offset`, which adds a tenth of a patch to the sides when the scale is computed, as in DINO and DINOv2, or
+    `antialias`, as in DINOv2 with registers and timm.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ def interpolated(
     shape : (1, T', D)
         The trunk's.
     grid : (int, int), optional
-        Patches in height and width of the file, where they are known; otherwise they make a square, and where they
-        can't, they are the trunk's if there are as many.
+        The file's grid, if it is known. Otherwise it is a square, or, if the count is not a square, the trunk's grid
+        if that has as many patches.
     """
     ours = grid_of(trunk)
     if (
@@ -101,7 +101,7 @@ def interpolated(
 
 
 def of_another_window(trunk: nn.Module, name: str, table: Tensor, *, grid: Grid | None = None) -> bool:
-    """Whether a table of relative positions is a square window's, where the trunk's window is as large but no square.
+    """Whether a table of relative positions may be a square window's, though the trunk's window is not square.
 
     Windows of (8, 8) and of (5, 13) both have 225 relative positions.
     """

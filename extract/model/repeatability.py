@@ -1,8 +1,8 @@
-"""What a model gives for two fixed images: the same in every pass, in every batch, and in every later run.
+"""Features of two fixed images must be the same in every pass, in every batch, and in every later run.
 
-The images are made of integers alone, so that they are the same everywhere. All passes run in
-float32 where the trunk is, at first on the CPU. A summary of each layer's features is kept with them:
-their norm, and their products with a few fixed vectors of +1 and -1.
+The images are computed in integers, so they are the same on every machine. All passes run in float32
+on the device of the trunk, initially the CPU. A summary of each layer's features is stored with the
+features: their norms, and their products with a few fixed vectors of +1 and -1.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from featbench.extract.model.tap_names import body_of, structure_of
 from featbench.extract.model.taps import TappedTrunk
 
 Summary = Mapping[str, Any]
-"""Of one layer: `image` [H, W], `norms` of both images' features, `products` with each vector, for both."""
+"""For one layer: `image` [H, W], `norms` of both images' features, and their `products` with each vector."""
 
 NUM_PRODUCTS = 8
 
 TOLERANCE = 1e-4
-"""Largest difference of summaries, relative to the norm of the features, that another machine may make."""
+"""Largest difference of summaries between machines, relative to the norm of the features."""
 
 BATCH_TOLERANCE = 1e-3
 """Largest difference between an image's features alone and in a batch, relative to their norm."""
 
 MORE_PASSES = 24
-"""Passes of a model that draws random numbers though its features did not differ at first."""
+"""Further passes of a model that draws random numbers, though two passes gave equal features."""
 
 
 def fixed_images(height: int, width: int) -> Tensor:
@@ -50,14 +50,14 @@ def fixed_images(height: int, width: int) -> Tensor:
 
 
 def check_repeatable(taps: TappedTrunk, images: Tensor) -> dict[str, Tensor]:
-    """Refuse a model whose features of an image depend on chance, or on the other images of the batch.
+    """Refuse a model whose features of an image are random, or depend on the other images of the batch.
 
     Parameters
     ----------
     taps : TappedTrunk
-        Probed, and filled with its weights.
+        Probed, and with its weights loaded.
     images : Tensor of shape (2, 3, H, W)
-        Two that differ, scaled.
+        Two different images, scaled.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def check_repeatable(taps: TappedTrunk, images: Tensor) -> dict[str, Tensor]:
     Raises
     ------
     ModelError
-        With the layer, by how much it differs, and where that began.
+        The message names the layer, how much it differs, and the first module that differs.
     """
     first, second = images[:1], images[1:]
     with _random_state(1):
@@ -109,7 +109,7 @@ def summaries(features: Mapping[str, Tensor], image_size: tuple[int, int]) -> di
 
 
 def distance(old: Summary, new: Summary) -> float:
-    """Estimate how far features have moved, relative to their norm; infinite where they can't be compared."""
+    """Estimate how much features have changed, relative to their norm; infinite if they can't be compared."""
     if old.get("image") != new["image"]:
         return float("inf")
     norms, moved = np.array(old["norms"]), np.array(new["products"]) - np.array(old["products"])
@@ -129,7 +129,7 @@ def _mixed(first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32], key: n
 
 @contextmanager
 def _random_state(seed: int) -> Iterator[None]:
-    """Seed what models draw random numbers from, and put it back."""
+    """Seed the generators that models draw from, and restore their states afterwards."""
     numpys, pythons = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -148,7 +148,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def _distance(first: Tensor, second: Tensor) -> float:
-    """Of two activations, relative to the norm of the first; 0 where they are not finite, which is refused later."""
+    """Distance relative to the norm of the first; 0 if they are not finite, which is refused later."""
     if first.shape != second.shape:
         return float("inf")
     norm = float(first.double().norm())
@@ -164,7 +164,7 @@ def _is_random(taps: TappedTrunk, image: Tensor, layer: str, apart: float) -> st
         with _random_state(seed):
             runs.append(_traces(taps, image))
     return (
-        f"{taps.name} gives other features for the same image in a second forward pass, though it is in eval mode: "
+        f"{taps.name} gives other features for the same image in a second forward pass, although it is in eval mode: "
         f"{layer} differs by {_relative(apart)}.{_where(*runs, tolerance=0.0)}{drawn}{_training(taps.trunk)} "
         f"Usual causes are F.dropout without training=self.training, random masking, stochastic depth or noise, and "
         f"state that a pass changes. Turn it off where the module is not training"
@@ -194,7 +194,7 @@ def _training(trunk: nn.Module) -> str:
 
 
 def _traces(taps: TappedTrunk, images: Tensor) -> list[tuple[str, Tensor | None, Tensor | None]]:
-    """Each module's path, with the first image's part of what went in and came out, in the order of their ends."""
+    """Each module's path, with its input and output for the first image, in the order in which modules return."""
     found: list[tuple[str, Tensor | None, Tensor | None]] = []
     entered: dict[str, Tensor | None] = {}
 
@@ -234,7 +234,11 @@ def _where(
         if left is not None and left_too is not None and not _near(left, left_too, tolerance):
             before = entered is not None and entered_too is not None and not _near(entered, entered_too, tolerance)
             where = path or "the model"
-            return f" It begins before {where}, whose input differs." if before else f" It begins in {where}."
+            return (
+                f" The first difference is before {where}, whose input differs."
+                if before
+                else f" The first difference is in {where}."
+            )
     return ""
 
 

@@ -1,7 +1,7 @@
-"""ResNets whose every plane can be widened, the stem included, as VISSL, SwAV and SimCLR widen them.
+"""ResNets in which all planes can be widened, including the stem, as in VISSL, SwAV and SimCLR.
 
-torchvision's `wide_resnet50_2` widens the inner convolutions of its blocks alone; here the output
-grows as well: 4,096 numbers at twice the width. Parameters have torchvision's names.
+torchvision's `wide_resnet50_2` widens only the inner convolutions of its blocks; here the output
+grows as well, to 4,096 at twice the width. Parameters have torchvision's names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCKS: Mapping[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, 
     152: (Bottleneck, (3, 8, 36, 3)),
     200: (Bottleneck, (3, 24, 36, 3)),
 }
-"""Kind and number of blocks of the four stages, by depth."""
+"""Block type and number of blocks in the four stages, by depth."""
 
 
 def resnet(
@@ -36,13 +36,13 @@ def resnet(
     Parameters
     ----------
     depth : {18, 34, 50, 101, 152, 200}
-        Layers.
+        Number of layers.
     width_multiplier : int
-        Factor of every plane, the stem's 64 included.
+        Factor of all planes, including the stem's 64.
     groups, width_per_group : int
-        Of the inner convolutions: 32 and 8 make ResNeXt-101-32x8d of depth 101.
+        Groups of the inner convolutions; 32 and 8 with depth 101 give ResNeXt-101-32x8d.
     layer4_stride : {1, 2}
-        Of the last stage.
+        Stride of the last stage.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Random weights that do come from the seed: a model that brings its own along is refused."""
+"""Random weights that depend on nothing but the seed; a model that loads others is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featbench.extract.model.trunks import build_trunk
 from featbench.store import abbreviate
 
 _NUM_SAMPLES = 4096
-"""Numbers of each parameter that are compared."""
+"""Values of each parameter that are compared."""
 
 
 def build_random(
@@ -29,8 +29,8 @@ def build_random(
 ) -> nn.Module:
     """Build a model with random parameters, and make sure that they come from the seed.
 
-    Wherever code or options could bring weights along, the model is built under another seed first: a
-    parameter that is the same both times was not drawn from it. Takes the arguments of `build_trunk`.
+    If code or options could load weights, the model is first built with another seed: a parameter that
+    is the same both times does not come from the seed. Takes the arguments of `build_trunk`.
 
     Raises
     ------
@@ -51,17 +51,17 @@ def build_random(
                 else "Give them with --weights FILE."
             )
             raise ModelError(
-                f"{name}: {len(fixed)} of its {len(mine)} weight matrices are the same whatever the seed, "
+                f"{name}: {len(fixed)} of its {len(mine)} weight matrices are the same for every seed, "
                 f"so they are not random: {abbreviate(fixed)}. {way_on}"
             )
     return trunk
 
 
 def samples(trunk: nn.Module) -> dict[str, Tensor]:
-    """Some numbers of each parameter that a constructor would draw at random: of what has two axes or more.
+    """Some values of each parameter that a constructor would initialize at random: those with two axes or more.
 
-    Position embeddings may be computed (sines and cosines), and so may what is constant, the same in each row, or
-    the identity.
+    Left out are position embeddings, which may be computed (sines and cosines), and parameters that are constant,
+    the same in each row, or the identity.
     """
     return {
         path: parameter.detach().flatten()[:: max(1, parameter.numel() // _NUM_SAMPLES)].clone()

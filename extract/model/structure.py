@@ -1,9 +1,9 @@
-"""What one watched forward pass shows of a trunk: its classifier, whatever that is called, and where its tokens are.
+"""What tracing one forward pass shows about a trunk: its classifier, whatever its name, and where its tokens are.
 
-`flatten` is what goes into the classifier: the last linear layer or convolution of a single position
-on the only way to the model's output. Behind it there may be what has no parameters, such as a
-softmax or a mean over positions. A norm or a ReLU of the output, or its sum with something else,
-shows that the output is an embedding and no classifier's.
+`flatten` is the input of the classifier: of the last linear layer or 1 x 1 convolution on the only
+path to the model's output. Only operations without parameters, such as a softmax or a mean over
+positions, may follow it. If the output went through a norm or a ReLU, or was added to something
+else, it is an embedding and not the output of a classifier.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from featbench.extract.model.tap_names import (
 )
 
 LINEAR = ("addmm", "mm", "linear", "matmul", "convolution", "bmm", "baddbmm", "mv", "addmv")
-"""Operations that may multiply with a weight."""
+"""Operations that may multiply by a weight."""
 
 RECTIFYING = ("relu", "leaky_relu", "gelu", "silu", "elu", "hardtanh", "hardswish", "mish", "prelu")
-"""Operations that make an embedding of what a linear layer gives; SqueezeNet's class scores, a convolution's, go
-through one, too."""
+"""Operations that turn the output of a linear layer into an embedding; SqueezeNet also applies one to its class scores,
+the output of a convolution."""
 
 JOINING = ("add", "sub", "cat", "stack", "maximum", "minimum")
-"""Operations that make one output of several heads."""
+"""Operations that merge the outputs of several heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class _Unclear:
 
 
 def learn(trunk: nn.Module, image: Tensor, *, own: bool) -> Structure:
-    """Watch one forward pass of an image (1, 3, H, W), unless the trunk has been watched already.
+    """Trace one forward pass of an image (1, 3, H, W), unless the trunk has been traced already.
 
     Parameters
     ----------
     trunk : nn.Module
-        Has run on such an image before. Heads on it are left out.
+        Has already run on such an image. Its heads are ignored.
     own : bool
-        Whether it is the user's code. What the projects' own models call their classifier is known otherwise.
+        Whether it is the user's code. For models of known projects, the name of the classifier is known.
     """
     body = body_of(trunk)[0]
     known = structure_of(body)
@@ -62,7 +62,7 @@ def learn(trunk: nn.Module, image: Tensor, *, own: bool) -> Structure:
         return known
     try:
         flow = trace(body, image)
-    except Exception:  # some operations can't be watched; what could not be run would have failed before
+    except Exception:  # some operations can't be traced; a model that can't run would have failed before
         flow = None
     found = _classifier(body, flow, own=own)
     structure = Structure(
@@ -76,7 +76,7 @@ def learn(trunk: nn.Module, image: Tensor, *, own: bool) -> Structure:
 
 
 def _classifier(body: nn.Module, flow: Flow | None, *, own: bool) -> str | _Unclear:
-    """Place of what goes into the classifier; "" if the output is not a classifier's."""
+    """Location of the classifier's input; "" if the output does not come from a classifier."""
     if not own:
         said = said_classifier(body)
         several = [path for path, module in body.named_modules() if isinstance(said, tuple | list) and module in said]
@@ -99,7 +99,7 @@ def _classifier(body: nn.Module, flow: Flow | None, *, own: bool) -> str | _Uncl
 
 
 def _walk(step: Step | None, flow: Flow, body: nn.Module) -> str | _Unclear:
-    """Go back from the output over what has no parameters, to a linear layer or to something else."""
+    """Go back from the output through operations without parameters, to a linear layer or something else."""
     is_rectified = False
     while step is not None and step.from_image and step.operation:
         is_rectified |= step.operation in RECTIFYING
@@ -124,7 +124,7 @@ def _walk(step: Step | None, flow: Flow, body: nn.Module) -> str | _Unclear:
 def _joined(branches: list[Step], flow: Flow, body: nn.Module) -> str | _Unclear:
     found = [_walk(branch, flow, body) for branch in branches]
     if not all(found):
-        return ""  # a residual, say
+        return ""  # such as a residual
     unclear = next((each for each in found if isinstance(each, _Unclear)), None)
     if unclear is not None:
         return unclear
@@ -133,14 +133,14 @@ def _joined(branches: list[Step], flow: Flow, body: nn.Module) -> str | _Unclear
 
 
 def _place(step: Step, before: Step, flow: Flow, body: nn.Module) -> str | _Unclear:
-    """Where what goes into a linear operation can be tapped."""
+    """Where the input of a linear operation can be tapped."""
     module = body.get_submodule(step.module)
     if step.module and (isinstance(module, nn.Linear | nn.Conv2d) or not any(True for _ in module.children())):
         runs = flow.runs[step.module]
         if runs > 1:
             return _Unclear(
                 f"its classifier {step.module} runs {runs} times on an image. Tap a module before it, "
-                f"{step.module + INPUT!r} for what goes into its last run, or `{OUTPUT}` for what the model returns"
+                f"{step.module + INPUT!r} for the input of its last run, or `{OUTPUT}` for what the model returns"
             )
         return step.module + INPUT
     for path, seen in flow.outputs.items():
@@ -149,19 +149,19 @@ def _place(step: Step, before: Step, flow: Flow, body: nn.Module) -> str | _Uncl
     owner = step.module or "its forward"
     weights = ", ".join(parent.parameter for parent in step.parents if parent.parameter) or "a weight"
     return _Unclear(
-        f"{owner} computes the output from {weights} itself, and no module returns what goes in. "
+        f"{owner} computes the output from {weights} itself, so no module returns the classifier's input. "
         f"Tap a module before it, or `{OUTPUT}` for what the model returns"
     )
 
 
 def _several(places: list[str], returns: str = "it has several classifiers") -> _Unclear:
     taps = ", ".join(repr(place) for place in places)
-    instead = f"Tap what goes into one of them: {taps}" if places else "Tap a module"
+    instead = f"Tap the input of one of them: {taps}" if places else "Tap a module"
     return _Unclear(f"{returns}. {instead}")
 
 
 def _checked(tokens: Tokens | None, body: nn.Module, flow: Flow) -> Tokens | None:
-    """Keep only the views of tokens that are true: the prefix and the grid are what blocks and final norm give."""
+    """Keep only what the trace confirms: prefix and grid of the tokens that blocks and the final norm output."""
     if tokens is None or (grid := tokens.grid or _grid(flow)) is None:
         return None
     tokens = dataclasses.replace(tokens, grid=grid)
@@ -186,7 +186,7 @@ def _checked(tokens: Tokens | None, body: nn.Module, flow: Flow) -> Tokens | Non
 
 
 def _grid(flow: Flow) -> tuple[int, int] | None:
-    """Patches in height and width, by what the patch embedding gives: a map, or tokens of a grid like the image's."""
+    """Patches in height and width, from the patch embedding's output: a map, or tokens of a grid like the image's."""
     seen = (flow.outputs.get("patch_embed") or [Seen()])[-1].shape
     if len(seen) == 4:
         return (seen[2], seen[3]) if seen[1] > seen[3] else (seen[1], seen[2])
@@ -206,14 +206,14 @@ def _depends_on_class(seen: Seen) -> bool:
 
 
 def _random(flow: Flow) -> tuple[str, ...]:
-    """Modules that drew random numbers, whether these reached the output or not."""
+    """Modules that drew random numbers, whether or not these reached the output."""
     return tuple(sorted({path for step, _ in flow.steps.values() for path in step.random})) or (
         ("its forward",) if flow.is_random else ()
     )
 
 
 def _has_parameters(step: Step) -> bool:
-    """Whether a parameter was used on the way to it."""
+    """Whether it depends on a parameter."""
     seen, left = set(), [step]
     while left:
         each = left.pop()

@@ -1,7 +1,7 @@
 """What the name of a tap means in a trunk: module paths, VISSL's names for them, and views of tokens.
 
-A tap reads the output of one module or of several, or the input of one (`fc|input`). VISSL's names
-are found by the structure of the trunk, so they also hold for timm's models and for one's own.
+A tap reads the output of one or several modules, or the input of one (`fc|input`). VISSL's names are
+resolved by the structure of the trunk, so they also work for timm's models and the user's own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from featbench.extract.model.heads import TrunkWithHeads
 from featbench.store import suggest
 
 INPUT = "|input"
-"""After a module's path: what goes into the module, not what it returns."""
+"""Suffix of a module's path: its input, not its output."""
 
 OUTPUT = "output"
-"""The tap that is what the trunk returns, class scores or not; a module of that name comes first."""
+"""The tap of what the trunk returns, class scores or not; a module of that name takes precedence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Tap:
     """Module paths, in the order of the join; with `|input` the module's input is meant."""
 
     view: Callable[[Tensor], Tensor] | None = None
-    """What is made of the output of each; None takes it as it is."""
+    """Applied to the output of each; None leaves it as it is."""
 
     channel_axis: int | None = None
-    """Where a four-dimensional view has its channels, if the view decides that."""
+    """Channel axis of a four-dimensional view, if the view decides it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Tokens:
 
     blocks: tuple[str, ...]
     norm: nn.Module
-    """The final layer norm; VISSL and DINO apply it to the tokens of every block that they take."""
+    """The final layer norm; VISSL and DINO apply it to the tokens of every block that they tap."""
 
     prefix: int
     """Tokens before the patches: the class token and registers."""
@@ -58,14 +58,14 @@ class Tokens:
     """Patches in height and width; None if they make a square."""
 
     patches_at: frozenset[str] | None = None
-    """Blocks that give the grid's patches, with or without a prefix; None before a forward pass was watched."""
+    """Blocks that give the grid's patches, with or without a prefix; None before a forward pass was traced."""
 
     class_at: frozenset[str] | None = None
     """Blocks that give the class token, too."""
 
     last: str | None = None
     """Path of the module whose output is the final tokens: the last block before the norm, or the norm itself where
-    more comes in between; "" if there are no final tokens."""
+    something runs in between; "" if there are no final tokens."""
 
     last_class: bool = True
     """Whether the class token is among the final tokens."""
@@ -81,14 +81,14 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """What a watched forward pass has shown of a trunk."""
+    """What tracing a forward pass has shown about a trunk."""
 
     classifier: str
-    """Path of the module that gives the class scores, with `|input`, or of the one whose output goes into them; "" if
-    the trunk has no classifier."""
+    """Path of the module that computes the class scores, with `|input`, or of the one whose output they are computed
+    from; "" if the trunk has no classifier."""
 
     unclear: str
-    """Why `flatten` can't be told; "" if it can."""
+    """Why `flatten` can't be determined; "" if it can."""
 
     tokens: Tokens | None
     random: tuple[str, ...] = ()
@@ -99,12 +99,12 @@ _LEARNED: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 
 
 def remember(trunk: nn.Module, structure: Structure) -> None:
-    """Keep what a forward pass has shown of a trunk, without its heads."""
+    """Store what a traced forward pass has shown about a trunk without its heads."""
     _LEARNED[trunk] = structure
 
 
 def structure_of(trunk: nn.Module) -> Structure | None:
-    """Return what a forward pass has shown of a trunk without its heads; None before there was one."""
+    """Return what a traced forward pass has shown about a trunk without its heads; None before it was traced."""
     return _LEARNED.get(trunk)
 
 
@@ -141,9 +141,10 @@ ALIASES: Mapping[tuple[str, ...], Mapping[str, tuple[str, ...]]] = {
     ("stem", "trunk_output.block4"): _REGNET,
     ("stem", "s1", "s2", "s3", "s4"): _REGNET,
 }
-"""VISSL's names, by the modules that a trunk must have; the first of the paths that exists counts.
+"""VISSL's names, by the modules that a trunk must have. Each has one or more paths, of which the first that exists
+is used.
 
-VISSL's `conv1` is after batch norm and ReLU. It names convolutional stages alike in ResNets and RegNets.
+VISSL's `conv1` is after batch norm and ReLU. Stages of ResNets and RegNets have the same names.
 """
 
 TOKEN_TAPS: Mapping[str, str] = {
@@ -158,20 +159,20 @@ TOKEN_TAPS: Mapping[str, str] = {
     "concatPOOL{n}": "means of the patches of the last n blocks",
     "concatBLK{n}": "class token and patches of the last n blocks",
 }
-"""Taps of a vision transformer by VISSL's names (`blkPOOL`, `lastCLSPOOL` are ours); all after the final norm."""
+"""Taps of a vision transformer by VISSL's names (`blkPOOL`, `lastCLSPOOL` are additions); all after the final norm."""
 
 CHANNEL_AXES: Mapping[str, tuple[tuple[str, int | None], ...]] = {
     "swin": ((r"features\.0\.0|permute|avgpool", 1), (r".*\.(attn|mlp)\..*", None), (r".*", 3)),
     "convnext": ((r".*\.block\.[1-5]", 3), (r".*", 1)),
     "maxvit": ((r".*_attention\..*", None), (r".*", 1)),
 }
-"""Where the channels of a four-dimensional activation are in torchvision's trunks, by the beginning of the name: the
-first pattern that matches the tap's path counts. None is not known: windows of positions, say. The others of
-torchvision have them in axis 1."""
+"""Channel axis of four-dimensional activations in torchvision's trunks, by prefix of the trunk's name: the first
+pattern that matches the tap's path counts. None is unknown, such as for windows of positions. It is axis 1 in
+torchvision's other trunks."""
 
 
 def body_of(trunk: nn.Module) -> tuple[nn.Module, str]:
-    """Return the trunk without its heads, and what its modules' paths begin with."""
+    """Return the trunk without its heads, and the prefix of its modules' paths."""
     return (trunk.trunk, "trunk.") if isinstance(trunk, TrunkWithHeads) else (trunk, "")
 
 
@@ -181,7 +182,7 @@ def resolve_tap(trunk: nn.Module, name: str, tap: str) -> Tap:
     Raises
     ------
     ModelError
-        If there is no such tap, with the nearest ones; or if the trunk does not show what `flatten` is.
+        If there is no such tap (similar ones are suggested), or `flatten` can't be determined.
     """
     body, prefix = body_of(trunk)
     aliases = aliases_of(trunk)
@@ -194,7 +195,7 @@ def resolve_tap(trunk: nn.Module, name: str, tap: str) -> Tap:
         return Tap((place,))
     learned = structure_of(body)
     if tap == "flatten" and learned is not None:
-        raise ModelError(f"{name}: flatten can't be told: {learned.unclear}")
+        raise ModelError(f"{name}: flatten can't be determined: {learned.unclear}")
     if tap == OUTPUT:
         return Tap((prefix.rstrip("."),))
     tokens = tokens_of(body)
@@ -206,7 +207,7 @@ def resolve_tap(trunk: nn.Module, name: str, tap: str) -> Tap:
 
 
 def aliases_of(trunk: nn.Module) -> dict[str, str]:
-    """Names besides the module paths, each with its place: VISSL's, and `flatten` for the trunk's output."""
+    """Names other than module paths, each with its location: VISSL's, and `flatten` for the classifier's input."""
     body, prefix = body_of(trunk)
     modules = {path for path, _ in body.named_modules()}
     table = next((table for needed, table in ALIASES.items() if modules.issuperset(needed)), {})
@@ -228,7 +229,7 @@ def aliases_of(trunk: nn.Module) -> dict[str, str]:
 def classifier_of(trunk: nn.Module) -> str:
     """Path of the module that turns the trunk's output into class scores; "" if there is none.
 
-    It is what a forward pass has shown; before there was one, what the names say.
+    It is what a traced forward pass has shown; before that, what the names say.
     """
     learned = structure_of(trunk)
     if learned is None:
@@ -239,8 +240,8 @@ def classifier_of(trunk: nn.Module) -> str:
 def named_classifier(trunk: nn.Module) -> str:
     """Path of the classifier by its name; "" if there is none.
 
-    It is what timm's models say, or else the last linear layer, convolution or identity of what is called `fc`,
-    `classifier`, `heads` or `head`.
+    It is what `get_classifier` of timm's models returns, or else the last linear layer, convolution or identity of a
+    module called `fc`, `classifier`, `heads` or `head`.
     """
     said = said_classifier(trunk)
     if isinstance(said, nn.Module):
@@ -259,26 +260,26 @@ def named_classifier(trunk: nn.Module) -> str:
 
 
 def said_classifier(trunk: nn.Module) -> Any:
-    """Return what a model of timm's says is its classifier: a module, or several; None if it says nothing."""
+    """Return what `get_classifier` of timm's models returns: a module, or several; None if there is no such method."""
     says: Any = getattr(trunk, "get_classifier", None)
     try:
         said = says() if callable(says) else None
         return list(said) if isinstance(said, nn.ModuleList) else said
-    except Exception:  # a method that its parts do not support
+    except Exception:  # the model does not support it
         return None
 
 
 def tokens_of(trunk: Any) -> Tokens | None:
-    """Where a trunk has tokens, if it is a vision transformer of torchvision's or of timm's and DINO's form.
+    """Where a trunk has tokens, if it is a vision transformer of torchvision or built like timm's and DINO's.
 
-    After a forward pass was watched, only what it has confirmed.
+    After a forward pass was traced, only what it has confirmed.
     """
     learned = structure_of(trunk) if isinstance(trunk, nn.Module) else None
     return tokens_by_names(trunk) if learned is None else learned.tokens
 
 
 def tokens_by_names(trunk: Any) -> Tokens | None:
-    """Where a trunk has tokens, as its attributes say."""
+    """Where a trunk has tokens, according to its attributes."""
     if isinstance(trunk, torchvision.models.VisionTransformer):
         names = [name for name, _ in trunk.encoder.layers.named_children()]
         blocks = tuple(f"encoder.layers.{name}" for name in names)
@@ -302,7 +303,7 @@ def tokens_by_names(trunk: Any) -> Tokens | None:
 
 
 def token_names(tokens: Tokens) -> Iterator[str]:
-    """Names of all token taps of a trunk; of those of the last n blocks, n = 4 or all stands for the others."""
+    """Names of all token taps of a trunk; for those of the last n blocks only the one of n = 4, or of all blocks."""
     depth = len(tokens.blocks)
     for pattern in TOKEN_TAPS:
         if "{i}" in pattern:
@@ -316,9 +317,9 @@ def token_names(tokens: Tokens) -> Iterator[str]:
 
 
 def channel_axis(name: str, path: str, shape: tuple[int, ...], *, square: bool) -> int | None:
-    """Axis of the channels in a four-dimensional activation, counting the batch; None if it is not known.
+    """Channel axis of a four-dimensional activation, batch included; None if it is not known.
 
-    Of models that are not torchvision's it is told by the two sides that are equal, if the images are square.
+    For models that are not torchvision's, height and width are the two equal axes, if the images are square.
     """
     if ":" in name:
         first, second, third = shape[1:]
@@ -341,7 +342,7 @@ def _efficientnet(modules: set[str]) -> dict[str, str]:
 
 
 def _token_tap(tap: str, tokens: Tokens, prefix: str) -> Tap | None:
-    """A tap of `TOKEN_TAPS`; None if it is not one, or of a block or a token that the trunk has not."""
+    """A tap of `TOKEN_TAPS`; None if it is not one, or its block or token does not exist in the trunk."""
     match = re.fullmatch(r"(blk)(CLS|POOL)(\d+)|(last)(CLSPOOL|CLS|POOL|MAP|BLK)|(concat)(CLS|POOL|BLK)(\d+)", tap)
     if match is None:
         return None
@@ -368,7 +369,7 @@ def _token_tap(tap: str, tokens: Tokens, prefix: str) -> Tap | None:
 
 
 def _token_view(kind: str, tokens: Tokens, *, norm: bool) -> Callable[[Tensor], Tensor]:
-    """Return what makes a view of a block's output, or of the final norm's, which is normalised already."""
+    """Return a function that extracts tokens from the output of a block, or of the final norm (`norm` is False)."""
 
     def view(output: Tensor) -> Tensor:
         tokens_BTD: Tensor = tokens.norm(output) if norm else output

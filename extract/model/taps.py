@@ -1,8 +1,8 @@
 """A trunk with taps: one forward pass gives all layers, and stops after the last of them.
 
-Each layer is pooled the moment its module returns, which keeps memory small and is safe from
-in-place operations further on: a reference to the activation would be overwritten by the next ReLU.
-A module that runs several times (the one ReLU of a torchvision bottleneck) is tapped at its last run.
+Each layer is pooled as soon as its module returns. That saves memory, and later in-place operations
+(such as the next ReLU) can't overwrite the activation. A module that runs several times (the one ReLU
+of a torchvision bottleneck) is tapped at its last run.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class TappedTrunk:
     trunk : nn.Module
         In eval mode, on the device where it is to run.
     name : str
-        What the trunk is called; decides where its maps have their channels.
+        Name of the trunk, which decides the channel axis of its maps.
     layers : sequence of LayerSpec
         The layers to compute, in any order.
 
     Raises
     ------
     ModelError
-        If taps do not exist; it names all of them.
+        If taps do not exist; all of them are reported.
     """
 
     def __init__(self, trunk: nn.Module, *, name: str, layers: Sequence[LayerSpec]) -> None:
@@ -79,12 +79,12 @@ class TappedTrunk:
         """Height and width of the images, as probed."""
 
     def probe(self, image: Tensor) -> dict[str, LayerInfo]:
-        """Run one image of shape (1, 3, H, W) to learn which modules run how often, and the layers' shapes.
+        """Run one image of shape (1, 3, H, W) to find out how often each module runs, and the layers' shapes.
 
         Raises
         ------
         ModelError
-            If taps never run or are not what their names say, or poolings do not fit; it names all of them.
+            If taps never run or are not what their names say, or poolings do not fit; all are reported.
         """
         with torch.inference_mode():
             run(self.trunk, image, name=self.name)
@@ -99,7 +99,7 @@ class TappedTrunk:
         idle = [layer.spec.tap for layer in self._layers if not self._runs.keys() >= set(layer.tap.places)]
         if idle:
             raise ModelError(
-                f"{self.name}: {', '.join(idle)} never runs in a forward pass by itself, so it gives no activation. "
+                f"{self.name}: {', '.join(idle)} never runs by itself in a forward pass, so it has no activation. "
                 f"Tap a module around it; `bench layers {self.name}` lists them."
             )
         self._last = order[-1] if order else ""
@@ -147,8 +147,8 @@ class TappedTrunk:
     def modules_used(self, image: Tensor) -> set[str]:
         """Names of the modules whose parameters can matter to the layers.
 
-        Those that run, and everything inside a module that ran to its end (attention uses the
-        weights of a child without calling it). What lies behind the last tap is not among them.
+        These are the modules that run, and everything inside a module that ran to its end (attention uses
+        the weights of a child without calling it); not those after the last tap.
         """
         finished: set[str] = set()
         started: set[str] = {""}
@@ -161,8 +161,8 @@ class TappedTrunk:
         finally:
             for handle in handles:
                 handle.remove()
-        # A tapped module may be cut off by its hook before it counts as finished, one whose input is tapped before
-        # it begins in earnest.
+        # The hook of a tapped module may end the pass before the module counts as finished; where its input is
+        # tapped, before it has started.
         whole = finished | {place for place in self._places if not place.endswith(INPUT)}
         started -= {place.removesuffix(INPUT) for place in self._places if place.endswith(INPUT)} - finished
         return {
@@ -175,7 +175,7 @@ class TappedTrunk:
         return isinstance(self.trunk.get_submodule(place.removesuffix(INPUT)), CHANNELS_FIRST)
 
     def _faults(self, image: Tensor) -> list[str]:
-        """What is wrong with each layer by itself, if there are several."""
+        """The error of each layer by itself, if there are several layers."""
         faults = []
         for layer in self._layers if len(self._layers) > 1 else ():
             try:
@@ -194,7 +194,7 @@ class TappedTrunk:
         if output.ndim == 0 or len(output) != len(images):
             raise ModelError(
                 f"{self.name}: {spec.tap} gives an activation of shape {tuple(output.shape)} for {len(images)} images: "
-                f"its first axis is not the images'. Tap a module around it; `bench layers {self.name}` lists them."
+                f"its first axis is not the batch. Tap a module around it; `bench layers {self.name}` lists them."
             )
         if output.is_complex():
             raise ModelError(
@@ -209,13 +209,13 @@ class TappedTrunk:
             view = view.transpose(1, 2)
         try:
             return pool(view, spec.pooling, channel_axis=axis)
-        except (ValueError, RuntimeError, MemoryError, OverflowError) as error:  # of sizes that are too large, too
+        except (ValueError, RuntimeError, MemoryError, OverflowError) as error:  # also for sizes that are too large
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{self.name}: layer {spec.name} cannot be pooled: {text}") from error
 
 
 def _resolved(trunk: nn.Module, name: str, specs: Iterable[LayerSpec]) -> list[_Layer]:
-    """Find where layers are read; all that can't be found are reported together."""
+    """Resolve the taps of layers; all that do not exist are reported together."""
     layers, faults = [], []
     for spec in specs:
         try:
@@ -228,12 +228,12 @@ def _resolved(trunk: nn.Module, name: str, specs: Iterable[LayerSpec]) -> list[_
 
 
 def run(trunk: nn.Module, images: Tensor, *, name: str) -> None:
-    """Run a trunk, whatever it returns.
+    """Run a trunk; what it returns is ignored.
 
     Raises
     ------
     ModelError
-        If it can't take such images.
+        If it can't run on such images.
     """
     try:
         trunk(images)
@@ -246,7 +246,7 @@ def run(trunk: nn.Module, images: Tensor, *, name: str) -> None:
 
 @contextmanager
 def _hooks(trunk: nn.Module, places: Iterable[str], on_output: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `on_output(place, activation)` whenever one of the modules returns, or begins where its input is meant."""
+    """Call `on_output(place, activation)` when one of the modules returns, or starts if its input is tapped."""
     handles = []
     for place in places:
         module = trunk.get_submodule(place.removesuffix(INPUT))
@@ -264,15 +264,15 @@ def _hooks(trunk: nn.Module, places: Iterable[str], on_output: Callable[[str, An
 
 @dataclass(frozen=True, slots=True)
 class TapInfo:
-    """What can be tapped: its name, other names for it, and the shapes of one image's activation."""
+    """One tap: its name, its other names, and the shapes of one image's activation."""
 
     name: str
     aliases: tuple[str, ...]
     shape: tuple[int, ...]
-    """As it is, and as `:Identity` stores it."""
+    """Without pooling, as `:Identity` stores it."""
 
     pooled: int | None
-    """Numbers that are stored by default, the mean over positions; None if only Identity can be done."""
+    """Size with the default pooling, the mean over positions; None if only Identity is possible."""
 
 
 def list_taps(
@@ -282,7 +282,7 @@ def list_taps(
     heads: Sequence[tuple[str, Mapping[str, Any]]] = (),
     image_size: int = 224,
 ) -> list[TapInfo]:
-    """List what can be tapped in a model, in the order in which it is computed; costs next to no memory.
+    """List the taps of a model in the order in which they are computed, almost without using memory.
 
     Raises
     ------
@@ -297,7 +297,7 @@ def list_taps(
     except ModelError:
         if device.type == "cpu":
             raise
-        # A forward pass may ask for values, which tensors without memory have not.
+        # A forward pass may need values, which tensors on `meta` do not have.
         return _taps_of(build_trunk(name, options, heads=heads, image_size=side), name, torch.zeros(1, 3, *side))
 
 
@@ -333,7 +333,7 @@ def _taps_of(trunk: nn.Module, name: str, image: Tensor) -> list[TapInfo]:
 
 
 def _mean_size(name: str, path: str, shape: tuple[int, ...], axis: int | None = None) -> int | None:
-    """Numbers that the default pooling leaves; None if it can't be done."""
+    """Size after the default pooling; None if that is not possible."""
     activation = torch.empty(1, *shape, device="meta")
     if activation.ndim == 4 and axis is None:
         axis = channel_axis(name, path, tuple(activation.shape), square=True)

@@ -1,4 +1,4 @@
-"""Trunks by name: torchvision's classification models, those of the table below, timm's, and one's own."""
+"""Trunks by name: torchvision's classification models, those of the table below, timm's, and the user's functions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from featbench.store import abbreviate, suggest
 logger = logging.getLogger(__name__)
 
 _announced: set[tuple[Path, str]] = set()
-"""Functions of the user's of which it was said that they are run: once in each process, however often they are."""
+"""Functions of the user that have been announced: once in each process, however often they run."""
 
 NEEDS_TRANSFORM_INPUT = ("googlenet", "inception_v3")
 """Trunks whose torchvision weights expect the input to be rescaled by the model itself."""
@@ -63,7 +63,7 @@ def regnet(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrunkSpec:
-    """A trunk that torchvision has not: who builds it, with what, and where it is described."""
+    """A trunk that torchvision lacks: its builder, with which arguments, and where it is described."""
 
     build: Callable[..., nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -101,7 +101,7 @@ TRUNKS: Mapping[str, TrunkSpec] = {
     "regnet_y_256gf": TrunkSpec(
         build=regnet,
         options={"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373},
-        source="SEER, arXiv:2103.01988, and VISSL's documentation; ClassyVision's of that name is another",
+        source="SEER, arXiv:2103.01988, and VISSL's documentation; ClassyVision has another of that name",
     ),
     "vit": TrunkSpec(build=ViT, source="any, by dim, depth, num_heads, patch_size, ..."),
     "vit_tiny_16": _vit(192, 12, 3, 16, "DeiT, arXiv:2012.12877"),
@@ -121,16 +121,16 @@ TRUNKS: Mapping[str, TrunkSpec] = {
     "dinov2_vitl14_reg": _vit(1024, 24, 16, 14, "DINOv2 with registers", **_REGISTERS),
     "dinov2_vitg14_reg": _vit(1536, 40, 24, 14, "DINOv2 with registers", feed_forward="swiglu", **_REGISTERS),
 }
-"""Trunks that torchvision has not; `model.options` are added to theirs."""
+"""Trunks that torchvision lacks; `model.options` are added to these arguments."""
 
 
 def trunk_names() -> list[str]:
-    """Every trunk of torchvision's and of the table; timm's and one's own come on top."""
+    """Every trunk of torchvision and of the table, without timm's and the user's own functions."""
     return sorted([*torchvision.models.list_models(module=torchvision.models), *TRUNKS])
 
 
 def timm_names() -> list[str]:
-    """Every model of timm's, or none where timm is not installed."""
+    """Every model of timm; none if timm is not installed."""
     try:
         import timm
     except ImportError:
@@ -158,7 +158,7 @@ def build_trunk(
     heads : sequence of (str, mapping)
         Names and parameters of heads on the trunk's output; see `featbench.extract.model.heads`.
     seed : int
-        Of the parameters.
+        Seed of the parameters.
     image_size : (int, int), optional
         Height and width for which a model with position embeddings is built.
 
@@ -188,7 +188,7 @@ def build_trunk(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed, whichever generator a constructor uses, and put the generators back afterwards."""
+    """Seed every generator that a constructor may use, and restore their states afterwards."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -202,10 +202,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class WithoutMemory(TorchFunctionMode):
-    """While a model is built in this context, its parameters have shapes and no memory; then move it to `meta`."""
+    """Build models whose parameters have shapes but no memory; move such a model to `meta` afterwards."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make empty tensors, which parameters begin as, on torch's device without memory."""
+        """Create empty tensors, as which parameters begin, on torch's device `meta`."""
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
@@ -214,8 +214,8 @@ def _refuse_lazy(trunk: nn.Module, name: str) -> None:
     lazy = [path for path, tensor in tensors if isinstance(tensor, UninitializedParameter | UninitializedBuffer)]
     if lazy:
         raise ModelError(
-            f"{name}: {len(lazy)} of its parameters have no shape yet: {abbreviate(lazy)}. They are of lazy modules: "
-            f"let its function run the model once, on an image of the size that it is for, before it returns it"
+            f"{name}: {len(lazy)} of its parameters have no shape yet: {abbreviate(lazy)}. They are in lazy modules: "
+            f"let its function run the model once, on an image of the intended size, before it returns it"
         )
 
 
@@ -226,7 +226,7 @@ def build_without_memory(
     heads: Sequence[tuple[str, Mapping[str, Any]]] = (),
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Build a model on torch's device `meta`; on the CPU where its constructor computes with its parameters.
+    """Build a model on torch's device `meta`; on the CPU if its constructor computes with its parameters.
 
     Takes the arguments of `build_trunk`, and raises what it raises.
     """
@@ -239,12 +239,12 @@ def build_without_memory(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no trunk's, without running anything.
+    """Refuse a name that is not a trunk's, without running anything.
 
     Raises
     ------
     ModelError
-        If the trunk is unknown, or the file of its function is not there.
+        If the trunk is unknown, or the file of its function does not exist.
     """
     if not is_own(name):
         _builder(name)
@@ -258,7 +258,7 @@ def is_own(name: str) -> bool:
 
 
 def code_of(name: str) -> Path | None:
-    """Return the file with the code of one's own model, whose digest belongs to the fingerprint; None for others."""
+    """Return the file with the code of the user's own model, whose digest enters the fingerprint; None for others."""
     if not is_own(name):
         return None
     file, _, _ = name.rpartition(":")
@@ -278,10 +278,10 @@ def _builder(name: str) -> tuple[Callable[..., Any], Mapping[str, Any]]:
     if name not in trunk_names():
         raise ModelError(
             f"unknown trunk {name!r}. {suggest(name, trunk_names())} "
-            f"timm's models are named timm:NAME, one's own file.py:function or package.module:function."
+            f"timm's models are named timm:NAME, functions of your own file.py:function or package.module:function."
         )
     builder = torchvision.models.get_model_builder(name)
-    usual = {"init_weights": True} if name in NEEDS_TRANSFORM_INPUT else {}  # torchvision warns where it is not said
+    usual = {"init_weights": True} if name in NEEDS_TRANSFORM_INPUT else {}  # torchvision warns unless it is given
     return builder, {"weights": None, **usual}
 
 
@@ -344,7 +344,7 @@ def _own_builder(name: str) -> Callable[..., Any]:
 
 
 def _beside(place: str, error: Exception) -> str:
-    """Advice where what could not be imported lies beside the model's file: its folder is not on Python's path."""
+    """Advice if the missing module is beside the model's file, whose folder is not on Python's path."""
     folder = Path(place).resolve().parent
     missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if (
@@ -353,11 +353,11 @@ def _beside(place: str, error: Exception) -> str:
         or not {f"{missing}.py", missing} & {each.name for each in folder.iterdir()}
     ):
         return ""
-    return f". It lies beside {Path(place).name}, where Python does not look: set PYTHONPATH={folder}"
+    return f". It is beside {Path(place).name}, where Python does not look: set PYTHONPATH={folder}"
 
 
 def _sized(builder: Callable[..., Any], options: dict[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
-    """Add the image size to the options of a builder with position embeddings, unless they have one."""
+    """Add the image size to the options of a model with position embeddings, unless they have one."""
     if image_size is None or "image_size" in options:
         return options
     if builder is ViT:
@@ -370,7 +370,7 @@ def _sized(builder: Callable[..., Any], options: dict[str, Any], image_size: tup
 
 
 def _set_size(trunk: Any, image_size: tuple[int, int] | None) -> None:
-    """Tell a model of timm's the image size, where it has position embeddings for one."""
+    """Pass the image size to a model of timm that has position embeddings."""
     built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if image_size is not None and built_for not in (None, image_size) and hasattr(trunk, "set_input_size"):
         trunk.set_input_size(img_size=image_size)

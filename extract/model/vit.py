@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class ViT(nn.Module):
-    """A vision transformer with normalisation before attention; the class token, normalised, is its output.
+    """A pre-norm vision transformer; its output is the class token after the final norm.
 
     Parameters
     ----------
@@ -35,15 +35,15 @@ class ViT(nn.Module):
     layer_scale : bool
         Whether each residual is scaled by a vector, as in DINOv2.
     register_tokens : int
-        Tokens without a position, as in DINOv2 "with registers".
+        Number of tokens without a position, as in DINOv2 "with registers".
     class_position : bool
-        Whether the class token has a position of its own.
+        Whether the class token has a position embedding.
     eps : float
-        Of the layer norms.
+        Epsilon of the layer norms.
     num_classes : int
-        Outputs of a linear classifier `head`; 0 is none.
+        Outputs of a linear classifier `head`; 0 for no classifier.
     position_resize : {"bicubic", "offset", "antialias"}
-        How position embeddings of a file are brought to another grid; see `featbench.extract.model.positions`.
+        How position embeddings of a file are interpolated to another grid; see `featbench.extract.model.positions`.
 
     References
     ----------
@@ -153,7 +153,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each on normalised tokens and added to its input."""
+    """Attention and a feed-forward layer, each with a norm before it and a residual connection."""
 
     def __init__(
         self,
@@ -184,12 +184,12 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads, with one matrix for queries, keys and values."""
+    """Multi-head self-attention with one matrix for queries, keys and values."""
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"dim {dim} can't be shared out among {num_heads} heads")
+            raise ValueError(f"dim must be a multiple of num_heads; got dim {dim}, num_heads {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -218,7 +218,7 @@ class FeedForward(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """The approximation of GELU by a sigmoid that CLIP was trained with."""
+    """The sigmoid approximation of GELU that CLIP was trained with."""
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
@@ -232,7 +232,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }
-"""By the names that `activation` takes."""
+"""By the values of `activation`."""
 
 
 class SwiGLU(nn.Module):

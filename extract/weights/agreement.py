@@ -1,6 +1,6 @@
-"""What shapes can't show must agree between a file and a trunk: heads, activations, epsilons, strides.
+"""Checks that a file and a trunk agree in what shapes do not show: heads, activations, epsilons, strides.
 
-The file's configuration (`featbench.extract.weights.hub`), its names and its other content say how it was trained.
+The file's configuration (`featbench.extract.weights.hub`), its names and its other contents say how it was trained.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _MOCO_V3_DIM, _MOCO_V3_HEADS = 384, 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What a module computes, where its parameters don't show it."""
+    """Settings of a trunk's modules that their parameters do not show."""
 
     num_heads: frozenset[int]
     activations: frozenset[str]
     layer_norm_eps: frozenset[float]
     batch_norm_eps: frozenset[float]
     convolutions: Mapping[str, tuple[Any, ...]]
-    """Stride, padding, dilation and groups of each, by its path."""
+    """Stride, padding, dilation and groups of each convolution, by its path."""
 
 
 def traits_of(trunk: nn.Module) -> Traits:
-    """Look through the modules of a trunk, without its heads."""
+    """Collect the settings of a trunk's modules, without its heads."""
     modules = dict(body_of(trunk)[0].named_modules())
     convolutions = {
         path: (module.stride, module.padding, module.dilation, module.groups)
@@ -54,26 +54,26 @@ def traits_of(trunk: nn.Module) -> Traits:
 
 
 def agree(trunk: nn.Module, config: HubConfig, options: Mapping[str, Any]) -> dict[str, float]:
-    """Make sure that a trunk computes what the file's configuration says; the epsilons of norms are taken from there.
+    """Check a trunk against the file's configuration, and set the epsilons of its norms from it.
 
     Parameters
     ----------
     trunk : nn.Module
-        Epsilons of its norms are set.
+        The epsilons of its norms are set.
     config : HubConfig
-        What the file says.
+        The file's configuration.
     options : mapping
-        What the user said of the trunk: an epsilon is not set against their word.
+        The user's options of the trunk: an epsilon given there is not overwritten.
 
     Returns
     -------
     dict of str to float
-        The epsilons that were set, where they were others.
+        The epsilons that were changed.
 
     Raises
     ------
     WeightsError
-        With both values, and a trunk that agrees where there is one.
+        The message has both values, and a trunk that agrees, if there is one.
     """
     ours = traits_of(trunk)
     theirs = _traits_of_timm(config) if config.kind == "timm" else _traits_of_transformers(config, ours)
@@ -104,7 +104,7 @@ def agree(trunk: nn.Module, config: HubConfig, options: Mapping[str, Any]) -> di
                 module.eps = set_eps[what]
     if faults:
         raise WeightsError(
-            f"{config.file}: these weights are another network's, though the shapes may agree: "
+            f"{config.file}: these weights belong to another network, though the shapes may agree: "
             f"{'; '.join(faults[:4])}. {_way_on(config)}"
         )
     return set_eps
@@ -117,10 +117,10 @@ def check_heads_of_attention(
     names: Mapping[str, Tensor],
     options: Mapping[str, Any],
 ) -> None:
-    """Refuse a number of heads of attention that is not the file's, where the file shows it.
+    """Refuse a number of attention heads other than the file's, if the file shows it.
 
-    MoCo v3's ViT-S has twelve, where others' has six. It is known by its names, by what `main_lincls.py` saves
-    beside them, or by its position embeddings, which are computed. What a file keeps of its settings counts too.
+    MoCo v3's ViT-S has twelve, others have six. It is recognized by its names, by what `main_lincls.py` saves
+    with them, or by its position embeddings, which are computed. Settings that the file contains count too.
 
     Parameters
     ----------
@@ -131,14 +131,14 @@ def check_heads_of_attention(
     tensors : mapping of str to Tensor
         Of the whole file, flat.
     names : mapping of str to Tensor
-        Those for the trunk, under its names.
+        Those for the trunk, by its names.
     options : mapping
-        A number of heads that the user said counts, but for MoCo v3's own names.
+        A number of heads given by the user counts, except for MoCo v3's own names.
 
     Raises
     ------
     WeightsError
-        With both numbers.
+        The message has both numbers.
     """
     blocks = getattr(body_of(trunk)[0], "blocks", None)
     ours = traits_of(trunk).num_heads
@@ -151,16 +151,16 @@ def check_heads_of_attention(
     said = "num_heads" in options
     if small and (named or (not said and (_is_moco_v3_by_arch(content) or _is_moco_v3_by_positions(names)))):
         raise WeightsError(
-            f"MoCo v3's ViT-S has 12 heads of attention, the trunk {have}; the shapes are the same, the features are "
-            f"not. Take model.trunk=mocov3_vit_small_16 (or num_heads: 12)"
-            + ("" if named else f"; if it does have {have}, say 'model.options={{num_heads: {have}}}'")
+            f"MoCo v3's ViT-S has 12 attention heads, the trunk {have}; the shapes are the same, the features are "
+            f"not. Use model.trunk=mocov3_vit_small_16 (or num_heads: 12)"
+            + ("" if named else f"; if it does have {have}, add 'model.options={{num_heads: {have}}}'")
         )
     kept = set() if said else _kept_heads(content)
     if len(kept) == 1 and kept != {have}:
         kept_heads = next(iter(kept))
         raise WeightsError(
-            f"the file keeps among its settings that it has {kept_heads} heads of attention, the trunk has {have}; "
-            f"the shapes are the same, the features are not. Say 'model.options={{num_heads: {kept_heads}}}', or "
+            f"the file's settings say {kept_heads} attention heads, the trunk has {have}; "
+            f"the shapes are the same, the features are not. Add 'model.options={{num_heads: {kept_heads}}}', or "
             f"'model.options={{num_heads: {have}}}' if that is not meant"
         )
 
@@ -198,7 +198,7 @@ def _is_moco_v3_by_positions(names: Mapping[str, Tensor]) -> bool:
 
 
 def _kept_heads(content: Any, depth: int = 0) -> set[int]:
-    """Every number of heads that a file keeps among its settings."""
+    """Every number of heads among the settings that a file contains."""
     if not isinstance(content, Mapping) or depth > 4:
         return set()
     found = {content[key] for key in _METADATA if type(content.get(key)) is int}
@@ -246,11 +246,11 @@ def _way_on(config: HubConfig) -> str:
     if config.kind == "timm":
         arguments = config.content.get("model_args") or {}
         options = ", ".join(f"{key}: {value}" for key, value in arguments.items())
-        return f"Take model.trunk={TIMM}{config.content['architecture']}" + (
+        return f"Use model.trunk={TIMM}{config.content['architecture']}" + (
             f" 'model.options={{{options}}}'" if options else ""
         )
     settings = config.as_vit()
-    return f"Take {settings}" if settings else "No trunk here is like it; give a function that builds it as model.trunk"
+    return f"Use {settings}" if settings else "No built-in trunk matches; give a function that builds it as model.trunk"
 
 
 def _listed(values: frozenset[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running code that they may carry."""
+"""Reading checkpoint files without running code that they may contain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featbench.store.documents import DocumentError, parse_json
 __all__ = ["HUB_FILES", "WeightsError", "read_checkpoint", "sha256_of_files", "sha256_of_tensors", "weight_files"]
 
 HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What a folder from Hugging Face's hub holds, the first that is there counts."""
+"""Files of weights in a folder from Hugging Face's hub; the first that exists is read."""
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
@@ -38,7 +38,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         if found is None:
             there = sorted(each.name for each in path.iterdir())
             raise WeightsError(
-                f"{path}: a folder without {', '.join(HUB_FILES[:3])}; name the file itself. It holds "
+                f"{path}: a folder without {', '.join(HUB_FILES[:3])}; give the file itself. It contains "
                 f"{abbreviate(there, show=8) or 'nothing'}"
             )
         path = found
@@ -57,19 +57,19 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
-    """Read what a checkpoint holds.
+    """Read the contents of a checkpoint.
 
     Parameters
     ----------
     path : Path
         .pth, .pt, .bin, .ckpt, .safetensors, or a folder from a hub.
     trust : bool
-        Run the code that the file carries, if it needs that. Only for files of those whom you trust.
+        Run the code that the file contains, if it needs that. Only for files from authors whom you trust.
 
     Raises
     ------
     WeightsError
-        If the file is absent, empty, damaged, no checkpoint, or needs code to be run.
+        If the file is missing, empty, damaged, not a checkpoint, or needs code to be run.
     """
     files = weight_files(path)
     if len(files) == 1:
@@ -80,9 +80,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
             raise WeightsError(f"{file}: missing, one of the {len(files)} files of {path}")
         part = _read(file, trust=trust)
         if not isinstance(part, dict) or merged.keys() & part.keys():
-            raise WeightsError(
-                f"{file}: not a part of the weights of {path}: no dictionary, or its names are there twice"
-            )
+            raise WeightsError(f"{file}: not part of the weights of {path}: not a dictionary, or its names occur twice")
         merged |= part
     return merged
 
@@ -118,37 +116,35 @@ def _read(path: Path, *, trust: bool) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Mapped into memory, the file costs none of its own: what is used of it is copied into the model.
+        # Memory-mapped, so that only the tensors that are used are copied, into the model.
         mapped = zipfile.is_zipfile(path)
         damaged = damaged_member(path) if mapped else ""
         if damaged:
-            raise WeightsError(
-                f"{path}: damaged: {damaged} within it has other bytes than were written. Copy it again."
-            )
+            raise WeightsError(f"{path}: damaged: the checksum of {damaged} in it does not match. Copy it again.")
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
         if trust:
-            raise WeightsError(f"{path}: damaged or no checkpoint ({error})") from error
+            raise WeightsError(f"{path}: damaged, or not a checkpoint ({error})") from error
         raise WeightsError(
-            f"{path}: cannot be read as plain tensors{_code_within(path, str(error))}. Loading it runs code that it "
-            f"carries, and nothing of it was run. If you trust whoever made it, --trust-checkpoint loads it and "
+            f"{path}: cannot be read as plain tensors{_code_within(path, str(error))}. Loading it would run code that "
+            f"it contains; none was run. If you trust whoever made it, --trust-checkpoint loads it and "
             f"executes that code; or have them save the state dict alone, with torch.save(model.state_dict(), ...)."
         ) from error
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files, some with no text
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files, some without a text
         code = isinstance(error, AttributeError | ImportError)
         raise WeightsError(
-            f"{path}: {'asks for code that is not here' if code else 'damaged, truncated or no checkpoint'} "
+            f"{path}: {'needs code that is not installed' if code else 'damaged, truncated or not a checkpoint'} "
             f"({size:,} bytes; {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}). "
             f"{'Install what it was saved with, or save its state dict alone.' if code else 'Copy it again.'}"
         ) from error
 
 
 def _code_within(path: Path, refusal: str) -> str:
-    """Say which classes and functions a file asks for: all of them, or the first, where torch can't list them."""
+    """Name the classes and functions that a file needs: all of them, or the first if torch can't list them."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # legacy files can't be listed
+    except Exception:  # not possible for legacy files
         names = re.findall(r"GLOBAL ([\w.]+)", refusal)[:1]
-    return f": it asks for {abbreviate(sorted(names), show=12)}" if names else ""
+    return f": it needs {abbreviate(sorted(names), show=12)}" if names else ""

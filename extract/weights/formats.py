@@ -1,4 +1,4 @@
-"""What kind of file was given as weights, told by its bytes; what can't be read is named, with the way on."""
+"""Detects what kind of file was given as weights, by its bytes; says how to convert what can't be read."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _FOREIGN: tuple[tuple[bytes, int, str], ...] = (
     (b"%PDF", 0, "a PDF"),
     (b"\x7fELF", 0, "a program"),
 )
-"""Bytes, where they stand, and what such a file is."""
+"""Bytes, their offset, and the kind of file."""
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The number with which `torch.save` began before it wrote zip archives."""
+"""With which files of `torch.save` began before they were zip archives."""
 
 _LEVELDB = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 _CONVERT = "Load it where it was made, and save a state dict: torch.save(model.state_dict(), ...)"
 
 
 def format_of(path: Path) -> Format:
-    """Tell the format of a file that can be read as weights.
+    """Detect the format of a file that can be read as weights.
 
     Raises
     ------
     WeightsError
-        If it is of another kind, which is named.
+        If it is of another kind, which the message names.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -52,12 +52,12 @@ def format_of(path: Path) -> Format:
         file.seek(max(0, size - 8))
         tail = file.read(8)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        return "safetensors"  # first, since the length of its header may look like any other beginning
+        return "safetensors"  # first, since the length of its header may look like any other signature
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise WeightsError(f"{path}: a web page, not weights; the download went wrong")
     if text.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path}: a pointer of Git LFS, not the weights; run `git lfs pull` where it is from")
+        raise WeightsError(f"{path}: a pointer of Git LFS, not the weights; run `git lfs pull` in its repository")
     if zipfile.is_zipfile(path) and head.startswith(b"PK"):
         return _format_of_zip(path)
     if head.startswith(b"\x80"):
@@ -81,16 +81,16 @@ def format_of(path: Path) -> Format:
     if tail == _LEVELDB or ".data-0" in path.name or text.startswith(b"model_checkpoint_path"):
         raise WeightsError(_foreign(path, "part of a checkpoint of TensorFlow"))
     if head.startswith(b"PK"):
-        return "torch"  # cut off: torch says so
+        return "torch"  # truncated: torch reports it
     if head and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
-        raise WeightsError(f"{path}: a text file, not weights; it begins {head[:60].decode()!r}")
-    raise WeightsError(f"{path}: no checkpoint: it begins neither as a zip archive nor as a pickle ({head[:16]!r})")
+        raise WeightsError(f"{path}: a text file, not weights; it starts with {head[:60].decode()!r}")
+    raise WeightsError(f"{path}: not a checkpoint: it is neither a zip archive nor a pickle ({head[:16]!r})")
 
 
 def damaged_member(path: Path) -> str:
-    """Name the first member of a zip archive whose bytes are not those that were written; "" if there is none.
+    """Name the first member of a zip archive whose checksum does not match; "" if there is none.
 
-    `torch.save` can be told to write no checksums; then they are 0, and nothing is known.
+    `torch.save` can be configured not to write checksums; then they are 0 and nothing is checked.
     """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():

@@ -1,4 +1,4 @@
-"""What a folder from Hugging Face's hub says of its weights besides the tensors, in `config.json`.
+"""What the `config.json` of a folder from Hugging Face's hub says about its weights.
 
 Shapes don't show how many heads attention has, which activation follows a layer, or the epsilon of a norm. Both
 transformers' and timm's configurations are read.
@@ -27,7 +27,7 @@ ACTIVATIONS: Mapping[str, str] = {
     "silu": "silu",
     "swish": "silu",
 }
-"""transformers' names of activations, and ours."""
+"""transformers' names of activations, and the ones used here."""
 
 _EPS_1E6 = ("dinov2", "dinov2_with_registers", "vit_msn", "dinov3_vit")
 _VITS = ("vit", "deit", "vit_mae", "vit_msn", "ijepa", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers")
@@ -35,7 +35,7 @@ _VITS = ("vit", "deit", "vit_mae", "vit_msn", "ijepa", "beit", "data2vec-vision"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubConfig:
-    """A configuration beside the weights; what it does not say is None."""
+    """A configuration beside the weights; None for what it does not say."""
 
     file: Path
     kind: str
@@ -47,13 +47,13 @@ class HubConfig:
     layer_norm_eps: float | None = None
     patch_size: int | None = None
     grid: tuple[int, int] | None = None
-    """Patches in height and width for which it has position embeddings."""
+    """Grid of patches (height, width) of its position embeddings."""
 
     stride_in_first: bool | None = None
-    """Of a ResNet's bottlenecks: whether the first convolution has the stride, and not the second."""
+    """For a ResNet: whether in bottlenecks the first convolution has the stride, rather than the second."""
 
     def as_vit(self) -> str:
-        """Settings that build this vision transformer, as they are typed; "" if no trunk here is like it."""
+        """Settings that build this vision transformer, as typed on the command line; "" if no trunk matches it."""
         if self.kind not in _VITS or self.kind in ("beit", "data2vec-vision") or self.activation is None:
             return ""
         dim, depth = self.content.get("hidden_size", 768), self.content.get("num_hidden_layers", 12)
@@ -91,7 +91,7 @@ def hub_folder(path: Path) -> Path | None:
 
 
 def read_config(path: Path) -> HubConfig | None:
-    """Read `config.json` beside weights; None where there is none, or it is not of transformers or timm.
+    """Read `config.json` beside weights; None if there is none, or it is not transformers' or timm's.
 
     Raises
     ------
@@ -135,12 +135,12 @@ def read_config(path: Path) -> HubConfig | None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
+    """Read a JSON file that must contain an object.
 
     Raises
     ------
     WeightsError
-        If it can't be read, or holds something else.
+        If it can't be read, or contains something else.
     """
     try:
         content = parse_json(file.read_text(encoding="utf-8"), where=file.name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 HEADS = "/heads/"
-"""Before the names of heads, which are `0.clf.0.weight` and so on."""
+"""Prefix of the names of heads, which are `0.clf.0.weight` and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Layout:
 
     name: str
     mark: str
-    """Some name must match this from its start."""
+    """Must match the start of some name."""
 
     renames: tuple[tuple[str, str], ...]
     """Patterns and replacements, all applied in order."""
@@ -113,18 +113,18 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
     ),
 )
-"""Applied after the family is known; the first that fits."""
+"""Tried in this order once the family is known; the first that fits is applied."""
 
 
 def laid_out(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Bring the names of a state dict to those that torchvision, timm and DINO have, if it has another layout.
+    """Rename the tensors of a state dict to torchvision's, timm's and DINO's names, if it has another layout.
 
     Returns
     -------
     str
         The layout's name, "" for none.
     dict of str to Tensor
-        Those that a layout sets aside (classifiers, decoders) are left out.
+        Without the tensors that the layout drops (classifiers, decoders).
     """
     layout = next((layout for layout in LAYOUTS if any(re.match(layout.mark, name) for name in state)), None)
     if layout is None:
@@ -137,13 +137,13 @@ def laid_out(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
                 new = re.sub(pattern, replacement, new)
         if new.startswith(HEADS) or "/" not in new:
             renamed[name if new in renamed else new] = (
-                tensor  # what would meet another stays, and is refused as left over
+                tensor  # a name that would collide stays as it is, and is refused as left over
             )
     return layout.name, _joined_qkv(renamed)
 
 
 def _joined_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join queries, keys and values into one matrix, where a layout has them apart."""
+    """Concatenate queries, keys and values into one matrix, if a layout has them separately."""
     joined: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = re.fullmatch(r"(.*\.attn)\.(query|key|value)\.(weight|bias)", name)

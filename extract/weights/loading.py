@@ -1,4 +1,4 @@
-"""Giving a model its weights, and saying what they are: identity for the fingerprint, notes for the record."""
+"""Loading a model's weights; returns their identity for the fingerprint, and notes for the record."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWeights:
-    """What a model was filled with."""
+    """Weights that have been loaded into a model."""
 
     identity: dict[str, Any]
-    """What could change a feature."""
+    """What identifies them in the fingerprint."""
 
     text: str
-    """For people: the file's name, or that they are random."""
+    """For messages: the file's name, or that they are random."""
 
     load: dict[str, Any]
-    """How the names matched; empty where nothing was loaded."""
+    """How the names matched; empty if no file was loaded."""
 
 
 def load_weights(
     taps: TappedTrunk, image: Tensor, config: WeightsConfig, *, options: Mapping[str, Any] | None = None
 ) -> LoadedWeights:
-    """Give a model its weights; every one that its layers use must come from where the configuration says.
+    """Load a model's weights; all that its layers use must come from the configured source.
 
     Parameters
     ----------
     taps : TappedTrunk
-        Probed; its trunk is filled.
+        Probed; the weights are loaded into its trunk.
     image : Tensor of shape (1, 3, H, W)
-        One that the trunk can run on.
+        An image that the trunk can run on.
     config : WeightsConfig
         Which weights.
     options : mapping, optional
-        What the user said of the trunk's constructor; it counts where a file leaves something open.
+        The user's options of the trunk's constructor; they decide what a file leaves open.
 
     Raises
     ------
     WeightsError
-        If none are named, they can't be read, or they don't fit.
+        If none are given, they can't be read, or they do not fit.
     """
     trunk, name = taps.trunk, taps.name
     if config.random_seed is not None:
@@ -67,9 +67,9 @@ def load_weights(
         return LoadedWeights(identity=identity, text=f"random (seed {config.random_seed})", load={})
     if config.as_built:
         if code_of(name) is None:
-            raise WeightsError(f"weights.as_built is for a function of one's own that loads them; {name} has none")
+            raise WeightsError(f"weights.as_built is for your own function that loads the weights; {name} is none")
         digest = sha256_of_tensors(trunk.state_dict())
-        return LoadedWeights(identity={"source": "function", "sha256": digest}, text=f"as {name} gives them", load={})
+        return LoadedWeights(identity={"source": "function", "sha256": digest}, text=f"as {name} returns them", load={})
     if config.file is not None:
         return _from_file(taps, image, config, options or {})
     if config.torchvision is not None:
@@ -79,8 +79,8 @@ def load_weights(
         report = _load(trunk, laid_out(state)[1], taps.modules_used(image), str(named))
         return LoadedWeights(identity=identity, text=str(named), load=_record(report))
     raise WeightsError(
-        "no weights: give --weights FILE (a .pth, .pt or .safetensors checkpoint), the name of torchvision's own "
-        "(--weights DEFAULT), or ask for untrained ones with --random-weights SEED"
+        "no weights: give --weights FILE (a .pth, .pt or .safetensors checkpoint), the name of torchvision's weights "
+        "(--weights DEFAULT), or --random-weights SEED for untrained ones"
     )
 
 
@@ -125,7 +125,7 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options:
 
 
 def _grid(hub: HubConfig | None, tensors: Mapping[str, Tensor]) -> Grid | None:
-    """The grid that a configuration tells, where the file has about as many position embeddings."""
+    """The configuration's grid of patches, if the file has about as many position embeddings."""
     grid = hub.grid if hub is not None else None
     counts = [tensor.shape[1] for name, tensor in tensors.items() if is_position(name) and tensor.ndim == 3]
     return grid if grid and any(0 <= count - grid[0] * grid[1] <= 16 for count in counts) else None

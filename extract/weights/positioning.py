@@ -1,4 +1,4 @@
-"""Position embeddings of a file brought to the grid of patches of the trunk that they are loaded into."""
+"""Interpolates position embeddings of a file to the grid of patches of the trunk."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ logger = logging.getLogger(__name__)
 def positioned(
     trunk: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], *, where: str, grid: Grid | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Interpolate the position embeddings of a state dict that are of another grid of patches than the trunk's.
+    """Interpolate the position embeddings of a state dict whose grid of patches is not the trunk's.
 
     Returns
     -------
     dict of str to Tensor
-        The state dict, with those that were interpolated.
+        The state dict, with interpolated position embeddings.
     list of str
-        Which they are, with both grids.
+        Which were interpolated, with both grids.
 
     Raises
     ------
     WeightsError
-        If the file can't have the grid that the user gave, or relative positions are of another window.
+        If the grid that the user gave does not fit the file, or relative positions have another window.
     """
     fitted, notes = dict(state), []
     for name, tensor in wanted.items():
@@ -44,18 +44,18 @@ def positioned(
                 if made.assumed:
                     ours = "{}, {}".format(*(grid_of(trunk) or ()))
                     logger.warning(
-                        "%s: %s %s: the file is taken to have a square of patches. If it was trained on the trunk's "
-                        "grid, say weights.position_grid=[%s]", where, name, made.text, ours,
+                        "%s: %s %s: the file is assumed to have a square grid. If it was trained on the trunk's "
+                        "grid, set weights.position_grid=[%s]", where, name, made.text, ours,
                     )  # fmt: skip
             elif grid is None and state[name].shape != tensor.shape and grid_of(trunk) is not None:
                 logger.warning(
-                    "%s: %s of shape %s: its patches make no square. Say weights.position_grid=[HEIGHT, WIDTH], in "
+                    "%s: %s of shape %s: its patches are not a square. Set weights.position_grid=[HEIGHT, WIDTH], in "
                     "patches", where, name, tuple(state[name].shape),
                 )  # fmt: skip
         elif of_another_window(trunk, name, state[name], grid=grid):
             raise WeightsError(
-                f"{where}: {name} may be of a square window, and the trunk's is not square: relative positions can't "
-                f"be interpolated. Take a transform.crop that is square, or say weights.position_grid if they agree"
+                f"{where}: {name} may have a square window, the trunk's is not square, and relative positions can't "
+                f"be interpolated. Use a square transform.crop, or set weights.position_grid if they agree"
             )
     return fitted, notes
 
@@ -63,7 +63,7 @@ def positioned(
 def _check_grid(
     trunk: nn.Module, name: str, positions: Tensor, shape: torch.Size, where: str, grid: Grid | None
 ) -> None:
-    """Refuse a grid that the user gave and the file can't have."""
+    """Refuse a grid given by the user that does not fit the file."""
     ours = grid_of(trunk)
     if grid is None or ours is None or positions.ndim != 3 or len(shape) != 3:
         return

@@ -15,12 +15,12 @@ _KNOWN = ("nearest", "bilinear", "bicubic")
 
 
 def preprocessing_of(path: Path) -> tuple[dict[str, Any], Path] | None:
-    """Settings of a transform that belong to the weights in a folder, and the file that says so; None if none does.
+    """Settings of the transform for the weights in a folder, and the file that has them; None if there is none.
 
     Raises
     ------
     WeightsError
-        If the file can't be read, or asks for what no transform here does.
+        If the file can't be read, or has settings that no transform here supports.
     """
     folder = path if path.is_dir() else hub_folder(path)
     if folder is None:
@@ -36,8 +36,8 @@ def preprocessing_of(path: Path) -> tuple[dict[str, Any], Path] | None:
             return (of_timm(given), config) if "input_size" in given else None
     except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise WeightsError(
-            f"{file if file.is_file() else config}: cannot be followed ({type(error).__name__}: {error}). "
-            f"Copy it again, or remove it and say the transform: transform.resize, crop, interpolation, mean, std"
+            f"{file if file.is_file() else config}: cannot be used ({type(error).__name__}: {error}). "
+            f"Copy it again, or remove it and set transform.resize, crop, interpolation, mean, std yourself"
         ) from error
     return None
 
@@ -47,7 +47,7 @@ def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     height, width = (int(side) for side in config["input_size"][1:])
     resized = [floor(side / float(config.get("crop_pct") or 0.875)) for side in (height, width)]
     if config.get("crop_mode", "center") == "border":
-        raise ValueError("crop_mode 'border' pads images, which no transform here does")
+        raise ValueError("crop_mode 'border' pads images, which is not supported")
     square = height == width and config.get("crop_mode", "center") == "center"
     return {
         "resize": resized[0] if square else tuple(resized),
@@ -63,7 +63,7 @@ def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     if kind.startswith("EfficientNet"):
-        raise ValueError(f"{kind} scales images twice, which no transform here does")
+        raise ValueError(f"{kind} scales images twice, which is not supported")
     size = _enlarged(config.get("size", 224), kind, config)
     crop = config.get("crop_size", 224)
     if config.get("do_resize", True):
@@ -84,12 +84,12 @@ def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     normalised = config.get("do_normalize", True)
     mean = _three(config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else (0.0, 0.0, 0.0)
     std = _three(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0)
-    scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor  # of bytes, where a transform here divides by 255
+    scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor  # for bytes, whereas the transform divides by 255
     return settings | {"mean": tuple(v / scale for v in mean), "std": tuple(v / scale for v in std)}
 
 
 def _enlarged(size: Any, kind: str, config: Mapping[str, Any]) -> Any:
-    """Size that is resized to, where `size` is that of the crop."""
+    """Size to resize to, if `size` is that of the crop."""
     if not isinstance(size, Mapping) or "shortest_edge" not in size:
         return size
     side = int(size["shortest_edge"])
@@ -101,7 +101,7 @@ def _enlarged(size: Any, kind: str, config: Mapping[str, Any]) -> Any:
 
 
 def _size(value: Any) -> int | tuple[int, int]:
-    """An int alone is a square: older ViT processors wrote it so."""
+    """Return (height, width); a single int is a square, as older ViT processors wrote it."""
     if isinstance(value, Mapping):
         if "shortest_edge" in value:
             return int(value["shortest_edge"])
@@ -116,7 +116,7 @@ def _interpolation(value: Any) -> str:
     if name == "random":
         name = "bilinear"
     if name not in _KNOWN:
-        raise ValueError(f"interpolation {name!r} is none of {', '.join(_KNOWN)}")
+        raise ValueError(f"interpolation {name!r} is not one of {', '.join(_KNOWN)}")
     return name
 
 

@@ -1,9 +1,9 @@
-"""Loading weights so that a wrong load can't give a number.
+"""Strict loading: a wrong or partial load can't produce a number.
 
-Before loading, every parameter and buffer is set to NaN; a file must then fill each one that the
-asked-for layers use, and may hold nothing more for the modules that they use: a ResNet-101 fits a
-ResNet-50 name by name, but for the blocks that are left over. What does not fit is refused by name,
-and what is not filled would show as NaN in any case.
+Before loading, every parameter and buffer is set to NaN. A file must then contain each one that the
+requested layers use, and nothing else for the modules that they use: a ResNet-101 fits a ResNet-50
+name by name, except for the blocks that are left over. What does not fit is refused by name, and
+what was not loaded would show as NaN in any case.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from featbench.store import abbreviate
 PREFIXES = (
     "module.", "backbone.", "encoder.", "model.", "base_encoder.", "encoder_q.", "teacher.", "student.", "trunk.",
 )  # fmt: skip
-"""Beginnings of names that training wrappers add; tried when a file does not fit, to name the cure."""
+"""Prefixes that training wrappers add; tried if a file does not fit, to suggest one."""
 
 COUNTERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
-"""Endings of names of buffers that no feature depends on, or that the model computes itself."""
+"""Suffixes of buffers that no feature depends on, or that the model computes itself."""
 
 BESIDE = (
     r"(fc|head|heads|classifier|projector|projection|projection_head|prototypes|predictor|head_dist|aux|AuxLogits)\d*\."
     r"|(queue|queue_ptr|mask_token|masked_embed|center|n_averaged|initted|step)$|decoder|momentum_"
 )
-"""What may be left over at the top of a file: parts that belong after the trunk, or to its training alone."""
+"""Modules that may be left over in a file: they come after the trunk, or are only used in training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,29 +91,29 @@ def load_strictly(
     grid: Grid | None = None,
     cure: Callable[[int], str] | None = None,
 ) -> LoadReport:
-    """Fill a poisoned trunk, and its heads, from a state dict.
+    """Load a state dict into a poisoned trunk and its heads.
 
     Parameters
     ----------
     trunk : nn.Module
         Its tensors are replaced by the file's.
     state : mapping of str to Tensor
-        As `families.find_weights` gives it.
+        As `state_dicts.find_weights` returns it.
     used : set of str
-        Names of the modules that matter (`TappedTrunk.modules_used`); all of theirs must be filled.
+        Names of the modules that matter (`TappedTrunk.modules_used`); all of their tensors must be loaded.
     where : str
         What to call the file in messages.
     ignore : sequence of str
-        Beginnings of names that may be left over in the file.
+        Prefixes of names that may be left over in the file.
     grid : (int, int), optional
-        Patches in height and width for which the file has position embeddings, where that is known.
+        Grid of patches of the file's position embeddings, if it is known.
     cure : callable, optional
-        Of the number of names that match, what to type for more to match; by default the likeliest prefix.
+        Given the number of names that match, returns advice for more to match; by default the likeliest prefix.
 
     Raises
     ------
     WeightsError
-        With a table of what matched, is missing, has another shape and is left over, and the likeliest prefix.
+        The message has a table of what is missing, has another shape or is left over, and the likeliest prefix.
     """
     state = _addressed(trunk, state)
     wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith(COUNTERS)}
@@ -128,7 +128,7 @@ def load_strictly(
     if faults or strange or not fitting:
         raise WeightsError(_does_not_fit(wanted, state, missing, reshaped, unexpected, strange, where, cure))
     _check_finite(trunk, fitting, used, where)
-    filled = trunk.state_dict()  # with its metadata, which some models ask for
+    filled = trunk.state_dict()  # with its metadata, which some models need
     filled.update(fitting)
     trunk.load_state_dict(filled)
     return LoadReport(
@@ -141,7 +141,7 @@ def load_strictly(
 
 
 def _addressed(trunk: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each tensor the name it has in the model: heads are left out where the model has none."""
+    """Rename tensors to the model's names; heads are left out if the model has none."""
     prefix = body_of(trunk)[1]
     has_heads = isinstance(trunk, TrunkWithHeads)
     named = {}
@@ -154,7 +154,7 @@ def _addressed(trunk: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:
-    """Whether a name that the model lacks lies within what the layers use, so that the file is of another model."""
+    """Whether a name that the model lacks is within the modules that the layers use, so the file is another model's."""
     body, prefix = body_of(trunk)
     if name.startswith("heads.") and isinstance(trunk, TrunkWithHeads):
         number, _, rest = name.removeprefix("heads.").partition(".")
@@ -173,24 +173,24 @@ def _matters(trunk: nn.Module, name: str, used: set[str]) -> bool:
 
 
 def _alike(given: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor can stand for another: quantised numbers can't stand for floats."""
+    """Whether a tensor can be loaded for another: quantized values can't replace floats."""
     if given.layout != torch.strided or given.is_meta or given.is_quantized or _is_float8(given):
         return False
     return given.shape == wanted.shape and given.is_floating_point() == wanted.is_floating_point()
 
 
 def _memory(tensor: Tensor) -> object:
-    """What is equal for the names of one shared parameter; files hold it once, under any of them."""
+    """Identity of a tensor: equal for all names of a shared parameter, which files contain once."""
     return (tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else id(tensor)
 
 
 def _is_float8(tensor: Tensor) -> bool:
-    """Whether it is of a type that is kept with a scale beside it."""
+    """Whether it has a quantized type, which needs a scale."""
     return tensor.is_floating_point() and tensor.element_size() < 2
 
 
 def _check_finite(trunk: nn.Module, fitting: Mapping[str, Tensor], used: set[str], where: str) -> None:
-    """Refuse parameters that are no numbers where layers are computed; buffers such as masks may be infinite."""
+    """Refuse parameters that are NaN or infinite in modules that are used; buffers such as masks may be infinite."""
     parameters = {name for name, _ in trunk.named_parameters(remove_duplicate=False)}
     bad = [
         name
@@ -201,8 +201,8 @@ def _check_finite(trunk: nn.Module, fitting: Mapping[str, Tensor], used: set[str
     ]
     if bad:
         raise WeightsError(
-            f"{where}: {len(bad)} of its parameters hold NaN or infinity: {abbreviate(bad)}. Training diverged, or the "
-            f"file is damaged; take an earlier checkpoint"
+            f"{where}: {len(bad)} of its parameters contain NaN or infinity: {abbreviate(bad)}. Training diverged, or "
+            f"the file is damaged; use an earlier checkpoint"
         )
 
 
@@ -235,12 +235,12 @@ def _does_not_fit(
         lines.append(advised)
     elif strange and not missing and not reshaped:
         lines.append(
-            f"The file has more than the model where the layers are computed, so it is another model's. "
+            f"The file has additional tensors in modules that the layers use, so it belongs to another model. "
             f"If you know that no feature depends on it: weights.ignore=[{strange[0].rpartition('.')[0] or strange[0]}]"
         )
     else:
         lines.append(
-            "Is this another model's file? Check model.trunk, model.options, weights.key and weights.remove_prefix."
+            "Is it another model's file? Check model.trunk, model.options, weights.key and weights.remove_prefix."
         )
     return "\n  ".join(lines)
 

@@ -22,7 +22,7 @@ def torchvision_weights(trunk: str, name: str) -> Any:
         If torchvision has none of that name for this trunk.
     """
     if trunk not in torchvision.models.list_models(module=torchvision.models):
-        raise WeightsError(f"torchvision has no trunk {trunk}, and so no weights {name!r} for it: give --weights FILE")
+        raise WeightsError(f"torchvision has no trunk {trunk}, so no weights {name!r}: give --weights FILE")
     known = torchvision.models.get_model_weights(trunk)
     short = name.split(".")[-1].removeprefix("torchvision:")
     if short not in known.__members__:

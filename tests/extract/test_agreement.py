@@ -135,7 +135,7 @@ def test_the_settings_that_a_refusal_gives_load_the_folder(tmp_path):
     folder, state = hub(tmp_path / "hub", num_attention_heads=6, hidden_act="quick_gelu")
     with pytest.raises(WeightsError) as refusal:
         load(folder, SMALL | {"num_heads": 2})
-    advised = str(refusal.value).partition("Take model.trunk=vit 'model.options=")[2].removesuffix("'")
+    advised = str(refusal.value).partition("Use model.trunk=vit 'model.options=")[2].removesuffix("'")
     features, _ = load(folder, yaml.safe_load(advised))
     expected = class_token(state, num_heads=6, activation=lambda x: x * (1.702 * x).sigmoid(), eps=1e-12)
     assert torch.allclose(features.double(), expected, atol=1e-4)
@@ -172,7 +172,7 @@ def test_a_timm_folder_is_compared_with_the_architecture_that_it_names(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": options}))
     load(tmp_path, options, trunk=name)
     with pytest.raises(
-        WeightsError, match=r"num_heads: 6 in config\.json, 2 in the trunk.*Take model\.trunk=timm:vit_tiny"
+        WeightsError, match=r"num_heads: 6 in config\.json, 2 in the trunk.*Use model\.trunk=timm:vit_tiny"
     ):
         load(tmp_path, options | {"num_heads": 2}, trunk=name)
 
@@ -210,7 +210,7 @@ def moco_v3_small(*, computed=False):
 def test_moco_v3s_small_vit_is_refused_by_six_heads_however_it_is_read(tmp_path, write, weights, trunk):
     torch.save(write(moco_v3_small()), tmp_path / "w.pth")
     options = {"depth": 1} if trunk == "vit_small_16" else {"depth": 1, "num_classes": 0}
-    with pytest.raises(WeightsError, match=r"12 heads of attention, the trunk (has )?6"):
+    with pytest.raises(WeightsError, match=r"12 attention heads, the trunk (has )?6"):
         load(tmp_path / "w.pth", options, trunk=trunk, image=torch.rand(2, 3, 32, 32), **weights)
 
 

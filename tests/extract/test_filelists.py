@@ -184,7 +184,7 @@ def broken(photographs, folder, fault):
         ("twice", r"train/cat/001\.jpg is listed twice"),
         ("missing", r"not there: 1 of 12, such as .*nowhere\.jpg"),
         ("pickle", r"not a plain \.npy.*np\.save"),
-        ("floats", "expected strings or whole numbers; got float64"),
+        ("floats", "expected strings or integers; got float64"),
         ("ending", r"a list must end in \.npy, \.txt, \.csv.*got '?\.lst"),
         ("absent", r"train\.npy: cannot be read: No such file"),
         ("none", r"data\.train_list=FILE"),
@@ -203,7 +203,7 @@ def test_an_image_in_both_lists_is_warned_of(photographs, tmp_path, caplog):
     np.save(given["val_list"], [rows_of(photographs, "train")[0][0], *paths[1:]])
     with caplog.at_level(logging.WARNING):
         open_sources(source="filelist", root=photographs, **given)
-    assert "both in train and in val: 1, such as train/cat/000.jpg" in caplog.text
+    assert "in both train and val: 1, such as train/cat/000.jpg" in caplog.text
 
 
 def test_images_that_are_not_there_may_be_left_out(photographs, tmp_path):
@@ -344,7 +344,7 @@ def test_a_hostile_development_kit_is_refused_without_reading_it_all(imagenet, m
 
 
 def test_labels_for_class_folders_are_refused(photographs, tmp_path):
-    with pytest.raises(DataError, match="Leave one of both out"):
+    with pytest.raises(DataError, match="Remove one of the two"):
         open_sources(
             source="folder", root=photographs, val_labels=write_csv(tmp_path, "val", ["a.jpg"], [0])["val_list"]
         )

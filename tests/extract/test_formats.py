@@ -80,12 +80,12 @@ def zipped(path, *names):
         ("w.pth", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1"), "git lfs pull"),
         ("w.safetensors", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
         ("w.safetensors", lambda p: p.write_text("<!DOCTYPE html><html>"), "a web page"),
-        ("w.pth", lambda p: p.write_text('{"error": "not found"}'), "a text file, not weights; it begins .*not found"),
+        ("w.pth", lambda p: p.write_text('{"error": "not found"}'), "a text file, not weights.*not found"),
         ("w.pth", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"), "an image"),
         ("w.pth", lambda p: p.write_bytes(b""), "empty"),
-        ("w.pth", lambda p: p.write_bytes(bytes(100)), "no checkpoint"),
+        ("w.pth", lambda p: p.write_bytes(bytes(100)), "not a checkpoint"),
         ("w.npz", lambda p: np.savez(p, **{"embedding/kernel": np.zeros(3)}), "the names of JAX and Flax"),
-        ("w", lambda p: p.mkdir(), "a folder without model.safetensors.*It holds nothing"),
+        ("w", lambda p: p.mkdir(), "a folder without model.safetensors.*It contains nothing"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_named(tmp_path, name, write, message):

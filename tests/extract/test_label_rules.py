@@ -46,7 +46,7 @@ def test_numbers_that_could_be_names_or_count_the_classes_are_refused(numeric_fo
     (numeric_folders / "train" / "0").rename(numeric_folders / "train" / "12")
     lines = "".join(f"v{name:02d}.png,{name}\n" for name in range(12))
     (numeric_folders / "val.csv").write_text("path,label\n" + lines)
-    with pytest.raises(DataError, match="do the labels name the classes, or count them from 0.*'0' is none"):
+    with pytest.raises(DataError, match="do the labels name the classes, or index them from 0.*'0' is not"):
         open_sources(source="folder", root=numeric_folders, val_labels=numeric_folders / "val.csv")
 
 

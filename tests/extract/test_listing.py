@@ -146,7 +146,7 @@ def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, 
         source.open(3)
     calls = counted(monkeypatch)
     open_sources(source="folder", root=root, kept=folder)
-    assert len(calls) == 1, "the kept listing was discarded"
+    assert len(calls) == 1, "the cached listing was discarded"
 
 
 def test_a_part_is_the_same_for_the_same_seed_and_lies_within_a_larger_one():
@@ -190,6 +190,6 @@ def test_links_to_other_folders_are_followed(photographs, tmp_path):
 
 def test_classes_that_differ_in_case_alone_stop_or_warn(photographs):
     save_image(photographs / "train" / "Cat" / "a.jpg")
-    with pytest.raises(DataError, match="'Cat' and 'cat' differ in upper and lower case alone"):
+    with pytest.raises(DataError, match="'Cat' and 'cat' differ only in upper and lower case"):
         open_sources(source="folder", root=photographs)
     assert len(open_sources(source="folder", root=photographs, on_class_fault="warn")["train"].rows.labels) == 13

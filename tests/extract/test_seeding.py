@@ -80,7 +80,7 @@ def own(tmp_path):
     ],
 )
 def test_a_function_whose_weights_do_not_come_from_the_seed_is_refused(own, function, options):
-    with pytest.raises(ModelError, match=r"the same whatever the seed.*weights\.as_built=true"):
+    with pytest.raises(ModelError, match=r"the same for every seed.*weights\.as_built=true"):
         build_random(own + function, options)
 
 

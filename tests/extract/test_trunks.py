@@ -315,7 +315,7 @@ def test_a_model_of_ones_own_that_fails_is_refused_with_the_reason(tmp_path, mon
 
 
 class Odd(nn.Module):
-    """Channels last, and a tap whose first axis is not the images'."""
+    """Channels last, and a tap whose first axis is not the batch."""
 
     def __init__(self):
         super().__init__()
@@ -334,7 +334,7 @@ def test_channels_of_a_model_of_ones_own_are_told_by_the_sides_that_are_equal(im
     assert torch.allclose(layer, trunk(images), atol=1e-6)
     with pytest.raises(ModelError, match="not known which of its axes"):
         layers_at(trunk, "own.py:odd", ["last"], torch.rand(1, 3, 32, 16))
-    with pytest.raises(ModelError, match="its first axis is not the images'"):
+    with pytest.raises(ModelError, match="its first axis is not the batch"):
         layers_at(trunk, "own.py:odd", ["windows"], images)
 
 
@@ -412,7 +412,7 @@ def test_a_head_that_does_not_fit_the_trunk_is_refused(images):
         (("mpl", {"dims": [8, 4]}), "unknown head 'mpl'. Did you mean mlp"),
         (("mlp", {"dims": [8]}), "dims must hold"),
         (("mlp", {"dims": [8, 4], "use_gelu": True}), "unexpected keyword argument 'use_gelu'"),
-        (("dino_head", {"in_dim": 8, "num_clusters": []}), "num_clusters must hold one number"),
+        (("dino_head", {"in_dim": 8, "num_clusters": []}), "num_clusters must contain one number"),
         (("swav_head", {"dims": [8, 4], "use_bn": False, "num_clusters": [], "return_embeddings": False}), "nothing"),
     ],
 )
@@ -424,7 +424,7 @@ def test_a_head_that_cannot_be_built_is_refused(head, message):
 def test_a_model_that_imports_a_file_beside_it_is_refused_with_the_path_to_set(tmp_path):
     (tmp_path / "beside.py").write_text("")
     (tmp_path / "net.py").write_text("import beside\n")
-    with pytest.raises(ModelError, match=f"No module named 'beside'. It lies beside net.py.*PYTHONPATH={tmp_path}$"):
+    with pytest.raises(ModelError, match=f"No module named 'beside'. It is beside net.py.*PYTHONPATH={tmp_path}$"):
         build_trunk(f"{tmp_path}/net.py:make", {})
     (tmp_path / "net.py").write_text("import elsewhere_\n")
     with pytest.raises(ModelError, match="No module named 'elsewhere_'$"):

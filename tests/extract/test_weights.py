@@ -134,7 +134,7 @@ def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state):
 
 
 def test_another_models_file_is_refused(state):
-    with pytest.raises(WeightsError, match="Is this another model's file"):
+    with pytest.raises(WeightsError, match="Is it another model's file"):
         features_of(build_trunk("squeezenet1_0", {}).state_dict())
 
 
@@ -163,10 +163,10 @@ class Evil:
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-        (b"import torch", "a text file, not weights; it begins 'import torch"),
-        (b"PK\x03\x04 this is no archive", "damaged, truncated or no checkpoint"),
-        ({"args": argparse.Namespace(a=1)}, r"it asks for argparse\.Namespace"),
-        ({"evil": Evil()}, r"it asks for posix\.system"),
+        (b"import torch", "a text file, not weights; it starts with 'import torch"),
+        (b"PK\x03\x04 this is no archive", "damaged, truncated or not a checkpoint"),
+        ({"args": argparse.Namespace(a=1)}, r"it needs argparse\.Namespace"),
+        ({"evil": Evil()}, r"it needs posix\.system"),
         ([1, 2], "holds a list"),
         ({"epoch": 1}, "no tensors"),
         ("truncate", "damaged, truncated"),
@@ -194,7 +194,7 @@ def test_code_within_a_file_is_named_first_and_run_only_when_trusted(tmp_path, m
     torch.save({"state_dict": dict(state), "args": Evil(), "more": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as error:
         read_checkpoint(tmp_path / "w.pth")
-    assert "it asks for argparse.Namespace, posix.system" in str(error.value)
+    assert "it needs argparse.Namespace, posix.system" in str(error.value)
     assert "--trust-checkpoint loads it and executes that code" in str(error.value)
     assert not (tmp_path / "EXECUTED").exists()
     content = read_checkpoint(tmp_path / "w.pth", trust=True)
@@ -204,7 +204,7 @@ def test_code_within_a_file_is_named_first_and_run_only_when_trusted(tmp_path, m
 
 def test_code_within_a_legacy_file_is_named_too(tmp_path):
     torch.save({"args": argparse.Namespace(a=1)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(WeightsError, match=r"it asks for argparse\.Namespace"):
+    with pytest.raises(WeightsError, match=r"it needs argparse\.Namespace"):
         read_checkpoint(tmp_path / "w.pth")
 
 

@@ -18,7 +18,7 @@ def test_an_image_that_changed_after_it_was_listed_stops_the_run_by_name(
     monkeypatch.setattr(listing_cache, "MANY", 1)
     monkeypatch.setattr(
         listing_cache, "SAMPLE", 1
-    )  # only the first file is looked up before the kept listing is believed
+    )  # only the first file is looked up before the cached listing is used
     for path in (photographs, *photographs.rglob("*")):
         os.utime(path, (1, 1))
     words = [

@@ -72,7 +72,7 @@ def test_a_file_that_runs_code_is_loaded_only_when_it_is_trusted(bench, photogra
                "--layers", "res3", *SMALL)  # fmt: skip
     refused = bench(*command)
     assert refused.returncode == 2
-    assert "it asks for argparse.Namespace" in refused.stderr
+    assert "it needs argparse.Namespace" in refused.stderr
     assert "--trust-checkpoint" in refused.stderr
     assert not (tmp_path / "features").exists()
     assert bench(*command, "--trust-checkpoint").returncode == 0
@@ -106,4 +106,4 @@ def test_the_code_of_ones_own_model_is_in_the_fingerprint(bench, photographs, tm
     assert loaded.returncode == 0, loaded.stderr
     refused = bench("extract", "folder", "--data", photographs, "model.trunk=resnet18", "weights.as_built=true", *SMALL)
     assert refused.returncode == 2
-    assert "weights.as_built is for a function of one's own" in refused.stderr
+    assert "weights.as_built is for your own function" in refused.stderr

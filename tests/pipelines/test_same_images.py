@@ -131,7 +131,7 @@ def test_a_feature_set_without_digests_opens_and_is_extended_with_a_note(bench, 
     without_digests(path)
     assert not list(verify(path))
     assert "no digests" not in extracted(bench, bitmaps), "nothing is compared"
-    assert "kept no digests of its images" in extracted(bench, bitmaps, layers="features.6")
+    assert "stored no digests of images" in extracted(bench, bitmaps, layers="features.6")
     assert not list(verify(path))
     assert FeatureSet.open(path).written_digests("train").tolist() == [0] * 12
     assert not list(repair(path))

@@ -89,7 +89,7 @@ def test_what_the_pipeline_says_counts_and_the_difference_is_said(tmp_path, capl
      VIT | {"image_processor_type": "EfficientNetImageProcessor"}],
 )  # fmt: skip
 def test_a_preprocessor_that_cannot_be_followed_is_refused(tmp_path, config):
-    with pytest.raises(WeightsError, match=r"preprocessor_config\.json: cannot be followed.*say the transform"):
+    with pytest.raises(WeightsError, match=r"preprocessor_config\.json: cannot be used.*set transform"):
         chosen(hub(tmp_path, **config))
 
 

@@ -35,7 +35,7 @@ Head = Annotated[
     tuple[str, dict[str, Any]], BeforeValidator(_head, json_schema_input_type=str | tuple[str, dict[str, Any]])
 ]
 MAX_SIDE = 8192
-"""Pixels of a side; an image of that size takes 0.8 GB as floats."""
+"""Largest side in pixels; a square image of that size takes 0.8 GB as floats."""
 
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
@@ -50,25 +50,25 @@ _ONLY_FOR = {
     "label_column": ("filelist", "folder", "huggingface"),
     "options": ("torchvision", "huggingface"),
 }
-"""Settings that only some sources heed."""
+"""Settings that only some sources use."""
 
 
 class DataConfig(Config):
     """Where the images come from."""
 
     name: str | None = None
-    """A data set of the catalogue (`bench datasets` lists it), which gives what is not given here."""
+    """A data set of the catalogue (see `bench datasets`), which supplies the settings that are not given here."""
 
     source: Literal["folder", "filelist", "webdataset", "torchvision", "huggingface", "digits"] = "folder"
-    """`folder` is a folder (or a .tar or .zip of it) of class folders for each split; `filelist` files that list paths
-    and labels; `webdataset` tar shards; `torchvision` one of its data sets, already on disk; `huggingface` one that
-    its library reads; `digits` scikit-learn's handwritten digits, which come with it."""
+    """`folder`: class folders for each split, in a folder, .tar or .zip; `filelist`: files that list paths and labels;
+    `webdataset`: tar shards; `torchvision`: one of its data sets, already on disk; `huggingface`: one that its library
+    reads; `digits`: scikit-learn's handwritten digits, which need no download."""
 
     root: Path | None = None
-    """The folder that holds the splits' folders, the shards, torchvision's files, or what lists are relative to."""
+    """Folder of the splits' folders, shards or torchvision's files, or that paths in lists are relative to."""
 
     dataset: str | None = None
-    """For `torchvision` and `huggingface`: the name of the data set, such as CIFAR10."""
+    """For `torchvision` and `huggingface`: name of the data set, such as CIFAR10."""
 
     train_split: str = "train"
     """Name of the split that is the database: a folder, or for `webdataset` a pattern such as train-{000..146}.tar."""
@@ -81,39 +81,39 @@ class DataConfig(Config):
     folder."""
 
     val_list: Path | None = None
-    """The same of the queries."""
+    """The same for the queries."""
 
     train_labels: Path | None = None
-    """For `filelist`: a second list, of labels, as long as the first."""
+    """For `filelist`: a second list, of labels, with the same length as the first."""
 
     val_labels: Path | None = None
-    """The same of the queries. For `folder`: labels of a val folder without class folders, a list of names and labels
-    or ImageNet's development kit; ILSVRC2012_devkit_t12 and LOC_val_solution.csv in the root are found."""
+    """The same for the queries. For `folder`: labels of a val folder without class folders, as a list of names and
+    labels or ImageNet's development kit; ILSVRC2012_devkit_t12 and LOC_val_solution.csv in the root are found."""
 
     classes: Path | None = None
-    """For `filelist` and `webdataset`: names of the classes that numbers count from 0, one a line."""
+    """For `filelist` and `webdataset`: names of the classes, one a line; numeric labels index them from 0."""
 
     label_column: str | None = None
-    """For `huggingface` and for lists in `.csv`: the column of labels, where it is not clear; `none` is no labels."""
+    """For `huggingface` and for lists in `.csv`: the column of labels, if it is ambiguous; `none` for no labels."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """For `torchvision` and `huggingface`: keyword arguments of the data set, such as `small: true`."""
 
     limit: int | None = Field(default=None, gt=0)
-    """At most so many images of each split, drawn at random."""
+    """Most images of each split; they are drawn at random."""
 
     per_class: int | None = Field(default=None, gt=0)
-    """At most so many images of each class of train; val stays whole."""
+    """Most images of each class of train; val is not reduced."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of the drawing."""
+    """Seed of the draw."""
 
     on_error: Literal["stop", "skip"] = "stop"
-    """An image that can't be read stops the run, or is counted and left out of every evaluation."""
+    """Whether an image that can't be read stops the run, or is skipped: counted, and left out of every evaluation."""
 
     on_class_fault: Literal["stop", "warn"] = "stop"
-    """A class folder without images, classes whose names differ in case alone, or a class of val that train lacks
-    (and so can never be right)."""
+    """What to do about a class folder without images, classes whose names differ only in case, or a class of val that
+    is not in train (so it is never predicted)."""
 
     @field_validator(*_ONLY_FOR)
     @classmethod
@@ -137,9 +137,9 @@ class TransformConfig(Config):
     """VISSL's benchmark resizes bilinearly, DINO's and DINOv2's bicubically."""
 
     rounding: Literal["torchvision", "nearest"] = "torchvision"
-    """Of the longer side and of the crop's corner, which decides where the crop lies by up to a pixel. torchvision,
-    and so VISSL, DINO and the others, cut off the fraction of the side and round half margins to even; `nearest`
-    rounds the side and cuts off half margins, as some other pipelines do."""
+    """Rounding of the longer side and of the crop's corner, which moves the crop by up to a pixel. torchvision, and so
+    VISSL, DINO and others, truncate the side and round half margins to even; `nearest` rounds the side and truncates
+    half margins, as some other pipelines do."""
 
     mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
     """Subtracted from red, green, blue in [0, 1]; ImageNet's."""
@@ -159,14 +159,14 @@ class ModelConfig(Config):
     """Which model."""
 
     trunk: str = "resnet50"
-    """A name of `bench models`, `timm:NAME`, or a function of one's own that returns a model, `file.py:function` or
+    """A name of `bench models`, `timm:NAME`, or a function of your own that returns a model, `file.py:function` or
     `package.module:function`; its code is run."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of its constructor, such as `depth: 101`."""
 
     heads: tuple[Head, ...] = ()
-    """Heads on top of the trunk, as VISSL writes them: `[["mlp", {"dims": [2048, 128]}]]`. The layer `heads` is the
+    """Heads on top of the trunk, written as in VISSL: `[["mlp", {"dims": [2048, 128]}]]`. The layer `heads` is the
     output of the last one, `heads.0` that of the first."""
 
 
@@ -174,39 +174,39 @@ class WeightsConfig(Config):
     """Where its parameters come from: one of `file`, `torchvision`, `random_seed` and `as_built`."""
 
     file: Path | None = None
-    """A checkpoint: .pth, .pt, .ckpt, .safetensors, or a folder from Hugging Face's hub. How it is written is told
-    by its own keys."""
+    """A checkpoint: .pth, .pt, .ckpt, .safetensors, or a folder from Hugging Face's hub. Its format is recognized by
+    its keys."""
 
     torchvision: str | None = None
     """Name of torchvision's own weights, such as IMAGENET1K_V2 or DEFAULT; downloaded once."""
 
     random_seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    """No training: random parameters from this seed. Every result says so."""
+    """Untrained: random parameters from this seed. Every result says so."""
 
     branch: str | None = None
-    """Which of the encoders of a checkpoint, such as `student` of DINO's or `key` of MoCo's. By default the one that
-    is evaluated by custom: teacher, query, online, base."""
+    """Which encoder of a checkpoint to load, such as `student` for DINO or `key` for MoCo. By default the conventional
+    one: teacher, query, online, base."""
 
     key: str | None = None
-    """Told by hand: where the state dict lies within the file, such as `state_dict` or `model.teacher`."""
+    """Location of the state dict in the file, such as `state_dict` or `model.teacher`, if it is not recognized."""
 
     remove_prefix: str = ""
-    """Told by hand: taken off the names of the file that begin with it; the other names are left out."""
+    """Strip this prefix from names in the file; drop names without it."""
 
     add_prefix: str = ""
-    """Told by hand: put before all names."""
+    """Prepend this to all names."""
 
     ignore: tuple[str, ...] = ()
-    """Beginnings of names that the file may have beyond the model's, where layers are computed."""
+    """Prefixes of names that may be left over in the file, although the layers use the module."""
 
     position_grid: tuple[Side, Side] | None = None
-    """Patches in height and width for which the file has position embeddings, where it was not trained on squares."""
+    """Grid of patches (height, width) of the file's position embeddings, if it was not trained on square images."""
 
     trust: bool = False
-    """Load a file that needs more than plain tensors, which executes code that it carries."""
+    """Load a file that contains more than plain tensors, which executes code in it."""
 
     as_built: bool = False
-    """A function of one's own has loaded them itself."""
+    """Your own function, given as model.trunk, loads them itself."""
 
     @field_validator("as_built")
     @classmethod
@@ -224,24 +224,24 @@ class ExtractConfig(Config):
     """Images in a forward pass."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward pass; the lower ones by torch's autocast."""
+    """Precision of the forward pass; lower precisions use torch's autocast."""
 
     device: str = "auto"
     """`auto` is the first GPU, or the CPU; or as torch names it: cpu, cuda, cuda:1."""
 
     workers: int | None = Field(default=None, ge=0, le=1024)
-    """Processes of each rank that decode images; by default the cores, shared among the ranks of a host, at most 16,
-    and none for images already in memory."""
+    """Decoding processes of each rank. By default the number of cores divided by the ranks on the host, at most 16; 0
+    for images that are in memory."""
 
     threads: int | None = Field(default=None, gt=0, le=1024)
-    """Of the forward pass on the CPU, in each rank; by default as many as there are cores. Not divided among the ranks,
-    since with some models the last bit depends on it."""
+    """Threads of the forward pass on the CPU, in each rank; by default the number of cores. Not divided by the ranks,
+    since the last bit of some models' features depends on it."""
 
     ranks: int | None = Field(default=None, gt=0, le=1024)
-    """Processes to extract in, on this host; by default this one alone."""
+    """Processes on this host that extract; by default this one only."""
 
     gpus: int | None = Field(default=None, gt=0, le=1024)
-    """GPUs of this host to extract on, with one rank for each."""
+    """GPUs of this host to extract on, with one rank on each."""
 
     @field_validator("gpus")
     @classmethod
@@ -251,7 +251,7 @@ class ExtractConfig(Config):
         return gpus
 
     slurm: dict[str, str | int] | None = None
-    """Parameters of a SLURM job to extract in, such as partition, nodes, gpus_per_node, time. Each task is a rank."""
+    """Parameters of a SLURM job that extracts, such as partition, nodes, gpus_per_node, time. Each task is a rank."""
 
     @property
     def num_ranks(self) -> int:

@@ -1,11 +1,10 @@
-"""Processes that decode batches, none of which can be lost.
+"""Processes that decode batches, without losing any.
 
-Each has a socket pair to this process, and a thread here that sends it the rows of a batch and reads the answer
-straight into the batch. A process that ends for whatever reason closes its socket, so the thread
-sees at once that no answer will come. torch's DataLoader hands batches over in shared memory, from a
-thread of the worker: where /dev/shm is small or missing, or file descriptors run out, that thread
-drops the batch, and the parent waits for it without end (pytorch#1355, pytorch#5040). Here nothing
-lies in /dev/shm, not even a semaphore.
+Each has a socket pair to this process, and a thread here sends it the rows of a batch and reads the
+pixels directly into the batch. If a process ends for any reason, its socket is closed, so the thread
+notices at once. torch's DataLoader passes batches through shared memory, from a thread of the worker:
+if /dev/shm is too small or missing, or file descriptors run out, that thread drops the batch and the
+parent waits forever (pytorch#1355, pytorch#5040). Nothing here uses /dev/shm, not even a semaphore.
 """
 
 from __future__ import annotations
@@ -57,15 +56,15 @@ class BatchRows:
 
 
 Load = Callable[[BatchRows], tuple[Bytes, Any]]
-"""Returns the pixels of a batch, shape (B, 3, H, W), and whatever else is to be known of them."""
+"""Returns the pixels of a batch, shape (B, 3, H, W), and further information about them."""
 
 Loaded = tuple[Tensor, Any]
-"""The pixels, uint8 of shape (B, 3, H, W), and the rest."""
+"""The pixels, uint8 of shape (B, 3, H, W), and the further information."""
 
 _Request = tuple[Future[Loaded], BatchRows]
 
 JOIN_S = 10.0
-"""How long the end of a process that was killed is waited for."""
+"""Seconds to wait for the end of a process that was killed."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -78,7 +77,7 @@ _ADVICE = {
 
 
 class Decoders:
-    """Processes that run `load`; a context manager, whose end ends them.
+    """Processes that run `load`; a context manager, on whose exit they end.
 
     Parameters
     ----------
@@ -87,7 +86,7 @@ class Decoders:
     workers : int
         How many processes.
     pin_memory : bool
-        Whether the pixels are bound for a GPU.
+        Whether the pixels will be copied to a GPU.
 
     Raises
     ------
@@ -100,13 +99,13 @@ class Decoders:
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._workers: list[_Worker] = []
         self._threads: list[threading.Thread] = []
-        atexit.register(self.close)  # before multiprocessing, which would wait for them at exit
+        atexit.register(self.close)  # runs before multiprocessing's handler, which would wait for them
         try:
             for _ in range(workers):
                 self._workers.append(_Worker(load))
         except OSError as error:
             self.close()
-            advice = _ADVICE.get(error.errno or 0, "See to that")
+            advice = _ADVICE.get(error.errno or 0, "Resolve that")
             raise DecoderError(
                 f"only {len(self._workers)} of {workers} decoding processes could be started: {error.strerror}. "
                 f"{advice}, or set --workers lower (0 decodes in the process that runs the model)."
@@ -114,7 +113,7 @@ class Decoders:
         except BaseException:
             self.close()
             raise
-        self._threads = [  # daemons, since an executor's threads would be waited for at exit
+        self._threads = [  # daemon threads: the interpreter would wait for those of an executor
             threading.Thread(target=self._attend, args=(worker,), name="decoder", daemon=True)
             for worker in self._workers
         ]
@@ -140,7 +139,7 @@ class Decoders:
         return future
 
     def close(self) -> None:
-        """End all processes at once; they hold nothing that could be lost."""
+        """End all processes at once; nothing in them is needed any more."""
         atexit.unregister(self.close)
         for worker in self._workers:
             worker.kill()
@@ -155,21 +154,21 @@ class Decoders:
             worker.close()
 
     def _attend(self, worker: _Worker) -> None:
-        """Hand one process what is asked for, a batch at a time; in a thread."""
+        """Pass requests to one process, one batch at a time; runs in a thread."""
         while request := self._requests.get():
             future, batch = request
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(worker.load(batch, pin_memory=self._pin_memory))
-                except BaseException as error:  # whoever waits for the future is told
+                except BaseException as error:  # raised to whoever waits for the future
                     future.set_exception(error)
 
 
 class _Worker:
-    """One process, as its parent sees it."""
+    """The parent's end of one process."""
 
     def __init__(self, load: Load) -> None:
-        # A forked process shares the listing of the images, which may be gigabytes.
+        # A forked process shares the listing of the images, which may take gigabytes.
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
         self._connection: Connection
         self._connection, theirs = context.Pipe()
@@ -181,7 +180,7 @@ class _Worker:
             self._connection.close()
             raise
         finally:
-            theirs.close()  # or its end would not be seen here
+            theirs.close()  # otherwise the end of the process would not close the connection
 
     def load(self, batch: BatchRows, *, pin_memory: bool) -> Loaded:
         """Have a batch loaded, and wait for it."""
@@ -210,7 +209,7 @@ class _Worker:
         code = self._process.exitcode
         if code == -signal.SIGKILL:
             return (
-                f"a decoding process was killed (SIGKILL) {where}: most likely memory was short (`dmesg` says so). "
+                f"a decoding process was killed (SIGKILL) {where}: most likely memory ran out (`dmesg` says so). "
                 f"Set --workers lower, or give it more memory. {safe}"
             )
         how = f"ended with exit code {code}" if code is None or code >= 0 else f"died of {signal.Signals(-code).name}"
@@ -222,7 +221,7 @@ class _Worker:
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Block the signals that a new process is going to ignore, until it does."""
+    """Block signals until a new process ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -239,20 +238,20 @@ def _receive(descriptor: int, into: memoryview) -> None:
 
 
 def _serve(load: Load, connection: Connection) -> None:
-    """Run in the process until the parent ends, or ends it."""
+    """Run in the process until it is killed or the parent ends."""
     end_with_parent()
-    # Ctrl-C reaches the whole process group, but the parent still wants the batches of its chunk.
+    # Ctrl-C reaches the whole process group, but the parent still needs the batches of its chunk.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    torch.set_num_threads(1)  # OpenMP's threads do not exist after a fork
     while True:
         try:
             head, pixels = _answer(load, connection.recv())
             connection.send_bytes(head)
             while pixels:
                 pixels = pixels[os.write(connection.fileno(), pixels) :]
-        except (EOFError, OSError):  # the parent has no more use for it
+        except (EOFError, OSError):  # the parent no longer needs it
             return
 
 
@@ -266,7 +265,7 @@ def _answer(load: Load, batch: BatchRows) -> tuple[bytes, memoryview]:
 
 
 def _portable(error: Exception) -> Exception:
-    """Make of an error one that can be sent."""
+    """Convert an error to one that can be pickled."""
     if is_out_of_memory(error):
         return OutOfMemoryError(
             "a decoding process ran out of memory. Set --workers lower, or give it more memory. "

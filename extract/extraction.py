@@ -37,7 +37,7 @@ class Extracted:
 
     rows: int = 0
     unreadable: int = 0
-    """Images that were left out."""
+    """Images that could not be read and were skipped."""
 
 
 def extract_chunks(
@@ -58,53 +58,53 @@ def extract_chunks(
     on_chunk: Callable[[Work], None] = lambda work: None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> Extracted:
-    """Compute and commit the given chunks; each counts as soon as it is on disk.
+    """Compute and commit chunks; each counts as soon as it is on disk.
 
     Decoding, the forward pass and writing overlap. An error leaves all earlier chunks committed.
 
     Parameters
     ----------
     features : FeatureSet
-        Has the arrays of all layers.
+        Contains the arrays of all layers.
     work : iterable of Work
-        Chunks to write, and which of their layers; asked for one at a time, a few batches ahead.
+        Chunks to write, and which of their layers; consumed one at a time, a few batches ahead.
     writer : ChunkWriter
-        This rank's.
+        This rank's writer.
     trunk : TappedTrunk
-        Computes at least those layers; on `device`.
+        Computes at least these layers; on `device`.
     sources : mapping of str to ImageSource
         By split.
     transform : Transform
-        From images to what the trunk sees.
+        From images to the input of the trunk.
     batch_size : int
         Images in a forward pass; batches never straddle chunks.
     device : torch.device
         Where the forward pass runs.
     precision : {"float32", "bfloat16", "float16"}
-        Of the forward pass.
+        Precision of the forward pass.
     workers : int
         Decoding processes.
     on_error : {"stop", "skip"}
-        What an unreadable image does.
+        What to do about an unreadable image.
     image_size : (int, int), optional
         Height and width that every image must have after the transform.
     on_rows : callable
-        Told the number of rows after each batch.
+        Called with the number of rows after each batch.
     on_chunk : callable
-        Told of each chunk once it is committed; in the writer's thread.
+        Called with each chunk once it is committed, in the writer's thread.
     is_stopping : callable
-        Asked after each chunk; if so, that chunk is committed and no other begun.
+        Called after each chunk; if true, that chunk is committed and no other is started.
 
     Raises
     ------
     ImageError
         If an image can't be read and `on_error` is "stop".
     OutOfMemoryError
-        If the host or the device has no memory left.
+        If the host or the device runs out of memory.
     DecoderError
         If a decoding process dies.
     StoreError
-        If a value can't be stored, or the disk refuses.
+        If a value can't be stored, or writing fails.
     """
     done = Extracted()
     wanted = _batches_of(features, work, batch_size)
@@ -126,7 +126,7 @@ def extract_chunks(
             done.rows += len(batch.rows.rows)
             on_rows(len(batch.rows.rows))
             if writing is not None and (batch.rows.is_last or writing.done()):
-                writing.result()  # raises what the disk refused
+                writing.result()  # raises if writing failed
             if batch.rows.is_last:
                 writing, chunk = background.submit(write, chunk), None
                 if is_stopping():
@@ -173,7 +173,7 @@ def _forward(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Floats]:
     num_rows = len(batch.pixels)
-    if len(batch.unreadable) == num_rows:  # no image at all, so not even its size is known
+    if len(batch.unreadable) == num_rows:  # without any image, the size is not known
         return {name: np.full((num_rows, *shape), np.nan, np.float32) for name, shape in shapes.items()}
     return forward(trunk, transform, batch.pixels, device, precision)
 
@@ -181,7 +181,7 @@ def _forward(
 def forward(
     trunk: TappedTrunk, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
 ) -> dict[str, Floats]:
-    """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers in float32, in memory."""
+    """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers as float32 arrays."""
     with out_of_memory_is(f"in the forward pass of {len(pixels)} images on {device}", OUT_OF_MEMORY):
         with _autocast(device, precision):
             layers = trunk(transform.scale(pixels, device))
@@ -193,7 +193,7 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
 
 
 def _check_size(batch: Batch, expected: tuple[int, int] | None) -> None:
-    """Pooling hides that images had different sizes, so they are compared before the model sees them."""
+    """Refuse images of another size than the first; after pooling the difference would not show."""
     size, rows = tuple(batch.pixels.shape[2:]), batch.rows.rows
     if expected is not None and size != expected and len(batch.unreadable) < len(rows):
         raise DataError(
@@ -206,7 +206,7 @@ def _note_unreadable(batch: Batch, done: Extracted, on_error: str) -> None:
     for message in batch.unreadable.values():
         if on_error == "stop":
             raise ImageError(
-                f"{message}. Mend or remove the file, or leave such images out with --on-error skip. "
+                f"{message}. Replace or remove the file, or leave such images out with --on-error skip. "
                 f"What was committed before is safe; the same command goes on from there."
             )
         logger.warning("left out: %s", message)

@@ -1,4 +1,4 @@
-"""How long a process lives that another one has started: no longer than that one, however it ends."""
+"""Makes a child process end with its parent, however the parent ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """End this process at once when its parent ends, a SIGKILL included; nothing in a process that has none.
+    """End this process at once when its parent ends, even by SIGKILL; does nothing without a parent.
 
-    On Linux the kernel does it. Besides, and elsewhere, a thread waits for the end of the pipe whose
-    other end only the parent holds; it also sees a parent that ended before the kernel was asked.
+    On Linux, the kernel does it. In addition, on all systems, a thread waits until the pipe to the parent
+    is closed; this also covers a parent that ended before the kernel was asked.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

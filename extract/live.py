@@ -1,7 +1,7 @@
-"""Features of a model that is in memory, of datasets that give tensors: no checkpoint, no image files.
+"""Features of a model in memory, from datasets that return tensors: no checkpoint, no image files.
 
-The model is run as it is, in eval mode, on the device where it lies. What a feature set of it was made from is told by
-a digest of its parameters and buffers, by its structure, and by its features of two fixed images.
+The model runs as it is, in eval mode, on its device. Its feature set is identified by a digest of its parameters and
+buffers, its structure, and its features of two fixed images.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from featbench.store.typing import Array, Floats, UInt64s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveModel:
-    """A model, tapped, with all that identifies it."""
+    """A tapped model, with what identifies it."""
 
     trunk: TappedTrunk
     device: torch.device
@@ -66,21 +66,21 @@ class LiveModel:
 
 @contextmanager
 def tapped(model: nn.Module, layers: Sequence[LayerSpec], image: Tensor) -> Iterator[LiveModel]:
-    """Tap a model, put it into eval mode meanwhile, and make sure that its features are repeatable.
+    """Tap a model, in eval mode within the context, and make sure that its features are repeatable.
 
     Parameters
     ----------
     model : nn.Module
-        Wrappers for several devices and of `torch.compile` are taken off.
+        Wrappers (DataParallel, DistributedDataParallel, `torch.compile`) are removed.
     layers : sequence of LayerSpec
-        What to compute.
+        Layers to compute.
     image : Tensor of shape (C, H, W)
-        One as the model sees them.
+        An input of the model.
 
     Raises
     ------
     ModelError
-        If a tap does not exist, or features depend on chance or on the batch.
+        If a tap does not exist, or features are random or depend on the batch.
     """
     model = _unwrapped(model)
     modes = {module: module.training for module in model.modules()}
@@ -100,7 +100,7 @@ def tapped(model: nn.Module, layers: Sequence[LayerSpec], image: Tensor) -> Iter
 
 
 class TensorSource:
-    """A dataset of (image, label) pairs by row, or the dataset of a loader, whose order and batches are left out.
+    """A dataset of (image, label) pairs, or that of a loader, whose order and batches are ignored.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class TensorSource:
         has_rows = hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")
         if not has_rows or isinstance(self.dataset, IterableDataset):
             raise DatasetError(
-                f"{split}: {type(self.dataset).__name__} has no rows to ask for by number, so it can't be stored; give "
+                f"{split}: {type(self.dataset).__name__} can't be indexed by row, so nothing can be stored; give "
                 f"a dataset with __len__ and __getitem__, or extract with store=None"
             )
         if not len(self.dataset):
@@ -129,11 +129,11 @@ class TensorSource:
         return len(self.dataset)
 
     def image(self) -> Tensor:
-        """Return the first image; one that is another one at each time is refused."""
+        """Return the first image; refuses a dataset that returns another image each time."""
         first, again = (next(self.batches([[0]]))[0][0] for _ in range(2))
         if first.shape != again.shape or not torch.equal(first, again):
             raise DatasetError(
-                f"{self.split}: row 0 of the dataset is another image each time it is asked for. Features are of fixed "
+                f"{self.split}: row 0 of the dataset is another image each time it is read. Features must be of fixed "
                 f"images: give a dataset without random augmentation"
             )
         return first
@@ -146,7 +146,7 @@ class TensorSource:
         return (checked_batch(batch, split=self.split) for batch in loader)
 
     def labels(self, batch_size: int) -> Array:
-        """Labels of all rows: those that the dataset lists, or else by a pass over it."""
+        """Labels of all rows: those that the dataset lists, or else from a pass over it."""
         listed = _listed_labels(self.dataset)
         if listed is not None and len(listed) == len(self):
             return listed
@@ -155,7 +155,7 @@ class TensorSource:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes that labels count, if the dataset says them."""
+        """Names of the classes that labels index, if the dataset has them."""
         dataset = self.dataset
         while isinstance(dataset, torch.utils.data.Subset):
             dataset = dataset.dataset
@@ -190,7 +190,7 @@ def extract_live(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> FeatureSet:
-    """Write the chunks of a model's layers that are missing; the same call goes on where it was stopped.
+    """Write the missing chunks of a model's layers; if it is interrupted, the same call continues.
 
     Parameters
     ----------
@@ -203,14 +203,14 @@ def extract_live(
     batch_size : int
         Images in a forward pass.
     dtype : {"float32", "float16"}
-        As features are stored.
+        Type of the stored features.
     overwrite : bool
-        Replace what is there.
+        Replace an existing feature set.
 
     Raises
     ------
     MismatchError
-        If there is a feature set of another model, of other labels, or of other images.
+        If the existing feature set is of another model, other labels, or other images.
     """
     dim = max(info.dim for info in model.layers.values())
     chunk_rows = rows_per_chunk_for(
@@ -266,7 +266,7 @@ def _computed(
 
 
 def _refuse_another_code(model: LiveModel, features: FeatureSet) -> None:
-    """Compare the features of fixed images with those of the run before: the same weights in other code."""
+    """Compare features of fixed images with those of the earlier run: detects changed code with equal weights."""
     known = features.manifest.notes.get("probe", {})
     for name, probe in model.probe.items():
         if name in known and name in features.manifest.layers and distance(known[name], probe) > TOLERANCE:
@@ -277,7 +277,7 @@ def _refuse_another_code(model: LiveModel, features: FeatureSet) -> None:
 
 
 def _refuse_other_images(features: FeatureSet, sources: Mapping[str, TensorSource], batch_size: int) -> None:
-    """Compare the digests of some images of each split, spread over it, with those that are stored."""
+    """Compare the digests of evenly spaced images of each split with the stored ones."""
     for split, source in sources.items():
         stored = features.written_digests(split)
         written = np.flatnonzero(stored)
@@ -320,7 +320,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _name(model: nn.Module) -> str:
-    """What taps call the model: its family, where that is known, which decides where its maps have their channels."""
+    """Name of the model for taps: its family, if known, which decides the channel axis of its maps."""
     package, _, module = type(model).__module__.rpartition(".")
     if package == "torchvision.models":
         return module
@@ -328,7 +328,7 @@ def _name(model: nn.Module) -> str:
 
 
 def _listed_labels(dataset: Any) -> Array | None:
-    """Labels that a dataset lists: `targets` or `labels`, the last tensor, or those of a subset's rows."""
+    """Labels that a dataset lists: `targets` or `labels`, the last tensor, or the labels of a subset's rows."""
     if isinstance(dataset, torch.utils.data.Subset):
         of_all = _listed_labels(dataset.dataset)
         return None if of_all is None else of_all[np.asarray(dataset.indices, np.int64)]

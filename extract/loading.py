@@ -1,7 +1,7 @@
-"""Loading batches of images, in processes of their own, in exactly the order of the work.
+"""Loading batches of images, in separate processes, in exactly the order of the work.
 
-A batch is consecutive rows of one chunk, cut the same way in every run, so that a feature never
-depends on how the work was split or resumed.
+A batch consists of consecutive rows of one chunk. Chunks are cut into batches in the same way in every
+run, so features never depend on how the work was divided or resumed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch:
     """uint8, shape (B, 3, H, W)."""
 
     digests: UInt64s
-    """Shape (B,): of each image's bytes, see `featbench.extract.data.pictures`; 0 where it is missing."""
+    """Shape (B,): digest of each image, see `featbench.extract.data.pictures`; 0 where it is missing."""
 
     unreadable: Mapping[int, str]
     """Why images are missing, by their position in the batch; their pixels mean nothing."""
@@ -47,7 +47,7 @@ Note = tuple[list[int], dict[int, str]]
 
 
 class _Images:
-    """Loads the images of a batch; what a decoding process does."""
+    """Loads the images of a batch; runs in a decoding process."""
 
     def __init__(self, sources: Mapping[str, ImageSource], transform: Transform) -> None:
         self._sources = sources
@@ -80,13 +80,13 @@ def batches(
     sources : mapping of str to ImageSource
         By split.
     wanted : iterable of BatchRows
-        Which rows each batch holds; asked for as late as keeps the processes busy.
+        Rows of each batch; consumed only as far ahead as keeps the processes busy.
     transform : Transform
-        Resizing and cropping happen here, scaling later.
+        Resizing and cropping are done here, scaling later.
     workers : int
-        Processes that decode; 0 decodes in this one.
+        Decoding processes; 0 decodes in this process.
     pin_memory : bool
-        Whether the pixels are bound for a GPU.
+        Whether the pixels will be copied to a GPU.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def batches(
     DecoderError
         If a decoding process can't be started, or dies.
     OutOfMemoryError
-        If one has no memory left.
+        If a decoding process runs out of memory.
     """
     images = _Images(sources, transform)
     if not workers:
@@ -129,7 +129,7 @@ def _batch(rows: BatchRows, pixels: Tensor, note: Note) -> Batch:
 
 
 def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> int:
-    """One process for each core, shared among the ranks of this host, at most 16; none where images are in memory."""
+    """Cores divided by the ranks on this host, at most 16; 0 if images are in memory."""
     if all(source.in_memory for source in sources.values()):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Memory that runs out, on the host or the accelerator: a fault that the user can remove, in one message."""
+"""Turns errors about memory of the host or the accelerator into one message for the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featbench.store.errors import first_line
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, torch's, or that of torch's allocator on the CPU."""
+    """Whether an error means that memory ran out: Python's, torch's, or that of torch's CPU allocator."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -20,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def out_of_memory_is(what: str, advice: str) -> Iterator[None]:
-    """Turn errors that say that memory ran out into an OutOfMemoryError that says where, and what to do."""
+    """Turn errors about memory into an OutOfMemoryError that says where, and what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

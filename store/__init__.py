@@ -2,8 +2,8 @@
 
 A store is a folder of feature sets; a feature set holds the features of one model on one
 dataset, all layers and both splits, as Zarr arrays with a manifest and journals.
-`store/FORMAT.md` is the contract. Nothing here knows of models or of search. Each name is
-loaded when it is first used, since Zarr takes a while to import and `bench --help` does not need it.
+`store/FORMAT.md` specifies the format. Nothing here depends on models or on search. Names are imported
+on first use, since importing Zarr takes a while and `bench --help` does not need it.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""Zarr arrays as this store makes and opens them: chunked over rows, explicit codecs, crc32c last.
+"""Zarr arrays as this store creates and opens them: chunked over rows, explicit codecs, crc32c last.
 
-The one place that spells Zarr's options. Every chunk ends with the crc32c of the bytes before it,
-so its checksum can be read off its last four bytes.
+Zarr's options are only set here. Every chunk ends with the crc32c of the bytes before it, so its
+checksum is in its last four bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ COMPRESSIONS: Mapping[str, tuple[Any, ...]] = {
     "zstd": (ZstdCodec(level=1),),
     "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4),),
 }
-"""Choices of `compression`. Features hardly compress; `none` reads fastest (docs/benchmarks)."""
+"""Choices of `compression`. It saves little space with features; `none` reads fastest (docs/benchmarks)."""
 
 WRITE_ALL = {"write_empty_chunks": True}
-"""Zarr leaves out chunks that equal the fill value, unless told at every opening (which takes no `config=`)."""
+"""Zarr omits chunks that equal the fill value unless this is set, also for opened arrays."""
 
 
 def create_array(
@@ -40,12 +40,12 @@ def create_array(
     attributes: Mapping[str, Any] | None = None,
     dimension_names: Sequence[str] | None = None,
 ) -> zarr.Array[Any]:
-    """Create one array; one that is there already under this key is replaced.
+    """Create one array, replacing an existing one.
 
     Parameters
     ----------
     root : Path or Folder
-        The feature set's folder; where it is held, nothing is written elsewhere.
+        The feature set's folder; with an open `Folder`, nothing is written elsewhere.
     key : str
         Path of the array below it, such as `train/res5`.
     shape : tuple of int
@@ -53,13 +53,13 @@ def create_array(
     rows_per_chunk : int
         Chunks span whole rows.
     dtype : {"float16", "float32", "float64", "int64", "uint64", "bool", "str"}
-        Type of the values. Rows that were never written read as NaN, -1, 0, False or "".
+        Type of the values. Rows that have not been written read as NaN, -1, 0, False or "".
     compression : str
         A key of `COMPRESSIONS`.
     attributes : mapping, optional
         Attributes of the array.
     dimension_names : sequence of str, optional
-        What its axes are called; xarray reads a group whose axes of one name have one length.
+        Names of its axes; in xarray, axes of one name must have one length.
     """
     text = dtype == "str"
     fill: Any = {"int64": -1, "uint64": 0, "bool": False, "str": ""}.get(dtype, float("nan"))
@@ -81,7 +81,7 @@ def create_array(
 
 
 def open_array(root: Path | Folder, key: str, *, writable: bool = False) -> zarr.Array[Any]:
-    """Open an array that exists."""
+    """Open an existing array."""
     store = _store(root, read_only=not writable)
     return zarr.open_array(store, path=key, mode="r+" if writable else "r").with_config(cast(Any, WRITE_ALL))
 
@@ -93,10 +93,10 @@ def _store(root: Path | Folder, *, read_only: bool = False) -> DurableStore:
 
 
 def write_rows(array: zarr.Array[Any], start: int, values: Array) -> None:
-    """Write whole chunks, beginning at row `start`."""
+    """Write whole chunks, starting at row `start`."""
     array[start : start + len(values)] = values
 
 
 def read_rows(array: zarr.Array[Any], start: int, stop: int) -> Array:
-    """Read rows through Zarr; an error of its codecs passes on as it is."""
+    """Read rows through Zarr; errors of its codecs propagate."""
     return np.asarray(array[start:stop])

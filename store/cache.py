@@ -1,8 +1,8 @@
-"""Results of stage two, kept beside the features they came from.
+"""Cached results of stage two, beside the features they were computed from.
 
-Each lies in a Zarr group of its own, written aside and renamed into place. A digest covers all that is
-believed when it is read back: where it belongs, its facts, and name, type, shape and bytes of every
-array. What can't be trusted is as if it were not there: it can always be computed again.
+Each is a separate Zarr group, written under a temporary name and renamed. A digest covers everything
+that is read back: kind and key, facts, and name, type, shape and bytes of every array. What does not
+match is treated as absent, since it can always be computed again.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ logger = logging.getLogger(__name__)
 ROWS_PER_CHUNK = 16_384
 
 _warned: set[tuple[Path, int]] = set()
-"""Damaged results that a warning has named, with their inodes."""
+"""Damaged results for which a warning has been logged, with their inodes."""
 
 
 def save_cached(
     features: FeatureSet, kind: str, key: str, values: Mapping[str, Array], facts: Mapping[str, Any]
 ) -> None:
-    """Keep arrays and facts under `kind/key`, replacing what was there; where that can't be, warn and go on.
+    """Cache arrays and facts under `kind/key`, replacing an older result; if writing fails, only warn.
 
     Parameters
     ----------
     features : FeatureSet
-        Where to keep them.
+        The feature set.
     kind : {"neighbours", "clusters", "predictions"}
-        Folder.
+        Kind of result, a group of the feature set.
     key : str
-        Says what they were computed from.
+        Identifies what they were computed from.
     values : mapping of str to ndarray
         Rows first.
     facts : mapping
-        Whatever JSON can hold.
+        Anything that can be written as JSON.
     """
     final = paths.cached_folder(features.path, kind, key)
     partial, replaced = paths.partial_name(final), paths.partial_name(final)
@@ -65,8 +65,8 @@ def save_cached(
         partial.rename(final)
         sync_folder(final.parent)
     except (OSError, StoreError) as error:
-        # The results are right without it; another process may also have kept the same at this moment.
-        logger.warning("%s: not kept for later: %s", final, error)
+        # The results are right without it; another process may also have cached the same at this moment.
+        logger.warning("%s: not cached: %s", final, error)
     finally:
         for leftover in (partial, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -88,15 +88,15 @@ def _write(folder: Path, origin: tuple[str, str], values: Mapping[str, Array], f
 def load_cached(
     features: FeatureSet, kind: str, key: str, *, without_digest: bool = False
 ) -> tuple[dict[str, Array], dict[str, Any]] | None:
-    """Return what was kept under `kind/key`, or None if there is nothing that can be trusted.
+    """Return what is cached under `kind/key`, or None if nothing is, or it is damaged.
 
     Parameters
     ----------
     features, kind, key
         As for `save_cached`.
     without_digest : bool
-        Also return what version 0.1.0 kept. Its arrays have a sha256 of their bytes, but nothing covers its
-        facts nor the arrays' types and shapes: the caller must check those that it uses.
+        Also return results of version 0.1.0. Their arrays have a sha256 of their bytes, but no digest covers
+        the facts or the arrays' types and shapes: the caller must check those that it uses.
     """
     path = paths.cached_folder(features.path, kind, key)
     if not path.is_dir():
@@ -127,14 +127,14 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str,
     values = {}
     for name, shape in shapes.items():
         array = arrays.open_array(path, checked_name(name))
-        if shape is not None and array.shape != shape:  # before memory is taken for it
+        if shape is not None and array.shape != shape:  # before memory is allocated for it
             raise DamagedError(f"array {name} has shape {array.shape}, {shape} was written")
         values[name] = np.asarray(array[:])
     return values
 
 
 def _warn_once(path: Path, reason: str) -> None:
-    """Name a damaged result, at most once until it changes: it is looked for several times before it is replaced."""
+    """Warn of a damaged result once until it changes, since it is loaded several times before it is replaced."""
     with suppress(OSError):
         seen = (path, path.stat().st_ino)
         if seen in _warned:
@@ -144,12 +144,12 @@ def _warn_once(path: Path, reason: str) -> None:
 
 
 def has_cached(features: FeatureSet, kind: str, key: str) -> bool:
-    """Whether anything is kept under `kind/key`, damaged or not."""
+    """Whether anything is cached under `kind/key`, damaged or not."""
     return paths.cached_folder(features.path, kind, key).is_dir()
 
 
 def drop_cached(features: FeatureSet, kind: str, key: str) -> None:
-    """Remove what was kept under `kind/key`, and its claim, where that can be done."""
+    """Remove what is cached under `kind/key`, and its claim, if possible."""
     shutil.rmtree(paths.cached_folder(features.path, kind, key), ignore_errors=True)
     with suppress(OSError):
         paths.claim_file(features.path, kind, key).unlink(missing_ok=True)

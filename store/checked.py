@@ -1,4 +1,4 @@
-"""Arrays and chunks, read only if they are what was written."""
+"""Opening arrays and reading chunks, with checks that they are what was written."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def checked_rows(root: Path, array: zarr.Array[Any], record: Record, rows: RowRa
         raise damaged_chunk(path, chunk, "does not end with the checksum that was journalled", cure)
     try:
         return arrays.read_rows(array, rows.start, rows.stop)
-    except Exception as error:  # Zarr's codecs raise builtin errors of many kinds, none of which names the chunk
+    except Exception as error:  # Zarr's codecs raise builtin errors of many kinds, which do not name the chunk
         raise damaged_chunk(path, chunk, f"does not match its checksum ({error})", cure) from error
 
 

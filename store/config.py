@@ -1,6 +1,6 @@
-"""Settings: the base of every section, and the section of the store itself.
+"""Settings: the base class of every section, and the section of the store.
 
-Only pipelines parse settings; the functions that they call take plain arguments.
+Only `pipelines` parses settings; functions elsewhere take plain arguments.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class StoreConfig(Config):
     """How features are stored."""
 
     dtype: Literal["float32", "float16"] = "float32"
-    """float16 takes half the disk; a value beyond 65,504 is refused."""
+    """float16 halves the disk space; values beyond 65,504 are refused."""
 
     compression: Literal["none", "zstd", "lz4"] = "none"
-    """Features hardly compress, and reading slows down."""
+    """Compression saves little space with features, and slows reading down."""
 
     rows_per_chunk: int | None = Field(default=None, gt=0)
-    """Rows of one chunk, a multiple of the batch size; 1,024 or less by default, so that a chunk stays small."""
+    """Rows in a chunk, a multiple of the batch size. By default 1,024, or fewer if rows are large."""

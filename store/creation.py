@@ -1,4 +1,4 @@
-"""Making feature sets, adding layers to them, replacing them: what one process does before any rank writes."""
+"""Creating feature sets, adding layers to them, removing them: what one process does before any rank writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from featbench.store.typing import Ints, Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitRows:
-    """What is known of a split before any feature: labels, paths and class names, row by row."""
+    """A split without its features: labels, paths and class names."""
 
     labels: Ints
     """Shape (N,); an index into `class_names`, or -1 where a row has no label."""
@@ -40,15 +40,15 @@ class SplitRows:
     class_names: tuple[str, ...]
 
     sizes: Ints | Sequence[int] = ()
-    """Bytes of each image's file, where there are files: other images under the same names are noticed by them."""
+    """Size of each image's file in bytes, if there are files; reveals changed images with the same names."""
 
     def info(self) -> SplitInfo:
-        """Return the summary that the manifest keeps.
+        """Return the summary for the manifest.
 
         Raises
         ------
         StoreError
-            If two classes have one name.
+            If two classes have the same name.
         """
         twice = [name for name, count in Counter(self.class_names).items() if count > 1]
         if twice:
@@ -68,27 +68,27 @@ def open_or_create(
     overwrite: bool = False,
     digests: bool = False,
 ) -> FeatureSet:
-    """Open the feature set that was made with the same settings, or create it.
+    """Open a feature set, if it was made with the same settings, or create it.
 
     Parameters
     ----------
     path : Path
         The feature set's folder.
     manifest : Manifest
-        What it is to be made from; without layers.
+        The settings, without layers.
     splits : mapping of str to SplitRows
         `train` and `val`.
     overwrite : bool
-        Replace what is there, whatever it was made from.
+        Replace an existing feature set, whatever it was made from.
     digests : bool
-        Whether one that is created keeps a digest of each image; see `create`.
+        Whether a new feature set stores a digest of each image; see `create`.
 
     Raises
     ------
     MismatchError
-        If there is one made with other settings; the message lists what differs.
+        If it exists with other settings; the message lists the differences.
     StoreError
-        If the folder is something else, or the file system refuses.
+        If the folder is not a feature set, or writing fails.
     """
     if overwrite and path.exists():
         remove(path)
@@ -96,7 +96,7 @@ def open_or_create(
         try:
             return create(path, manifest, splits, digests=digests)
         except Exception:
-            if not path.exists():  # otherwise another process was faster, and may have swept what this one had begun
+            if not path.exists():  # otherwise another process was faster, and may have removed this one's partial set
                 raise
     existing = FeatureSet.open(path)
     faults = differences(existing.manifest, manifest)
@@ -104,7 +104,7 @@ def open_or_create(
         raise MismatchError(
             f"{path} was made with other settings:\n  "
             + "\n  ".join(faults)
-            + "\nNothing was changed. Choose another --name, take the old settings, or replace it with --overwrite."
+            + "\nNothing was changed. Choose another --name, use the old settings, or replace it with --overwrite."
         )
     return existing
 
@@ -116,9 +116,9 @@ def make_ready(
     *,
     probes: Mapping[str, Json] | None = None,
 ) -> None:
-    """Sweep what killed runs left, write what of the listing was set back, create the layers' arrays.
+    """Remove leftovers of killed runs, rewrite labels and paths that are pending, create the layers' arrays.
 
-    Call it under the lock, alone. `probes` and errors are those of `add_layers`.
+    Call it while holding the lock exclusively. `probes` and errors are those of `add_layers`.
     """
     features.reload()
     features.sweep()
@@ -132,19 +132,19 @@ def make_ready(
 
 
 def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, digests: bool = False) -> FeatureSet:
-    """Create a feature set without layers, with labels, paths and class names, absent or complete.
+    """Create a feature set without layers, with labels, paths and class names; on failure nothing is left.
 
     Parameters
     ----------
     path, manifest, splits
         As for `open_or_create`.
     digests : bool
-        Whether it has an array for a digest of each image, which every chunk is then written with.
+        Whether it has an array with a digest of each image, which is written with every chunk.
 
     Raises
     ------
     StoreError
-        If it exists, or the file system refuses.
+        If it exists, or writing fails.
     """
     real = _real(path)
     partial = paths.partial_name(real)
@@ -165,14 +165,14 @@ def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, d
 
 
 def remove(path: Path) -> None:
-    """Delete a feature set, however damaged, name first, so that no half of it is ever found under its name.
+    """Delete a feature set, even a damaged one; it is renamed first, so that it is never found half deleted.
 
-    Of a symbolic link, what it leads to is deleted; the link stays, for what will be made in its place.
+    If the path is a symbolic link, its target is deleted; the link stays, for a new set in its place.
 
     Raises
     ------
     StoreError
-        If the folder does not look like a feature set, or someone is extracting into it.
+        If the folder does not look like a feature set, or a run is writing to it.
     """
     if not looks_like_feature_set(path):
         raise StoreError(
@@ -182,22 +182,22 @@ def remove(path: Path) -> None:
     real = _real(path)
     doomed = paths.partial_name(real)
     try:
-        make_folder(real / paths.JOURNALS)  # the lock is in it
+        make_folder(real / paths.JOURNALS)  # for the lock
         with join_run(real / paths.LOCK, uuid.uuid4().hex):
             real.rename(doomed)
-            sync_folder(real.parent)  # before anything in it goes
+            sync_folder(real.parent)  # before its contents are removed
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _real(path: Path) -> Path:
-    """Follow a link to the feature set itself: it, not the link, is replaced, and what is begun lies beside it."""
+    """Resolve a link to the feature set, which is what is replaced; partial sets are created beside it."""
     return path.resolve() if path.is_symlink() else path
 
 
 def _sweep_beside(path: Path) -> None:
-    """Remove what killed runs began beside a feature set, or had not yet removed."""
+    """Remove partial sets of killed runs beside a feature set, and sets that they had not finished removing."""
     real = _real(path)
     for begun in real.parent.glob(f".*{paths.PARTIAL}"):
         if paths.is_leftover_of(real.name, begun.name):
@@ -207,9 +207,9 @@ def _sweep_beside(path: Path) -> None:
 def add_layers(
     features: FeatureSet, layers: Mapping[str, LayerInfo], *, probes: Mapping[str, Json] | None = None
 ) -> FeatureSet:
-    """Create the arrays of layers that are not there yet; return the feature set. Call it under the lock.
+    """Create the arrays of new layers; return the feature set. Call it under the lock.
 
-    `probes`, what each layer gives for fixed images, is noted of the layers of which it was not known.
+    `probes`, summaries of each layer's features of fixed images, are stored for layers that have none yet.
 
     Raises
     ------
@@ -218,21 +218,21 @@ def add_layers(
     StoreError
         If a chunk would be too large.
     """
-    features.reload()  # another process may have added layers before we had the lock
+    features.reload()  # another process may have added layers before this one had the lock
     manifest = features.manifest
     new = {name: info for name, info in layers.items() if name not in manifest.layers}
     for name, info in layers.items():
         if name not in new and manifest.layers[name] != info:
             raise MismatchError(
                 f"{features.path}: layer {name!r} exists as {_describe(manifest.layers[name])}, you ask for "
-                f"{_describe(info)}. Give the new one another name, as 'my_{name}={info.tap}', or take another --name."
+                f"{_describe(info)}. Give the new one another name, as in 'my_{name}={info.tap}', or use --name."
             )
     for name, info in new.items():
         size = info.dim * manifest.rows_per_chunk * np.dtype(manifest.dtype).itemsize
         if size > MAX_CHUNK_BYTES:
             raise StoreError(
                 f"{features.path}: a chunk of layer {name!r} would take {size / 2**30:.1f} GiB, more than "
-                f"{MAX_CHUNK_BYTES / 2**30:.0f}: {manifest.rows_per_chunk} rows of {info.dim:,} numbers. "
+                f"{MAX_CHUNK_BYTES / 2**30:.0f}: {manifest.rows_per_chunk} rows of {info.dim:,} values. "
                 f"Pool it, or extract it into another --name with a smaller storage.rows_per_chunk."
             )
     known = {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
@@ -254,7 +254,7 @@ def add_layers(
 
 
 def _forget(features: FeatureSet, prefixes: tuple[str, ...]) -> None:
-    """Drop the records of arrays that are about to be made again."""
+    """Remove the records of arrays that are about to be created again."""
     features.reread()
     if any(key.startswith(prefixes) for key in features.records):
         journal.rewrite_journals(features.folder, keep=lambda record: not record.key.startswith(prefixes))
@@ -266,7 +266,7 @@ def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
         name: arrays.open_array(features.folder, paths.array_key(split, name), writable=True)
         for name in (paths.LABELS, paths.PATHS)
     }
-    for start in range(0, len(rows.labels), ROWS_PER_LABEL_CHUNK):  # never a million texts at once
+    for start in range(0, len(rows.labels), ROWS_PER_LABEL_CHUNK):  # in pieces, to save memory
         part = slice(start, start + ROWS_PER_LABEL_CHUNK)
         texts = [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths[part]]
         arrays.write_rows(stored[paths.LABELS], start, rows.labels[part])
@@ -278,7 +278,7 @@ def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
 
 
 def _plain(values: Ints | Sequence[int]) -> Iterator[int]:
-    """Python's numbers, of which there are never a million at once."""
+    """Yield Python integers, converting a piece at a time to save memory."""
     for start in range(0, len(values), ROWS_PER_LABEL_CHUNK):
         yield from np.asarray(values[start : start + ROWS_PER_LABEL_CHUNK]).tolist()
 

@@ -1,4 +1,4 @@
-"""JSON, and files that users hand over, read within bounds; values and texts made short for messages.
+"""Reading JSON and users' files with limits, and shortening values and texts for messages.
 
 `featbench.pipelines.config.documents` reads YAML in the same way.
 """
@@ -15,15 +15,15 @@ from featbench.store.errors import BenchError
 from featbench.store.names import visible
 
 MOST_BYTES = 2**18
-"""Of a file of settings; the largest of VISSL's have 30 kB."""
+"""Largest file of settings; VISSL's largest has 30 kB."""
 
 
 class DocumentError(BenchError):
-    """YAML or JSON that can't be read, or is beyond the bounds."""
+    """YAML or JSON that can't be read, or exceeds the limits."""
 
 
 def read_document(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
-    """Read a file that a user names, if it is a regular one and not larger than it may be."""
+    """Read a user's file, if it is a regular file and not too large."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
@@ -33,12 +33,12 @@ def read_document(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DocumentError(f"{brief_text(path)}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL within the path
+    except ValueError as error:  # a NUL character in the path
         raise DocumentError(f"{brief_text(path)}: cannot be the path of a file: {error}") from error
 
 
 def parse_json(text: str | bytes, *, where: str) -> Any:
-    """Read JSON; a key that an object has twice is refused.
+    """Parse JSON; duplicate keys are refused.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
 
 
 def brief(value: object, *, most: int = 80) -> str:
-    """Show a value in a message, however long or deep it is."""
+    """Shorten a value for a message, however long or deeply nested it is."""
     try:
         text = _REPR.repr(value)
     except (RecursionError, ValueError):
@@ -64,7 +64,7 @@ def brief(value: object, *, most: int = 80) -> str:
 
 
 def brief_text(value: object, *, most: int = 200) -> str:
-    """Show a text in a message: without control characters, and not longer than this."""
+    """Shorten a text for a message, and escape control characters."""
     text = visible(str(value))
     return text if len(text) <= most else text[: most - 3] + "..."
 

@@ -1,11 +1,11 @@
-"""Files that are absent or complete, also after a power cut.
+"""Writing files so that they are absent or complete, even after a power failure.
 
-Zarr writes a temporary file and renames it, but never calls fsync, so that a crash of the host can
-leave empty files under final names (measured). Here the data reach the disk before the name does,
-and the name of a new folder before anything in it counts.
+Zarr writes a temporary file and renames it, but never calls fsync, so a crash of the host can leave
+empty files under final names (measured). Here the data reach the disk before the name does, and the
+name of a new folder before anything in it counts.
 
 Every change of a file goes through the few functions of `os` that are called here and in
-`featbench.store.folder`: `tests/reliability` stops at each of these calls, and loses what was not synced by then.
+`featbench.store.folder`: `tests/reliability` stops at each of these calls, and drops what was not synced by then.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from featbench.store.paths import is_leftover, partial_name
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that it is either absent (or as before) or complete, and on disk on return.
+    """Write a file that is then complete and on disk; on failure it is absent, or as before.
 
     Raises
     ------
     StoreError
-        If the file system refuses: full, read-only, a quota, a limit on the size of files.
+        If writing fails: disk full, read-only, quota, limit on the size of files.
     """
     try:
         make_folder(path.parent)
@@ -38,7 +38,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def write_in(folder: int, name: str, content: bytes) -> None:
-    """Write a file into an open folder, as `write_durably`; an OSError passes on as it is."""
+    """Write a file into an open folder, like `write_durably`; an OSError propagates."""
     partial = partial_name(Path(name)).name
     try:
         file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
@@ -56,25 +56,25 @@ def write_in(folder: int, name: str, content: bytes) -> None:
 
 
 def write_all(file: int, content: bytes) -> None:
-    """Write all bytes to an open file; one call of the system may write fewer."""
+    """Write all bytes to an open file; one system call may write fewer."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(file, rest) :]
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each durable in its parent; an OSError passes on as it is."""
+    """Create a folder and its parents, each durably; an OSError propagates."""
     if path.is_dir():
         return
     make_folder(path.parent)
-    with suppress(FileExistsError):  # made by another process at this moment
+    with suppress(FileExistsError):  # created by another process at the same time
         path.mkdir()
     sync_folder(path.parent)
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[int]:
-    """Open a folder; yields its descriptor."""
+    """Open a folder, and yield its descriptor."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -83,7 +83,7 @@ def opened(folder: Path) -> Iterator[int]:
 
 
 def cannot_write(path: Path, error: OSError) -> str:
-    """Say why the file system refused, and that nothing is lost."""
+    """Message for a failed write: the reason, that nothing is lost, and what to do."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{path}: cannot write: this path or name is too long for the file system. Choose a shorter one."
     if error.errno == errno.EBUSY:
@@ -93,24 +93,25 @@ def cannot_write(path: Path, error: OSError) -> str:
         )
     return (
         f"{path}: cannot write: {error.strerror or error}. What was committed before is safe. "
-        f"Make room or permission there, and run the same command again: it goes on where it stopped."
+        f"Free disk space or give permission to write there, and run the same command again: it goes on where it "
+        f"stopped."
     )
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable (fsync)."""
     with opened(folder) as descriptor:
         os.fsync(descriptor)
 
 
 def sweep_partials(folder: Path, *, older_than: float | None = None) -> int:
-    """Remove half-written files and folders below `folder`, or those last changed before a time; return how many."""
+    """Remove half-written files and folders below `folder`, optionally only old ones; return how many."""
     count = 0
     for parent, folders, files in os.walk(folder):
         leftovers = [name for name in folders if is_leftover(name, is_file=False)]
         leftovers += [name for name in files if is_leftover(name, is_file=True)]
         for path in (Path(parent, name) for name in leftovers):
-            with suppress(FileNotFoundError):  # its writer was faster
+            with suppress(FileNotFoundError):  # its writer has just renamed or removed it
                 if older_than is None or path.lstat().st_mtime < older_than:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                     count += 1

@@ -1,8 +1,8 @@
 """The errors that a user can fix.
 
-Every package raises a `BenchError` for a fault of the world (a damaged file, an unknown name, a
-full disk) with a text that says what, where, expected and got, and what to do. The command line
-prints that text and exits with 2; anything else is a bug and keeps its traceback.
+Every package raises a `BenchError` for what is not a bug (a damaged file, an unknown name, a full
+disk); its text says what, where, expected and got, and what to do. The command line prints that text
+and exits with 2. Any other error is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 
 
 class BenchError(Exception):
-    """A fault that the user can fix; its text is the whole message."""
+    """An error that the user can fix; its text is the whole message."""
 
 
 class StoreError(BenchError):
-    """The store, or what was to be written to it, is not as it must be."""
+    """The store, or data to be written to it, is not valid."""
 
 
 class NotFoundError(StoreError, FileNotFoundError):
@@ -30,19 +30,19 @@ class UnknownNameError(StoreError, KeyError, ValueError):
 
 
 class IncompleteError(StoreError):
-    """Rows that were asked for have not been written yet."""
+    """Requested rows have not been written yet."""
 
 
 class DamagedError(StoreError):
-    """What lies on disk is not what was written."""
+    """Data on disk are not what was written."""
 
 
 class MismatchError(StoreError, ValueError):
-    """The feature set was made with other settings than those asked for."""
+    """The feature set was made with other settings than those requested."""
 
 
 def suggest(name: str, known: Iterable[str], *, show: int = 12) -> str:
-    """Say which known names come closest to `name`, or list the known ones.
+    """Suggest the known names closest to `name`, or list the known ones.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def suggest(name: str, known: Iterable[str], *, show: int = 12) -> str:
 
 
 def abbreviate(names: Sequence[str], *, show: int = 3) -> str:
-    """List the first of some names, and say how many there are if there are more.
+    """List the first few names, and how many there are if there are more.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def abbreviate(names: Sequence[str], *, show: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind if it has none.
+    """Return the first line of an error's text, or its type if it has none.
 
     Examples
     --------

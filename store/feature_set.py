@@ -1,7 +1,7 @@
-"""A feature set: one model's features of one dataset, and the paths of everything in it.
+"""A feature set: one model's features of one dataset.
 
-Made by `featbench.store.creation`, written by `featbench.store.writer`, read by `featbench.store.reader`.
-Nothing outside this package spells a file name of the store.
+Created by `featbench.store.creation`, written by `featbench.store.writer`, read by `featbench.store.reader`;
+`featbench.store.paths` has the names of its files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureSet:
-    """One feature set on disk; cheap to open, reads nothing but the manifest."""
+    """One feature set on disk; opening it only reads the manifest."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -57,14 +57,14 @@ class FeatureSet:
 
     @classmethod
     def open(cls, path: Path) -> FeatureSet:
-        """Open what exists.
+        """Open an existing feature set.
 
         Raises
         ------
         StoreError
-            If there is nothing, something else, or a newer format.
+            If it does not exist, is not a feature set, or has a newer format.
         DamagedError
-            If the manifest can't be trusted.
+            If the manifest is damaged.
         """
         if not path.is_dir():
             others = [found.path.name for found in feature_sets(path.parent)]
@@ -82,20 +82,20 @@ class FeatureSet:
 
     @contextmanager
     def lock(self, run: str | None = None) -> Iterator[RunLock]:
-        """Be one of the processes of a run, or by default the only process that writes; see `featbench.store.lock`.
+        """Join a run as one of its processes, or by default be the only writer; see `featbench.store.lock`.
 
         Raises
         ------
         MismatchError
             If another run has replaced the feature set since it was opened.
         StoreError
-            If another run writes to it, or the feature set is not there any more.
+            If another run is writing to it, or the feature set no longer exists.
         """
         self._held = None
-        self.folder  # noqa: B018 (held from here on)
+        self.folder  # noqa: B018 (open from here on)
         if not self.journals.is_dir():
             raise DamagedError(
-                f"{self.path}: it has no folder {paths.JOURNALS!r}, so nothing says which chunks count. Make one with "
+                f"{self.path}: it has no folder {paths.JOURNALS!r}, so which chunks count is not known. Create it with "
                 f"`bench verify {self.path} --repair`; then all chunks are extracted again. Or replace it: --overwrite."
             )
         with join_run(self.path / paths.LOCK, run or uuid.uuid4().hex) as lock:
@@ -108,18 +108,18 @@ class FeatureSet:
 
     @property
     def folder(self) -> Folder:
-        """The folder itself, held open: what is written into it goes nowhere else, whatever its path names later."""
+        """The open folder: writes go into it even if its path refers to something else later."""
         if self._held is None:
             self._held = Folder(self.path)
         return self._held
 
     def reload(self) -> None:
-        """Read manifest and journals again, from the folder that is held; for writing.
+        """Read manifest and journals again, from the open folder; for writing.
 
         Raises
         ------
         MismatchError
-            If it is another feature set than was opened.
+            If it is no longer the feature set that was opened.
         """
         self._read_manifest()
         self.reread()
@@ -135,17 +135,17 @@ class FeatureSet:
             raise MismatchError(
                 f"{self.path} was replaced while this run was starting or writing:\n  "
                 + "\n  ".join(differences(found, self.manifest))
-                + "\nNothing was written to it since. Choose another --name, or run the same command again."
+                + "\nNothing has been written to it since. Choose another --name, or run the same command again."
             )
         self.manifest, self._mark = found, mark
 
     def check(self) -> None:
-        """Make sure that what is written to is still what its path names.
+        """Make sure that the path still refers to the feature set that is written to.
 
         Raises
         ------
         StoreError
-            If someone has renamed, removed or replaced the folder, the lock in it, or the manifest.
+            If the folder, its lock or its manifest was renamed, removed or replaced.
         """
         if self._held is None:
             return
@@ -161,21 +161,21 @@ class FeatureSet:
             self._read_manifest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process opens the folder for itself."""
+        """Pickle without the open folder, which another process opens itself."""
         return {"path": self.path, "manifest": self.manifest, "_held": None, "_mark": None, "_lock": None}
 
     def sweep(self) -> int:
-        """Remove what killed runs left half-written, and return how much; call it under the lock.
+        """Remove half-written files of killed runs, and return how many; call it under the lock.
 
-        What stage two may be writing at this moment is left alone while it is young.
+        Recent files of stage two are not removed, since an evaluation may be writing them.
         """
         folders = [self.journals, *(self.path / split for split in self.manifest.splits)]
-        kept_by_stage_two = [self.path / kind for kind in (*paths.CACHES, paths.RESULTS)]
+        of_stage_two = [self.path / kind for kind in (*paths.CACHES, paths.RESULTS)]
         return sum(map(sweep_partials, folders)) + sum(
-            sweep_partials(folder, older_than=time.time() - 3600) for folder in kept_by_stage_two
+            sweep_partials(folder, older_than=time.time() - 3600) for folder in of_stage_two
         )
 
-    # ---------------------------------------------------------------- what is in it
+    # ---------------------------------------------------------------- contents
 
     @property
     def name(self) -> str:
@@ -190,18 +190,18 @@ class FeatureSet:
         return Journal(self.folder, paths.journal_key(rank))
 
     def grid(self, split: str, array: str = "") -> Grid:
-        """How the rows of a split fall into chunks: those of a layer, or of `labels` and `paths`."""
+        """How the rows of a split are divided into chunks: of a layer, or of `labels` and `paths`."""
         self.split(split)
         return schema.grid_of(self.manifest, split, array)
 
     def split(self, split: str) -> SplitInfo:
-        """Facts of one split."""
+        """Return the manifest's entry of a split."""
         if split not in self.manifest.splits:
             raise UnknownNameError(f"{self.path}: no split {split!r}. {suggest(split, self.manifest.splits)}")
         return self.manifest.splits[split]
 
     def layer_info(self, name: str) -> LayerInfo:
-        """Facts of one layer, by its name."""
+        """Return the manifest's entry of a layer."""
         if name not in self.manifest.layers:
             have = self.manifest.layers
             raise UnknownNameError(
@@ -211,9 +211,9 @@ class FeatureSet:
         return self.manifest.layers[name]
 
     def find_layers(self, specs: Sequence[str]) -> list[str]:
-        """Names of the layers that are meant; of all layers if none is named."""
+        """Resolve layers, given by name or as tap and pooling, to names; all layers if none is given."""
         if not self.manifest.layers:
-            raise StoreError(f"{self.path}: it has no layer yet; extract some with `bench extract ... --layers ...`")
+            raise StoreError(f"{self.path}: it has no layers yet; extract some with `bench extract ... --layers ...`")
         names = [spec if spec in self.manifest.layers else LayerSpec.of(spec).name for spec in specs]
         for name in names:
             self.layer_info(name)
@@ -238,11 +238,11 @@ class FeatureSet:
         return self._small_array(split, paths.VALID).astype(np.bool_)
 
     def valid_chunk(self, split: str, chunk: int) -> Bools:
-        """The part of `valid` that belongs to one chunk, which must have been written."""
+        """Return `valid` for the rows of one chunk, which must have been written."""
         return self._chunk(split, paths.VALID, chunk).astype(np.bool_)
 
     def has_digests(self, split: str) -> bool:
-        """Whether a digest of each image is kept; feature sets of older versions and imported ones have none."""
+        """Whether digests of images are stored; feature sets of older versions and imported ones have none."""
         return self.manifest.has_digests(split)
 
     def digests_chunk(self, split: str, chunk: int) -> UInt64s:
@@ -250,7 +250,7 @@ class FeatureSet:
         return self._chunk(split, paths.DIGESTS, chunk).astype(np.uint64)
 
     def written_digests(self, split: str) -> UInt64s:
-        """Digests of the images of a split, shape (N,); 0 where none has been written, or where none is kept."""
+        """Digests of the images of a split, shape (N,); 0 where none is stored."""
         digests = np.zeros(self.split(split).num_rows, np.uint64)
         for chunk, key in enumerate(self.chunk_keys(split, paths.DIGESTS) if self.has_digests(split) else ()):
             if key in self.records:
@@ -259,7 +259,7 @@ class FeatureSet:
         return digests
 
     def row_arrays(self, split: str) -> tuple[str, ...]:
-        """Names of the arrays of a split that are no layers."""
+        """Names of the arrays of a split that are not layers."""
         return schema.row_arrays(self.manifest, split)
 
     def flag_arrays(self, split: str) -> tuple[str, ...]:
@@ -290,7 +290,7 @@ class FeatureSet:
         )
 
     def digest(self, split: str, name: str) -> str:
-        """Digest of all that is stored of a layer in a split: features, labels and validity, by their checksums."""
+        """Digest of a layer in a split: of the checksums of features, labels and validity."""
         return digest_of(
             {
                 key: [r.size, r.crc32c]
@@ -305,7 +305,7 @@ class FeatureSet:
 
     @property
     def records(self) -> Mapping[str, Record]:
-        """What the journals say is durably written, by key; read once, `refresh` reads what was added."""
+        """Records of the journals by key: the chunks that count. Read once; `refresh` reads what was added."""
         return self._journals.records
 
     @cached_property
@@ -315,15 +315,15 @@ class FeatureSet:
         return reader
 
     def refresh(self) -> None:
-        """Read what the journals have got since."""
+        """Read what has been added to the journals since."""
         self._journals.update()
 
     def reread(self) -> None:
-        """Forget what was read of the journals: they have been rewritten."""
+        """Discard the records that were read, since the journals have been rewritten."""
         self.__dict__.pop("_journals", None)
 
     def pending(self, layers: Sequence[str]) -> list[Work]:
-        """Chunks of which a layer is missing, val first: it is small, and shows faults early."""
+        """Chunks of which a layer is missing; the smaller split first, which shows errors early."""
         self.refresh()
         splits = sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows)
         chunks = [(split, chunk) for split in splits for chunk in range(self.grid(split).num_chunks)]
@@ -331,30 +331,30 @@ class FeatureSet:
         return [work for work in found if work is not None]
 
     def pending_in(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
-        """What is missing of one chunk at this moment."""
+        """Return what is missing of one chunk at this moment."""
         self.refresh()
         return self._missing(split, chunk, layers)
 
     def _missing(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
         flags = self.flag_arrays(split)
         valid = any(self._chunk_key(split, name, chunk) not in self.records for name in flags)
-        # Without its flags a chunk is not known to be right, so all of it is written again.
+        # Without its flags, the rest of a chunk can't be trusted, so all of it is written again.
         missing = tuple(name for name in layers if valid or self._chunk_key(split, name, chunk) not in self.records)
         return Work(split=split, chunk=chunk, layers=missing, valid=valid) if missing else None
 
     def num_committed(self, split: str, array: str) -> int:
-        """How many chunks of an array are durably written."""
+        """Number of committed chunks of an array."""
         return sum(key in self.records for key in self.chunk_keys(split, array))
 
     def progress(self) -> tuple[int, int]:
-        """How many chunks of all arrays are durably written, and how many there are."""
+        """Number of committed chunks of all arrays, and the total."""
         arrays_of = [(split, name) for split in self.manifest.splits for name in self.row_arrays(split)]
         arrays_of += [(split, name) for split in self.manifest.splits for name in self.manifest.layers]
         total = sum(len(self.chunk_keys(split, name)) for split, name in arrays_of)
         return sum(self.num_committed(split, name) for split, name in arrays_of), total
 
     def save_result(self, name: str, content: object) -> Path:
-        """Keep a result of stage two with the features it came from."""
+        """Save results of stage two with the features they were computed from."""
         path = paths.result_file(self.path, name)
         write_durably(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return path
@@ -374,7 +374,7 @@ class FeatureSet:
             shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise IncompleteError(
                 f"{self.path}: {split}/{array} is incomplete: {len(keys) - len(missing)} of {len(keys)} chunks are "
-                f"written, missing {shown}. {self.way_to_finish}"
+                f"written, missing {shown}. {self.how_to_finish}"
             )
         return {key: self.records[key] for key in keys}
 
@@ -394,8 +394,8 @@ class FeatureSet:
         return np.concatenate(parts)
 
     @property
-    def way_to_finish(self) -> str:
-        """What to do where chunks are still to be written, in words."""
+    def how_to_finish(self) -> str:
+        """Advice if chunks have not been written yet."""
         command = "bench import" if self.manifest.made_from.get("imported") else "bench extract"
         return f"Run the same `{command}` command again: it writes what is missing."
 
@@ -406,7 +406,7 @@ class FeatureSet:
 
 
 def feature_sets(store: Path) -> Iterator[FeatureSet]:
-    """Every readable feature set of a store, by name."""
+    """Yield the readable feature sets of a store, by name."""
     if store.is_dir():
         for path in sorted(store.iterdir()):
             if not path.name.startswith(".") and (path / paths.METADATA).is_file():
@@ -417,7 +417,7 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
 
 
 def looks_like_feature_set(path: Path) -> bool:
-    """Whether a folder is, or was, a feature set: it has journals, or a manifest, however damaged."""
+    """Whether a folder is, or was, a feature set: it has journals or a manifest, even a damaged one."""
     try:
         return (path / paths.JOURNALS).is_dir() or f'"{ATTRIBUTE}"'.encode() in read_regular(path / paths.METADATA)
     except OSError:

@@ -1,7 +1,7 @@
-"""A folder that is held open, so that what is written in it can't land anywhere else.
+"""A folder that is kept open, so that writes into it can't end up anywhere else.
 
-Someone may rename, remove or replace a feature set while a run writes to it. Names are therefore looked up
-from the open folder, not from its path, step by step: no `..`, no symbolic link leads out of it.
+A feature set may be renamed, removed or replaced while a run writes to it. Names are therefore resolved
+relative to the open folder, one part at a time: neither `..` nor a symbolic link leads out of it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Folder:
-    """A folder on disk, by what it is and not by its name; closed with its last reference.
+    """An open folder, independent of its path; closed with its last reference.
 
     Raises
     ------
     StoreError
-        If there is none.
+        If it can't be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,14 +42,14 @@ class Folder:
         self._durable: set[str] = set()
 
     def is_here(self) -> bool:
-        """Whether it is still what its path names."""
+        """Whether its path still refers to it."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self._descriptor))
         except OSError:
             return False
 
     def mark(self, key: str) -> tuple[int, int, int] | None:
-        """Return what changes when a file of the folder is replaced or written to; None if there is none."""
+        """Return values that change when a file is replaced or written to; None if it does not exist."""
         try:
             found = os.stat(checked_key(key), dir_fd=self._descriptor, follow_symlinks=False)
         except OSError:
@@ -57,7 +57,7 @@ class Folder:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def read(self, key: str) -> bytes | None:
-        """Return the content of a file, None if there is none.
+        """Return the contents of a file; None if it does not exist.
 
         Raises
         ------
@@ -80,12 +80,12 @@ class Folder:
             return size, file.read(count)
 
     def write(self, key: str, content: bytes) -> None:
-        """Write a file so that it is absent (or as before) or complete, and on disk on return; makes its folders.
+        """Write a file durably, see `featbench.store.durable.write_durably`; creates its folders.
 
         Raises
         ------
         StoreError
-            If the file system refuses.
+            If writing fails.
         """
         try:
             with self._parent(key, make=True) as (parent, name):
@@ -94,12 +94,12 @@ class Folder:
             raise self._refusal(key, error) from error
 
     def append(self, key: str, content: bytes) -> None:
-        """Add bytes to the end of a file, which are on disk on return, or not there at all.
+        """Append bytes to a file; on return they are on disk, on failure none of them is in the file.
 
         Raises
         ------
         StoreError
-            If the file system refuses.
+            If writing fails.
         """
         try:
             with self._parent(key, make=True) as (parent, name):
@@ -108,18 +108,18 @@ class Folder:
                     self._add(file, content)
                 finally:
                     os.close(file)
-                if key not in self._durable:  # also where it was there: its writer may have died before this
+                if key not in self._durable:  # also if it existed: its writer may have died before this
                     os.fsync(parent)
                     self._durable.add(key)
         except OSError as error:
             raise self._refusal(key, error) from error
 
     def remove(self, key: str) -> None:
-        """Remove a file or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder with its contents, if it exists."""
         try:
             with self._parent(key) as (parent, name):
                 try:
-                    os.unlink(name, dir_fd=parent)  # a symbolic link too, and never what it leads to
+                    os.unlink(name, dir_fd=parent)  # also a symbolic link, but never its target
                 except IsADirectoryError:
                     shutil.rmtree(name, dir_fd=parent)
                 self._durable = {each for each in self._durable if not f"{each}/".startswith(f"{key}/")}
@@ -129,7 +129,7 @@ class Folder:
             raise self._refusal(key, error) from error
 
     def make(self, key: str) -> None:
-        """Make a folder, if it is not there."""
+        """Create a folder, if it does not exist."""
         try:
             with self._parent(f"{key}/x", make=True):
                 pass
@@ -137,7 +137,7 @@ class Folder:
             raise self._refusal(key, error) from error
 
     def sync(self) -> None:
-        """Make the names directly in it durable."""
+        """Make the names in it durable (fsync)."""
         os.fsync(self._descriptor)
 
     def _add(self, file: int, content: bytes) -> None:
@@ -147,21 +147,21 @@ class Folder:
             os.fsync(file)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(file, size)  # half a line must not be followed by others
+                os.ftruncate(file, size)  # no other lines may follow half a line
             raise
 
     def _refusal(self, key: str, error: OSError) -> StoreError:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, NOT_REGULAR):
             return DamagedError(
-                f"{self.path / key}: a symbolic link, or something else that is no file or folder of a feature set, "
-                f"is in its place. Nothing was written through it. Remove it, then run "
+                f"{self.path / key}: expected a file or folder of the feature set, got a symbolic link or something "
+                f"else. Nothing was written through it. Remove it, then run "
                 f"`bench verify {self.path} --repair`."
             )
         return StoreError(cannot_write(self.path / key, error))
 
     @contextmanager
     def _parent(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """Open the folder that holds a key; yields it and the name in it."""
+        """Open the folder that contains a key; yields its descriptor and the name in it."""
         *folders, name = checked_key(key).split("/")
         descriptor = os.dup(self._descriptor)
         try:
@@ -175,7 +175,7 @@ class Folder:
             os.close(descriptor)
 
     def _make_durable(self, key: str, name: str, parent: int) -> None:
-        """Make a folder if need be, and its name durable, once: who made it may have died before this."""
+        """Create a folder if necessary, and make its name durable, once: its creator may have died before this."""
         if key not in self._durable:
             with suppress(FileExistsError):
                 os.mkdir(name, dir_fd=parent)
@@ -188,12 +188,12 @@ def _opened(name: str, flags: int, parent: int) -> int:
 
 
 def checked_key(key: str) -> str:
-    """Return the path of something in a feature set; one that could lead out of it is refused.
+    """Return a key, unless it could lead out of the feature set.
 
     Raises
     ------
     DamagedError
-        If it is none that this program makes.
+        If it is not a key that this program writes.
     """
     for part in key.split("/"):
         if part != METADATA:

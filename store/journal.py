@@ -1,9 +1,9 @@
 """Journals: the record of which chunks are durably written, and their checksums.
 
-One append-only file per rank, one line per chunk: eight hexadecimal digits of the line's own
-crc32c, a space, and a JSON record. A chunk counts when a journal says so, never because a file is
-there. A last line without its line feed was torn by a crash and does not count; any other line
-that does not match its checksum is damage and is refused.
+One append-only file per rank, one line per chunk: the crc32c of the record in eight hexadecimal digits,
+a space, and the record in JSON. A chunk counts when it is in a journal, never because its file exists.
+A last line without its line feed was torn by a crash and does not count; any other line that does not
+match its checksum is damaged and is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Record:
 
     size: int
     crc32c: int
-    """Of all bytes but the last four, which hold this very number, little-endian (Zarr's crc32c codec)."""
+    """Of all bytes except the last four, which are this number in little-endian order (Zarr's crc32c codec)."""
 
 
 class Journal:
@@ -47,18 +47,18 @@ class Journal:
             folder.write(key, whole)
 
     def append(self, records: list[Record]) -> None:
-        """Add records that belong together.
+        """Append records that belong together.
 
         Raises
         ------
         StoreError
-            If the file system refuses.
+            If writing fails.
         """
         self._folder.append(self._key, "".join(map(_line, records)).encode())
 
 
 class JournalReader:
-    """The records of every journal in a folder, by key; reading again reads only what was added."""
+    """The records of all journals in a folder, by key; updates read only what was added."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -67,7 +67,7 @@ class JournalReader:
         self.records: dict[str, Record] = {}
 
     def update(self) -> dict[str, Record]:
-        """Read what was added since the last time, and return all records.
+        """Read what has been added since, and return all records.
 
         Raises
         ------
@@ -84,9 +84,9 @@ class JournalReader:
 
 
 def rewrite_journals(folder: Folder, keep: Callable[[Record], bool]) -> list[str]:
-    """Drop damaged lines and the records that are not to be kept; return what was dropped.
+    """Remove damaged lines and the records for which `keep` is false; return what was removed.
 
-    `folder` is the feature set's, held. A journal of which nothing is dropped stays as it is.
+    `folder` is the feature set's. A journal from which nothing is removed is not rewritten.
     """
     dropped: list[str] = []
     for path in journals_in(folder.path / JOURNALS):
@@ -103,13 +103,13 @@ def rewrite_journals(folder: Folder, keep: Callable[[Record], bool]) -> list[str
 
 
 def record_of(folder: Folder, key: str) -> Record:
-    """Describe an object that was just written, from its size and the checksum that ends it."""
+    """Make the record of an object that was just written, from its size and its checksum, the last four bytes."""
     size, tail = folder.tail(key, 4)
     return Record(key=key, size=size, crc32c=int.from_bytes(tail, "little"))
 
 
 def damaged_lines(folder: Path) -> list[str]:
-    """Name the lines that are not what was written."""
+    """Name the damaged lines."""
     found: list[str] = []
     for path in journals_in(folder):
         for _ in _read(path, on_damage=lambda path, number: found.append(f"{path.name} line {number}")):
@@ -118,7 +118,7 @@ def damaged_lines(folder: Path) -> list[str]:
 
 
 def journalled(folder: Path) -> set[str]:
-    """Names of the arrays of which a chunk is in a journal; damaged lines don't count."""
+    """Names of the arrays with a chunk in a journal; damaged lines are ignored."""
     records = (record for path in journals_in(folder) for record in _read(path, on_damage=lambda path, number: None))
     return {record.key.split("/")[1] for record in records if "/" in record.key}
 
@@ -134,13 +134,13 @@ def _content(path: Path, start: int = 0) -> bytes:
             return file.read()
     except OSError as error:
         raise DamagedError(
-            f"{path}: cannot be read ({error.strerror}). Give it back its permissions, or if it is no file, remove it "
+            f"{path}: cannot be read ({error.strerror}). Restore its permissions, or if it is not a file, remove it "
             f"and run `bench verify {path.parent.parent} --repair`."
         ) from error
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
-    """Lines with their line feeds; what follows the last one was torn by a crash."""
+    """Lines with their line feeds; a rest without one was torn by a crash."""
     return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
@@ -157,7 +157,7 @@ def _records(
 
 
 def _record(text: bytes) -> Record | None:
-    """Read the object of a line; None if it is none that this program writes."""
+    """Parse the record of a line; None if it is not valid."""
     try:
         content = json.loads(text)
         record = Record(key=content["key"], size=content["size"], crc32c=content["crc32c"])

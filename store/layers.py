@@ -1,8 +1,8 @@
 """What a layer is: a tap of the model with its pooling, under a name.
 
-Pure text and numbers, without torch: `extract` computes by these, `evaluate` finds by these, and
-both accept the same spelling on the command line (`res4:AvgPool2d(8,3,0)`) and in YAML, where it
-is VISSL's (`["res4", ["AvgPool2d", [[8, 8], 3, 0]]]`).
+Only text and numbers, without torch: `extract` computes what these describe, `evaluate` finds layers
+by them. Both accept the same notation on the command line (`res4:AvgPool2d(8,3,0)`) and in YAML, where
+VISSL's is accepted too (`["res4", ["AvgPool2d", [[8, 8], 3, 0]]]`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from featbench.store.errors import DamagedError, StoreError, suggest
 from featbench.store.paths import METADATA, ROW_ARRAYS
 
 RESERVED = (*ROW_ARRAYS, METADATA)
-"""What else lies in a split's group."""
+"""Other names in the group of a split."""
 
 LONGEST_NAME = 200
-"""Characters; file systems hold 255, and stage two adds to them."""
+"""Characters of a layer's name; file systems allow 255, and names in stage two are longer."""
 
 Pair = tuple[int, int]
 
@@ -47,7 +47,7 @@ class Pooling:
 
     @classmethod
     def of(cls, op: object, args: Sequence[object] = ()) -> Pooling:
-        """Check an operation as VISSL writes it and bring it to one form.
+        """Check an operation in VISSL's notation, and normalize its arguments.
 
         Examples
         --------
@@ -68,7 +68,7 @@ class Pooling:
         pairs = [_pair(arg, of=f"{op}'s {name}") for name, arg in zip(names, args, strict=False)]
         if "stride" in names:
             if len(pairs) < 2:
-                pairs.append(pairs[0])  # torch's own default: windows side by side
+                pairs.append(pairs[0])  # torch's default: adjacent windows
             if len(pairs) < 3:
                 pairs.append((0, 0))
             kernel, _, padding = pairs
@@ -99,13 +99,13 @@ class LayerSpec:
     def of(cls, spec: object) -> LayerSpec:
         """Parse a layer from text, or from VISSL's pair of a tap and its pooling.
 
-        The name follows from tap and pooling, so that the same words always mean the same array;
-        `name=` in front gives another one.
+        The name follows from tap and pooling, so that the same notation always means the same array;
+        the prefix `name=` sets another one.
 
         Raises
         ------
         StoreError
-            If the text is no layer, the pooling is unknown, or the name can't be an array's.
+            If the text is not a layer, the pooling is unknown, or the name is not valid.
 
         Examples
         --------
@@ -138,7 +138,7 @@ class LayerSpec:
 
 
 def split_layers(text: str) -> list[str]:
-    """Cut a comma-separated list of layers, leaving the commas within brackets alone.
+    """Split a comma-separated list of layers, except at commas within parentheses.
 
     Examples
     --------
@@ -150,27 +150,27 @@ def split_layers(text: str) -> list[str]:
 
 
 def layers_of(specs: Sequence[object]) -> tuple[LayerSpec, ...]:
-    """Read several layers; the same one twice counts once, two under one name are an error."""
+    """Parse several layers; duplicates count once, and two layers with one name are an error."""
     layers: dict[str, LayerSpec] = {}
     for layer in map(LayerSpec.of, specs):
         if layers.setdefault(layer.name, layer) != layer:
             raise StoreError(
                 f"two layers are called {layer.name!r}: {layers[layer.name]} and {layer}. "
-                f"Name one of them otherwise, as in '{layer.name}_b={layer}'."
+                f"Rename one of them, as in '{layer.name}_b={layer}'."
             )
     return tuple(layers.values())
 
 
 def checked_name(name: object) -> str:
-    """Return the name of an array of a group, or of a split; one that could lead out of the group is refused.
+    """Return the name of an array or a split, unless it could lead out of its group.
 
     Raises
     ------
     DamagedError
-        If it is none.
+        If it is not a valid name.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == METADATA:
-        raise DamagedError(f"{name!r} is no name that this program gives")
+        raise DamagedError(f"{name!r} is not a name that this program writes")
     return name
 
 
@@ -199,23 +199,23 @@ def _named(tap: str, pooling: Pooling | None, *, name: str | None = None) -> Lay
 
 
 def check_name(name: str, tap: str | None = None) -> None:
-    """Refuse a name that can't be a layer's, which is the name of a folder within that of each split.
+    """Refuse names that a layer can't have, since a folder of each split has that name.
 
     Raises
     ------
     StoreError
-        If it has other characters, is reserved, or too long.
+        If it has invalid characters, is reserved, or is too long.
     """
     if not _NAME.fullmatch(name) or name in RESERVED or len(name) > LONGEST_NAME:
         shown = name if len(name) <= 80 else f"{name[:77]}..."
         raise StoreError(
             f"{shown!r} cannot be the name of a layer: use letters, digits, '_', '.' and '-', at most {LONGEST_NAME}, "
-            f"and none of {', '.join(RESERVED)}. Give another with NAME={shown if tap is None else tap[:80]}"
+            f"but not {', '.join(RESERVED)}. Set another one with NAME={shown if tap is None else tap[:80]}"
         )
 
 
 def _usual_name(tap: str, pooling: Pooling | None) -> str:
-    tap = tap.replace("|", ".")  # `fc|input` is what goes into fc
+    tap = tap.replace("|", ".")  # `fc|input` is the input of fc
     return tap if pooling is None else "_".join((f"{tap}.{pooling.op}", *map(_short, pooling.args)))
 
 

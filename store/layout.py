@@ -1,7 +1,7 @@
 """Which rows belong to which chunk, and which chunks belong to which rank.
 
-Pure integer arithmetic: no Zarr, no files. What must never disagree between the writer and
-the reader lives here, so that it can be tested without a disk.
+Pure integer arithmetic, without Zarr or files. What writer and reader must agree on is here, so that
+it can be tested without a disk.
 
 Rows are dataset positions, `0 <= row < num_rows`, in the dataset's own order. A chunk is the
 unit of writing: one rank writes it, whole.
@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 BYTES_PER_CHUNK = 256 * 2**20
-"""The largest chunk that `rows_per_chunk_for` chooses of itself."""
+"""The largest chunk that `rows_per_chunk_for` chooses by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +34,14 @@ class RowRange:
         return self.stop - self.start
 
     def batches(self, batch_size: int) -> Iterator[RowRange]:
-        """Cut into pieces of `batch_size` rows, the last one possibly shorter."""
+        """Split into ranges of `batch_size` rows; the last one may be shorter."""
         for start in range(self.start, self.stop, batch_size):
             yield RowRange(start=start, stop=min(start + batch_size, self.stop))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """How the rows of a split fall into chunks: chunk `i` holds rows from `i * rows_per_chunk` on."""
+    """How rows are divided into chunks: chunk `i` starts at row `i * rows_per_chunk`."""
 
     num_rows: int
     rows_per_chunk: int
@@ -57,16 +57,14 @@ class Grid:
         return -(-self.num_rows // self.rows_per_chunk)
 
     def rows(self, chunk: int) -> RowRange:
-        """Rows of one chunk; the last chunk may hold fewer."""
+        """Rows of one chunk; the last chunk may have fewer."""
         if not 0 <= chunk < self.num_chunks:
             raise ValueError(f"chunk must be in [0, {self.num_chunks}); got {chunk}")
         start = chunk * self.rows_per_chunk
         return RowRange(start=start, stop=min(start + self.rows_per_chunk, self.num_rows))
 
     def blocks(self, rows_per_block: int, chunks: range | None = None) -> list[range]:
-        """Consecutive groups of whole chunks, each of at most `rows_per_block` rows and at least one chunk.
-
-        Of all chunks, or of consecutive ones.
+        """Divide chunks, by default all, into blocks of at most `rows_per_block` rows and at least one chunk.
 
         Examples
         --------
@@ -79,7 +77,7 @@ class Grid:
 
 
 def share(work: Sequence[T], *, rank: int, world_size: int) -> Sequence[T]:
-    """Return the consecutive part of `work` that falls to one rank; parts differ in length by one at most.
+    """Return one rank's consecutive share of `work`; shares differ in length by at most one.
 
     Examples
     --------
@@ -94,18 +92,18 @@ def share(work: Sequence[T], *, rank: int, world_size: int) -> Sequence[T]:
 
 
 def rows_per_chunk_for(*, num_rows: int, batch_size: int, bytes_per_row: int, wanted: int = 1024) -> int:
-    """Choose the rows of a chunk: `wanted`, less where rows are large or few; whole batches, or the whole split.
+    """Choose the rows of a chunk: `wanted`, or fewer if rows are large or few; whole batches, or the whole split.
 
     Parameters
     ----------
     num_rows : int
-        Rows of the larger split; a chunk need not be larger.
+        Rows of the larger split, the most that a chunk needs.
     batch_size : int
         The result is a multiple of it, or `num_rows`.
     bytes_per_row : int
-        Size of one row of the largest layer; a chunk of it stays below `BYTES_PER_CHUNK` if a batch does.
+        Size of one row of the largest layer; its chunks stay below `BYTES_PER_CHUNK` if a batch does.
     wanted : int
-        The usual size.
+        The usual number of rows.
 
     Examples
     --------

@@ -1,8 +1,7 @@
 """What a feature set was made from, and how two of them differ.
 
-The manifest lies in the attributes of the feature set's root group, with a digest of itself, so
-that a flipped bit is noticed. `made_from` holds everything that could change a feature; its digest
-is the fingerprint.
+The manifest is in the attributes of the feature set's root group, with a digest of itself, so that
+damage is noticed. The fingerprint is the digest of all settings that could change a feature.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ ATTRIBUTE = "featbench"
 DIGEST = "featbench_sha256"
 
 MAX_CHUNK_BYTES = 2**30
-"""A chunk is held in memory whole, more than once."""
+"""Largest chunk; whole chunks are held in memory, more than once."""
 
 MAX_CHUNKS = 2**24
-"""Of a layer in a split; their keys are held in memory."""
+"""Most chunks of a layer in a split; their keys are held in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitInfo:
-    """One split: how many rows, what its classes are called, and the digest of its listing."""
+    """One split: number of rows, class names, and the digest of its listing."""
 
     num_rows: int
     class_names: tuple[str, ...]
     """Label `i` is the class `class_names[i]` of this split."""
 
     listing: str
-    """sha256 over paths and labels in order: another dataset has another listing."""
+    """sha256 of paths, sizes and labels in order, which identifies the dataset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +58,13 @@ class LayerInfo:
 
     @property
     def dim(self) -> int:
-        """Numbers in one row."""
+        """Values in one row."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything about a feature set but the features."""
+    """Everything about a feature set except the features."""
 
     made_from: Mapping[str, Json]
     """Nested settings that could change a feature: model, weights, transform, precision, batch size."""
@@ -77,7 +76,7 @@ class Manifest:
     """`none`, `zstd` or `lz4`, of every layer."""
 
     rows_per_chunk: int
-    """Of every layer, also of one added later."""
+    """Of every layer, including those added later."""
 
     splits: Mapping[str, SplitInfo]
     layers: Mapping[str, LayerInfo] = field(default_factory=dict)
@@ -85,7 +84,7 @@ class Manifest:
     """sha256 of the `zarr.json` of each group and array below the root."""
 
     software: Mapping[str, str] = field(default_factory=dict)
-    """Versions that wrote it, for the record; not part of the fingerprint."""
+    """Versions of the software that wrote it, for the record; not in the fingerprint."""
 
     notes: Mapping[str, Json] = field(default_factory=dict)
     """Further facts for the record, such as how many keys of the weights were matched."""
@@ -97,11 +96,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that could change a feature, without the layers."""
+        """Digest of all settings that could change a feature, without the layers."""
         return digest_of(dict(self.settings()))
 
     def has_digests(self, split: str) -> bool:
-        """Whether a digest of each image of a split is kept; earlier versions let a layer have that name."""
+        """Whether digests of a split's images are stored; in earlier versions a layer could have that name."""
         return array_key(split, DIGESTS) in self.metadata and DIGESTS not in self.layers
 
     def settings(self) -> Iterator[tuple[str, Json]]:
@@ -122,12 +121,12 @@ class Manifest:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Json], *, where: str) -> Manifest:
-        """Read the attributes of the root group back, refusing a newer format and a changed text.
+        """Read the attributes of the root group; refuses a newer format and damage.
 
         Raises
         ------
         StoreError
-            If there is no manifest, or one of a newer format.
+            If there is no manifest, or its format is newer.
         DamagedError
             If the manifest is not what was written.
         """
@@ -144,7 +143,7 @@ class Manifest:
             return parsed(content)
         except (ValueError, KeyError, TypeError, AttributeError, DamagedError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise DamagedError(f"{where}: the manifest holds what no feature set has ({reason}). {REWRITE}") from error
+            raise DamagedError(f"{where}: the manifest has invalid contents ({reason}). {REWRITE}") from error
 
     @classmethod
     def read(cls, content: bytes, *, where: str) -> Manifest:
@@ -162,9 +161,9 @@ class Manifest:
 
 
 def parsed(content: Mapping[str, Json]) -> Manifest:
-    """Make a manifest of its JSON, whose digest is right; keys of later versions are left out.
+    """Make a manifest from its JSON, whose digest is right; unknown keys are ignored.
 
-    A feature set may come from anyone, so names, which become paths, and numbers are checked.
+    A feature set may come from anyone, so numbers and names, which become paths, are checked.
 
     Raises
     ------
@@ -212,8 +211,8 @@ def _whole(value: Json, *, least: int) -> int:
     return value
 
 
-REWRITE = "Put it back with `bench verify ... --repair`, or extract again with --overwrite."
-"""The cure for damaged metadata."""
+REWRITE = "Restore it with `bench verify ... --repair`, or extract again with --overwrite."
+"""Advice for damaged metadata."""
 
 
 def digest_of(value: Json) -> str:
@@ -223,7 +222,7 @@ def digest_of(value: Json) -> str:
 
 
 def flattened(settings: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
-    """Walk nested settings as dotted names.
+    """Yield nested settings under dotted names.
 
     Examples
     --------
@@ -238,7 +237,7 @@ def flattened(settings: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
-    """Say, one line each, which settings differ between what exists and what is asked for."""
+    """Describe each setting that differs between the existing and the requested manifest, one a line."""
     before, after = dict(old.settings()), dict(new.settings())
     return [
         f"{key}: it has {_brief(before.get(key))}, you ask for {_brief(after.get(key))}"

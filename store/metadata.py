@@ -1,6 +1,6 @@
-"""A second copy of every `zarr.json` of a feature set, so that a damaged one can be put back.
+"""A copy of every `zarr.json` of a feature set, from which damaged ones are restored.
 
-Chunks can be extracted again, but without the manifest nobody knows of what. The copy is one file
+Chunks can be extracted again, but not without the manifest, which says from what. The copy is one file
 beside the journals, with a digest of itself; whichever of the two is intact restores the other. It is
 written before the manifest, so that it never lacks a layer of which a chunk is journalled.
 """
@@ -26,21 +26,21 @@ MISSING_LAYER = "not what was written, and its copy is from before these layers 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What is wrong with the metadata, and what is known to be right."""
+    """Faults of the metadata, and the texts that are known to be right."""
 
     faults: Mapping[str, str]
     """By path."""
 
     right: Mapping[str, str]
-    """Texts by path, as far as they are known."""
+    """Right texts by path, if they are known."""
 
     manifest: Manifest | None
 
 
 def save(folder: Folder, manifest: Manifest) -> None:
-    """Write the manifest into the root's `zarr.json`, after the copy of it and of all others. Under the lock.
+    """Write the copy of all metadata, then the manifest into the root's `zarr.json`. Call it under the lock.
 
-    What `zarr.consolidate_metadata` added is dropped: it would hide new layers from other programs.
+    Consolidated metadata (`zarr.consolidate_metadata`) are removed, since they would hide new layers from readers.
     """
     document = json.loads(folder.read(METADATA) or b"{}") | {"attributes": manifest.to_attributes()}
     document.pop("consolidated_metadata", None)
@@ -54,7 +54,7 @@ def save(folder: Folder, manifest: Manifest) -> None:
 
 
 def save_copy(folder: Folder, root: str, manifest: Manifest) -> None:
-    """Copy a text of the root's `zarr.json`, and those of groups and arrays that are right on disk or in the copy."""
+    """Write the copy: the root's `zarr.json`, and the others as far as they are intact on disk or in the old copy."""
     before, files = read_copy(folder.path) or {}, {METADATA: root}
     for key, digest in manifest.metadata.items():
         path = metadata_key(key)
@@ -66,7 +66,7 @@ def save_copy(folder: Folder, root: str, manifest: Manifest) -> None:
 
 
 def read_copy(root: Path) -> Mapping[str, str] | None:
-    """Return the copied texts by path; None if they can't be trusted."""
+    """Return the copied texts by path; None if the copy is not intact."""
     try:
         content = json.loads(read_regular(root / METADATA_COPY))
         files = dict(content["files"])
@@ -77,27 +77,27 @@ def read_copy(root: Path) -> Mapping[str, str] | None:
 
 
 def metadata_faults(root: Path) -> Mapping[str, str]:
-    """Say what is wrong, by path, with the `zarr.json` files and their copy."""
+    """Return the faults of the `zarr.json` files and their copy, by path."""
     return compare(root).faults
 
 
 def renew_copy(folder: Folder) -> None:
-    """Write the copy again if it alone is not as it must be: a run was killed before it had written it."""
+    """Rewrite the copy if nothing else is at fault: a run was killed before it had written it."""
     if compare(folder.path).faults.keys() == {METADATA_COPY}:
         restore(folder)
 
 
 def restore(folder: Folder, made: Mapping[str, str] | None = None) -> list[str]:
-    """Put back what differs from the copy, or renew the copy; return the paths that were written. Under the lock.
+    """Restore metadata from the copy, or the copy from the metadata; return what was written. Call it under the lock.
 
-    Where both the copy and the root's `zarr.json` are damaged, nothing can be put back.
+    If both the copy and the root's `zarr.json` are damaged, nothing can be restored.
 
     Parameters
     ----------
     folder : Folder
-        The feature set's.
+        The feature set's folder.
     made : mapping of str to str, optional
-        Texts by path, made from the manifest, for those that no intact copy has.
+        Texts by path, generated from the manifest, for those without an intact copy.
     """
     found = compare(folder.path)
     written = []
@@ -134,7 +134,7 @@ def compare(root: Path) -> Comparison:
     faults = _differing(root, _digests(on_disk))
     if copied != on_disk or not right.keys() >= _digests(on_disk).keys():
         return Comparison(
-            faults=faults | {METADATA_COPY: "missing, damaged, or of another manifest"}, right=right, manifest=on_disk
+            faults=faults | {METADATA_COPY: "missing, damaged, or from another manifest"}, right=right, manifest=on_disk
         )
     if not _is_same_group(_content(root / METADATA), copy[METADATA].encode()):
         faults, right = {METADATA: DIFFERS, **faults}, {METADATA: copy[METADATA], **right}
@@ -142,7 +142,7 @@ def compare(root: Path) -> Comparison:
 
 
 def _without_manifest(root: Path, copy: Mapping[str, str], copied: Manifest | None) -> Comparison:
-    """The root's `zarr.json` is damaged, so what the copy says counts, unless it would lose a layer."""
+    """The root's `zarr.json` is damaged: use the copy, unless that would lose a layer."""
     what = DIFFERS if (root / METADATA).exists() else "missing"
     if copied is None:
         faults = {METADATA: what, METADATA_COPY: "missing or not what was written"}
@@ -170,7 +170,7 @@ def _differing(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def plain(content: bytes) -> bytes:
-    """Return a group's `zarr.json` without what `zarr.consolidate_metadata` adds to it, which nobody here reads."""
+    """Return a group's `zarr.json` without consolidated metadata, which featbench never reads."""
     if b'"consolidated_metadata"' not in content:
         return content
     try:
@@ -182,7 +182,7 @@ def plain(content: bytes) -> bytes:
 
 
 def as_zarr_writes(document: object) -> bytes:
-    """Serialise metadata to the bytes that Zarr gives it."""
+    """Serialize metadata to the same bytes as Zarr."""
     return json.dumps(document, indent=2).encode()
 
 

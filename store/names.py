@@ -1,7 +1,7 @@
-"""Names that come from data: when two of them name the same class, and how any of them is shown.
+"""Names from data: when two of them mean the same class, and how to print them safely.
 
-Unicode has several spellings of one text: an accented letter is one code point (macOS shows both alike), or a
-letter and a combining accent. Classes are the same if their names are, in normal form NFC.
+Unicode can represent a text in several ways: an accented letter is one code point, or a letter and a combining
+accent. Two classes are the same if their names are equal in normal form NFC.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable
 _MARKS = frozenset("\xad\u034f\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u2060\ufeff") | {
     chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
-"""Marks that turn the direction of text, end a line, or show nothing; not those that join letters or emoji."""
+"""Characters that change the direction of text, end a line, or are invisible; not those that join letters or emoji."""
 
 
 def normal_name(name: str) -> str:
-    """Bring a class name to Unicode's normal form NFC.
+    """Return a class name in Unicode's normal form NFC.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def normal_name(name: str) -> str:
 
 
 def clashing_names(names: Iterable[str]) -> tuple[str, str] | None:
-    """Find two different names that are the same in normal form."""
+    """Find two different names that are equal in normal form."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(normal_name(name), name)
@@ -37,7 +37,7 @@ def clashing_names(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def likeness(name: str) -> str:
-    """Reduce a name to what is left without case, spaces, and characters that merely look different.
+    """Reduce a name for fuzzy comparison: without case, spacing and compatibility variants.
 
     Examples
     --------
@@ -50,10 +50,10 @@ def likeness(name: str) -> str:
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:
-    r"""Spell out the characters that a terminal would act upon, or that would hide or reorder others.
+    r"""Escape characters that control a terminal, are invisible, or reorder text.
 
-    Control characters (C0, C1, DEL), marks of direction, line and paragraph separators, and surrogates are
-    written as Python writes them; those in `keep` stay.
+    Control characters (C0, C1, DEL), direction marks, line and paragraph separators, and surrogates are
+    escaped as in Python; those in `keep` stay.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Reading a layer back, in blocks that fit in memory, each chunk checked.
+"""Reading a layer in blocks that fit in memory, with every chunk checked.
 
-A chunk is read only if a journal has it, must have the size and the checksum that the journal has,
-and its bytes must match that checksum. Uncompressed chunks are read straight into the block: Zarr
-itself would copy them several times, at a third of the speed (docs/benchmarks).
+A chunk is read only if it is in a journal; its size and checksum must be those in the journal, and its
+bytes must match the checksum. Uncompressed chunks are read directly into the block: Zarr would copy
+them several times, at a third of the speed (docs/benchmarks).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from featbench.store.typing import Floats
 T = TypeVar("T")
 
 THREADS = 4
-"""Chunks read at once: reading waits for the disk and for memory, seldom for a core."""
+"""Chunks read at the same time; reading is limited by the disk and memory, rarely by the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +67,23 @@ class LayerReader:
         self._array = array
 
     def blocks(self, rows_per_block: int) -> Iterator[Block]:
-        """Yield all rows, in order, while the next block is being read; see `map_blocks`."""
+        """Yield all rows in order, reading one block ahead; see `map_blocks`."""
         return self.map_blocks(lambda block: block, rows_per_block)
 
     def map_blocks(
         self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
     ) -> Iterator[T]:
-        """Yield what `prepare` makes of each block; it runs in the reading thread, besides the caller's work.
+        """Yield `prepare(block)` for each block; it runs in the reading thread, in parallel to the caller.
 
-        Two buffers take turns, so a block's features are valid until the next block is asked for,
-        and no more than two blocks are ever in memory.
+        Two buffers are used in turn, so a block's features are valid until the next block is requested,
+        and at most two blocks are in memory.
 
         Parameters
         ----------
         prepare : callable
             May change the block's features in place.
         rows_per_block : int
-            Rows of a block at most, but at least one chunk.
+            Most rows of a block, but at least one chunk.
         chunks : range, optional
             Consecutive chunks to read, at least one; all by default.
 
@@ -112,10 +112,10 @@ class LayerReader:
         return self._grid.rows_per_chunk
 
     def peek(self, chunk: int) -> Floats:
-        """Return the rows of one chunk for picking some of them, shape (rows, D); read only.
+        """Return the rows of one chunk, shape (rows, D), read-only, to select some of them.
 
-        For rows that were read, and so checked, a moment ago: a plain chunk is mapped into memory, so
-        that only what is picked is touched, and its checksum is not computed again.
+        For chunks that have just been read, and so checked: an uncompressed chunk is memory-mapped, so
+        that only the selected rows are read, and its checksum is not computed again.
         """
         rows, record = self._grid.rows(chunk), self._records[chunk]
         path = self._root / record.key
@@ -125,7 +125,7 @@ class LayerReader:
         return values.reshape(len(rows), self.dim).astype(np.float32)
 
     def read(self) -> Floats:
-        """Return all rows at once, shape (N, D): for splits that fit in memory, such as the queries."""
+        """Return all rows, shape (N, D), for splits that fit in memory, such as the queries."""
         buffer = np.empty((self.num_rows, self.dim), np.float32)
         with ThreadPoolExecutor(THREADS) as readers:
             return self._read_block(range(self._grid.num_chunks), buffer, readers).features
@@ -151,7 +151,7 @@ class LayerReader:
 
 
 def _read_plain(root: Path, record: Record, into: Floats, *, chunk: int, cure: str) -> None:
-    """Read an uncompressed chunk straight into its place: values, then their crc32c."""
+    """Read an uncompressed chunk directly into the block: values, then their crc32c."""
     path = root / record.key
     tail = bytearray(4)
     try:
@@ -173,7 +173,7 @@ def _read_plain(root: Path, record: Record, into: Floats, *, chunk: int, cure: s
 
 
 def _fill(descriptor: int, values: memoryview, tail: bytearray) -> None:
-    """Read until both buffers are full; one call of the system may return less (2 GiB at most on Linux)."""
+    """Read until both buffers are full; one system call may return less (at most 2 GiB on Linux)."""
     offset = 0
     while offset < len(values):
         got = os.preadv(descriptor, [values[offset:]], offset)

@@ -1,7 +1,7 @@
-"""Files opened only if they are files.
+"""Opening regular files only.
 
-A feature set may come from someone else. Where it has a file, there may be a named pipe, which is read for ever, or a
-device, which has no end.
+A feature set may come from someone else. In place of a file it may contain a named pipe, from which reading blocks
+forever, or a device without an end.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import stat
 from pathlib import Path
 
 NOT_REGULAR = errno.ESPIPE
-"""Number of the error for a pipe, a socket or a device."""
+"""Error number for a pipe, a socket or a device."""
 
 
 def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, folder: int | None = None) -> int:
-    """Open a regular file, without waiting; return its descriptor.
+    """Open a regular file, without blocking; return its descriptor.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, folder: int | No
     Raises
     ------
     OSError
-        If it is something else, or can't be opened.
+        If it is not a regular file, or can't be opened.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
     mode = os.fstat(descriptor).st_mode

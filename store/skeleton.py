@@ -1,4 +1,4 @@
-"""The groups and arrays of a feature set, all that it has besides chunks and journals, as its manifest says."""
+"""Writes the groups and empty arrays of a feature set, as its manifest says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featbench.store.zarr_store import DurableStore
 
 
 def write_groups(folder: Folder, manifest: Manifest, *, groups: Sequence[str] = paths.GROUPS) -> dict[str, str]:
-    """Write the groups, each a folder; return the digests of their metadata."""
+    """Write the groups; return the digests of their metadata."""
     attributes: dict[str, dict[str, object]] = {"": {}, **{name: {} for name in groups}}
     for split, info in manifest.splits.items():
         attributes[split] = {"num_rows": info.num_rows, "listing": info.listing}
@@ -55,7 +55,7 @@ def write_layer(
     digests = {}
     for split, rows in manifest.splits.items():
         key = array_key(split, name)
-        folder.remove(key)  # what a killed run left
+        folder.remove(key)  # left by a killed run
         arrays.create_array(
             folder,
             key,
@@ -71,7 +71,7 @@ def write_layer(
 
 
 def axes_of(layer: str, ndim: int) -> tuple[str, ...]:
-    """Names of a layer's axes besides the rows; no other layer has them, since its axes have other lengths.
+    """Names of a layer's axes except the rows; they differ between layers, as the lengths do.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def axes_of(layer: str, ndim: int) -> tuple[str, ...]:
 
 
 def expected_metadata(manifest: Manifest) -> dict[str, str]:
-    """Texts of all `zarr.json` below the root, by path: of the forms in which versions wrote one, the manifest's."""
+    """Texts of all `zarr.json` below the root, by path, in the form that matches the digests in the manifest."""
     now = _texts(manifest, groups=paths.GROUPS, has_names=True)
     before = _texts(manifest, groups=paths.OLDER_GROUPS, has_names=False)
 
@@ -95,7 +95,7 @@ def expected_metadata(manifest: Manifest) -> dict[str, str]:
 
 
 def _texts(manifest: Manifest, *, groups: Sequence[str], has_names: bool) -> dict[str, str]:
-    """Texts of all `zarr.json` below the root, by path, as this version writes them, or as earlier ones did."""
+    """Texts of all `zarr.json` below the root, by path, as this version or earlier ones write them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Folder(Path(scratch))
         digests = any(map(manifest.has_digests, manifest.splits))

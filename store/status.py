@@ -1,7 +1,7 @@
-"""What each rank of a run is doing, for whoever shows the progress of all of them.
+"""What each rank of a run is doing, for the display of progress.
 
-One small file for each rank beside the journals, replaced every second or so: nothing depends on it,
-so it is neither synced nor checked. What is done for good, the journals say.
+Each rank has one small file beside the journals, replaced about once a second. Nothing depends on it,
+so it is neither synced nor checked; the journals say what has been committed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class RankStatus:
     """`starting`, `extracting`, `stopping`, `done` or `failed`."""
 
     rows: int = 0
-    """Rows that went through the model since this process began."""
+    """Rows that went through the model since this process started."""
 
     rows_in_hand: int = 0
-    """Those of them that no journal has yet."""
+    """Those of them that are not in a journal yet."""
 
     error: str = ""
     time: float = 0.0
@@ -43,7 +43,7 @@ _TYPES = {each.name: {"int": (int,), "float": (float, int)}.get(str(each.type), 
 
 
 def post(folder: Path, status: RankStatus) -> None:
-    """Replace the rank's file; a disk that refuses is found by what matters, so it is no fault here."""
+    """Replace the rank's file; a failure is ignored, since writing chunks will fail too."""
     path = paths.status_file(folder, status.rank)
     partial = paths.partial_name(path)
     try:
@@ -61,7 +61,7 @@ def read_statuses(folder: Path, run: str) -> list[RankStatus]:
     for path in paths.status_files(folder):
         try:
             status = RankStatus(**json.loads(read_regular(path)))
-        except (OSError, ValueError, TypeError, RecursionError):  # being replaced
+        except (OSError, ValueError, TypeError, RecursionError):  # it is being replaced
             continue
         if all(type(value) in _TYPES[name] for name, value in asdict(status).items()):
             found.append(status)
@@ -75,16 +75,16 @@ def forget_statuses(folder: Path) -> None:
 
 
 class Reporter:
-    """Posts one rank's status: at once when its state changes or a chunk counts, else at most once a second."""
+    """Posts one rank's status: at once if its state changes or a chunk is committed, else at most once a second."""
 
     def __init__(self, folder: Path, status: RankStatus) -> None:
         self._folder = folder
         self._status = status
         self._next = 0.0
-        self._lock = threading.Lock()  # chunks are committed in the writer's thread
+        self._lock = threading.Lock()  # chunks are committed in the writer thread
 
     def change(self, state: str, error: str = "") -> None:
-        """Say what the rank does now."""
+        """Set what the rank is doing."""
         self._add(state=state, error=error)
 
     def processed(self, rows: int) -> None:
@@ -92,7 +92,7 @@ class Reporter:
         self._add(rows=rows, rows_in_hand=rows)
 
     def committed(self, rows: int) -> None:
-        """Count rows that a journal has now."""
+        """Count rows that are now in a journal."""
         self._add(rows_in_hand=-rows)
 
     def _add(self, *, rows: int = 0, rows_in_hand: int = 0, state: str | None = None, error: str = "") -> None:
@@ -105,7 +105,7 @@ class Reporter:
                 state=state or before.state,
                 error=error,
             )
-            # At once where the journals know of it too, or what is done and what is in hand would count it twice.
+            # At once if a chunk is now in a journal, or its rows would be counted twice.
             if state is not None or rows_in_hand < 0 or time.monotonic() >= self._next:
                 post(self._folder, self._status)
                 self._next = time.monotonic() + 1.0

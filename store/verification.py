@@ -1,4 +1,4 @@
-"""Checking everything that a feature set has on disk, chunk by chunk."""
+"""Checks everything that a feature set has on disk, chunk by chunk, and repairs it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from featbench.store.typing import Bools
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong: where, what, and the key of the chunk if extraction can write it again."""
+    """One fault: where, what, and the key of the chunk if extraction can rewrite it."""
 
     where: str
     what: str
     key: str | None = None
     is_pending: bool = False
-    """Whether nothing is damaged: these chunks are only still to be written."""
+    """Whether chunks have only not been written yet, so that nothing is damaged."""
 
 
 def verify(path: Path) -> Iterator[Fault]:
-    """Yield every fault: of metadata, journals and chunks (presence, size, checksum), of values and of labels.
+    """Yield every fault in metadata, journals, chunks (presence, size, checksum), values and labels.
 
     Chunks that were never journalled are reported as pending, one fault per array.
 
@@ -45,27 +45,27 @@ def verify(path: Path) -> Iterator[Fault]:
     for where, what in metadata.items():
         yield Fault(where=where, what=what)
     if paths.METADATA in metadata:
-        return  # what there should be is not known until `repair` has put it back
+        return  # the expected contents are not known until `repair` has restored it
     features = FeatureSet.open(path)
     damaged = journal.damaged_lines(features.journals)
     for line in damaged:
         yield Fault(where=f"{paths.JOURNALS}/{line}", what="not what was written (its checksum differs)")
     if damaged:
-        return  # which chunks count is not known until `repair` has dropped these lines
+        return  # which chunks count is not known until `repair` has removed these lines
     for split in features.manifest.splits:
         for name in (*features.row_arrays(split), *features.manifest.layers):
             yield from _array_faults(features, split, name)
 
 
 def repair(path: Path) -> list[str]:
-    """Put back damaged metadata, and set damaged chunks back to pending, so that the next extraction writes just those.
+    """Restore damaged metadata, and mark damaged chunks as pending; the next extraction rewrites only those.
 
-    Returns what was put back or dropped; `verify` says what is left.
+    Returns what was restored or removed; `verify` reports what is left.
 
     Raises
     ------
     StoreError
-        If someone is writing to it, or the file system refuses.
+        If another process is writing to it, or writing fails.
     """
     if not looks_like_feature_set(path):
         FeatureSet.open(path)
@@ -80,17 +80,17 @@ def repair(path: Path) -> list[str]:
             done += restore(folder, expected_metadata(features.manifest))
         features.sweep()
         done += journal.rewrite_journals(folder, keep=lambda record: True)
-        damaged = _with_what_rests_on_them(features, {fault.key for fault in verify(path) if fault.key})
+        damaged = _with_dependent_chunks(features, {fault.key for fault in verify(path) if fault.key})
         done += journal.rewrite_journals(folder, keep=lambda record: record.key not in damaged)
         if not (folder.is_here() and lock.is_current()):
             raise StoreError(
-                f"{path}: the folder was renamed, removed or replaced meanwhile. Repair it where it is now."
+                f"{path}: the folder was renamed, removed or replaced during the repair. Repair it at its present path."
             )
     return done
 
 
-def _with_what_rests_on_them(features: FeatureSet, damaged: set[str]) -> set[str]:
-    """Add the layers of chunks whose flags or digests are lost: from which images they came is no longer known."""
+def _with_dependent_chunks(features: FeatureSet, damaged: set[str]) -> set[str]:
+    """Add the layers of chunks whose flags or digests are damaged: their images are no longer known."""
     found = set(damaged)
     for split in features.manifest.splits:
         flags = [features.chunk_keys(split, name) for name in features.flag_arrays(split)]
@@ -111,7 +111,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
     try:
         array = open_checked(features.path, features.manifest, split, name)
     except StoreError:
-        return  # reported with the metadata
+        return  # already reported with the metadata
     usable = _usable(features, split) if name in features.manifest.layers else None
     for chunk, key in enumerate(keys):
         if key not in features.records:
@@ -128,7 +128,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
                 first = rows.start + int(np.flatnonzero(bad)[0])
                 yield Fault(
                     where=f"{split}/{name} chunk {chunk}",
-                    what=f"{int(bad.sum())} rows hold NaN or infinity, the first is row {first}",
+                    what=f"{int(bad.sum())} rows contain NaN or infinity, the first is row {first}",
                     key=key,
                 )
         if name == paths.LABELS:
@@ -141,7 +141,7 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
 
 
 def _usable(features: FeatureSet, split: str) -> Bools:
-    """Rows that must be finite; none while it is not known which images could be read, a fault of its own."""
+    """Rows that must be finite; none if `valid` is damaged, which is a separate fault."""
     try:
         return features.valid(split)
     except StoreError:

@@ -1,4 +1,4 @@
-"""One pending chunk: what a rank computes and writes at a time."""
+"""One pending chunk, the unit of work of a rank."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One chunk of one split, and those of its arrays that no journal has yet."""
+    """One chunk of one split, and which of its arrays are not in a journal yet."""
 
     split: str
     chunk: int
     layers: tuple[str, ...]
-    """Never empty; in the order asked for."""
+    """Never empty; in the requested order."""
 
     valid: bool
-    """Whether the flags of which rows could be read, and the images' digests, are wanted too."""
+    """Whether `valid` and the images' digests are to be written, too."""

@@ -1,8 +1,8 @@
-"""The work of a run: pending chunks, each taken by whichever rank comes to it first.
+"""The work of a run: pending chunks, each claimed by the first rank that reaches it.
 
-What is pending, the journals say; who works on what, the claims in the lock file. A rank begins at
-its own part of the chunks, so that ranks seldom meet, and goes on with what others have left: a slow
-or lost rank costs no more than the chunks that it was writing.
+The journals say which chunks are pending, the claims in the lock file which are in progress. A rank
+starts with its own share of the chunks, so that ranks rarely compete, and continues with what others
+have left: a slow or lost rank costs no more than the chunks that it was writing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from featbench.store.work import Work
 
 
 class WorkQueue:
-    """Pending chunks, claimed one by one as they are asked for."""
+    """Pending chunks, claimed one by one as they are requested."""
 
     def __init__(
         self, features: FeatureSet, layers: Sequence[str], lock: RunLock, *, rank: int = 0, world_size: int = 1
@@ -31,22 +31,22 @@ class WorkQueue:
         self._first_number = dict(zip(splits, starts, strict=True))
 
     def __iter__(self) -> Iterator[Work]:
-        """Yield chunks that are now this rank's, until no other is to be had."""
+        """Yield chunks that this rank has claimed, until none is left."""
         found = True
-        while found:  # once more, for what a rank claimed that died since
+        while found:  # once more, for chunks claimed by a rank that has died since
             found = False
             self._features.check()
             for item in self._own_first(self._features.pending(self._layers)):
                 if self._lock.claim_chunk(self._number(item)):
                     still = self._features.pending_in(item.split, item.chunk, self._layers)
-                    if still is None:  # another rank has just written it
+                    if still is None:  # another rank has written it in the meantime
                         self.release(item)
                     else:
                         found = True
                         yield still
 
     def release(self, item: Work) -> None:
-        """Give a chunk back: it is journalled, or will not be written."""
+        """Release a chunk: it is journalled, or will not be written."""
         self._lock.release_chunk(self._number(item))
 
     def _own_first(self, pending: list[Work]) -> list[Work]:

@@ -1,7 +1,7 @@
 """Writing whole chunks: checked, durable, then journalled.
 
-One writer per rank; a chunk has one writer. Values that the store must not hold (NaN, infinity, or
-too large for float16) are refused before anything is written, naming layer, row and image.
+Each rank has one writer, and each chunk is written by one. Invalid values (NaN, infinity, or too large
+for float16) are refused before anything is written; the error names layer, row and image.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class ChunkWriter:
         work : Work
             Which chunk, and which of its arrays are missing.
         features : mapping of str to ndarray of shape (rows, ...)
-            At least the work's layers.
+            Features by layer; at least those of the work.
         valid : ndarray of shape (rows,), dtype=bool
             False where the image could not be read; such rows are stored as NaN.
         digests : ndarray of shape (rows,), dtype=uint64, optional
-            A digest of each image that was read, 0 where there is none; kept if the feature set keeps
-            them, and compared where the chunk's other layers were written before.
+            A digest of each image, 0 for those that could not be read. It is stored if the feature set has
+            digests, or compared if the chunk's other layers have been written before.
 
         Raises
         ------
         StoreError
-            If a value can't be stored, the images are not those of the other layers, the file system refuses, or the
-            feature set was renamed, removed or replaced.
+            If a value can't be stored, the images are not those of the other layers, writing fails, or the feature
+            set was renamed, removed or replaced.
         """
         if digests is None:
             digests = np.zeros(len(valid), np.uint64)
@@ -62,7 +62,7 @@ class ChunkWriter:
             self._compare_valid(work, valid)
             self._compare_digests(work, digests)
         layers = {name: self._as_stored(work, name, features[name], valid) for name in work.layers}
-        # In this order: where a torn journal has a layer of a chunk, it has the chunk's flags and digests as well.
+        # In this order, so that a torn journal with a layer of a chunk also has the chunk's flags and digests.
         values: dict[str, Array] = {}
         if work.valid and self._features.has_digests(work.split):
             values[paths.DIGESTS] = digests
@@ -82,7 +82,7 @@ class ChunkWriter:
     def _as_stored(self, work: Work, layer: str, rows: Array, valid: Bools) -> Array:
         chunk = self._features.grid(work.split).rows(work.chunk)
         expected = (len(chunk), *self._features.layer_info(layer).shape)
-        if rows.shape != expected:  # Zarr would cut off what does not fit, without a word
+        if rows.shape != expected:  # Zarr would silently truncate it
             raise StoreError(
                 f"{self._features.path}: layer {layer!r} of {work.split} chunk {work.chunk} has shape {rows.shape}, "
                 f"expected {expected}. The chunk was not written."
@@ -115,9 +115,9 @@ class ChunkWriter:
         if len(changed):
             path = self._features.paths(work.split)[changed[0]]
             raise StoreError(
-                f"{self._features.path}: {len(changed)} images of {work.split} can no longer be read, or can be read "
-                f"only now, unlike when its other layers were extracted; the first is {path}. Put the images back as "
-                f"they were, or extract into another --name."
+                f"{self._features.path}: {len(changed)} images of {work.split} can no longer be read, or only now, unlike "
+                f"when its other layers were extracted; the first is {path}. Restore the images, or extract into "
+                f"another --name."
             )
 
     def _compare_digests(self, work: Work, digests: UInt64s) -> None:
@@ -138,15 +138,15 @@ class ChunkWriter:
 
 
 def other_images(features: FeatureSet, split: str, rows: Ints) -> StoreError:
-    """Make the error for images that are not those of the features that are there."""
+    """Make the error for images other than those that the stored features were made from."""
     paths = features.paths(split)
     named = abbreviate([paths[row] for row in rows.tolist()])
     return StoreError(
         f"{features.path}: images of {split} are not those that its features were made from: {named}. Their names "
-        f"and sizes are the same, their contents differ. Put the old images back, extract into another --name, or "
+        f"and sizes are the same, their contents differ. Restore the old images, extract into another --name, or "
         f"replace all features with --overwrite."
     )
 
 
-TOO_LARGE = "Use `--dtype float32`; if it is float32 already, scale the features."
+TOO_LARGE = "Use `--dtype float32`; if it is float32 already, rescale the features."
 NOT_FINITE = "The model overflows or its weights are damaged: try `--precision float32`, and check the weights."

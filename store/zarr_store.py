@@ -1,4 +1,4 @@
-"""Zarr's local store with durable writes: `arrays` and `cache` read and write through it."""
+"""Zarr's local store with durable writes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class DurableStore(LocalStore):
-    """Zarr's local store, with fsync before and after the rename; within a folder that is held, if one is given."""
+    """Zarr's local store, with fsync before and after the rename; writes into an open folder, if one is given."""
 
     def __init__(self, root: Path | str, *, read_only: bool = False, within: Folder | None = None) -> None:
         super().__init__(root, read_only=read_only)
         self._within = within
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """Return the same store with another mode."""
+        """Return the same store, read-only or writable."""
         return type(self)(self.root, read_only=read_only, within=self._within)
 
     async def _open(self, *, mode: AccessModeLiteral | None = None) -> None:
         if self._within is None:
             await super()._open(mode=mode)
-        self._is_open = True  # Zarr would make the folder where it has been removed
+        self._is_open = True  # Zarr would create the folder if it has been removed
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read one object; what is no regular file is as if it were not there."""
+        """Read one object; anything but a regular file is treated as absent."""
         is_file = await asyncio.to_thread((self.root / key).is_file)
         return await super().get(key, prototype, byte_range) if is_file else None
 
@@ -54,7 +54,7 @@ class DurableStore(LocalStore):
         await asyncio.to_thread(self.set_sync, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write one object that is not there: the groups above a new array."""
+        """Write one object unless it exists: the groups above a new array."""
         if not await self.exists(key):
             await self.set(key, value)
 

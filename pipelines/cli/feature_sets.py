@@ -132,7 +132,7 @@ def verify(
         written, total = features.progress()
         typer.echo(
             f"{path}: unfinished, not damaged: {written:,} of {total:,} chunks are written, without faults.\n"
-            f"{fault_lines(faults)}\n{features.way_to_finish}",
+            f"{fault_lines(faults)}\n{features.how_to_finish}",
             err=True,
         )
         raise typer.Exit(UNFINISHED)

@@ -70,7 +70,7 @@ def test_pixels_and_notes_come_whole_from_several_processes():
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(signal.SIGKILL, "most likely memory was short"), (signal.SIGSEGV, "died of SIGSEGV")]
+    ("number", "text"), [(signal.SIGKILL, "most likely memory ran out"), (signal.SIGSEGV, "died of SIGSEGV")]
 )
 def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text):
     def dies(batch):

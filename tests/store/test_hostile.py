@@ -78,7 +78,7 @@ def test_a_manifest_whose_names_lead_elsewhere_is_refused(made, where, name):
         manifest[where][name] = next(iter(manifest[where].values()))
 
     edit_manifest(made, change)
-    with pytest.raises(DamagedError, match="the manifest holds what no feature set has"):
+    with pytest.raises(DamagedError, match="the manifest has invalid contents"):
         FeatureSet.open(made.path)
 
 
@@ -107,7 +107,7 @@ def test_a_manifest_with_values_of_another_kind_is_refused(made, path, value):
         manifest[path[-1]] = value
 
     edit_manifest(made, change)
-    with pytest.raises(DamagedError, match="the manifest holds what no feature set has"):
+    with pytest.raises(DamagedError, match="the manifest has invalid contents"):
         FeatureSet.open(made.path)
 
 

@@ -115,9 +115,9 @@ class ChunkWriter:
         if len(changed):
             path = self._features.paths(work.split)[changed[0]]
             raise StoreError(
-                f"{self._features.path}: {len(changed)} images of {work.split} can no longer be read, or only now, unlike "
-                f"when its other layers were extracted; the first is {path}. Restore the images, or extract into "
-                f"another --name."
+                f"{self._features.path}: {len(changed)} images of {work.split} can no longer be read, or only now, "
+                f"unlike when its other layers were extracted; the first is {path}. Restore the images, or extract "
+                f"into another --name."
             )
 
     def _compare_digests(self, work: Work, digests: UInt64s) -> None:

@@ -117,7 +117,7 @@ def test_archives_that_cant_be_read_in_place_are_refused(photographs, tmp_path):
         open_sources(source="folder", root=tmp_path / "all.tar")
     whole = packed(photographs, tmp_path / "whole.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cut\.tar: (ends with|damaged)"):
+    with pytest.raises(DataError, match=r"cut\.tar: (the end of the tar is missing|damaged)"):
         open_sources(source="folder", root=tmp_path / "cut.tar")
     (tmp_path / "text.tar").write_text("no archive" * 100)
     with pytest.raises(DataError, match=r"text\.tar: damaged or incomplete tar archive, or none"):
@@ -178,7 +178,7 @@ def test_numbers_in_shards_count_the_classes_of_a_list(photographs):
 
 def test_shards_that_are_missing_or_mixed_up_are_refused(photographs):
     shard(photographs, "train", label=LABELS["numbers"])
-    with pytest.raises(DataError, match=r"no shards val\*\.tar.*holds train"):
+    with pytest.raises(DataError, match=r"no shards val\*\.tar.*contains train"):
         open_sources(source="webdataset", root=photographs)
     with pytest.raises(DataError, match=r"no shards train-002\.tar"):
         open_sources(source="webdataset", root=photographs, train_split="train-{000..002}.tar")

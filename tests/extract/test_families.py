@@ -428,7 +428,7 @@ def test_a_deeper_model_of_the_same_shapes_is_refused(models):
     taps.probe(IMAGE[:1])
     used = taps.modules_used(IMAGE[:1])
     poison(trunk)
-    with pytest.raises(WeightsError, match=r"layer3\.6\.conv1\.weight(.|\n)*it is another model's"):
+    with pytest.raises(WeightsError, match=r"layer3\.6\.conv1\.weight(.|\n)*it belongs to another model"):
         load_strictly(trunk, build_trunk("resnet101", {}).state_dict(), used=used, where="w.pth")
 
 

@@ -182,7 +182,7 @@ def broken(photographs, folder, fault):
         ("unknown", "unknown class 'catt'. Did you mean cat"),
         ("outside", r"train/\.\./\.\./secret\.jpg in row 0 leads out of the root"),
         ("twice", r"train/cat/001\.jpg is listed twice"),
-        ("missing", r"not there: 1 of 12, such as .*nowhere\.jpg"),
+        ("missing", r"missing images: 1 of 12, such as .*nowhere\.jpg"),
         ("pickle", r"not a plain \.npy.*np\.save"),
         ("floats", "expected strings or integers; got float64"),
         ("ending", r"a list must end in \.npy, \.txt, \.csv.*got '?\.lst"),
@@ -209,7 +209,7 @@ def test_an_image_in_both_lists_is_warned_of(photographs, tmp_path, caplog):
 def test_images_that_are_not_there_may_be_left_out(photographs, tmp_path):
     given = broken(photographs, tmp_path, "missing")
     assert open_sources(source="filelist", root=photographs, on_error="skip", **given)["train"].rows.sizes[0] == -1
-    with pytest.raises(DataError, match="not there: 12 of 12"):
+    with pytest.raises(DataError, match="missing images: 12 of 12"):
         open_sources(source="filelist", root=tmp_path, on_error="skip", **lists(photographs, tmp_path, write_npy))
 
 

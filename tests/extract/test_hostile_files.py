@@ -170,7 +170,7 @@ def test_lists_of_odd_form_are_refused_in_words(tmp_path):
     with within(20), pytest.raises(DataError, match=r"a\.npy"):
         read_list(npy_list)
     txt_list.write_bytes(b"a\0b.png\n")
-    with pytest.raises(DataError, match="has a NUL character"):
+    with pytest.raises(DataError, match="contains a NUL character"):
         list_files(txt_list, root=tmp_path)
 
 

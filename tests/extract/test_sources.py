@@ -29,7 +29,7 @@ def test_rows_and_classes_are_those_of_torchvisions_imagefolder(photographs):
 def test_splits_have_whatever_names_the_user_says(photographs):
     (photographs / "val").rename(photographs / "validation")
     with pytest.raises(
-        DataError, match=r"(?s)val: no such folder .*<class>/<image>.* holds train/, validation/.*--val-split"
+        DataError, match=r"(?s)val: no such folder .*<class>/<image>.* contains train/, validation/.*--val-split"
     ):
         open_sources(source="folder", root=photographs)
     assert len(open_sources(source="folder", root=photographs, val_split="validation")["val"].rows.labels) == 7
@@ -152,7 +152,7 @@ def test_labels_of_torchvisions_data_sets_are_one_number_for_each_image(kept, gi
 
 @pytest.mark.parametrize("given", [[torch.zeros(40)] * 3, [{"boxes": 1}] * 3, [0.5, 1.5, 2.5], ["a", "b", "c"]])
 def test_what_is_given_with_an_image_is_no_label_unless_it_is_one_number(given):
-    with pytest.raises(DataError, match=r"torchvision's X gives .* expected one integer.*target_type"):
+    with pytest.raises(DataError, match=r"torchvision's X returns .* expected one integer.*target_type"):
         TorchvisionSource(Gives(None, given), "X", "train")
 
 

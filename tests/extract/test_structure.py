@@ -181,9 +181,9 @@ def test_flatten_is_the_output_where_that_is_no_classifiers(kind, images):
     [
         (Functional, "its forward computes the output from weight itself"),
         (Twice, "its classifier linear runs 2 times"),
-        (Averaged, r"several classifiers. Tap what goes into one of them: 'linear\|input', 'third\|input'"),
-        (TwoOutputs, r"returns 2 tensors. Tap what goes into one of them: 'linear\|input', 'other\|input'"),
-        (TwoFields, r"returns 2 tensors. Tap what goes into one of them: 'linear\|input', 'other\|input'"),
+        (Averaged, r"several classifiers. Tap the input of one of them: 'linear\|input', 'third\|input'"),
+        (TwoOutputs, r"returns 2 tensors. Tap the input of one of them: 'linear\|input', 'other\|input'"),
+        (TwoFields, r"returns 2 tensors. Tap the input of one of them: 'linear\|input', 'other\|input'"),
         (Complex, "gives complex numbers"),
         (ThroughNumpy, "could not be followed back to the image"),
     ],

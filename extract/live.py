@@ -251,12 +251,12 @@ def _computed(
 ) -> Iterator[tuple[Work, dict[str, Array], UInt64s]]:
     """Yield the layers of each chunk, with the digests of its images."""
     chunks = [features.grid(work.split).rows(work.chunk) for work in works]
-    cut = [[range(piece.start, piece.stop) for piece in chunk.batches(batch_size)] for chunk in chunks]
-    loaded = source.batches([piece for pieces in cut for piece in pieces])
-    for work, pieces in zip(works, cut, strict=True):
+    cut = [[range(rows.start, rows.stop) for rows in chunk.batches(batch_size)] for chunk in chunks]
+    loaded = source.batches([rows for batches in cut for rows in batches])
+    for work, batches in zip(works, cut, strict=True):
         parts: dict[str, list[Array]] = {name: [] for name in work.layers}
         digests: list[int] = []
-        for _ in pieces:
+        for _ in batches:
             images, _ = next(loaded)
             computed = model(images)
             for name in work.layers:

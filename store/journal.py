@@ -91,14 +91,14 @@ def rewrite_journals(folder: Folder, keep: Callable[[Record], bool]) -> list[str
     dropped: list[str] = []
     for path in journals_in(folder.path / JOURNALS):
         before = len(dropped)
-        kept = []
+        remaining = []
         for record in _read(path, on_damage=lambda path, number: dropped.append(f"{path.name} line {number}")):
             if keep(record):
-                kept.append(record)
+                remaining.append(record)
             else:
                 dropped.append(record.key)
         if len(dropped) > before:
-            folder.write(f"{JOURNALS}/{path.name}", "".join(map(_line, kept)).encode())
+            folder.write(f"{JOURNALS}/{path.name}", "".join(map(_line, remaining)).encode())
     return dropped
 
 

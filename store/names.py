@@ -45,8 +45,8 @@ def likeness(name: str) -> str:
     True
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
-    kept = "".join(" " if c in "_-" else c for c in folded if unicodedata.category(c) != "Cf")
-    return " ".join(kept.split())
+    visible_part = "".join(" " if c in "_-" else c for c in folded if unicodedata.category(c) != "Cf")
+    return " ".join(visible_part.split())
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:

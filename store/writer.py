@@ -91,10 +91,12 @@ class ChunkWriter:
         self._refuse(work, layer, valid & ~np.isfinite(flat).all(axis=1), "NaN or infinite values", NOT_FINITE)
         with np.errstate(over="ignore"):
             stored = rows.astype(self._features.manifest.dtype)
-        kept = stored.reshape(len(rows), -1)
+        result = stored.reshape(len(rows), -1)
         dtype = self._features.manifest.dtype
-        self._refuse(work, layer, valid & ~np.isfinite(kept).all(axis=1), f"values beyond {dtype}'s largest", TOO_LARGE)
-        vanished = valid & ~kept.any(axis=1) & flat.any(axis=1)
+        self._refuse(
+            work, layer, valid & ~np.isfinite(result).all(axis=1), f"values beyond {dtype}'s largest", TOO_LARGE
+        )
+        vanished = valid & ~result.any(axis=1) & flat.any(axis=1)
         self._refuse(work, layer, vanished, f"only values below {dtype}'s smallest", TOO_LARGE)
         stored[~valid] = np.nan
         return stored

@@ -273,7 +273,7 @@ def _label_column(datasets: Any, data: Any, named: str | None, *, where: str) ->
     if len(found) > 1:
         raise DataError(f"{where}: which column holds the labels: {' or '.join(found)}? {choose}")
     if not found:
-        raise DataError(f"{where}: no column of labels is recognised; it has {abbreviate(columns, show=8)}. {choose}")
+        raise DataError(f"{where}: no column of labels is recognized; it has {abbreviate(columns, show=8)}. {choose}")
     return found[0]
 
 

@@ -28,10 +28,10 @@ class ListedSource(ImageSource):
 
     in_memory = False
 
-    def __init__(self, listing: Listing, root: Path, *, kept: Path | None = None) -> None:
+    def __init__(self, listing: Listing, root: Path, *, cached: Path | None = None) -> None:
         self._listing = listing
         self._root = root
-        self._kept = kept
+        self._cached = cached
         names = (name.encode(errors="surrogateescape").decode(errors="replace") for name in listing.class_names)
         self.rows = SplitRows(labels=listing.labels, paths=listing.paths, class_names=tuple(names), sizes=listing.sizes)
 
@@ -86,7 +86,7 @@ class ListedSource(ImageSource):
     def labelled(self, labels: Path, class_names: Sequence[str], *, label_column: str | None = None) -> ListedSource:
         """Return the same images with labels from a list; see `featbench.extract.data.labels`."""
         listing = with_labels(self._listing, labels, class_names, label_column=label_column)
-        return ListedSource(listing, self._root, kept=self._kept)
+        return ListedSource(listing, self._root, cached=self._cached)
 
     def _check(self, path: Path, listed: int, found: int) -> None:
         """Compare sizes; the time of change alone does not count, since the digest decides."""
@@ -94,8 +94,8 @@ class ListedSource(ImageSource):
             self._changed(path, listed, found)
 
     def _changed(self, path: Path, listed: int, found: int) -> NoReturn:
-        if self._kept is not None:
-            self._kept.unlink(missing_ok=True)
+        if self._cached is not None:
+            self._cached.unlink(missing_ok=True)
         was = f"it was listed with {listed:,} bytes"
         now = "is gone" if found < 0 else f"has {found:,} bytes and was changed since"
         raise ChangedError(

@@ -213,7 +213,7 @@ def _label_column(
         raise DataError(f"{where}: which column holds the labels: {both}? {choose}")
     if not known and len(head) > 1:
         raise DataError(
-            f"{where}: no column of labels is recognised; it has {abbreviate(list(head), show=8)}. {choose}"
+            f"{where}: no column of labels is recognized; it has {abbreviate(list(head), show=8)}. {choose}"
         )
     return known[0] if known else None
 

@@ -47,40 +47,40 @@ _ARRAYS = ("sizes", "changed", "starts", "archive", "labels", "stamps")
 _PATHS = ("paths", "archives", "watched")
 
 
-def place_of(folder: Path, made_from: Any) -> Path:
+def cache_file(folder: Path, made_from: Any) -> Path:
     """File of the cached listing that is made from these settings (JSON), in a folder."""
     text = json.dumps([VERSION, made_from], default=str, sort_keys=True)
     return folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.listing"
 
 
-def kept_or_made(place: Path | None, make: Callable[[], Listing], *, root: Path) -> Listing:
+def cached_or_made(file: Path | None, make: Callable[[], Listing], *, root: Path) -> Listing:
     """Return the cached listing if it is still valid, or make one and cache it if that took long.
 
     Parameters
     ----------
-    place : Path, optional
+    file : Path, optional
         File of the cached listing; None disables the cache.
     make : callable
         Lists the split.
     root : Path
         What the listing's paths are relative to.
     """
-    kept = read_kept(place) if place is not None else None
-    if kept is not None and still_holds(kept, root):
-        return kept
+    cached = read_cached(file) if file is not None else None
+    if cached is not None and is_valid(cached, root):
+        return cached
     made = make()
-    if place is not None and (len(made) >= MANY or len(made.archives)) and _is_settled(made):
+    if file is not None and (len(made) >= MANY or len(made.archives)) and _is_settled(made):
         try:
-            _keep(place, made)
+            _keep(file, made)
         except StoreError as error:
             logger.warning("the listing is not cached, so the next run lists again: %s", error)
     return made
 
 
-def read_kept(place: Path) -> Listing | None:
+def read_cached(file: Path) -> Listing | None:
     """Read a cached listing; None if there is none that can be read."""
     try:
-        content = place.read_bytes()
+        content = file.read_bytes()
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
             raise ValueError("it is not what was written")
         with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as stored:
@@ -91,11 +91,11 @@ def read_kept(place: Path) -> Listing | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        logger.warning("%s: the cached listing can't be read (%s); listing again", place, error)
+        logger.warning("%s: the cached listing can't be read (%s); listing again", file, error)
         return None
 
 
-def still_holds(listing: Listing, root: Path) -> bool:
+def is_valid(listing: Listing, root: Path) -> bool:
     """Whether the folders, lists and archives are unchanged, and the sizes of a sample of the files."""
     for path, stamp in zip(listing.watched, listing.stamps.tolist(), strict=True):
         if list(stamp_of(path)) != stamp:
@@ -122,7 +122,7 @@ def _is_settled(listing: Listing) -> bool:
     return not len(listing.stamps) or int(listing.stamps[:, 0].max()) < time.time_ns() - YOUNG_NS
 
 
-def _keep(place: Path, listing: Listing) -> None:
+def _keep(file: Path, listing: Listing) -> None:
     values = {name: getattr(listing, name) for name in _ARRAYS}
     for name in _PATHS:
         paths: Paths = getattr(listing, name)
@@ -130,4 +130,4 @@ def _keep(place: Path, listing: Listing) -> None:
     names = json.dumps(listing.class_names).encode()  # ASCII, so that names that are not UTF-8 are preserved
     content = io.BytesIO()
     np.savez(content, class_names=np.frombuffer(names, np.uint8), **values)
-    write_durably(place, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    write_durably(file, hashlib.sha256(content.getvalue()).digest() + content.getvalue())

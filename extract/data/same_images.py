@@ -39,9 +39,9 @@ def refuse_other_images(features: FeatureSet, sources: Mapping[str, ImageSource]
         If the contents of one differ; the message names the first.
     """
     for split, source in sources.items():
-        kept = features.written_digests(split)
+        stored = features.written_digests(split)
         changed = [
-            row for row in _rows_to_look_at(features, kept != 0, source.changed()) if _differs(source, row, kept)
+            row for row in _rows_to_check(features, stored != 0, source.changed()) if _differs(source, row, stored)
         ]
         if changed:
             raise other_images(features, split, np.array(changed, np.int64))
@@ -59,7 +59,7 @@ def note_missing_digests(features: FeatureSet) -> None:
         )
 
 
-def _rows_to_look_at(features: FeatureSet, known: Bools, changed: Ints) -> list[int]:
+def _rows_to_check(features: FeatureSet, known: Bools, changed: Ints) -> list[int]:
     since = _nanoseconds(features.manifest.created)
     newer = changed > since
     return sorted(_spread(np.flatnonzero(known & newer), SUSPECTS) + _spread(np.flatnonzero(known & ~newer), OTHERS))
@@ -71,9 +71,9 @@ def _spread(rows: Ints, most: int) -> list[int]:
     return [int(row) for row in rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]]
 
 
-def _differs(source: ImageSource, row: int, kept: UInt64s) -> bool:
+def _differs(source: ImageSource, row: int, stored: UInt64s) -> bool:
     try:
-        return source.digest(row) != int(kept[row])
+        return source.digest(row) != int(stored[row])
     except ImageError:  # reported when the run reads it
         return False
 

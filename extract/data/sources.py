@@ -27,7 +27,7 @@ from featbench.extract.data.folders import ArchiveTree, list_classes, tree_of
 from featbench.extract.data.image_sources import ListedSource, SubsetSource
 from featbench.extract.data.labels import BESIDE, labels_in
 from featbench.extract.data.listing import Listing, hashes_of
-from featbench.extract.data.listing_cache import kept_or_made, place_of
+from featbench.extract.data.listing_cache import cache_file, cached_or_made
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.data.shards import find_shards, list_shards
 from featbench.extract.data.subsets import chosen_rows
@@ -54,15 +54,15 @@ class Place:
     options: Mapping[str, Any] = field(default_factory=dict)
     on_class_fault: str = "stop"
     on_error: str = "stop"
-    kept: Path | None = None
+    cache: Path | None = None
     archives: dict[Path, ArchiveTree] = field(default_factory=dict)
     """Archives that have already been read, while both splits are listed."""
 
     def listed(self, make: Callable[[], Listing], *made_from: Any, root: Path | None = None) -> ListedSource:
         """Return the cached listing for `made_from`, or make it."""
         root = (root or self.root or Path()).resolve()
-        place = place_of(self.kept, [str(root), *map(str, made_from)]) if self.kept is not None else None
-        return ListedSource(kept_or_made(place, make, root=root), root, kept=place)
+        file = cache_file(self.cache, [str(root), *map(str, made_from)]) if self.cache is not None else None
+        return ListedSource(cached_or_made(file, make, root=root), root, cached=file)
 
 
 def open_sources(
@@ -84,13 +84,13 @@ def open_sources(
     seed: int = 0,
     on_class_fault: str = "stop",
     on_error: str = "stop",
-    kept: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, ImageSource]:
     """List both splits of a dataset.
 
     Parameters
     ----------
-    kept : Path, optional
+    cache : Path, optional
         Folder of cached listings.
 
     The other parameters are the settings of `featbench.extract.config.DataConfig`.
@@ -124,7 +124,7 @@ def open_sources(
         options=options or {},
         on_class_fault=on_class_fault,
         on_error=on_error,
-        kept=kept,
+        cache=cache,
     )
     val = replace(train, split=val_split, list=_found(val_list, root), labels=_found(val_labels, root))
     sources = {"train": SOURCES[source](train), "val": SOURCES[source](val)}

@@ -1,1 +1,1 @@
-"""How a model gets its weights: checkpoints read safely, recognised by their keys, and loaded whole or not at all."""
+"""Loading weights: checkpoints are read safely, recognized by their keys, and loaded completely or not at all."""

@@ -155,12 +155,12 @@ def check_heads_of_attention(
             f"not. Use model.trunk=mocov3_vit_small_16 (or num_heads: 12)"
             + ("" if named else f"; if it does have {have}, add 'model.options={{num_heads: {have}}}'")
         )
-    kept = set() if said else _kept_heads(content)
-    if len(kept) == 1 and kept != {have}:
-        kept_heads = next(iter(kept))
+    found = set() if said else _saved_heads(content)
+    if len(found) == 1 and found != {have}:
+        saved = next(iter(found))
         raise WeightsError(
-            f"the file's settings say {kept_heads} attention heads, the trunk has {have}; "
-            f"the shapes are the same, the features are not. Add 'model.options={{num_heads: {kept_heads}}}', or "
+            f"the file's settings say {saved} attention heads, the trunk has {have}; "
+            f"the shapes are the same, the features are not. Add 'model.options={{num_heads: {saved}}}', or "
             f"'model.options={{num_heads: {have}}}' if that is not meant"
         )
 
@@ -197,14 +197,14 @@ def _is_moco_v3_by_positions(names: Mapping[str, Tensor]) -> bool:
     return torch.allclose(positions[0, 1:].float(), expected, atol=1e-2)
 
 
-def _kept_heads(content: Any, depth: int = 0) -> set[int]:
+def _saved_heads(content: Any, depth: int = 0) -> set[int]:
     """Every number of heads among the settings that a file contains."""
     if not isinstance(content, Mapping) or depth > 4:
         return set()
     found = {content[key] for key in _METADATA if type(content.get(key)) is int}
     for key, value in content.items():
         if isinstance(value, Mapping) and "decoder" not in str(key) and "predictor" not in str(key):
-            found |= _kept_heads(value, depth + 1)
+            found |= _saved_heads(value, depth + 1)
     return found
 
 

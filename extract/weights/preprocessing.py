@@ -81,9 +81,9 @@ def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(settings.get("resize"), tuple):
         settings["crop"] = None
     factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
-    normalised = config.get("do_normalize", True)
-    mean = _three(config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else (0.0, 0.0, 0.0)
-    std = _three(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0)
+    is_normalized = config.get("do_normalize", True)
+    mean = _three(config.get("image_mean", (0.5, 0.5, 0.5))) if is_normalized else (0.0, 0.0, 0.0)
+    std = _three(config.get("image_std", (0.5, 0.5, 0.5))) if is_normalized else (1.0, 1.0, 1.0)
     scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor  # for bytes, whereas the transform divides by 255
     return settings | {"mean": tuple(v / scale for v in mean), "std": tuple(v / scale for v in std)}
 

@@ -132,7 +132,7 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> CheckedPipeline:
 
 def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
     """List both splits; long listings are cached in the store."""
-    return open_sources(**pipeline.data.model_dump(exclude={"name"}), kept=pipeline.store / LISTINGS)
+    return open_sources(**pipeline.data.model_dump(exclude={"name"}), cache=pipeline.store / LISTINGS)
 
 
 def model_options(pipeline: Pipeline) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_a_list_whose_column_of_labels_is_unclear_asks_for_it(tmp_path):
     save_image(tmp_path / "b.png")
     where = tmp_path / "list.csv"
     where.write_text("path,species\na.png,cat\nb.png,dog\n")
-    with pytest.raises(DataError, match=r"no column of labels is recognised; it has path, species\..*column=none"):
+    with pytest.raises(DataError, match=r"no column of labels is recognized; it has path, species\..*column=none"):
         list_files(where, root=tmp_path)
     assert list_files(where, root=tmp_path, label_column="species").class_names == ("cat", "dog")
     assert list_files(where, root=tmp_path, label_column="none").labels.tolist() == [-1, -1]
@@ -154,7 +154,7 @@ def test_hugging_face_columns_of_labels_are_asked_for_where_unclear(tmp_path):
     rows = open_sources(source="huggingface", root=both, label_column="label")["train"].rows
     assert (names_of(rows), rows.class_names) == (["2", None, "5"], ("2", "5"))
     other = hugging_face(tmp_path / "other", species=label)
-    with pytest.raises(DataError, match=r"no column of labels is recognised; it has image, species\."):
+    with pytest.raises(DataError, match=r"no column of labels is recognized; it has image, species\."):
         open_sources(source="huggingface", root=other)
     assert open_sources(source="huggingface", root=other, label_column="none")["val"].rows.labels.tolist() == [-1] * 3
     some = hugging_face(tmp_path / "some", label=([0, None, 1], lambda d: d.ClassLabel(names=["red", "blue"])))

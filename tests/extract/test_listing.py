@@ -1,4 +1,4 @@
-"""Listings: compact, the same after being kept, and not believed once something has changed."""
+"""Listings: compact, the same from the cache, and not believed once something has changed."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_a_path_that_occurs_twice_is_found():
 
 @pytest.fixture
 def settled(photographs, tmp_path, monkeypatch):
-    """The photographs, listed long after they were last changed, and a folder where any listing is kept."""
+    """The photographs, listed long after they were last changed, and a folder where any listing is cached."""
     monkeypatch.setattr(listing_cache, "MANY", 1)
     age(photographs)
-    return photographs, tmp_path / "kept"
+    return photographs, tmp_path / "cache"
 
 
 def age(root, by=10 * 10**9):
@@ -73,8 +73,8 @@ def counted(monkeypatch):
 def test_a_kept_listing_is_the_listing(settled, monkeypatch):
     root, folder = settled
     calls = counted(monkeypatch)
-    first = open_sources(source="folder", root=root, kept=folder)
-    again = open_sources(source="folder", root=root, kept=folder)
+    first = open_sources(source="folder", root=root, cache=folder)
+    again = open_sources(source="folder", root=root, cache=folder)
     assert len(calls) == 2
     for split in ("train", "val"):
         assert again[split].rows.info() == first[split].rows.info()
@@ -83,9 +83,9 @@ def test_a_kept_listing_is_the_listing(settled, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "rewrite", "damage the listing"])
-def test_a_kept_listing_is_made_anew_when_something_has_changed(settled, monkeypatch, change):
+def test_a_cached_listing_is_made_again_when_something_has_changed(settled, monkeypatch, change):
     root, folder = settled
-    open_sources(source="folder", root=root, kept=folder)
+    open_sources(source="folder", root=root, cache=folder)
     file = root / "train" / "cat" / "000.jpg"
     if change == "add":
         save_image(root / "train" / "cat" / "new.jpg")
@@ -99,14 +99,14 @@ def test_a_kept_listing_is_made_anew_when_something_has_changed(settled, monkeyp
         for path in folder.iterdir():
             path.write_bytes(path.read_bytes()[:-100])
     calls = counted(monkeypatch)
-    again = open_sources(source="folder", root=root, kept=folder)
+    again = open_sources(source="folder", root=root, cache=folder)
     assert calls
     assert again["train"].rows.info() == open_sources(source="folder", root=root)["train"].rows.info()
 
 
 def test_any_flipped_bit_of_a_kept_listing_means_listing_again(settled, monkeypatch):
     root, folder = settled
-    fresh = open_sources(source="folder", root=root, kept=folder)
+    fresh = open_sources(source="folder", root=root, cache=folder)
     place = max(folder.iterdir(), key=lambda path: path.stat().st_size)
     content, random = place.read_bytes(), np.random.default_rng(0)
     calls = counted(monkeypatch)
@@ -115,25 +115,25 @@ def test_any_flipped_bit_of_a_kept_listing_means_listing_again(settled, monkeypa
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         place.write_bytes(damaged)
-        again = open_sources(source="folder", root=root, kept=folder)
+        again = open_sources(source="folder", root=root, cache=folder)
         assert len(calls) == number, f"bit {bit}"
         assert all(again[split].rows.info() == fresh[split].rows.info() for split in ("train", "val"))
 
 
-def test_a_listing_of_a_folder_that_was_just_changed_is_not_kept(photographs, tmp_path, monkeypatch):
+def test_a_listing_of_a_folder_that_was_just_changed_is_not_cached(photographs, tmp_path, monkeypatch):
     """Another change within the clock's tick would not show."""
     monkeypatch.setattr(listing_cache, "MANY", 1)
     (photographs / "train" / "cat" / "000.jpg").touch()
     save_image(photographs / "train" / "cat" / "new.jpg")
-    open_sources(source="folder", root=photographs, kept=tmp_path / "kept")
-    assert len(list((tmp_path / "kept").glob("*"))) <= 1
+    open_sources(source="folder", root=photographs, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*"))) <= 1
 
 
 @pytest.mark.parametrize(("change", "message"), [("vanish", "is gone"), ("rewrite", "was changed since")])
 def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, monkeypatch, change, message):
     root, folder = settled
     monkeypatch.setattr(listing_cache, "SAMPLE", 1)  # only row 0 is looked up before the listing is believed
-    open_sources(source="folder", root=root, kept=folder)
+    open_sources(source="folder", root=root, cache=folder)
     name = root / "train" / "cat" / "003.jpg"
     if change == "vanish":
         stamp = name.parent.stat()
@@ -141,11 +141,11 @@ def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, 
         os.utime(name.parent, ns=(stamp.st_mtime_ns, stamp.st_mtime_ns))
     else:
         save_image(name, seed=99, size=(90, 80))
-    source = open_sources(source="folder", root=root, kept=folder)["train"]
+    source = open_sources(source="folder", root=root, cache=folder)["train"]
     with pytest.raises(ChangedError, match=rf"003\.jpg: it was listed with [\d,]+ bytes and .*{message}"):
         source.open(3)
     calls = counted(monkeypatch)
-    open_sources(source="folder", root=root, kept=folder)
+    open_sources(source="folder", root=root, cache=folder)
     assert len(calls) == 1, "the cached listing was discarded"
 
 

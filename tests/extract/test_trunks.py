@@ -1,4 +1,4 @@
-"""Trunks: those of the table are what torchvision, timm and the papers say; one's own are taken as they are."""
+"""Trunks: those of the table are what torchvision, timm and the papers say; the user's own are not changed."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_parameter_of_another_shape_is_refused(state):
         features_of(state | {"conv1.weight": torch.ones(64, 3, 3, 3)})
 
 
-def test_quantised_numbers_do_not_stand_for_floats(state):
+def test_quantized_numbers_do_not_stand_for_floats(state):
     small = torch.ones(64, 3, 7, 7, dtype=torch.int8)
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\.int8, the model has"):
         features_of(state | {"conv1.weight": small})

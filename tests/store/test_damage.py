@@ -127,7 +127,7 @@ def test_metadata_is_put_back_byte_by_byte(made, key, content):
     assert not list(verify(made.path))
 
 
-def test_a_damaged_copy_of_the_metadata_is_made_anew(made):
+def test_a_damaged_copy_of_the_metadata_is_rewritten(made):
     copy = made.journals / "metadata.json"
     before = copy.read_bytes()
     flip(copy, 200)

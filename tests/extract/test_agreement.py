@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,7 +104,9 @@ def load(path, options, *, trunk="vit", image=IMAGE, **weights):
         ({"layer_norm_eps": 0.5}, {"num_heads": 2}, lambda x: F.gelu(x)),
     ],
 )
-def test_a_hub_folder_gives_the_features_of_the_network_that_its_config_describes(tmp_path, says, options, activation):
+def test_a_hub_folder_gives_the_features_of_the_network_that_its_config_describes(
+    tmp_path: Path, says, options, activation
+) -> None:
     folder, state = hub(tmp_path / "hub", **says)
     features, filled = load(folder, SMALL | options)
     eps = says.get("layer_norm_eps", 1e-12)
@@ -122,14 +125,16 @@ def test_a_hub_folder_gives_the_features_of_the_network_that_its_config_describe
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["", "pytorch_model.bin"])
-def test_a_hub_folder_of_another_network_is_refused_with_both_values(tmp_path, says, options, message, name):
+def test_a_hub_folder_of_another_network_is_refused_with_both_values(
+    tmp_path: Path, says, options, message, name
+) -> None:
     """Also where the file within the folder is named."""
     folder, _ = hub(tmp_path / "hub", **says)
     with pytest.raises(WeightsError, match=message):
         load(folder / name, SMALL | options)
 
 
-def test_the_settings_that_a_refusal_gives_load_the_folder(tmp_path):
+def test_the_settings_that_a_refusal_gives_load_the_folder(tmp_path: Path) -> None:
     import yaml
 
     folder, state = hub(tmp_path / "hub", num_attention_heads=6, hidden_act="quick_gelu")
@@ -142,14 +147,14 @@ def test_the_settings_that_a_refusal_gives_load_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])
-def test_a_config_that_cannot_be_read_is_refused(tmp_path, text):
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, text) -> None:
     folder, _ = hub(tmp_path / "hub")
     (folder / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=r"config\.json: (cannot be read|holds a)"):
         load(folder, SMALL | {"num_heads": 2})
 
 
-def test_a_resnet_whose_stride_lies_elsewhere_is_refused(tmp_path):
+def test_a_resnet_whose_stride_lies_elsewhere_is_refused(tmp_path: Path) -> None:
     """ResNet v1 and v1.5 have the same shapes; torchvision's is v1.5."""
     from tests.extract.test_families import transformers_resnet
 
@@ -165,7 +170,7 @@ def test_a_resnet_whose_stride_lies_elsewhere_is_refused(tmp_path):
         load_weights(taps, IMAGE[:1], WeightsConfig(file=tmp_path))
 
 
-def test_a_timm_folder_is_compared_with_the_architecture_that_it_names(tmp_path):
+def test_a_timm_folder_is_compared_with_the_architecture_that_it_names(tmp_path: Path) -> None:
     options = {"depth": 1, "embed_dim": 24, "num_heads": 6, "num_classes": 0}
     name = "timm:vit_tiny_patch16_224"
     torch.save(build_trunk(name, options, image_size=(32, 32)).state_dict(), tmp_path / "pytorch_model.bin")
@@ -207,14 +212,14 @@ def moco_v3_small(*, computed=False):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("trunk", ["vit_small_16", "timm:vit_small_patch16_224"])
-def test_moco_v3s_small_vit_is_refused_by_six_heads_however_it_is_read(tmp_path, write, weights, trunk):
+def test_moco_v3s_small_vit_is_refused_by_six_heads_however_it_is_read(tmp_path: Path, write, weights, trunk) -> None:
     torch.save(write(moco_v3_small()), tmp_path / "w.pth")
     options = {"depth": 1} if trunk == "vit_small_16" else {"depth": 1, "num_classes": 0}
     with pytest.raises(WeightsError, match=r"12 attention heads, the trunk (has )?6"):
         load(tmp_path / "w.pth", options, trunk=trunk, image=torch.rand(2, 3, 32, 32), **weights)
 
 
-def test_moco_v3s_small_vit_is_loaded_by_its_own_trunk_and_others_by_theirs(tmp_path):
+def test_moco_v3s_small_vit_is_loaded_by_its_own_trunk_and_others_by_theirs(tmp_path: Path) -> None:
     torch.save(moco_v3_small(computed=True), tmp_path / "w.pth")
     load(tmp_path / "w.pth", {"depth": 1}, trunk="mocov3_vit_small_16")
     torch.save(build_trunk("vit_small_16", {"depth": 1}, image_size=(32, 32)).state_dict(), tmp_path / "six.pth")

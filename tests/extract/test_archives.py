@@ -62,7 +62,7 @@ def same_images(ours, theirs):
         ("all.zip", {}),
     ],
 )
-def test_an_archive_of_the_folder_is_the_folder(photographs, tmp_path, name, options):
+def test_an_archive_of_the_folder_is_the_folder(photographs: Path, tmp_path: Path, name, options) -> None:
     folder = open_sources(source="folder", root=photographs)
     archive = open_sources(source="folder", root=packed(photographs, tmp_path / name, **options))
     same_images(archive, folder)
@@ -71,7 +71,7 @@ def test_an_archive_of_the_folder_is_the_folder(photographs, tmp_path, name, opt
 
 
 @pytest.mark.parametrize("inside", ["", "val/"])
-def test_each_split_may_be_an_archive(photographs, inside):
+def test_each_split_may_be_an_archive(photographs: Path, inside) -> None:
     folder = open_sources(source="folder", root=photographs)
     root = Path(shutil.copytree(photographs, photographs.parent / "mixed"))
     packed(root / "val", root / "val.tar", inside=inside)
@@ -81,7 +81,7 @@ def test_each_split_may_be_an_archive(photographs, inside):
     assert mixed["val"].rows.info() == folder["val"].rows.info()
 
 
-def test_a_zip_whose_sizes_stand_behind_the_files_is_read(photographs, tmp_path):
+def test_a_zip_with_sizes_after_the_files_is_read(photographs: Path, tmp_path: Path) -> None:
     """As `zip` writes to a pipe."""
 
     class Pipe(io.RawIOBase):
@@ -102,7 +102,7 @@ def test_a_zip_whose_sizes_stand_behind_the_files_is_read(photographs, tmp_path)
     )
 
 
-def test_an_archive_that_changed_after_it_was_listed_is_an_error_by_name(photographs, tmp_path):
+def test_an_archive_that_changed_after_it_was_listed_is_an_error_by_name(photographs: Path, tmp_path: Path) -> None:
     archive = packed(photographs, tmp_path / "all.tar")
     source = open_sources(source="folder", root=archive)["val"]
     os.utime(archive, (1, 1))
@@ -110,7 +110,7 @@ def test_an_archive_that_changed_after_it_was_listed_is_an_error_by_name(photogr
         source.open(0)
 
 
-def test_archives_that_cant_be_read_in_place_are_refused(photographs, tmp_path):
+def test_archives_that_cannot_be_read_in_place_are_refused(photographs: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "all.tar", "w:gz") as made:
         made.add(photographs, "photos")
     with pytest.raises(DataError, match="compressed with gzip.*Decompress it"):
@@ -128,14 +128,14 @@ def test_archives_that_cant_be_read_in_place_are_refused(photographs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/outside.jpg", "a/../../b.jpg"])
-def test_a_path_that_leads_out_of_an_archive_is_refused(tmp_path, name):
+def test_a_path_that_leads_out_of_an_archive_is_refused(tmp_path: Path, name) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as made:
         made.writestr(name, b"x")
     with pytest.raises(DataError, match="leads out of the archive"):
         list(members(tmp_path / "bad.zip"))
 
 
-def test_a_wrong_layout_within_an_archive_shows_what_was_expected_and_found(photographs, tmp_path):
+def test_a_wrong_layout_within_an_archive_shows_what_was_expected_and_found(photographs: Path, tmp_path: Path) -> None:
     (photographs / "val").rename(photographs / "validation")
     archive = packed(photographs, tmp_path / "all.tar")
     with pytest.raises(DataError, match=r"(?s)all\.tar/val: no such folder in this archive.*<class>.*validation/"):
@@ -150,7 +150,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_shards_give_the_images_and_labels_of_the_folder(photographs, label):
+def test_shards_give_the_images_and_labels_of_the_folder(photographs: Path, label) -> None:
     for split in ("train", "val"):
         shard(photographs, split, label=LABELS[label])
     folder = open_sources(source="folder", root=photographs)
@@ -165,7 +165,7 @@ def test_shards_give_the_images_and_labels_of_the_folder(photographs, label):
     assert braces["train"].rows.info() == shards["train"].rows.info()
 
 
-def test_numbers_in_shards_count_the_classes_of_a_list(photographs):
+def test_numbers_in_shards_index_the_classes_of_a_list(photographs: Path) -> None:
     for split in ("train", "val"):
         shard(photographs, split, label=LABELS["numbers"])
     (photographs / "classes.txt").write_text("cat\ndog\nemu\n")
@@ -176,7 +176,7 @@ def test_numbers_in_shards_count_the_classes_of_a_list(photographs):
         open_sources(source="webdataset", root=photographs, classes="classes.txt")
 
 
-def test_shards_that_are_missing_or_mixed_up_are_refused(photographs):
+def test_shards_that_are_missing_or_mixed_up_are_refused(photographs: Path) -> None:
     shard(photographs, "train", label=LABELS["numbers"])
     with pytest.raises(DataError, match=r"no shards val\*\.tar.*contains train"):
         open_sources(source="webdataset", root=photographs)

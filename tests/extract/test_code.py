@@ -90,7 +90,7 @@ def found(name):
     ],
 )
 @pytest.mark.parametrize("times", [1, 2])
-def test_every_file_that_the_model_came_from_is_covered_however_it_is_loaded(folder, name, files, times):
+def test_every_file_that_the_model_came_from_is_covered_however_it_is_loaded(folder, name, files, times) -> None:
     """Also the second time in a process, when Python imports nothing again."""
     for _ in range(times):
         made = found(name)
@@ -99,7 +99,7 @@ def test_every_file_that_the_model_came_from_is_covered_however_it_is_loaded(fol
     assert all(made[file] == hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files)
 
 
-def test_a_module_of_the_users_named_like_an_installed_one_counts(folder):
+def test_a_module_of_the_users_named_like_an_installed_one_counts(folder) -> None:
     (folder / "colorsys.py").write_text("ONE = 1\n")
     (folder / "own.py").write_text("import colorsys, net, json, torchvision\nassert colorsys.ONE\nmake = net.Net\n")
     known = sys.modules.pop("colorsys", None)
@@ -111,7 +111,7 @@ def test_a_module_of_the_users_named_like_an_installed_one_counts(folder):
             sys.modules["colorsys"] = known
 
 
-def test_names_do_not_depend_on_where_the_code_lies(folder, tmp_path_factory, monkeypatch):
+def test_names_do_not_depend_on_where_the_code_is(folder, tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path_factory.mktemp("library")
     (library / "layers").mkdir()
     (library / "layers" / "deep.py").write_text(NET)
@@ -122,7 +122,7 @@ def test_names_do_not_depend_on_where_the_code_lies(folder, tmp_path_factory, mo
         sys.modules.pop(name, None)
 
 
-def test_code_that_has_changed_since_it_was_loaded_is_refused(folder):
+def test_code_that_has_changed_since_it_was_loaded_is_refused(folder) -> None:
     found("by_import.py:make")
     (folder / "net.py").write_text(NET + "# changed\n")
     with pytest.raises(ModelError, match=r"net.py has changed since it was loaded"):

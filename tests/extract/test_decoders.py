@@ -56,7 +56,7 @@ def wait_until(condition, seconds=20):
         time.sleep(0.02)
 
 
-def test_pixels_and_notes_come_whole_from_several_processes():
+def test_pixels_and_notes_come_whole_from_several_processes() -> None:
     with Decoders(pixels_of, workers=2) as pool:
         wanted = [rows_of_batch(start, start + 4) for start in range(0, 40, 4)]
         loaded = [future.result(60) for future in [pool.submit(batch) for batch in wanted]]
@@ -72,7 +72,7 @@ def test_pixels_and_notes_come_whole_from_several_processes():
 @pytest.mark.parametrize(
     ("number", "text"), [(signal.SIGKILL, "most likely memory ran out"), (signal.SIGSEGV, "died of SIGSEGV")]
 )
-def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text):
+def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text) -> None:
     def dies(batch):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.disable()
@@ -87,7 +87,7 @@ def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text
     assert text in str(caught.value)
 
 
-def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch):
+def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
 
     def dies_halfway(descriptor, data):
@@ -101,7 +101,7 @@ def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch):
         pool.submit(BATCH).result(60)
 
 
-def test_what_a_process_raises_is_raised_here():
+def test_what_a_process_raises_is_raised_here() -> None:
     def raises(batch):
         raise {0: BenchError("no such file"), 4: MemoryError(), 8: RecursionError("too deep")}[batch.rows.start]
 
@@ -117,7 +117,7 @@ def test_what_a_process_raises_is_raised_here():
             third.result(60)
 
 
-def test_an_error_that_cannot_be_sent_is_sent_as_its_text():
+def test_an_error_that_cannot_be_sent_is_sent_as_its_text() -> None:
     class Odd(BenchError):
         def __init__(self, one, two):
             super().__init__(f"{one} {two}")
@@ -129,7 +129,7 @@ def test_an_error_that_cannot_be_sent_is_sent_as_its_text():
         pool.submit(BATCH).result(60)
 
 
-def test_leaving_ends_processes_that_are_stuck_and_ignore_signals():
+def test_closing_ends_processes_that_are_stuck_and_ignore_signals() -> None:
     with Decoders(hangs, workers=2) as pool:
         futures = [pool.submit(BATCH) for _ in range(6)]
         pids = [worker._process.pid for worker in pool._workers]
@@ -150,7 +150,9 @@ def hangs(batch):
 
 @pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(2)])
 @pytest.mark.parametrize("platform", [sys.platform, "another"])
-def test_processes_end_with_a_parent_that_is_killed_or_exits_at_once(monkeypatch, end, platform):
+def test_processes_end_with_a_parent_that_is_killed_or_exits_at_once(
+    monkeypatch: pytest.MonkeyPatch, end, platform
+) -> None:
     monkeypatch.setattr(lifetime.sys, "platform", platform)
     monkeypatch.setattr(decoders.sys, "platform", "linux")
     reading, writing = os.pipe()
@@ -170,7 +172,7 @@ def test_processes_end_with_a_parent_that_is_killed_or_exits_at_once(monkeypatch
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def test_a_traceback_ends_the_parent_though_the_pool_is_still_open():
+def test_a_traceback_ends_the_parent_though_the_pool_is_still_open() -> None:
     code = """if True:
         from tests.extract.test_decoders import *
         pool = Decoders(hangs, workers=2)
@@ -187,7 +189,9 @@ def test_a_traceback_ends_the_parent_though_the_pool_is_still_open():
     assert not any(map(is_alive, ended.stdout.split()))
 
 
-def test_too_few_file_descriptors_or_processes_are_a_message_that_says_what_to_do(monkeypatch):
+def test_too_few_file_descriptors_or_processes_are_a_message_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_files = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 12, hard))
@@ -205,7 +209,7 @@ def test_too_few_file_descriptors_or_processes_are_a_message_that_says_what_to_d
         Decoders(pixels_of, workers=2)
 
 
-def test_nothing_is_kept_in_shared_memory(monkeypatch):
+def test_nothing_is_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

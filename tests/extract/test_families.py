@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -349,7 +350,9 @@ IDS = [f"{number}-{read_as}-{kind}" for number, (_, kind, read_as) in enumerate(
 
 
 @pytest.mark.parametrize(("write", "kind", "read_as"), CASES, ids=IDS)
-def test_a_checkpoint_gives_the_features_of_the_model_that_it_was_saved_from(models, tmp_path, write, kind, read_as):
+def test_a_checkpoint_gives_the_features_of_the_model_that_it_was_saved_from(
+    models, tmp_path: Path, write, kind, read_as
+) -> None:
     model = models(kind)
     torch.save(write(model.state), tmp_path / "w.pth")
     layer, how = load(model, read_checkpoint(tmp_path / "w.pth"))
@@ -358,7 +361,7 @@ def test_a_checkpoint_gives_the_features_of_the_model_that_it_was_saved_from(mod
 
 
 @pytest.mark.parametrize(("write", "kind", "read_as"), CASES, ids=IDS)
-def test_a_checkpoint_that_fits_but_for_a_detail_is_refused(models, write, kind, read_as):
+def test_a_checkpoint_with_one_mismatch_is_refused(models, write, kind, read_as) -> None:
     model = models(kind)
     first = next(key for key in model.state if key.endswith("weight") and model.state[key].ndim == 4)
     broken = {
@@ -377,7 +380,7 @@ def test_a_checkpoint_that_fits_but_for_a_detail_is_refused(models, write, kind,
     ("write", "kind"),
     [(vissl, "resnet18 + mlp"), (moco, "resnet18 + mlp"), (swav, "resnet18 + swav"), (dino, "vit + dino")],
 )
-def test_a_checkpoint_without_the_head_that_is_evaluated_is_refused(models, write, kind):
+def test_a_checkpoint_without_the_head_that_is_evaluated_is_refused(models, write, kind) -> None:
     model = models(kind)
     headless = {key: value for key, value in model.state.items() if not key.startswith("heads.")}
     with pytest.raises(WeightsError, match=r"missing +\d+  heads\.0\."):
@@ -404,14 +407,14 @@ def without(content, *beginnings):
         (lambda state: without(solo_learn(state), "backbone."), "resnet18", "online", "momentum"),
     ],
 )
-def test_the_student_is_not_taken_for_the_teacher(models, make, kind, evaluated, held):
+def test_the_student_is_not_loaded_as_the_teacher(models, make, kind, evaluated, held) -> None:
     """The same shapes and other features: the other encoder is taken only if it is asked for."""
     model = models(kind)
     with pytest.raises(WeightsError, match=rf"expected the branch {evaluated}.*only {held}.*branch={held}"):
         load(model, make(model.state))
 
 
-def test_the_other_encoder_is_taken_where_it_is_asked_for(models):
+def test_the_other_encoder_is_loaded_on_request(models) -> None:
     model = models("resnet18")
     layer, how = load(model, moco_v1(model.state), branch="key")
     assert how == "MoCo, key"
@@ -421,7 +424,7 @@ def test_the_other_encoder_is_taken_where_it_is_asked_for(models):
         load(model, moco_v1(model.state), branch="teacher")
 
 
-def test_a_deeper_model_of_the_same_shapes_is_refused(models):
+def test_a_deeper_model_of_the_same_shapes_is_refused(models) -> None:
     """Name by name, ResNet-101 holds a whole ResNet-50; its features would be computed with 17 blocks missing."""
     trunk = build_trunk("resnet50", {})
     taps = TappedTrunk(trunk, name="resnet50", layers=layers_of(["res4"]))
@@ -432,14 +435,14 @@ def test_a_deeper_model_of_the_same_shapes_is_refused(models):
         load_strictly(trunk, build_trunk("resnet101", {}).state_dict(), used=used, where="w.pth")
 
 
-def test_registers_that_the_model_lacks_are_refused(models):
+def test_registers_that_the_model_lacks_are_refused(models) -> None:
     model = models("vit")
     more = {"register_tokens": torch.ones(1, 4, 24)}
     with pytest.raises(WeightsError, match=r"register_tokens(.|\n)*weights.ignore=\[register_tokens\]"):
         load(model, model.state | more)
 
 
-def test_what_is_told_by_hand_is_done_and_nothing_else(models):
+def test_a_given_location_is_used_and_nothing_else(models) -> None:
     model = models("resnet18")
     content = {"nets": {"a": {f"x.{key}": value for key, value in model.state.items()} | noise("y.w")}}
     layer, how = load(model, content, key="nets.a", remove_prefix="x.")
@@ -455,7 +458,7 @@ def test_what_is_told_by_hand_is_done_and_nothing_else(models):
         load(model, content, key="nets.a", branch="student")
 
 
-def test_a_file_in_which_names_would_meet_is_refused(models):
+def test_a_file_with_colliding_names_is_refused(models) -> None:
     """One of the two would overwrite the other."""
     model = models("resnet18")
     content = {"state_dict": under("model.", model.state) | other("backbone.", model.state)}
@@ -465,7 +468,7 @@ def test_a_file_in_which_names_would_meet_is_refused(models):
     assert torch.equal(layer, model.expected)
 
 
-def test_the_names_of_torchvisions_densenet_weights_are_todays():
+def test_the_names_of_torchvisions_densenet_weights_are_todays() -> None:
     state = build_trunk("densenet121", {}).state_dict()
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): tensor for name, tensor in state.items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
@@ -474,14 +477,14 @@ def test_the_names_of_torchvisions_densenet_weights_are_todays():
     assert renamed.keys() == state.keys()
 
 
-def test_vissls_way_of_telling_by_hand_finds_trunk_and_heads(models):
+def test_a_given_location_with_vissls_names_finds_trunk_and_heads(models) -> None:
     model = models("vit + dino")
     layer, _ = load(model, vissl_dino(model.state), key="loss", remove_prefix="momentum_teacher.module.")
     assert torch.equal(layer, model.expected)
 
 
 @pytest.mark.parametrize("position_resize", ["bicubic", "offset", "antialias"])
-def test_position_embeddings_are_interpolated_for_another_size(models, position_resize):
+def test_position_embeddings_are_interpolated_for_another_size(models, position_resize) -> None:
     """A ramp of positions stays one; the class token's position stays as it is; and it is reported."""
     state = dict(models("vit").state)
     ramp = torch.linspace(0, 1, 4)
@@ -504,14 +507,14 @@ def test_position_embeddings_are_interpolated_for_another_size(models, position_
     assert rows[-1, 0, 0].item() == pytest.approx(1, abs=0.1)
 
 
-def test_position_embeddings_of_another_width_are_refused(models):
+def test_position_embeddings_of_another_width_are_refused(models) -> None:
     model = models("vit")
     state = model.state | {"pos_embed": torch.rand(1, 17, 25)}
     with pytest.raises(WeightsError, match=r"pos_embed is \(1, 17, 25\), the model has \(1, 17, 24\)"):
         load(model, state)
 
 
-def test_every_family_is_tried_by_a_test():
+def test_every_family_is_tried_by_a_test() -> None:
     tried = {read_as.partition(";")[0] for *_, read_as in CASES}
     for family in FAMILIES:
         names = {family.name, *(f"{family.name}, {branch}" for branch in family.branches)}
@@ -519,7 +522,7 @@ def test_every_family_is_tried_by_a_test():
 
 
 @pytest.mark.slow
-def test_no_models_file_can_be_loaded_into_another_model():
+def test_no_models_file_can_be_loaded_into_another_model() -> None:
     """Of all pairs of trunks; those left out are too large, or the same under another name."""
     alike = ("vit", "regnet", "resnet", "mocov3_vit_small_16", "googlenet", "inception_v3")
     large = ("dinov2_vitg", "vit_h", "vit_huge", "efficientnet_v2", "maxvit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def lists(root, folder, write):
 @pytest.mark.parametrize(
     "write", [write_npy, write_bytes_npy, write_txt, write_places205, write_csv, write_two_csvs, write_json]
 )
-def test_every_kind_of_list_gives_the_rows_of_the_folder(photographs, tmp_path, write):
+def test_every_kind_of_list_gives_the_rows_of_the_folder(photographs: Path, tmp_path: Path, write) -> None:
     listed = open_sources(source="filelist", root=photographs, **lists(photographs, tmp_path, write))
     folder = open_sources(source="folder", root=photographs)
     for split in ("train", "val"):
@@ -90,7 +91,7 @@ def test_every_kind_of_list_gives_the_rows_of_the_folder(photographs, tmp_path, 
         assert np.array_equal(np.asarray(listed[split].open(1)), np.asarray(folder[split].open(1)))
 
 
-def test_odd_names_keep_their_letters_in_a_csv(photographs, tmp_path):
+def test_odd_names_keep_their_letters_in_a_csv(photographs: Path, tmp_path: Path) -> None:
     odd = 'a "quoted", odd\n name\u2028.jpg'
     for split in ("train", "val"):
         save_image(photographs / split / odd)
@@ -102,7 +103,7 @@ def test_odd_names_keep_their_letters_in_a_csv(photographs, tmp_path):
     assert source.open(0).size == (40, 30)
 
 
-def test_paths_may_be_absolute_and_need_no_root(photographs, tmp_path):
+def test_paths_may_be_absolute_and_need_no_root(photographs: Path, tmp_path: Path) -> None:
     """VISSL's lists hold absolute paths."""
     given = {}
     for split in ("train", "val"):
@@ -113,7 +114,7 @@ def test_paths_may_be_absolute_and_need_no_root(photographs, tmp_path):
     assert open_sources(source="filelist", **given)["val"].open(0).size == rooted["val"].open(0).size
 
 
-def test_labels_without_names_are_no_label(photographs, tmp_path):
+def test_empty_labels_are_no_label(photographs: Path, tmp_path: Path) -> None:
     given = lists(photographs, tmp_path, write_npy)
     unlabelled = open_sources(
         source="filelist", root=photographs, train_list=given["train_list"], val_list=given["val_list"]
@@ -121,7 +122,7 @@ def test_labels_without_names_are_no_label(photographs, tmp_path):
     assert set(unlabelled["train"].rows.labels.tolist()) == {-1}
 
 
-def test_numbers_count_the_names_of_a_list_of_classes(photographs, tmp_path):
+def test_numbers_index_the_names_of_a_list_of_classes(photographs: Path, tmp_path: Path) -> None:
     given = lists(photographs, tmp_path, write_npy)
     (tmp_path / "classes.txt").write_text("/z/emu 2\n/c/cat 0\n/d/dog 1\n")
     rows = open_sources(source="filelist", root=photographs, classes=tmp_path / "classes.txt", **given)["val"].rows
@@ -192,12 +193,14 @@ def broken(photographs, folder, fault):
         ("columns", r"train\.csv: line 2 is 'train/cat/001\.jpg': expected a path and a label"),
     ],
 )
-def test_a_list_with_a_fault_is_refused_by_name(photographs, tmp_path, fault, message):
+def test_a_list_with_a_fault_is_refused_by_name(photographs: Path, tmp_path: Path, fault, message) -> None:
     with pytest.raises(DataError, match=message):
         open_sources(source="filelist", root=photographs, **broken(photographs, tmp_path, fault))
 
 
-def test_an_image_in_both_lists_is_warned_of(photographs, tmp_path, caplog):
+def test_an_image_in_both_lists_is_warned_of(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     given = lists(photographs, tmp_path, write_npy)
     paths, _ = rows_of(photographs, "val")
     np.save(given["val_list"], [rows_of(photographs, "train")[0][0], *paths[1:]])
@@ -206,7 +209,7 @@ def test_an_image_in_both_lists_is_warned_of(photographs, tmp_path, caplog):
     assert "in both train and val: 1, such as train/cat/000.jpg" in caplog.text
 
 
-def test_images_that_are_not_there_may_be_left_out(photographs, tmp_path):
+def test_images_that_are_not_there_may_be_left_out(photographs: Path, tmp_path: Path) -> None:
     given = broken(photographs, tmp_path, "missing")
     assert open_sources(source="filelist", root=photographs, on_error="skip", **given)["train"].rows.sizes[0] == -1
     with pytest.raises(DataError, match="missing images: 12 of 12"):
@@ -251,7 +254,7 @@ def write_solution(root):
     (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(names[::-1]) + "\n")
 
 
-def test_flat_val_is_labelled_by_the_development_kit(imagenet):
+def test_flat_val_is_labelled_by_the_development_kit(imagenet) -> None:
     devkit = write_devkit(imagenet)
     rows = open_sources(source="folder", root=imagenet)["val"].rows
     assert rows.labels.tolist() == [2, 0, 1, 0]
@@ -262,7 +265,7 @@ def test_flat_val_is_labelled_by_the_development_kit(imagenet):
     assert packed["val"].rows.labels.tolist() == [2, 0, 1, 0]
 
 
-def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet):
+def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet) -> None:
     write_devkit(imagenet)
     unpacked = open_sources(source="folder", root=imagenet)["val"].rows
     with tarfile.open(imagenet / "val.tar", "w") as made:
@@ -275,7 +278,7 @@ def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet):
     assert packed.open(3).size == (40, 30)
 
 
-def test_flat_val_is_labelled_by_a_list(imagenet, caplog):
+def test_flat_val_is_labelled_by_a_list(imagenet, caplog: pytest.LogCaptureFixture) -> None:
     write_solution(imagenet)
     assert open_sources(source="folder", root=imagenet)["val"].rows.labels.tolist() == [2, 0, 1, 0]
     (imagenet / "val.txt").write_text("".join(f"ILSVRC2012_val_{n:08d}.JPEG {n % 3}\n" for n in range(1, 6)))
@@ -285,7 +288,7 @@ def test_flat_val_is_labelled_by_a_list(imagenet, caplog):
     assert "labels whose image is not there: 1" in caplog.text
 
 
-def test_flat_val_without_labels_stops_or_warns(imagenet):
+def test_flat_val_without_labels_stops_or_warns(imagenet) -> None:
     with pytest.raises(DataError, match=r"train has 3 class folders, val has 4 images and no class folder.*val_labels"):
         open_sources(source="folder", root=imagenet)
     unlabelled = open_sources(source="folder", root=imagenet, on_class_fault="warn")
@@ -301,13 +304,13 @@ def test_flat_val_without_labels_stops_or_warns(imagenet):
         ("".join(f"ILSVRC2012_val_{n:08d}.JPEG\n" for n in range(1, 5)), "expected a path and a label"),
     ],
 )
-def test_labels_that_do_not_fit_a_flat_val_are_refused(imagenet, text, message):
+def test_labels_that_do_not_fit_a_flat_val_are_refused(imagenet, text, message) -> None:
     (imagenet / "labels.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         open_sources(source="folder", root=imagenet, val_labels="labels.txt")
 
 
-def test_a_damaged_development_kit_is_refused(imagenet):
+def test_a_damaged_development_kit_is_refused(imagenet) -> None:
     devkit = write_devkit(imagenet)
     (devkit / "data" / "meta.mat").write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(DataError, match=r"meta\.mat is not that of ImageNet's development kit"):
@@ -318,14 +321,16 @@ def test_a_damaged_development_kit_is_refused(imagenet):
 
 
 @pytest.mark.parametrize("truth", ["1\nx\n", "9999999\n", "\x00\n"])
-def test_a_development_kit_with_other_numbers_is_refused(imagenet, truth):
+def test_a_development_kit_with_other_numbers_is_refused(imagenet, truth) -> None:
     (write_devkit(imagenet) / "data/ILSVRC2012_validation_ground_truth.txt").write_text(truth)
     with pytest.raises(DataError, match="does not hold one of data/meta.mat's numbers"):
         open_sources(source="folder", root=imagenet)
 
 
 @pytest.mark.parametrize("kind", ["large", "large archive", "cut", "changed"])
-def test_a_hostile_development_kit_is_refused_without_reading_it_all(imagenet, monkeypatch, kind):
+def test_a_hostile_development_kit_is_refused_without_reading_it_all(
+    imagenet, monkeypatch: pytest.MonkeyPatch, kind
+) -> None:
     monkeypatch.setattr(labels, "MOST_BYTES", 2**18)
     source = devkit = write_devkit(imagenet)
     if kind.startswith("large"):
@@ -343,7 +348,7 @@ def test_a_hostile_development_kit_is_refused_without_reading_it_all(imagenet, m
         open_sources(source="folder", root=imagenet, val_labels=source)
 
 
-def test_labels_for_class_folders_are_refused(photographs, tmp_path):
+def test_labels_for_class_folders_are_refused(photographs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Remove one of the two"):
         open_sources(
             source="folder", root=photographs, val_labels=write_csv(tmp_path, "val", ["a.jpg"], [0])["val_list"]
@@ -353,7 +358,7 @@ def test_labels_for_class_folders_are_refused(photographs, tmp_path):
 # ---------------------------------------------------------------- Hugging Face
 
 
-def test_a_hugging_face_data_set_gives_the_images_of_the_folder(photographs, tmp_path):
+def test_a_hugging_face_data_set_gives_the_images_of_the_folder(photographs: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     splits = {}
@@ -374,7 +379,7 @@ def test_a_hugging_face_data_set_gives_the_images_of_the_folder(photographs, tmp
         open_sources(source="huggingface", root=tmp_path / "saved", val_split="test")
 
 
-def test_the_missing_extra_is_named(tmp_path, monkeypatch):
+def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'featbench\[huggingface\]'"):
         open_sources(source="huggingface", root=tmp_path)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,20 +89,20 @@ def zipped(path, *names):
         ("w", lambda p: p.mkdir(), "a folder without model.safetensors.*It contains nothing"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_kind_is_named(tmp_path, name, write, message):
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name, write, message) -> None:
     write(tmp_path / name)
     with pytest.raises(WeightsError, match=message) as error:
         read_checkpoint(tmp_path / name)
     assert "Copy it again" not in str(error.value) or message == "empty"
 
 
-def test_arrays_under_the_models_names_are_read_from_an_npz(tmp_path, state):
+def test_arrays_under_the_models_names_are_read_from_an_npz(tmp_path: Path, state) -> None:
     np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in state.items()})
     torch.save(state, tmp_path / "w.pth")
     assert torch.equal(features(tmp_path / "w.npz"), features(tmp_path / "w.pth"))
 
 
-def test_safetensors_are_told_by_their_bytes(tmp_path, state):
+def test_safetensors_are_recognized_by_their_bytes(tmp_path: Path, state) -> None:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.bin")
     torch.save(state, tmp_path / "w.pth")
     assert torch.equal(features(tmp_path / "w.bin"), features(tmp_path / "w.pth"))
@@ -116,7 +117,7 @@ class Doubled(nn.Module):
         return self.conv(images) * 2
 
 
-def test_the_command_advised_for_torchscript_saves_its_state_dict(tmp_path):
+def test_the_command_advised_for_torchscript_saves_its_state_dict(tmp_path: Path) -> None:
     model = Doubled().eval()
     path = tmp_path / "a script's.pt"
     torch.jit.trace(model, torch.zeros(1, 3, 8, 8)).save(path)
@@ -128,7 +129,7 @@ def test_the_command_advised_for_torchscript_saves_its_state_dict(tmp_path):
     assert torch.equal(saved["conv.weight"], model.conv.weight)
 
 
-def test_a_flipped_bit_in_the_numbers_of_a_file_is_found(tmp_path, state):
+def test_a_flipped_bit_in_the_numbers_of_a_file_is_found(tmp_path: Path, state) -> None:
     """`torch.load` does not compare the checksums that `torch.save` writes."""
     torch.save(state, tmp_path / "w.pth")
     data = bytearray((tmp_path / "w.pth").read_bytes())
@@ -138,7 +139,7 @@ def test_a_flipped_bit_in_the_numbers_of_a_file_is_found(tmp_path, state):
         features(tmp_path / "w.pth")
 
 
-def test_a_file_without_checksums_is_read(tmp_path, state):
+def test_a_file_without_checksums_is_read(tmp_path: Path, state) -> None:
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -175,7 +176,7 @@ def contents(state):
     )  # fmt: skip
 
 
-def test_odd_checkpoints_are_loaded_or_refused_by_message(tmp_path, state):
+def test_odd_checkpoints_are_loaded_or_refused_by_message(tmp_path: Path, state) -> None:
     """No traceback; what is loaded has the features of the state dict that it holds."""
     torch.save(state, tmp_path / "w.pth")
     right = features(tmp_path / "w.pth")
@@ -224,7 +225,7 @@ def written(folder, state, how):
 
 
 @pytest.mark.parametrize("how", ["pth", "legacy", "safetensors", "npz"])
-def test_damaged_checkpoints_are_refused_by_message(tmp_path, state, how):
+def test_damaged_checkpoints_are_refused_by_message(tmp_path: Path, state, how) -> None:
     """Safetensors and legacy files have no checksums: there, a changed number can't be seen."""
     path = written(tmp_path, state, how)
     data, right = path.read_bytes(), features(path)
@@ -242,7 +243,7 @@ def test_damaged_checkpoints_are_refused_by_message(tmp_path, state, how):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_damaged_files_of_a_hub_folder_are_refused_by_message(tmp_path, state, name):
+def test_damaged_files_of_a_hub_folder_are_refused_by_message(tmp_path: Path, state, name) -> None:
     save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "a.safetensors")
     config = {"model_type": "vit", "hidden_size": 24, "num_attention_heads": 2, "patch_size": 8, "image_size": 16}
     (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
@@ -272,7 +273,7 @@ def test_damaged_files_of_a_hub_folder_are_refused_by_message(tmp_path, state, n
 
 
 @pytest.mark.parametrize("length", [0x80, 0x108, 0x8B1F & ~7, 0x4B50, 0x1480])
-def test_a_safetensors_file_is_read_whatever_the_length_of_its_header_looks_like(tmp_path, length):
+def test_a_safetensors_file_is_read_whatever_the_length_of_its_header_looks_like(tmp_path: Path, length) -> None:
     """It begins with that length; 0x80, with which pickles begin, is the first byte of one file in 32."""
     file = tmp_path / "w.safetensors"
     least = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

@@ -34,14 +34,14 @@ def close(a, b):
     return torch.allclose(a, b, atol=1e-5)
 
 
-def test_an_mlp_of_one_layer_is_linear_whatever_is_asked_for():
+def test_an_mlp_of_one_layer_is_linear_whatever_is_asked_for() -> None:
     """As in VISSL, where the last layer stands bare by default."""
     head, state = built("mlp", dims=[12, 7], use_bn=True, use_relu=True, use_dropout=True)
     assert list(state) == ["clf.0.weight", "clf.0.bias"]
     assert close(head(FEATURES), linear(state, "clf.0", FEATURES))
 
 
-def test_an_mlp_has_norm_then_relu_then_dropout_after_each_layer_but_the_last():
+def test_an_mlp_has_norm_then_relu_then_dropout_after_each_layer_but_the_last() -> None:
     head, state = built("mlp", dims=[12, 7, 3], use_bn=True, use_relu=True, use_dropout=True, use_bias=False)
     hidden = norm(state, "clf.1", linear(state, "clf.0", FEATURES)).relu()
     assert "clf.0.bias" not in state
@@ -49,17 +49,17 @@ def test_an_mlp_has_norm_then_relu_then_dropout_after_each_layer_but_the_last():
     assert close(head(FEATURES[:, :, None, None]), head(FEATURES)), "maps of 1 x 1 are vectors"
 
 
-def test_an_mlp_may_have_them_after_the_last_layer_too():
+def test_an_mlp_may_have_them_after_the_last_layer_too() -> None:
     head, state = built("mlp", dims=[12, 7], use_relu=True, use_bn=True, skip_last_layer_relu_bn=False)
     assert close(head(FEATURES), norm(state, "clf.1", linear(state, "clf.0", FEATURES)).relu())
 
 
-def test_a_head_refuses_maps():
+def test_a_head_refuses_maps() -> None:
     with pytest.raises(ValueError, match="a head needs vectors"):
         built("mlp", dims=[12, 7])[0](torch.rand(1, 12, 2, 2))
 
 
-def test_swavs_head_gives_the_embedding_of_unit_length():
+def test_swavs_head_gives_the_embedding_of_unit_length() -> None:
     head, state = built("swav_head", dims=[12, 9, 4], use_bn=True, num_clusters=[6, 5])
     hidden = norm(state, "projection_head.1", linear(state, "projection_head.0", FEATURES)).relu()
     embedding = linear(state, "projection_head.3", hidden)
@@ -74,7 +74,7 @@ def test_swavs_head_gives_the_embedding_of_unit_length():
 
 
 @pytest.mark.parametrize("use_bn", [False, True])
-def test_dinos_head_gives_the_logits_of_unit_bottlenecks(use_bn):
+def test_dinos_head_gives_the_logits_of_unit_bottlenecks(use_bn) -> None:
     head, state = built("dino_head", in_dim=12, num_clusters=[6], hidden_dim=8, bottleneck_dim=4, use_bn=use_bn)
     x, step = FEATURES, 0
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_dinos_head_gives_the_logits_of_unit_bottlenecks(use_bn):
     assert close(head(FEATURES), x @ (direction * state["prototypes0.weight_g"]).T)
 
 
-def test_eval_mlp_scales_channels_before_its_layers():
+def test_eval_mlp_scales_channels_before_its_layers() -> None:
     head, state = built("eval_mlp", in_channels=3, dims=[12, 5])
     maps = FEATURES.reshape(5, 3, 2, 2)
     mean, var = (state[f"channel_bn.running_{what}"].view(1, 3, 1, 1) for what in ("mean", "var"))
@@ -96,5 +96,5 @@ def test_eval_mlp_scales_channels_before_its_layers():
     assert close(head(maps), linear(state, "clf.clf.0", scaled.flatten(1)))
 
 
-def test_identity_is_the_trunks_output():
+def test_identity_is_the_trunks_output() -> None:
     assert torch.equal(built("identity")[0](FEATURES), FEATURES)

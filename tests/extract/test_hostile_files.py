@@ -12,6 +12,7 @@ import struct
 import tarfile
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def special(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder", "link to a FIFO"])
-def test_what_is_no_regular_file_is_never_waited_for(tmp_path, monkeypatch, kind):
+def test_special_files_never_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind) -> None:
     monkeypatch.chdir(tmp_path)  # names of sockets are short
     with within(20), pytest.raises(ImageError, match=r"a\.png: cannot be read as an image: a .*, not a regular file"):
         read_picture(special(tmp_path / "a.png", kind), name="a.png")
@@ -91,21 +92,21 @@ def test_what_is_no_regular_file_is_never_waited_for(tmp_path, monkeypatch, kind
         list(members(tmp_path / "a.png"))
 
 
-def test_a_file_of_a_size_that_no_image_has_is_not_read(tmp_path):
+def test_a_file_of_a_size_that_no_image_has_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(8 * 2**30)
     with within(20), pytest.raises(ImageError, match=r"a\.png: .*too large: 8\.0 GiB"):
         read_picture(tmp_path / "a.png", name="a.png")
 
 
-def test_a_postscript_file_is_not_handed_to_another_program(tmp_path):
+def test_a_postscript_file_is_not_handed_to_another_program(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with pytest.raises(ImageError, match="not an image of a known kind"):
         read_picture(tmp_path / "a.jpg", name="a.jpg")
 
 
 @pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2), (1, 10_000)])
-def test_a_strip_that_would_grow_beyond_all_bounds_is_an_error_by_name(size):
+def test_a_narrow_image_that_would_grow_too_large_is_an_error_by_name(size) -> None:
     with within(20), pytest.raises(ImageError, match=r"strip\.png: .* it would have [\d,]+ pixels"):
         Transform(resize=256 if 1 not in size else 1024, crop=224).pixels(Image.new("RGB", size), name="strip.png")
 
@@ -123,7 +124,7 @@ def read_first(archive):
 
 
 @pytest.mark.parametrize("factor", [0.5, 100])
-def test_a_zip_member_that_lies_about_its_size_is_unpacked_no_further(tmp_path, factor):
+def test_a_zip_member_that_lies_about_its_size_is_unpacked_no_further(tmp_path: Path, factor) -> None:
     content = bytes(10 * 2**20)
     archive = one_image_zip(tmp_path / "all.zip", content)
     changed = bytearray(archive.read_bytes())
@@ -135,7 +136,7 @@ def test_a_zip_member_that_lies_about_its_size_is_unpacked_no_further(tmp_path, 
         read_first(archive)
 
 
-def test_a_zip_member_of_gigabytes_is_not_unpacked(tmp_path):
+def test_a_zip_member_of_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
     archive = one_image_zip(tmp_path / "all.zip", b"x")
     changed = bytearray(archive.read_bytes())
     directory = changed.rindex(b"PK\x01\x02")
@@ -146,7 +147,7 @@ def test_a_zip_member_of_gigabytes_is_not_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_flipped_bit_of_a_zip_member_is_found_by_its_checksum(tmp_path, compression):
+def test_a_flipped_bit_of_a_zip_member_is_found_by_its_checksum(tmp_path: Path, compression) -> None:
     content = np.random.default_rng(0).bytes(3000)
     archive = one_image_zip(tmp_path / "all.zip", content, compression=compression)
     assert read_first(archive) == content
@@ -157,7 +158,7 @@ def test_a_flipped_bit_of_a_zip_member_is_found_by_its_checksum(tmp_path, compre
         read_first(archive)
 
 
-def test_lists_of_odd_form_are_refused_in_words(tmp_path):
+def test_malformed_lists_are_refused_with_a_message(tmp_path: Path) -> None:
     json_list, npy_list, txt_list = tmp_path / "a.json", tmp_path / "a.npy", tmp_path / "a.txt"
     json_list.write_text("[" * 200_000)
     with pytest.raises(DataError, match=r"a\.json: expected images"):
@@ -235,7 +236,7 @@ def mutated(content, random):
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_no_change_of_a_file_is_more_than_an_error_in_words(tmp_path, count):
+def test_every_change_of_a_file_is_at_most_an_error_message(tmp_path: Path, count) -> None:
     """16 kinds of files; each is read, or refused with a BenchError, within seconds."""
     random = np.random.default_rng(count)
     read = refused = 0
@@ -255,7 +256,7 @@ def test_no_change_of_a_file_is_more_than_an_error_in_words(tmp_path, count):
     assert refused > count
 
 
-def test_an_image_that_cannot_be_read_is_skipped_and_others_are_not(tmp_path, bench):
+def test_an_image_that_cannot_be_read_is_skipped_and_others_are_not(tmp_path: Path, bench) -> None:
     for split in ("train", "val"):
         for number in range(3):
             save_image(tmp_path / "d" / split / "cat" / f"{number}.png", seed=number)
@@ -274,7 +275,7 @@ def test_an_image_that_cannot_be_read_is_skipped_and_others_are_not(tmp_path, be
     assert "strip.png" in skipped.stderr
 
 
-def test_archives_whose_names_have_a_nul_or_are_not_utf8_are_read_or_refused_in_words(tmp_path):
+def test_archives_whose_names_have_a_nul_or_are_not_utf8_are_read_or_refused_with_a_message(tmp_path: Path) -> None:
     image, named = save_image(tmp_path / "a.png").read_bytes(), []
     for number, name in enumerate(("train/c/\udce9.png", "train/c/a\0b.png", "train/c/" + "x" * 300 + ".png")):
         archive = tmp_path / f"{number}.tar"
@@ -291,7 +292,7 @@ def test_archives_whose_names_have_a_nul_or_are_not_utf8_are_read_or_refused_in_
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path, archive):
+def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path: Path, archive) -> None:
     for split in ("train", "val"):
         save_image(tmp_path / "d" / split / "a" / "0.png")
     if archive:
@@ -304,7 +305,7 @@ def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path, archive):
     assert source.read(0).digest == first.digest
 
 
-def test_an_image_is_not_blamed_for_too_little_memory():
+def test_an_image_is_not_blamed_for_too_little_memory() -> None:
     packed = io.BytesIO()
     Image.new("1", (9000, 9000)).save(packed, "PNG")
     read_picture(packed.getvalue(), name="a.png")
@@ -316,7 +317,7 @@ def test_an_image_is_not_blamed_for_too_little_memory():
             Transform(resize=8000).pixels(small, name="b.png")
 
 
-def test_no_more_memory_is_asked_for_than_a_file_needs(tmp_path):
+def test_no_more_memory_is_asked_for_than_a_file_needs(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png")
     expected = read_picture(path.read_bytes(), name="a.png")
     with limited(resource.RLIMIT_AS, memory_in_use() + 2**28):

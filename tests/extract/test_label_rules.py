@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def names_of(rows):
     return [rows.class_names[label] if label >= 0 else None for label in rows.labels.tolist()]
 
 
-def test_a_label_that_is_the_name_of_a_class_is_that_class(numeric_folders):
+def test_a_label_that_is_the_name_of_a_class_is_that_class(numeric_folders) -> None:
     """Folders are in alphabetical order, in which 10 comes before 2 (CSAILVision/places365#22)."""
     lines = "".join(f"v{name:02d}.png,{name}\n" for name in range(12))
     (numeric_folders / "val.csv").write_text("path,label\n" + lines)
@@ -42,7 +43,7 @@ def test_a_label_that_is_the_name_of_a_class_is_that_class(numeric_folders):
     assert names_of(sources["val"].rows) == [str(name) for name in range(12)]
 
 
-def test_numbers_that_could_be_names_or_count_the_classes_are_refused(numeric_folders, tmp_path):
+def test_numbers_that_may_be_names_or_indices_of_classes_are_refused(numeric_folders, tmp_path: Path) -> None:
     (numeric_folders / "train" / "0").rename(numeric_folders / "train" / "12")
     lines = "".join(f"v{name:02d}.png,{name}\n" for name in range(12))
     (numeric_folders / "val.csv").write_text("path,label\n" + lines)
@@ -64,12 +65,12 @@ def test_numbers_that_could_be_names_or_count_the_classes_are_refused(numeric_fo
         (["1_12", "11_2", "+112", "112"], None, ["1_12", "11_2", "+112", "112"]),
     ],
 )
-def test_labels_mean_these_classes(tmp_path, labels, classes, expected):
+def test_labels_mean_these_classes(tmp_path: Path, labels, classes, expected) -> None:
     numbers, names = numbered(labels, classes, where=tmp_path / "list")
     assert [names[number] if number >= 0 else None for number in numbers.tolist()] == expected
 
 
-def test_an_image_with_two_labels_is_refused_by_name(photographs, tmp_path):
+def test_an_image_with_two_labels_is_refused_by_name(photographs: Path, tmp_path: Path) -> None:
     shutil.move(photographs / "val" / "cat", tmp_path / "flat")
     shutil.rmtree(photographs / "val")
     shutil.move(tmp_path / "flat", photographs / "val")
@@ -93,7 +94,7 @@ def coco(path, annotations, *, categories=((1, "person"), (2, "dog"))):
     return path
 
 
-def test_a_coco_image_of_two_categories_is_refused_and_one_without_has_no_label(tmp_path):
+def test_a_coco_image_of_two_categories_is_refused_and_one_without_has_no_label(tmp_path: Path) -> None:
     where = tmp_path / "coco.json"
     assert read_list(coco(where, [(0, 1), (0, 1), (2, 2)])).labels == ["person", "", "dog"]
     assert read_list(coco(where, [(0, 1), (1, None)], categories=())).labels == ["1", "", ""]
@@ -103,7 +104,7 @@ def test_a_coco_image_of_two_categories_is_refused_and_one_without_has_no_label(
         read_list(coco(where, [(0, 3)]))
 
 
-def test_a_list_whose_column_of_labels_is_unclear_asks_for_it(tmp_path):
+def test_a_list_with_an_ambiguous_column_of_labels_is_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     save_image(tmp_path / "b.png")
     where = tmp_path / "list.csv"
@@ -142,7 +143,7 @@ def hugging_face(folder, **columns):
     return folder
 
 
-def test_hugging_face_columns_of_labels_are_asked_for_where_unclear(tmp_path):
+def test_ambiguous_hugging_face_columns_of_labels_are_refused(tmp_path: Path) -> None:
     colour = ([0, 1, 0], lambda datasets: datasets.ClassLabel(names=["red", "blue"]))
     label = ([2, None, 5], lambda datasets: datasets.Value("int64"))
     both = hugging_face(tmp_path / "both", colour=colour, label=label)
@@ -173,7 +174,9 @@ LEAVINGS = (
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip", "nested zip"])
-def test_what_systems_leave_is_no_image_wherever_it_lies(photographs, tmp_path, kind, caplog):
+def test_system_files_are_never_images(
+    photographs: Path, tmp_path: Path, kind, caplog: pytest.LogCaptureFixture
+) -> None:
     wanted = open_sources(source="folder", root=photographs)
     for name in LEAVINGS:
         path = photographs / name
@@ -198,7 +201,7 @@ def test_what_systems_leave_is_no_image_wherever_it_lies(photographs, tmp_path, 
         assert found[split].rows.info() == wanted[split].rows.info()
 
 
-def test_what_systems_leave_is_no_sample_of_a_shard(tmp_path):
+def test_system_files_are_no_samples_of_a_shard(tmp_path: Path) -> None:
     image = save_image(tmp_path / "a.jpg").read_bytes()
     for split in ("train", "val"):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.conftest import save_image
 NAMES = ["a/1.jpg", "", "émeu bleu/ü.png", "caf\udce9/x.jpg", "b" * 300]
 
 
-def test_packed_paths_are_a_sequence_of_the_same_strings():
+def test_packed_paths_are_a_sequence_of_the_same_strings() -> None:
     paths = Paths.of(NAMES)
     assert list(paths) == NAMES
     assert [paths[row] for row in range(-len(NAMES), 0)] == NAMES
@@ -30,7 +31,7 @@ def test_packed_paths_are_a_sequence_of_the_same_strings():
         paths[len(NAMES)]
 
 
-def test_a_path_costs_its_bytes_and_an_offset():
+def test_a_path_costs_its_bytes_and_an_offset() -> None:
     names = (f"train/n{row // 1000:08d}/n{row // 1000:08d}_{row}.JPEG" for row in range(100_000))
     tracemalloc.start()
     paths = Paths.of(names)
@@ -40,7 +41,7 @@ def test_a_path_costs_its_bytes_and_an_offset():
     assert size < 100_000 * 50
 
 
-def test_a_path_that_occurs_twice_is_found():
+def test_a_path_that_occurs_twice_is_found() -> None:
     names = [f"{row}.jpg" for row in range(1000)]
     assert first_duplicate(Paths.of(names)) is None
     assert first_duplicate(Paths.of([*names, "37.jpg"])) == "37.jpg"
@@ -70,7 +71,7 @@ def counted(monkeypatch):
     return calls
 
 
-def test_a_kept_listing_is_the_listing(settled, monkeypatch):
+def test_a_cached_listing_equals_the_listing(settled, monkeypatch: pytest.MonkeyPatch) -> None:
     root, folder = settled
     calls = counted(monkeypatch)
     first = open_sources(source="folder", root=root, cache=folder)
@@ -83,7 +84,9 @@ def test_a_kept_listing_is_the_listing(settled, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "rewrite", "damage the listing"])
-def test_a_cached_listing_is_made_again_when_something_has_changed(settled, monkeypatch, change):
+def test_a_cached_listing_is_made_again_when_something_has_changed(
+    settled, monkeypatch: pytest.MonkeyPatch, change
+) -> None:
     root, folder = settled
     open_sources(source="folder", root=root, cache=folder)
     file = root / "train" / "cat" / "000.jpg"
@@ -104,7 +107,7 @@ def test_a_cached_listing_is_made_again_when_something_has_changed(settled, monk
     assert again["train"].rows.info() == open_sources(source="folder", root=root)["train"].rows.info()
 
 
-def test_any_flipped_bit_of_a_kept_listing_means_listing_again(settled, monkeypatch):
+def test_any_flipped_bit_of_a_cached_listing_means_listing_again(settled, monkeypatch: pytest.MonkeyPatch) -> None:
     root, folder = settled
     fresh = open_sources(source="folder", root=root, cache=folder)
     place = max(folder.iterdir(), key=lambda path: path.stat().st_size)
@@ -120,7 +123,9 @@ def test_any_flipped_bit_of_a_kept_listing_means_listing_again(settled, monkeypa
         assert all(again[split].rows.info() == fresh[split].rows.info() for split in ("train", "val"))
 
 
-def test_a_listing_of_a_folder_that_was_just_changed_is_not_cached(photographs, tmp_path, monkeypatch):
+def test_a_listing_of_a_folder_that_was_just_changed_is_not_cached(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another change within the clock's tick would not show."""
     monkeypatch.setattr(listing_cache, "MANY", 1)
     (photographs / "train" / "cat" / "000.jpg").touch()
@@ -130,7 +135,9 @@ def test_a_listing_of_a_folder_that_was_just_changed_is_not_cached(photographs, 
 
 
 @pytest.mark.parametrize(("change", "message"), [("vanish", "is gone"), ("rewrite", "was changed since")])
-def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, monkeypatch, change, message):
+def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(
+    settled, monkeypatch: pytest.MonkeyPatch, change, message
+) -> None:
     root, folder = settled
     monkeypatch.setattr(listing_cache, "SAMPLE", 1)  # only row 0 is looked up before the listing is believed
     open_sources(source="folder", root=root, cache=folder)
@@ -149,7 +156,7 @@ def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(settled, 
     assert len(calls) == 1, "the cached listing was discarded"
 
 
-def test_a_part_is_the_same_for_the_same_seed_and_lies_within_a_larger_one():
+def test_a_subset_is_the_same_for_the_same_seed_and_part_of_a_larger_one() -> None:
     paths, labels = [f"{row}.jpg" for row in range(500)], np.arange(500) % 7
     part = chosen_rows(paths, labels, limit=50, seed=1)
     assert part.tolist() == sorted(set(part.tolist()))
@@ -162,7 +169,7 @@ def test_a_part_is_the_same_for_the_same_seed_and_lies_within_a_larger_one():
     assert len(chosen_rows(paths, labels, limit=10_000)) == 500
 
 
-def test_limits_reach_the_splits(photographs):
+def test_limits_reach_the_splits(photographs: Path) -> None:
     sources = open_sources(source="folder", root=photographs, per_class=2)
     assert np.bincount(sources["train"].rows.labels).tolist() == [2, 2, 2]
     assert len(sources["val"].rows.labels) == 7
@@ -175,20 +182,20 @@ def test_limits_reach_the_splits(photographs):
     assert limited["val"].rows.info() != open_sources(source="folder", root=photographs)["val"].rows.info()
 
 
-def test_a_link_that_leads_back_is_refused_by_name(photographs):
+def test_a_link_that_leads_back_is_refused_by_name(photographs: Path) -> None:
     (photographs / "train" / "cat" / "again").symlink_to(photographs / "train")
     with pytest.raises(DataError, match="cat/again: this link leads back"):
         open_sources(source="folder", root=photographs)
 
 
-def test_links_to_other_folders_are_followed(photographs, tmp_path):
+def test_links_to_other_folders_are_followed(photographs: Path, tmp_path: Path) -> None:
     save_image(tmp_path / "elsewhere" / "more.jpg")
     (photographs / "train" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (photographs / "train" / "cat" / "self").symlink_to(photographs / "train" / "cat" / "self")
     assert "train/cat/more/more.jpg" in list(open_sources(source="folder", root=photographs)["train"].rows.paths)
 
 
-def test_classes_that_differ_in_case_alone_stop_or_warn(photographs):
+def test_classes_that_differ_only_in_case_stop_or_warn(photographs: Path) -> None:
     save_image(photographs / "train" / "Cat" / "a.jpg")
     with pytest.raises(DataError, match="'Cat' and 'cat' differ only in upper and lower case"):
         open_sources(source="folder", root=photographs)

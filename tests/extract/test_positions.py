@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +40,9 @@ def loaded(tmp_path, saved_for, image_size, options, **weights):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_square_file_is_interpolated_to_a_grid_of_as_many_patches(tmp_path, kind, caplog):
+def test_a_square_file_is_interpolated_to_a_grid_of_as_many_patches(
+    tmp_path: Path, kind, caplog: pytest.LogCaptureFixture
+) -> None:
     """12 x 12 and 9 x 16 are both 144; the right values are timm's."""
     with caplog.at_level(logging.WARNING):
         source, trunk, filled = loaded(tmp_path, (48, 48), (36, 64), KINDS[kind])
@@ -53,19 +56,21 @@ def test_a_square_file_is_interpolated_to_a_grid_of_as_many_patches(tmp_path, ki
     assert "weights.position_grid=[9, 16]" in caplog.text
 
 
-def test_a_file_of_that_grid_is_loaded_as_it_is_where_the_user_says_so(tmp_path):
+def test_a_file_of_the_trunks_grid_is_loaded_unchanged_if_the_user_says_so(tmp_path: Path) -> None:
     source, trunk, filled = loaded(tmp_path, (36, 64), (36, 64), {}, position_grid=(9, 16))
     assert torch.equal(trunk.pos_embed, source.pos_embed)
     assert filled.identity["positions"] == []
 
 
-def test_a_file_of_no_square_is_loaded_into_its_own_grid_without_a_word(tmp_path, caplog):
+def test_a_file_with_a_grid_that_is_not_square_is_loaded_into_the_same_grid_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source, trunk, _ = loaded(tmp_path, (20, 40), (20, 40), {})
     assert torch.equal(trunk.pos_embed, source.pos_embed)
     assert "position_grid" not in caplog.text
 
 
-def test_dinos_own_formula_is_followed_from_a_grid_that_is_no_square(tmp_path):
+def test_dinos_formula_is_used_for_a_grid_that_is_not_square(tmp_path: Path) -> None:
     """`interpolate_pos_encoding` of facebookresearch/dino adds 0.1 to the sides before it divides."""
     source, trunk, _ = loaded(
         tmp_path, (36, 64), (48, 32), {"position_resize": "offset"}, position_grid=(9, 16)
@@ -76,7 +81,7 @@ def test_dinos_own_formula_is_followed_from_a_grid_that_is_no_square(tmp_path):
     assert torch.equal(trunk.pos_embed[:, :1], source.pos_embed[:, :1])
 
 
-def test_a_grid_that_cannot_be_told_is_asked_for(tmp_path, caplog):
+def test_an_unknown_grid_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(WeightsError, match="does not fit"):
         loaded(tmp_path, (20, 40), (40, 40), {})
     assert "weights.position_grid=[HEIGHT, WIDTH]" in caplog.text
@@ -84,12 +89,12 @@ def test_a_grid_that_cannot_be_told_is_asked_for(tmp_path, caplog):
     assert filled.identity["positions"] == ["pos_embed 5 x 10 -> 10 x 10, bicubic"]
 
 
-def test_a_grid_that_does_not_agree_with_the_file_is_refused(tmp_path):
+def test_a_grid_that_does_not_agree_with_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"weights\.position_grid=\[5, 9\] .* 144"):
         loaded(tmp_path, (48, 48), (36, 64), {}, position_grid=(5, 9))
 
 
-def test_timms_vit_is_interpolated_by_grid_too(tmp_path):
+def test_timms_vit_is_interpolated_by_grid_too(tmp_path: Path) -> None:
     options = {"depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
     source = build_trunk("timm:vit_tiny_patch16_224", options, image_size=(192, 192))
     trunk = build_trunk("timm:vit_tiny_patch16_224", options, image_size=(144, 256))
@@ -102,7 +107,7 @@ def test_timms_vit_is_interpolated_by_grid_too(tmp_path):
     assert torch.allclose(trunk.pos_embed, expected, atol=1e-6)
 
 
-def test_a_table_of_relative_positions_of_another_window_is_refused(tmp_path):
+def test_a_table_of_relative_positions_of_another_window_is_refused(tmp_path: Path) -> None:
     """Windows of 8 x 8 and of 5 x 13 both have 225 relative positions."""
     options = {"depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
     name = "timm:beit_base_patch16_224"

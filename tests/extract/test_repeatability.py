@@ -71,7 +71,7 @@ def images():
         lambda features: features[:, torch.randperm(8)],
     ],
 )
-def test_a_model_that_is_random_in_eval_mode_is_refused(change, images):
+def test_a_model_that_is_random_in_eval_mode_is_refused(change, images) -> None:
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="own.py:net gives other features for the same image in a second forward"):
         features_of(Net(change), images)
@@ -84,13 +84,13 @@ def test_a_model_that_is_random_in_eval_mode_is_refused(change, images):
         (lambda features: features * 10.0 ** (20 * random.random()), r"differs by \S+ times its norm"),
     ],
 )
-def test_small_differences_are_said_in_percent_and_large_ones_in_multiples(change, text, images):
+def test_small_differences_are_reported_in_percent_and_large_ones_in_multiples(change, text, images) -> None:
     torch.manual_seed(0)
     with pytest.raises(ModelError, match=text):
         features_of(Net(change), images)
 
 
-def test_the_message_says_where_the_random_numbers_are_drawn(images):
+def test_the_message_says_where_the_random_numbers_are_drawn(images) -> None:
     net = Net()
     net.norm = nn.Sequential(nn.Identity(), DropoutForEver())
     with pytest.raises(ModelError, match=r"first difference is in norm\.1\. Random numbers are drawn in norm\.1"):
@@ -102,7 +102,7 @@ class DropoutForEver(nn.Module):
         return F.dropout(features, 0.5)
 
 
-def test_a_model_that_its_passes_change_is_refused(images):
+def test_a_model_changed_by_forward_passes_is_refused(images) -> None:
     with pytest.raises(ModelError, match="state that a pass changes"):
         features_of(Counting(), images)
 
@@ -110,13 +110,13 @@ def test_a_model_that_its_passes_change_is_refused(images):
 @pytest.mark.parametrize(
     "net", [InTrainingMode, StatisticsOfTheBatch, lambda: Net(lambda f: f - 0.1 * f.mean(0, keepdim=True))]
 )
-def test_a_model_whose_images_depend_on_each_other_is_refused(net, images):
+def test_a_model_whose_images_depend_on_each_other_is_refused(net, images) -> None:
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="for an image alone than in a batch"):
         features_of(net(), images)
 
 
-def test_a_model_in_order_gives_its_features_and_leaves_random_states_alone(images):
+def test_a_repeatable_model_returns_its_features_without_changing_random_states(images) -> None:
     torch.manual_seed(0)
     net = Net()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -127,7 +127,7 @@ def test_a_model_in_order_gives_its_features_and_leaves_random_states_alone(imag
     assert np.random.get_state()[1].tolist() == states[2]
 
 
-def test_fixed_images_differ_and_never_change():
+def test_fixed_images_differ_and_never_change() -> None:
     images = fixed_images(30, 40)
     assert images.shape == (2, 3, 30, 40)
     assert images.dtype == torch.uint8
@@ -140,7 +140,7 @@ CHECKSUM = 548297
 """Of the pixels, so that a summary stays comparable with those of earlier versions."""
 
 
-def test_summaries_tell_how_far_features_have_moved():
+def test_summaries_measure_how_much_features_have_changed() -> None:
     random_numbers = np.random.default_rng(0)
     old = random_numbers.standard_normal((2, 500)).astype(np.float32)
     step = random_numbers.standard_normal((2, 500)).astype(np.float32)

@@ -79,13 +79,13 @@ def own(tmp_path):
         ("sets_its_seed", {}),
     ],
 )
-def test_a_function_whose_weights_do_not_come_from_the_seed_is_refused(own, function, options):
+def test_a_function_whose_weights_do_not_come_from_the_seed_is_refused(own, function, options) -> None:
     with pytest.raises(ModelError, match=r"the same for every seed.*weights\.as_built=true"):
         build_random(own + function, options)
 
 
 @pytest.mark.parametrize("function", ["loads", "random_by_other_means", "Computed"])
-def test_a_function_that_draws_or_computes_its_weights_is_random(own, function):
+def test_a_function_that_draws_or_computes_its_weights_is_random(own, function) -> None:
     first, again, other = (build_random(own + function, {}, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -102,7 +102,7 @@ def test_a_function_that_draws_or_computes_its_weights_is_random(own, function):
         ("timm:resnet18", {"pretrained_cfg": "a1_in1k"}),
     ],
 )
-def test_options_of_a_library_that_load_weights_are_refused(name, options):
+def test_options_of_a_library_that_load_weights_are_refused(name, options) -> None:
     with pytest.raises(ModelError, match=rf"model\.options\.{next(iter(options))}=.* would load weights"):
         build_trunk(name, options)
 
@@ -111,11 +111,11 @@ def test_options_of_a_library_that_load_weights_are_refused(name, options):
     ("name", "options"),
     [("resnet18", {"weights": None, "num_classes": 3}), ("timm:resnet18", {"pretrained": False, "num_classes": 3})],
 )
-def test_options_that_load_nothing_are_left_to_the_library(name, options):
+def test_options_that_load_nothing_are_left_to_the_library(name, options) -> None:
     assert build_random(name, options).fc.out_features == 3
 
 
-def test_a_tag_of_timms_names_preprocessing_and_loads_nothing():
+def test_a_tag_of_timms_names_preprocessing_and_loads_nothing() -> None:
     trunk = build_random("timm:vit_tiny_patch16_224.augreg_in21k", {"depth": 1})
     assert trunk.pretrained_cfg["tag"] == "augreg_in21k"
     with pytest.raises(ModelError, match=r"timm has no weights 'augreg_in21' for vit_tiny_patch16_224.*augreg_in21k"):
@@ -123,5 +123,5 @@ def test_a_tag_of_timms_names_preprocessing_and_loads_nothing():
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "deit_tiny_distilled_patch16_224"])
-def test_timms_random_models_are_not_refused(name):
+def test_timms_random_models_are_not_refused(name) -> None:
     build_random(f"timm:{name}", {"num_classes": 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from featbench.extract.errors import DataError
 from tests.conftest import save_image
 
 
-def test_rows_and_classes_are_those_of_torchvisions_imagefolder(photographs):
+def test_rows_and_classes_are_those_of_torchvisions_imagefolder(photographs: Path) -> None:
     sources = open_sources(source="folder", root=photographs)
     for split in ("train", "val"):
         peer = torchvision.datasets.ImageFolder(photographs / split)
@@ -26,7 +27,7 @@ def test_rows_and_classes_are_those_of_torchvisions_imagefolder(photographs):
         assert np.array_equal(np.asarray(sources[split].open(2)), np.asarray(peer[2][0]))
 
 
-def test_splits_have_whatever_names_the_user_says(photographs):
+def test_splits_may_have_any_names(photographs: Path) -> None:
     (photographs / "val").rename(photographs / "validation")
     with pytest.raises(
         DataError, match=r"(?s)val: no such folder .*<class>/<image>.* contains train/, validation/.*--val-split"
@@ -35,7 +36,7 @@ def test_splits_have_whatever_names_the_user_says(photographs):
     assert len(open_sources(source="folder", root=photographs, val_split="validation")["val"].rows.labels) == 7
 
 
-def test_a_folder_without_images_says_what_it_expected_and_found(tmp_path):
+def test_a_folder_without_images_says_what_it_expected_and_found(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     (tmp_path / "train" / "readme.txt").write_text("hello")
     (tmp_path / "val").mkdir()
@@ -44,12 +45,12 @@ def test_a_folder_without_images_says_what_it_expected_and_found(tmp_path):
 
 
 @pytest.mark.parametrize("root", [None, "missing"])
-def test_a_missing_root_is_refused(tmp_path, root):
+def test_a_missing_root_is_refused(tmp_path: Path, root) -> None:
     with pytest.raises(DataError, match="--data"):
         open_sources(source="folder", root=root and tmp_path / root)
 
 
-def test_an_empty_class_stops_or_warns(photographs, caplog):
+def test_an_empty_class_stops_or_warns(photographs: Path, caplog: pytest.LogCaptureFixture) -> None:
     (photographs / "train" / "zebra").mkdir()
     with pytest.raises(DataError, match="class folders without an image: zebra"):
         open_sources(source="folder", root=photographs)
@@ -59,7 +60,7 @@ def test_an_empty_class_stops_or_warns(photographs, caplog):
     assert sources["train"].rows.class_names == ("cat", "dog's", "zebra", "émeu bleu")
 
 
-def test_a_class_of_val_alone_stops_or_warns(photographs, caplog):
+def test_a_class_only_in_val_stops_or_warns(photographs: Path, caplog: pytest.LogCaptureFixture) -> None:
     (photographs / "val" / "cat").rename(photographs / "val" / "Cat")
     with pytest.raises(DataError, match=r"classes of val without an image in train.*: Cat \(only in train: cat\)"):
         open_sources(source="folder", root=photographs)
@@ -68,7 +69,7 @@ def test_a_class_of_val_alone_stops_or_warns(photographs, caplog):
     assert "count as wrong" in caplog.text
 
 
-def test_images_without_class_folders_have_no_label(tmp_path):
+def test_images_without_class_folders_have_no_label(tmp_path: Path) -> None:
     for split in ("train", "val"):
         save_image(tmp_path / split / "a.jpg")
     sources = open_sources(source="folder", root=tmp_path)
@@ -76,7 +77,7 @@ def test_images_without_class_folders_have_no_label(tmp_path):
     assert sources["train"].rows.class_names == ()
 
 
-def test_other_files_are_ignored_and_counted(photographs, caplog):
+def test_other_files_are_ignored_and_counted(photographs: Path, caplog: pytest.LogCaptureFixture) -> None:
     (photographs / "train" / "cat" / "notes.txt").write_text("x")
     (photographs / "train" / ".DS_Store").write_text("x")
     with caplog.at_level(logging.WARNING):
@@ -84,7 +85,7 @@ def test_other_files_are_ignored_and_counted(photographs, caplog):
     assert "left out: 1" in caplog.text
 
 
-def test_digits_are_split_as_documented():
+def test_digits_are_split_as_documented() -> None:
     train, val = DigitsSource("train"), DigitsSource("val")
     assert (len(train.rows.labels), len(val.rows.labels)) == (1200, 597)
     assert train.open(0).size == (8, 8)
@@ -98,7 +99,7 @@ def idx(values):
     return head + values.astype(np.uint8).tobytes()
 
 
-def test_torchvisions_data_sets_are_read_where_their_files_are(tmp_path):
+def test_torchvisions_data_sets_are_read_if_their_files_exist(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = np.arange(5 * 28 * 28).reshape(5, 28, 28) % 256
@@ -120,7 +121,7 @@ def test_torchvisions_data_sets_are_read_where_their_files_are(tmp_path):
         ({"dataset": "CIFAR10", "train_split": "trian"}, "splits train and test; got 'trian'"),
     ],
 )
-def test_a_data_set_that_is_not_there_is_refused(tmp_path, options, message):
+def test_a_missing_data_set_is_refused(tmp_path: Path, options, message) -> None:
     with pytest.raises(DataError, match=message):
         open_sources(source="torchvision", root=tmp_path, **{"val_split": "test", **options})
 
@@ -146,23 +147,23 @@ class Gives:
         (None, [1, 0, None], [1, 0, -1]),
     ],
 )
-def test_labels_of_torchvisions_data_sets_are_one_number_for_each_image(kept, given, expected):
+def test_labels_of_torchvisions_data_sets_are_one_number_for_each_image(kept, given, expected) -> None:
     assert TorchvisionSource(Gives(kept, given), "X", "train").rows.labels.tolist() == expected
 
 
 @pytest.mark.parametrize("given", [[torch.zeros(40)] * 3, [{"boxes": 1}] * 3, [0.5, 1.5, 2.5], ["a", "b", "c"]])
-def test_what_is_given_with_an_image_is_no_label_unless_it_is_one_number(given):
+def test_labels_of_torchvisions_data_sets_must_be_one_integer(given) -> None:
     with pytest.raises(DataError, match=r"torchvision's X returns .* expected one integer.*target_type"):
         TorchvisionSource(Gives(None, given), "X", "train")
 
 
-def test_a_data_set_without_splits_is_refused(tmp_path):
+def test_a_data_set_without_splits_is_refused(tmp_path: Path) -> None:
     """EuroSAT's train and val would be the same images, each its own neighbour."""
     with pytest.raises(DataError, match="EuroSAT has no splits"):
         open_sources(source="torchvision", root=tmp_path, dataset="EuroSAT", val_split="test")
 
 
-def test_names_that_are_not_utf8_are_read(tmp_path):
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     for split in ("train", "val"):
         save_image(tmp_path / split / "plain" / "a.jpg").parent.rename(tmp_path / split / "caf\udce9")
     rows = open_sources(source="folder", root=tmp_path)["train"]
@@ -171,7 +172,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     assert rows.rows.info().num_rows == 1
 
 
-def test_files_of_a_torchvision_data_set_are_listed_with_their_sizes(tmp_path):
+def test_files_of_a_torchvision_data_set_are_listed_with_their_sizes(tmp_path: Path) -> None:
     """So that a file that changes is noticed, and a million of them are no list of strings."""
     folder = tmp_path / "imagenette2-160"
     for split, count in (("train", 3), ("val", 2)):
@@ -191,6 +192,6 @@ def test_files_of_a_torchvision_data_set_are_listed_with_their_sizes(tmp_path):
         open_sources(source="torchvision", dataset="Imagenette", root=tmp_path, options={"colour": 1})
 
 
-def test_an_unknown_source_is_answered_with_the_nearest(tmp_path):
+def test_an_unknown_source_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown data\.source 'filelists'. Did you mean filelist"):
         open_sources(source="filelists", root=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,13 +166,13 @@ def layer(net, tap, images, name=OWN):
 
 
 @pytest.mark.parametrize("kind", [Plain, ByKeyword, Scaled, WeightNorm, Pointwise, AfterAModule])
-def test_flatten_is_what_goes_into_the_classifier_whatever_it_is_called(kind, images):
+def test_flatten_is_the_input_of_the_classifier_whatever_its_name(kind, images) -> None:
     net = made(kind)
     assert torch.allclose(layer(net, "flatten", images), net.trunk(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Embedding, Rectified, Projected, Residual])
-def test_flatten_is_the_output_where_that_is_no_classifiers(kind, images):
+def test_flatten_is_the_output_of_a_model_without_a_classifier(kind, images) -> None:
     net = made(kind)
     assert torch.equal(layer(net, "flatten", images), net(images))
 
@@ -188,12 +189,12 @@ def test_flatten_is_the_output_where_that_is_no_classifiers(kind, images):
         (ThroughNumpy, "could not be followed back to the image"),
     ],
 )
-def test_flatten_is_refused_where_it_is_unclear_with_what_can_be_tapped(kind, message, images):
+def test_ambiguous_flatten_is_refused_with_what_can_be_tapped(kind, message, images) -> None:
     with pytest.raises(ModelError, match=message):
         layer(made(kind), "flatten", images)
 
 
-def test_a_modules_input_is_tapped_also_where_it_is_called_by_keyword(images):
+def test_a_modules_input_is_tapped_also_where_it_is_called_by_keyword(images) -> None:
     for kind in (Plain, ByKeyword, TwoOutputs):
         net = made(kind)
         assert torch.equal(layer(net, "linear|input", images), net.trunk(images))
@@ -220,7 +221,7 @@ def timm():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_final_tokens_are_those_of_timms_forward_features(timm, name):
+def test_final_tokens_are_those_of_timms_forward_features(timm, name) -> None:
     """facebookresearch/xcit#27: XCiT's and CaiT's class token joins after `blocks`, ConViT's after some of them."""
     side = 56 if "patch14" in name else 64
     trunk = build_trunk(f"timm:{name}", {**SMALL[name], "img_size": side}, seed=1, image_size=(side, side))
@@ -242,7 +243,7 @@ def test_final_tokens_are_those_of_timms_forward_features(timm, name):
     assert torch.allclose(layers["lastBLK.Identity"], torch.cat((tokens[:, :1], tokens[:, prefix:]), 1), atol=1e-5)
 
 
-def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm):
+def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm) -> None:
     def views(name):
         return {tap.name for tap in list_taps(f"timm:{name}", SMALL[name]) if tap.name.startswith(("blk", "concat"))}
 
@@ -258,7 +259,7 @@ def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm):
         )
 
 
-def test_patches_after_a_block_are_all_of_them(timm):
+def test_patches_after_a_block_are_all_of_them(timm) -> None:
     """Not one fewer, where the class token is not among them yet."""
     name = "cait_xxs24_224"
     trunk = build_trunk(f"timm:{name}", {**SMALL[name], "img_size": 56}, seed=1, image_size=(56, 56))
@@ -271,7 +272,7 @@ def test_patches_after_a_block_are_all_of_them(timm):
         assert torch.allclose(got, trunk.norm(seen["tokens"]).mean(1), atol=1e-6)
 
 
-def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm):
+def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm) -> None:
     name = "deit_tiny_distilled_patch16_224"
     taps = list_taps(f"timm:{name}", SMALL[name])
     assert "flatten" not in {tap.name for tap in taps}
@@ -287,7 +288,7 @@ def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm):
         ("efficientvim_m1", {"depths": [1, 1, 1]}),
     ],
 )
-def test_the_layers_of_a_model_with_several_classifiers_are_listed_without_flatten(timm, name, options):
+def test_the_layers_of_a_model_with_several_classifiers_are_listed_without_flatten(timm, name, options) -> None:
     side = 240 if "crossvit" in name else 224
     taps = list_taps(f"timm:{name}", options, image_size=side)
     assert taps
@@ -312,7 +313,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("in_constructor", [True, False])
-def test_the_layers_of_a_model_that_computes_with_values_are_listed(tmp_path, in_constructor):
+def test_the_layers_of_a_model_that_computes_with_values_are_listed(tmp_path: Path, in_constructor) -> None:
     """Such as timm's ViTamin, whose constructor does; tensors without memory have no values."""
     (tmp_path / "own.py").write_text(COMPUTING.format(in_constructor=in_constructor))
     taps = {tap.name: tap.shape for tap in list_taps(f"{tmp_path}/own.py:Net", image_size=32)}

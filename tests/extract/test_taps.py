@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def by_hand(trunk, images):
     return steps
 
 
-def test_vissls_names_mean_vissls_activations(resnet, images):
+def test_vissls_names_mean_vissls_activations(resnet, images) -> None:
     expected = by_hand(resnet, images)
     names = list(expected)
     layers = tapped(resnet, "resnet50", [f"{name}:Identity" for name in names], images)
@@ -62,13 +63,13 @@ def test_vissls_names_mean_vissls_activations(resnet, images):
         assert torch.equal(layers[f"{name}.Identity"], expected[name]), name
 
 
-def test_a_bare_layer_is_the_mean_over_height_and_width(resnet, images):
+def test_a_bare_layer_is_the_mean_over_height_and_width(resnet, images) -> None:
     layers = tapped(resnet, "resnet50", ["res4", "flatten"], images)
     assert torch.equal(layers["res4"], by_hand(resnet, images)["res4"].mean((2, 3)))
     assert layers["flatten"].shape == (2, 2048)
 
 
-def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet, images):
+def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet, images) -> None:
     """One of VISSL's faults: asked for res5 and res4, it swaps them."""
     names = ["res5", "conv1", "res4:AvgPool2d(2,1,0)"]
     first = tapped(resnet, "resnet50", names, images)
@@ -77,13 +78,13 @@ def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet, images):
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_a_module_that_runs_several_times_is_tapped_at_its_last_run(resnet, images):
+def test_a_module_that_runs_several_times_is_tapped_at_its_last_run(resnet, images) -> None:
     """A bottleneck's only ReLU runs three times; its last output is the block's."""
     layers = tapped(resnet, "resnet50", ["layer3.2.relu", "layer3.2"], images)
     assert torch.equal(layers["layer3.2.relu"], layers["layer3.2"])
 
 
-def test_an_activation_is_safe_from_in_place_operations_after_it(images):
+def test_an_activation_is_safe_from_in_place_operations_after_it(images) -> None:
     """features.0 of SqueezeNet is followed by a ReLU that overwrites it."""
     trunk = build_trunk("squeezenet1_0", {}, seed=0)
     layer = tapped(trunk, "squeezenet1_0", ["features.0:Identity"], images)["features.0.Identity"]
@@ -92,7 +93,7 @@ def test_an_activation_is_safe_from_in_place_operations_after_it(images):
     assert (layer < 0).any()
 
 
-def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_run_it(images):
+def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_run_it(images) -> None:
     options = {"patch_size": 16, "dim": 24, "depth": 3, "num_heads": 2}
     vit = build_trunk("vit", options, seed=1, image_size=(64, 64))
     with torch.inference_mode():
@@ -110,7 +111,7 @@ def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_r
         assert torch.allclose(got, want, atol=1e-6), name
 
 
-def test_the_forward_pass_stops_after_the_last_tap(resnet, images):
+def test_the_forward_pass_stops_after_the_last_tap(resnet, images) -> None:
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res2", "conv1"]))
     taps.probe(images[:1])
     ran = []
@@ -124,7 +125,7 @@ def test_the_forward_pass_stops_after_the_last_tap(resnet, images):
     assert ran == ["layer1"]
 
 
-def test_batches_do_not_leak_into_one_another(resnet, images):
+def test_batches_do_not_leak_into_one_another(resnet, images) -> None:
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res3"]))
     taps.probe(images[:1])
     first = taps(images)["res3"]
@@ -132,7 +133,7 @@ def test_batches_do_not_leak_into_one_another(resnet, images):
     assert torch.equal(taps(images)["res3"], first)
 
 
-def test_regnets_and_squeezenets_have_taps(images):
+def test_regnets_and_squeezenets_have_taps(images) -> None:
     layers = tapped(
         build_trunk("regnet_y_400mf", {}), "regnet_y_400mf", ["conv1", "res3", "res5", "avgpool", "flatten"], images
     )
@@ -151,7 +152,7 @@ def test_regnets_and_squeezenets_have_taps(images):
         ("convnext_tiny", {"features.1.0.block.3": 384, "features.1.0.block.6": 96, "features.7": 768, "avgpool": 768}),
     ],
 )
-def test_channels_are_found_where_they_are(name, dims):
+def test_the_channel_axis_is_found(name, dims) -> None:
     """Some maps are (B, H, W, C): a mean over the last two axes would mix channels."""
     image = torch.rand(1, 3, 224, 224)
     trunk = build_trunk(name)
@@ -164,7 +165,7 @@ def test_channels_are_found_where_they_are(name, dims):
     assert torch.allclose(expected, features.mean(axes), atol=1e-6)
 
 
-def test_a_map_of_unknown_axes_is_refused_but_for_identity():
+def test_a_map_of_unknown_axes_is_refused_except_with_identity() -> None:
     image = torch.rand(1, 3, 224, 224)
     tap = "blocks.0.layers.0.layers.window_attention.attn_layer.1.to_qkv"
     with pytest.raises(ModelError, match="not known which of its axes"):
@@ -172,7 +173,7 @@ def test_a_map_of_unknown_axes_is_refused_but_for_identity():
     assert tapped(build_trunk("maxvit_t"), "maxvit_t", [f"{tap}:Identity"], image)
 
 
-def test_only_what_the_layers_need_counts_as_used(resnet, images):
+def test_only_what_the_layers_need_counts_as_used(resnet, images) -> None:
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res4"]))
     taps.probe(images[:1])
     used = taps.modules_used(images[:1])
@@ -180,7 +181,7 @@ def test_only_what_the_layers_need_counts_as_used(resnet, images):
     assert not {"fc", "layer4", "layer4.0.conv1"} & used
 
 
-def test_the_weights_of_attention_count_as_used_though_no_one_calls_them():
+def test_the_weights_of_attention_count_as_used_though_never_called() -> None:
     """Attention reads the weights of `out_proj` without calling the module."""
     trunk = build_trunk("vit_b_32", {})
     taps = TappedTrunk(trunk, name="vit_b_32", layers=layers_of(["encoder.layers.encoder_layer_1"]))
@@ -202,7 +203,7 @@ def test_the_weights_of_attention_count_as_used_though_no_one_calls_them():
         ("vit_b_32", "encoder.layers.encoder_layer_0.self_attention.out_proj", "never runs"),
     ],
 )
-def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message):
+def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message) -> None:
     image = torch.zeros(1, 3, 64, 64) if name == "resnet18" else torch.zeros(1, 3, 224, 224)
     with pytest.raises(ModelError, match=message):
         TappedTrunk(build_trunk(name, {}), name=name, layers=[LayerSpec.of(spec)]).probe(image)
@@ -215,7 +216,7 @@ def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message):
         (["res5:AvgPool2d(9,1,0)", "res5", "flatten:MaxPool2d(1,1,0)"], ["a map of at least", "a map of shape"]),
     ],
 )
-def test_all_wrong_taps_and_poolings_are_refused_together(resnet, images, specs, messages):
+def test_all_wrong_taps_and_poolings_are_refused_together(resnet, images, specs, messages) -> None:
     with pytest.raises(ModelError) as refusal:
         tapped(resnet, "resnet50", specs, images)
     for message in messages:
@@ -230,7 +231,7 @@ def test_all_wrong_taps_and_poolings_are_refused_together(resnet, images, specs,
         ("resnet18", {"colour": 1}, r"cannot be built with model.options=\{'colour': 1\}"),
     ],
 )
-def test_an_unknown_trunk_or_option_is_refused(name, options, message):
+def test_an_unknown_trunk_or_option_is_refused(name, options, message) -> None:
     with pytest.raises(ModelError, match=message):
         build_trunk(name, options)
 
@@ -247,7 +248,7 @@ def test_an_unknown_trunk_or_option_is_refused(name, options, message):
     ],
 )
 @pytest.mark.parametrize("axis", [1, 3])
-def test_poolings_are_torchs_modules_of_that_name(text, module, axis):
+def test_poolings_are_torchs_modules_of_that_name(text, module, axis) -> None:
     activation = torch.rand(2, 5, 7, 6)
     pooling = LayerSpec.of(f"x:{text}").pooling
     given = activation.permute(0, 2, 3, 1) if axis == 3 and pooling.op != "Identity" else activation
@@ -263,7 +264,7 @@ def net():
 """
 
 
-def test_the_mean_of_a_sequence_is_over_its_positions_where_channels_come_first(tmp_path):
+def test_the_mean_of_a_sequence_is_over_its_positions_where_channels_come_first(tmp_path: Path) -> None:
     """As in timm's NextViT, whose keys are pooled as (channels, positions)."""
     (tmp_path / "own.py").write_text(SEQUENCES)
     name = f"{tmp_path}/own.py:net"
@@ -282,7 +283,7 @@ def test_the_mean_of_a_sequence_is_over_its_positions_where_channels_come_first(
     }  # fmt: skip
 
 
-def test_default_pooling_is_the_mean_of_maps_and_tokens():
+def test_default_pooling_is_the_mean_of_maps_and_tokens() -> None:
     assert torch.equal(pool(torch.ones(2, 3), None), torch.ones(2, 3))
     tokens = torch.rand(2, 4, 3)
     assert torch.equal(pool(tokens, None), tokens.mean(1))

@@ -19,7 +19,7 @@ def photograph(size, seed=0):
 
 @pytest.mark.parametrize("size", [(400, 711), (333, 257), (64, 64), (100, 300)])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
-def test_pixels_and_numbers_are_those_of_torchvisions_transforms(size, interpolation):
+def test_pixels_and_numbers_are_those_of_torchvisions_transforms(size, interpolation) -> None:
     image = photograph(size)
     ours = Transform(resize=96, crop=64, interpolation=interpolation)
     peer = transforms.Compose(
@@ -34,14 +34,14 @@ def test_pixels_and_numbers_are_those_of_torchvisions_transforms(size, interpola
     assert torch.equal(batch[0].contiguous(), peer(image))
 
 
-def test_sizes_can_be_pairs_and_steps_can_be_left_out():
+def test_sizes_can_be_pairs_and_steps_can_be_left_out() -> None:
     image = photograph((50, 40))
     assert Transform(resize=(20, 30), crop=None).pixels(image).shape == (3, 20, 30)
     assert Transform(resize=None, crop=(8, 12)).pixels(image).shape == (3, 8, 12)
     assert Transform(resize=None, crop=None).pixels(image).shape == (3, 40, 50)
 
 
-def test_nearest_rounding_rounds_the_side_and_floors_the_margin():
+def test_nearest_rounding_rounds_the_side_and_floors_the_margin() -> None:
     image = photograph((400, 534))
     resized = image.resize((256, 342), Image.Resampling.BILINEAR)  # 341.76
     expected = np.asarray(resized.crop((16, 59, 16 + 224, 59 + 224)))

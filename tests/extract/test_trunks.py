@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def layers_at(trunk, name, specs, images):
         ({"depth": 50, "groups": 32, "width_per_group": 4}, "resnext50_32x4d"),
     ],
 )
-def test_a_resnet_by_its_parameters_is_torchvisions(images, options, same_as):
+def test_a_resnet_by_its_parameters_is_torchvisions(images, options, same_as) -> None:
     theirs = build_trunk(same_as, {}, seed=1)
     ours = build_trunk("resnet", options, seed=2)
     ours.load_state_dict({name: t for name, t in theirs.state_dict().items() if not name.startswith("fc.")})
@@ -51,7 +52,7 @@ def test_a_resnet_by_its_parameters_is_torchvisions(images, options, same_as):
     assert torch.equal(ours(images), theirs(images))
 
 
-def test_a_wide_resnet_widens_stem_and_output():
+def test_a_wide_resnet_widens_stem_and_output() -> None:
     """VISSL's width multiplier, which torchvision's wide_resnet50_2 is not: that keeps the stem and the output."""
     taps = {tap.name: tap.shape for tap in list_taps("resnet50w2")}
     assert taps["conv1"] == (128, 112, 112)
@@ -60,18 +61,18 @@ def test_a_wide_resnet_widens_stem_and_output():
     assert {tap.name: tap.shape for tap in list_taps("wide_resnet50_2")}["flatten"] == (2048,)
 
 
-def test_a_stride_of_one_in_the_last_stage_keeps_its_map():
+def test_a_stride_of_one_in_the_last_stage_keeps_its_map() -> None:
     taps = {tap.name: tap.shape for tap in list_taps("resnet", {"depth": 18, "layer4_stride": 1})}
     assert taps["layer4"] == (512, 14, 14)
 
 
-def test_a_resnet_200_has_its_blocks():
+def test_a_resnet_200_has_its_blocks() -> None:
     names = {tap.name for tap in list_taps("resnet200", image_size=64)}
     assert {"layer2.23", "layer3.35", "layer4.2"} <= names
     assert not {"layer2.24", "layer3.36"} & names
 
 
-def test_a_regnet_by_its_parameters_is_torchvisions(images):
+def test_a_regnet_by_its_parameters_is_torchvisions(images) -> None:
     theirs = build_trunk("regnet_y_400mf", {}, seed=1)
     options = {"depth": 16, "w_0": 48, "w_a": 27.89, "w_m": 2.09, "group_width": 8}
     ours = build_trunk("regnet", options, seed=2)
@@ -81,7 +82,7 @@ def test_a_regnet_by_its_parameters_is_torchvisions(images):
 
 
 @needs_proc
-def test_the_taps_of_a_regnet_of_a_billion_parameters_are_listed_without_its_memory():
+def test_the_taps_of_a_regnet_of_a_billion_parameters_are_listed_without_its_memory() -> None:
     """Its weights are 5.1 GB."""
     forget_peak()
     before = peak_kb()
@@ -91,7 +92,7 @@ def test_the_taps_of_a_regnet_of_a_billion_parameters_are_listed_without_its_mem
     assert taps["trunk_output.block4"].aliases == ("res5",)
 
 
-def test_every_trunk_of_the_table_can_be_built_and_has_an_output():
+def test_every_trunk_of_the_table_can_be_built_and_has_an_output() -> None:
     for name, spec in TRUNKS.items():
         options = {"depth": 1} if spec.build is ViT else {}
         if name == "regnet":
@@ -116,7 +117,7 @@ def torchvision_vit(state):
     return renamed
 
 
-def test_a_vit_is_torchvisions_under_other_names(images):
+def test_a_vit_is_torchvisions_under_other_names(images) -> None:
     ours = build_trunk("vit", SMALL, seed=3)
     theirs = VisionTransformer(
         image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=96
@@ -130,7 +131,7 @@ def test_a_vit_is_torchvisions_under_other_names(images):
     assert all(torch.allclose(mine[name], others[name], atol=1e-5) for name in names)
 
 
-def test_a_vit_with_registers_and_layer_scale_is_what_its_definition_says(images):
+def test_a_vit_with_registers_and_layer_scale_is_what_its_definition_says(images) -> None:
     """One block, written out."""
     options = {**SMALL, "depth": 1, "layer_scale": True, "register_tokens": 2, "feed_forward": "swiglu"}
     vit = build_trunk("vit", options, seed=3)
@@ -160,7 +161,7 @@ def test_a_vit_with_registers_and_layer_scale_is_what_its_definition_says(images
     assert torch.allclose(layers["lastMAP.Identity"], expected[:, 3:].reshape(2, 4, 4, 24), atol=1e-5)
 
 
-def test_tokens_are_those_of_the_blocks_after_the_final_norm(images):
+def test_tokens_are_those_of_the_blocks_after_the_final_norm(images) -> None:
     vit = build_trunk("vit", SMALL, seed=4)
     tokens, normed = vit.embed(images), []
     for block in vit.blocks:
@@ -194,13 +195,13 @@ def test_tokens_are_those_of_the_blocks_after_the_final_norm(images):
 
 
 @pytest.mark.parametrize("tap", ["blkCLS3", "concatCLS4", "concatCLS0", "lastCLS1", "blkMAP0", "concatMAP1", "blkCLS"])
-def test_a_token_that_the_trunk_has_not_is_refused(images, tap):
+def test_a_token_that_the_trunk_lacks_is_refused(images, tap) -> None:
     """VISSL's vision transformer leaves such names out without a word."""
     with pytest.raises(ModelError, match=f"no tap '{tap}'. Did you mean"):
         TappedTrunk(build_trunk("vit", SMALL), name="vit", layers=layers_of([tap]))
 
 
-def test_without_a_class_token_its_taps_are_refused_and_the_output_is_the_mean(images):
+def test_without_a_class_token_its_taps_are_refused_and_the_output_is_the_mean(images) -> None:
     vit = build_trunk("vit", {**SMALL, "class_token": False})
     with pytest.raises(ModelError, match="no tap 'lastCLS'"):
         TappedTrunk(vit, name="vit", layers=layers_of(["lastCLS"]))
@@ -209,7 +210,7 @@ def test_without_a_class_token_its_taps_are_refused_and_the_output_is_the_mean(i
     assert not any("CLS" in tap.name for tap in list_taps("vit", {**SMALL, "class_token": False}, image_size=32))
 
 
-def test_a_vit_is_built_for_the_size_of_the_images():
+def test_a_vit_is_built_for_the_size_of_the_images() -> None:
     vit = build_trunk("vit_tiny_16", {"depth": 1}, image_size=(64, 32))
     assert vit.pos_embed.shape == (1, 1 + 8, 192)
     assert layers_at(vit, "vit_tiny_16", ["lastMAP:Identity"], torch.rand(2, 3, 64, 32))["lastMAP.Identity"].shape == (
@@ -223,7 +224,7 @@ def test_a_vit_is_built_for_the_size_of_the_images():
         ViT(image_size=32, dim=12, depth=1, num_heads=2)(torch.rand(1, 3, 48, 48))
 
 
-def test_the_trunks_output_is_what_goes_into_its_classifier(images):
+def test_the_trunks_output_is_the_input_of_its_classifier(images) -> None:
     for name in ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0"):
         trunk = build_trunk(name)
         seen = {}
@@ -236,7 +237,7 @@ def test_the_trunks_output_is_what_goes_into_its_classifier(images):
         assert torch.equal(layers_at(trunk, name, ["flatten"], images)["flatten"], expected), name
 
 
-def test_the_classifier_does_not_count_as_used_where_only_its_input_is(images):
+def test_the_classifier_does_not_count_as_used_where_only_its_input_is(images) -> None:
     """A self-supervised checkpoint has none."""
     taps = TappedTrunk(build_trunk("resnet18"), name="resnet18", layers=layers_of(["flatten"]))
     taps.probe(images)
@@ -244,7 +245,7 @@ def test_the_classifier_does_not_count_as_used_where_only_its_input_is(images):
     assert "layer4.1.conv2" in taps.modules_used(images)
 
 
-def test_vissls_names_hold_for_efficientnet_and_alexnet():
+def test_vissls_names_hold_for_efficientnet_and_alexnet() -> None:
     taps = {alias: tap.shape for tap in list_taps("efficientnet_b0") for alias in tap.aliases}
     assert taps["conv1"] == (32, 112, 112)
     assert taps["block15"] == (320, 7, 7)
@@ -277,7 +278,9 @@ def lazy():
 """
 
 
-def test_a_model_of_ones_own_is_taken_from_a_file_and_said_to_run_code(tmp_path, images, caplog):
+def test_a_users_model_is_loaded_from_a_file_and_running_its_code_is_announced(
+    tmp_path: Path, images, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "own.py").write_text(OWN)
     name = f"{tmp_path}/own.py:make"
     trunk = build_trunk(name, {"width": 5}, seed=1)
@@ -288,7 +291,7 @@ def test_a_model_of_ones_own_is_taken_from_a_file_and_said_to_run_code(tmp_path,
     assert torch.allclose(layers["conv"], layers["flatten"], atol=1e-6)
 
 
-def test_a_model_of_ones_own_is_taken_from_a_package(tmp_path, monkeypatch):
+def test_a_users_model_is_loaded_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_nets.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     assert build_trunk("my_nets:make", {"width": 6}).conv.out_channels == 6
@@ -306,7 +309,9 @@ def test_a_model_of_ones_own_is_taken_from_a_package(tmp_path, monkeypatch):
         ("broken.py:make", {}, "cannot be imported: ZeroDivisionError"),
     ],
 )
-def test_a_model_of_ones_own_that_fails_is_refused_with_the_reason(tmp_path, monkeypatch, name, options, message):
+def test_a_users_model_that_fails_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name, options, message
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("1 / 0")
@@ -328,7 +333,7 @@ class Odd(nn.Module):
         return maps.mean((1, 2))
 
 
-def test_channels_of_a_model_of_ones_own_are_told_by_the_sides_that_are_equal(images):
+def test_the_channel_axis_of_a_users_model_is_the_one_unequal_to_the_others(images) -> None:
     trunk = Odd().eval()
     layer = layers_at(trunk, "own.py:odd", ["last"], images)["last"]
     assert torch.allclose(layer, trunk(images), atol=1e-6)
@@ -338,13 +343,13 @@ def test_channels_of_a_model_of_ones_own_are_told_by_the_sides_that_are_equal(im
         layers_at(trunk, "own.py:odd", ["windows"], images)
 
 
-def test_without_timm_its_models_are_refused_with_the_way_to_get_it(monkeypatch):
+def test_without_timm_its_models_are_refused_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModelError, match=r"pip install 'featbench\[timm\]'"):
         build_trunk("timm:resnet18")
 
 
-def test_timms_models_are_built_by_name_and_have_vissls_taps(images):
+def test_timms_models_are_built_by_name_and_have_vissls_taps(images) -> None:
     timm = pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
     ours = layers_at(build_trunk("timm:resnet18", {}, seed=3), "timm:resnet18", ["conv1", "res4", "flatten"], images)
     torch.manual_seed(3)
@@ -364,7 +369,7 @@ def test_timms_models_are_built_by_name_and_have_vissls_taps(images):
     ("name", "same_as", "side"),
     [("vit_tiny_16", "vit_tiny_patch16_224", 32), ("dinov2_vits14", "vit_small_patch14_dinov2", 42)],
 )
-def test_a_vit_is_timms_under_the_same_names(name, same_as, side):
+def test_a_vit_is_timms_under_the_same_names(name, same_as, side) -> None:
     timm = pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
     theirs = timm.create_model(same_as, pretrained=False, img_size=side, depth=2, num_classes=0).eval()
     ours = build_trunk(name, {"depth": 2, "image_size": side})
@@ -376,7 +381,7 @@ def test_a_vit_is_timms_under_the_same_names(name, same_as, side):
         assert torch.allclose(ours(image), theirs(image), atol=1e-4)
 
 
-def test_a_vit_of_timms_is_built_for_the_size_of_the_images():
+def test_a_vit_of_timms_is_built_for_the_size_of_the_images() -> None:
     pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
     sized = build_trunk("timm:vit_tiny_patch16_224", {"depth": 1}, image_size=(64, 64))
     names = ["lastCLS", "lastMAP:Identity"]
@@ -384,7 +389,7 @@ def test_a_vit_of_timms_is_built_for_the_size_of_the_images():
     assert layers["lastMAP.Identity"].shape == (1, 4, 4, 192)
 
 
-def test_heads_are_taps_each_by_its_name(images):
+def test_heads_are_taps_each_by_its_name(images) -> None:
     heads = [("mlp", {"dims": [512, 16], "use_relu": True}), ("identity", {}), ("mlp", {"dims": [16, 8]})]
     trunk = build_trunk("resnet18", {}, heads=heads, seed=2)
     names = ["heads", "res4", "heads.0", "heads.1", "flatten", "heads.2.clf.0"]
@@ -400,7 +405,7 @@ def test_heads_are_taps_each_by_its_name(images):
     assert all(torch.equal(layers[name], alone[name]) for name in alone)
 
 
-def test_a_head_that_does_not_fit_the_trunk_is_refused(images):
+def test_a_head_that_does_not_fit_the_trunk_is_refused(images) -> None:
     trunk = build_trunk("resnet18", {}, heads=[("mlp", {"dims": [2048, 128]})])
     with pytest.raises(ModelError, match=r"2x512 and 2048x128|1x512 and 2048x128"):
         layers_at(trunk, "resnet18", ["heads"], images)
@@ -416,12 +421,12 @@ def test_a_head_that_does_not_fit_the_trunk_is_refused(images):
         (("swav_head", {"dims": [8, 4], "use_bn": False, "num_clusters": [], "return_embeddings": False}), "nothing"),
     ],
 )
-def test_a_head_that_cannot_be_built_is_refused(head, message):
+def test_a_head_that_cannot_be_built_is_refused(head, message) -> None:
     with pytest.raises(HeadError, match=message):
         build_trunk("resnet18", {}, heads=[head])
 
 
-def test_a_model_that_imports_a_file_beside_it_is_refused_with_the_path_to_set(tmp_path):
+def test_a_model_that_imports_a_file_beside_it_is_refused_with_the_path_to_set(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("")
     (tmp_path / "net.py").write_text("import beside\n")
     with pytest.raises(ModelError, match=f"No module named 'beside'. It is beside net.py.*PYTHONPATH={tmp_path}$"):

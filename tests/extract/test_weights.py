@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,19 +63,21 @@ def expected(state):
          {"remove_prefix": "module.backbone."}),
     ],
 )  # fmt: skip
-def test_a_file_gives_the_features_of_the_model_that_it_was_saved_from(tmp_path, state, expected, wrap, options):
+def test_a_file_gives_the_features_of_the_model_that_it_was_saved_from(
+    tmp_path: Path, state, expected, wrap, options
+) -> None:
     torch.save(wrap(state), tmp_path / "w.pth")
     features, report = features_of(read_state_dict(tmp_path / "w.pth", **options))
     assert torch.equal(features, expected)
     assert report.missing == ()
 
 
-def test_safetensors_give_the_same(tmp_path, state, expected):
+def test_safetensors_give_the_same(tmp_path: Path, state, expected) -> None:
     save_file({name: t.contiguous() for name, t in state.items()}, tmp_path / "w.safetensors")
     assert torch.equal(features_of(read_state_dict(tmp_path / "w.safetensors"))[0], expected)
 
 
-def test_what_lies_behind_the_last_tap_may_be_missing_or_different(state, expected):
+def test_weights_after_the_last_tap_may_be_missing_or_different(state, expected) -> None:
     """A self-supervised checkpoint has no classifier, a fine-tuned one has another."""
     without = {name: t for name, t in state.items() if not name.startswith("fc.")}
     features, report = features_of(without)
@@ -86,38 +89,38 @@ def test_what_lies_behind_the_last_tap_may_be_missing_or_different(state, expect
     assert report.reshaped == ("fc.weight", "fc.bias")
 
 
-def test_a_missing_parameter_that_is_used_is_refused(state):
+def test_a_missing_parameter_that_is_used_is_refused(state) -> None:
     broken = {name: t for name, t in state.items() if name != "layer2.1.bn2.running_var"}
     with pytest.raises(WeightsError, match=r"99 of its 102 .*|101 of its 102 .*matched") as error:
         features_of(broken)
     assert "layer2.1.bn2.running_var" in str(error.value)
 
 
-def test_a_parameter_of_another_shape_is_refused(state):
+def test_a_parameter_of_another_shape_is_refused(state) -> None:
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 3, 3\), the model has \(64, 3, 7, 7\)"):
         features_of(state | {"conv1.weight": torch.ones(64, 3, 3, 3)})
 
 
-def test_quantized_numbers_do_not_stand_for_floats(state):
+def test_quantized_numbers_do_not_stand_for_floats(state) -> None:
     small = torch.ones(64, 3, 7, 7, dtype=torch.int8)
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\.int8, the model has"):
         features_of(state | {"conv1.weight": small})
 
 
-def test_half_precision_does(state, expected):
+def test_half_precision_does(state, expected) -> None:
     half = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     assert torch.allclose(features_of(half)[0], expected, rtol=0.1, atol=0.02)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder_q.", "some.odd.wrapper."])
-def test_a_prefix_in_the_way_is_named(state, prefix):
+def test_an_extra_prefix_is_named(state, prefix) -> None:
     with pytest.raises(WeightsError) as error:
         features_of({prefix + name: t for name, t in state.items()})
     assert "0 of its 102 parameters and buffers were matched" in str(error.value)
     assert f"weights.remove_prefix={prefix}" in str(error.value)
 
 
-def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state):
+def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state) -> None:
     """Counts of all four kinds, and names."""
     broken = {name: t for name, t in state.items() if not name.startswith("layer1.0.bn1.")}
     broken |= {"conv1.weight": torch.ones(64, 3, 3, 3), "layer2.0.extra": torch.ones(1)}
@@ -133,12 +136,12 @@ def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state):
     assert "layer2.0.extra" in lines[4]
 
 
-def test_another_models_file_is_refused(state):
+def test_another_models_file_is_refused(state) -> None:
     with pytest.raises(WeightsError, match="Is it another model's file"):
         features_of(build_trunk("squeezenet1_0", {}).state_dict())
 
 
-def test_what_is_not_loaded_would_show_as_nan(state):
+def test_weights_that_were_not_loaded_would_show_as_nan(state) -> None:
     """The second line of defence, should a module use what the first line thinks unused."""
     trunk = build_trunk("resnet18", {})
     taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(["res4"]))
@@ -173,7 +176,9 @@ class Evil:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(tmp_path, monkeypatch, state, content, message):
+def test_a_file_without_a_state_dict_is_refused_and_runs_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state, content, message
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "w.pth"
     if isinstance(content, bytes):
@@ -189,7 +194,9 @@ def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(tmp_path, monk
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_code_within_a_file_is_named_first_and_run_only_when_trusted(tmp_path, monkeypatch, state):
+def test_code_within_a_file_is_named_first_and_run_only_when_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": dict(state), "args": Evil(), "more": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as error:
@@ -202,13 +209,13 @@ def test_code_within_a_file_is_named_first_and_run_only_when_trusted(tmp_path, m
     assert (tmp_path / "EXECUTED").exists()
 
 
-def test_code_within_a_legacy_file_is_named_too(tmp_path):
+def test_code_within_a_legacy_file_is_named_too(tmp_path: Path) -> None:
     torch.save({"args": argparse.Namespace(a=1)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(WeightsError, match=r"it needs argparse\.Namespace"):
         read_checkpoint(tmp_path / "w.pth")
 
 
-def test_a_folder_of_a_hub_is_read_whole(tmp_path, state):
+def test_all_files_of_a_hub_folder_are_read(tmp_path: Path, state) -> None:
     """One file, or several with an index; the digest is that of all of them."""
     one, several = tmp_path / "one", tmp_path / "several"
     one.mkdir()
@@ -240,26 +247,26 @@ def test_a_folder_of_a_hub_is_read_whole(tmp_path, state):
     ("options", "message"),
     [({"key": "modle"}, "Did you mean model"), ({"remove_prefix": "zzz."}, "no name begins with 'zzz.'")],
 )
-def test_a_key_or_prefix_that_is_not_there_is_refused(tmp_path, state, options, message):
+def test_a_missing_key_or_prefix_is_refused(tmp_path: Path, state, options, message) -> None:
     torch.save({"model": state}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=message):
         read_state_dict(tmp_path / "w.pth", **options)
 
 
-def test_unknown_torchvision_weights_are_refused_with_the_nearest():
+def test_unknown_torchvision_weights_are_refused_with_a_suggestion() -> None:
     with pytest.raises(WeightsError, match="Did you mean IMAGENET1K_V2"):
         torchvision_weights("resnet50", "IMAGENET1K_V3")
     assert str(torchvision_weights("resnet50", "DEFAULT")) == "ResNet50_Weights.IMAGENET1K_V2"
 
 
-def test_the_digest_of_tensors_sees_every_value(state):
+def test_the_digest_of_tensors_sees_every_value(state) -> None:
     other = {name: t.clone() for name, t in state.items()}
     assert sha256_of_tensors(other) == sha256_of_tensors(state)
     other["fc.bias"][3] += 1e-6
     assert sha256_of_tensors(other) != sha256_of_tensors(state)
 
 
-def test_random_weights_depend_on_the_seed_alone():
+def test_random_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(5)
     before = torch.rand(1)
     torch.manual_seed(5)
@@ -269,7 +276,7 @@ def test_random_weights_depend_on_the_seed_alone():
     assert sha256_of_tensors(build_trunk("resnet18", {}, seed=2).state_dict()) != first
 
 
-def test_a_model_that_reads_the_version_of_its_state_dict_is_loaded():
+def test_a_model_that_reads_the_version_of_its_state_dict_is_loaded() -> None:
     state = build_trunk("mnasnet0_5", seed=1).state_dict()
     trunk = build_trunk("mnasnet0_5", seed=2)
     poison(trunk)
@@ -278,7 +285,7 @@ def test_a_model_that_reads_the_version_of_its_state_dict_is_loaded():
 
 
 @pytest.mark.parametrize("kept", ["0.", "1."])
-def test_a_shared_parameter_is_loaded_under_any_of_its_names(kept):
+def test_a_shared_parameter_is_loaded_under_any_of_its_names(kept) -> None:
     """As safetensors' `save_model` writes it: once."""
     block = torch.nn.Conv2d(3, 3, 1)
     trunk = torch.nn.Sequential(block, block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def averaged(model):
         ),
     ],
 )
-def test_a_file_whose_names_went_through_wrappers_gives_the_models_features(tmp_path, model, expected, write):
+def test_a_file_with_names_from_wrappers_gives_the_models_features(tmp_path: Path, model, expected, write) -> None:
     torch.save(write(model), tmp_path / "w.pth")
     assert torch.allclose(load(tmp_path / "w.pth"), expected, atol=1e-5)
 
@@ -89,7 +90,7 @@ def test_a_file_whose_names_went_through_wrappers_gives_the_models_features(tmp_
         lambda s: put("x.module.{}.{}", s) | {"other.weight": torch.ones(1)},
     ],
 )
-def test_what_is_advised_loads_the_file(tmp_path, model, expected, write):
+def test_following_the_advice_loads_the_file(tmp_path: Path, model, expected, write) -> None:
     torch.save(write(model.state_dict()), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="names would match") as refusal:
         load(tmp_path / "w.pth")
@@ -110,7 +111,7 @@ class Wrapped(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, torch.nn.DataParallel, compiled])
-def test_a_model_that_has_a_part_of_that_name_keeps_it(tmp_path, wrap):
+def test_a_model_with_a_module_named_like_a_wrapper_keeps_the_name(tmp_path: Path, wrap) -> None:
     torch.manual_seed(0)
     source, trunk = Wrapped().eval(), Wrapped().eval()
     torch.save(wrap(source).state_dict(), tmp_path / "w.pth")
@@ -120,7 +121,7 @@ def test_a_model_that_has_a_part_of_that_name_keeps_it(tmp_path, wrap):
     assert torch.equal(trunk.module.weight, source.module.weight)
 
 
-def test_names_that_would_meet_without_wrappers_do_not_overwrite_each_other(tmp_path, model):
+def test_names_that_collide_without_wrappers_do_not_overwrite_each_other(tmp_path: Path, model) -> None:
     state = model.state_dict()
     twice = put("{}.module.{}", state) | put("module.{}.{}", {n: t + 1 for n, t in state.items()})
     torch.save(twice, tmp_path / "w.pth")
@@ -129,7 +130,7 @@ def test_names_that_would_meet_without_wrappers_do_not_overwrite_each_other(tmp_
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_that_are_no_numbers_are_refused_by_name(tmp_path, model, value):
+def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path: Path, model, value) -> None:
     state = model.state_dict()
     state["layer2.0.conv1.weight"] = state["layer2.0.conv1.weight"].clone()
     state["layer2.0.conv1.weight"][0, 0, 0, 0] = value
@@ -147,7 +148,7 @@ def test_parameters_that_are_no_numbers_are_refused_by_name(tmp_path, model, val
         lambda t: t.to(torch.complex64),
     ],
 )
-def test_tensors_of_other_kinds_do_not_stand_for_floats(tmp_path, model, change):
+def test_tensors_of_other_kinds_do_not_stand_for_floats(tmp_path: Path, model, change) -> None:
     state = model.state_dict()
     torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\."):

@@ -31,7 +31,7 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def test_what_was_kept_comes_back(made):
+def test_a_cached_result_is_loaded_as_saved(made) -> None:
     values, facts = load_cached(made, KIND, KEY)
     assert facts == FACTS
     assert all(np.array_equal(values[name], VALUES[name]) for name in VALUES)
@@ -56,7 +56,9 @@ def test_what_was_kept_comes_back(made):
         ("similarities/zarr.json", "float64", "int64"),
     ],
 )
-def test_a_changed_fact_name_type_or_shape_is_damage_and_said_once(made, caplog, file, old, new):
+def test_a_changed_fact_name_type_or_shape_is_damage_with_one_warning(
+    made, caplog: pytest.LogCaptureFixture, file, old, new
+) -> None:
     edit(made.path / KIND / KEY / file, old, new)
     with caplog.at_level(logging.WARNING):
         assert load_cached(made, KIND, KEY, without_digest=True) is None
@@ -68,7 +70,7 @@ def test_a_changed_fact_name_type_or_shape_is_damage_and_said_once(made, caplog,
     assert load_cached(made, KIND, KEY)[1] == FACTS
 
 
-def test_another_shape_of_the_same_bytes_is_damage(made):
+def test_another_shape_of_the_same_bytes_is_damage(made) -> None:
     for file in ("rows/zarr.json", "zarr.json"):
         path = made.path / KIND / KEY / file
         content = json.loads(path.read_bytes())
@@ -81,14 +83,14 @@ def test_another_shape_of_the_same_bytes_is_damage(made):
     assert load_cached(made, KIND, KEY) is None
 
 
-def test_a_result_under_another_key_is_not_believed(made):
+def test_a_result_under_another_key_is_not_loaded(made) -> None:
     """Someone renamed a folder, or copied it into another feature set's."""
     shutil.copytree(made.path / KIND / KEY, made.path / KIND / "res4-cosine-0123456789abcdef")
     assert load_cached(made, KIND, "res4-cosine-0123456789abcdef") is None
     assert load_cached(made, KIND, KEY) is not None
 
 
-def test_the_form_of_version_0_1_0_is_believed_only_where_the_caller_checks_the_facts(made):
+def test_results_of_version_0_1_0_are_loaded_only_if_the_caller_checks_the_facts(made) -> None:
     path = made.path / KIND / KEY / "zarr.json"
     content = json.loads(path.read_bytes())
     digests = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in VALUES.items()}
@@ -102,7 +104,7 @@ def test_the_form_of_version_0_1_0_is_believed_only_where_the_caller_checks_the_
     assert load_cached(made, KIND, KEY, without_digest=True) is None
 
 
-def test_a_key_of_any_length_can_be_kept(made):
+def test_keys_may_have_any_length(made) -> None:
     long = "+".join(f"layer{number}.1.conv2.AvgPool2d_8_8_0" for number in range(20))
     for key in (long, long + "x"):
         save_cached(made, KIND, key, VALUES, FACTS | {"key": key})

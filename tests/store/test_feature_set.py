@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from tests.conftest import make_features, write_pending
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["none", "zstd", "lz4"])
 @pytest.mark.parametrize("rows_per_chunk", [1, 8, 64])
-def test_features_come_back_as_they_were_written(tmp_path, arrays, dtype, compression, rows_per_chunk):
+def test_features_are_read_as_they_were_written(tmp_path: Path, arrays, dtype, compression, rows_per_chunk) -> None:
     features, labels = arrays
     made = make_features(
         tmp_path / "f", features, labels, dtype=dtype, compression=compression, rows_per_chunk=rows_per_chunk
@@ -47,7 +48,7 @@ def test_features_come_back_as_they_were_written(tmp_path, arrays, dtype, compre
             assert np.array_equal(made.layer(split, name).read(), expected)
 
 
-def test_another_program_reads_the_arrays_with_plain_zarr(tmp_path, arrays):
+def test_another_program_reads_the_arrays_with_plain_zarr(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", features, labels)
     group = zarr.open(str(tmp_path / "f"), mode="r")
@@ -58,7 +59,7 @@ def test_another_program_reads_the_arrays_with_plain_zarr(tmp_path, arrays):
     assert group["train/res4"].attrs["tap"] == "res4"
 
 
-def test_chunks_are_whole_rows_and_never_left_out(tmp_path):
+def test_chunks_are_whole_rows_and_never_omitted(tmp_path: Path) -> None:
     """Zarr leaves out chunks that equal the fill value, unless told otherwise."""
     zeros = {split: {"z": np.zeros((10, 2), np.float32)} for split in ("train", "val")}
     made = make_features(tmp_path / "f", zeros, {split: np.zeros(10, int) for split in zeros}, rows_per_chunk=4)
@@ -66,7 +67,7 @@ def test_chunks_are_whole_rows_and_never_left_out(tmp_path):
     assert not made.layer("train", "z").read().any()
 
 
-def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path):
+def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path: Path) -> None:
     """A chunk of images that could not be read is all NaN, labels that are missing are all -1."""
     features = {split: {"x": np.ones((10, 2), np.float32)} for split in ("train", "val")}
     labels = {split: np.full(10, -1) for split in features}
@@ -79,7 +80,7 @@ def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path):
     assert not list(verify(made.path))
 
 
-def test_pending_is_what_no_journal_has(tmp_path, arrays):
+def test_chunks_in_no_journal_are_pending(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
@@ -93,7 +94,7 @@ def test_pending_is_what_no_journal_has(tmp_path, arrays):
     assert len(made.pending(["res5", "res4"])) == 6
 
 
-def test_an_incomplete_layer_is_refused_by_name(tmp_path, arrays):
+def test_an_incomplete_layer_is_refused_by_name(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
@@ -103,14 +104,14 @@ def test_an_incomplete_layer_is_refused_by_name(tmp_path, arrays):
     FeatureSet.open(tmp_path / "f").layer("val", "res4").read()
 
 
-def test_a_file_that_no_journal_has_does_not_count(tmp_path, arrays):
+def test_a_chunk_file_in_no_journal_does_not_count(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     (made.journals / "rank-00000.jsonl").unlink()
     assert len(FeatureSet.open(tmp_path / "f").pending(["res5"])) == 10
 
 
-def test_other_settings_are_refused_and_listed(tmp_path, arrays):
+def test_other_settings_are_refused_and_listed(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", features, labels, made_from={"model": {"trunk": "resnet18"}, "seed": 1})
     before = (tmp_path / "f/zarr.json").read_bytes()
@@ -122,7 +123,7 @@ def test_other_settings_are_refused_and_listed(tmp_path, arrays):
     assert (tmp_path / "f/zarr.json").read_bytes() == before
 
 
-def test_other_labels_are_other_settings(tmp_path, arrays):
+def test_other_labels_are_other_settings(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", features, labels)
     changed = {**labels, "val": (labels["val"] + 1) % 3}
@@ -130,14 +131,14 @@ def test_other_labels_are_other_settings(tmp_path, arrays):
         make_features(tmp_path / "f", features, changed)
 
 
-def test_a_layers_name_cannot_be_given_to_another_tap(tmp_path, arrays):
+def test_a_layers_name_cannot_be_given_to_another_tap(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     with pytest.raises(MismatchError, match="layer 'res5' exists as tap res5"):
         add_layers(made, {"res5": LayerInfo(tap="layer4.0", pooling=None, shape=(6,))})
 
 
-def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path, arrays):
+def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     features["val"]["res5"][4, 2] = 70_000
     with pytest.raises(StoreError, match=r"'res5' has values beyond float16.*row 4 \(val/4\.jpg\).*--dtype float32"):
@@ -145,7 +146,7 @@ def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_by_row(tmp_path, arrays, value):
+def test_values_that_are_not_finite_are_refused_by_row(tmp_path: Path, arrays, value) -> None:
     features, labels = arrays
     features["val"]["res4"][9, 1, 0, 0] = value
     with pytest.raises(StoreError, match=r"'res4' has NaN or infinite values in 1 of the rows.*row 9 \(val/9\.jpg\)"):
@@ -153,7 +154,7 @@ def test_values_that_are_not_finite_are_refused_by_row(tmp_path, arrays, value):
     assert FeatureSet.open(tmp_path / "f").num_committed("val", "res4") == 1, "the chunk before it stays committed"
 
 
-def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path, arrays):
+def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     valid = {split: np.arange(len(each)) % 5 != 2 for split, each in labels.items()}
     made = make_features(tmp_path / "f", features, labels, valid=valid)
@@ -162,7 +163,7 @@ def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path, arra
     assert not list(verify(made.path))
 
 
-def test_a_newer_format_is_refused(tmp_path, arrays):
+def test_a_newer_format_is_refused(tmp_path: Path, arrays) -> None:
     make_features(tmp_path / "f", *arrays)
     path = tmp_path / "f/zarr.json"
     content = json.loads(path.read_text())
@@ -173,7 +174,7 @@ def test_a_newer_format_is_refused(tmp_path, arrays):
         FeatureSet.open(tmp_path / "f")
 
 
-def test_what_is_no_feature_set_is_refused(tmp_path, arrays):
+def test_a_folder_that_is_not_a_feature_set_is_refused(tmp_path: Path, arrays) -> None:
     make_features(tmp_path / "resnet50", *arrays)
     (tmp_path / "empty").mkdir()
     zarr.create_group(str(tmp_path / "foreign"))
@@ -185,7 +186,7 @@ def test_what_is_no_feature_set_is_refused(tmp_path, arrays):
         FeatureSet.open(tmp_path / "foreign")
 
 
-def test_an_unknown_layer_or_split_is_refused_with_the_nearest(tmp_path, arrays):
+def test_an_unknown_layer_or_split_is_refused_with_a_suggestion(tmp_path: Path, arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     with pytest.raises(StoreError, match="Did you mean res5"):
         made.layer("train", "res_5")
@@ -193,7 +194,7 @@ def test_an_unknown_layer_or_split_is_refused_with_the_nearest(tmp_path, arrays)
         made.layer("trian", "res5")
 
 
-def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_path, arrays):
+def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_path: Path, arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     code = (
         "import sys, time; from pathlib import Path; from featbench.store import FeatureSet\n"
@@ -211,7 +212,7 @@ def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_pa
         assert str(os.getpid()) in (made.journals / "lock").read_text()
 
 
-def test_leftovers_of_killed_runs_are_swept(tmp_path, arrays):
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     leftover = tmp_path / f"f/train/res5/c/0/.0.{'a' * 32}.partial"
     leftover.write_bytes(b"half")
@@ -219,7 +220,7 @@ def test_leftovers_of_killed_runs_are_swept(tmp_path, arrays):
     assert not leftover.exists()
 
 
-def test_a_full_disk_is_one_message_and_what_was_written_stays(tmp_path, arrays):
+def test_a_full_disk_is_one_message_and_written_chunks_stay(tmp_path: Path, arrays) -> None:
     """RLIMIT_FSIZE stands in for a full disk: the system refuses to let a file grow."""
     features, labels = arrays
     make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
@@ -252,7 +253,7 @@ print(len(features.pending(["big"])), len(work))
     assert not list((tmp_path / "f").rglob("*.partial"))
 
 
-def test_rows_of_another_shape_are_refused(tmp_path, arrays):
+def test_rows_of_another_shape_are_refused(tmp_path: Path, arrays) -> None:
     """Zarr cuts off what does not fit, without a word."""
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
@@ -262,14 +263,14 @@ def test_rows_of_another_shape_are_refused(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e39])
-def test_values_that_vanish_or_overflow_in_the_stored_type_are_refused(tmp_path, arrays, factor):
+def test_values_that_vanish_or_overflow_in_the_stored_type_are_refused(tmp_path: Path, arrays, factor) -> None:
     features, labels = arrays
     scaled = {s: {"res5": v["res5"].astype(np.float64) * factor} for s, v in features.items()}
     with pytest.raises(StoreError, match=r"below float16's smallest|beyond float32's largest"):
         make_features(tmp_path / "f", scaled, labels, dtype="float16" if factor < 1 else "float32")
 
 
-def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path, arrays):
+def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     journal = made.journals / "rank-00000.jsonl"
@@ -278,7 +279,7 @@ def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path, arrays):
     assert not list(verify(tmp_path / "f"))
 
 
-def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path, arrays):
+def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     valid = {split: np.arange(len(each)) != 3 for split, each in labels.items()}
@@ -286,7 +287,7 @@ def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path, 
         make_features(tmp_path / "f", features, labels, valid=valid)
 
 
-def test_layers_that_another_process_added_are_kept(tmp_path, arrays):
+def test_layers_added_by_another_process_stay(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     late = FeatureSet.open(tmp_path / "f")
@@ -295,18 +296,18 @@ def test_layers_that_another_process_added_are_kept(tmp_path, arrays):
     assert set(FeatureSet.open(tmp_path / "f").manifest.layers) == {"res3", "res4", "res5"}
 
 
-def test_other_images_under_the_same_names_are_other_settings(tmp_path):
+def test_other_images_under_the_same_names_are_other_settings(tmp_path: Path) -> None:
     rows = SplitRows(labels=np.zeros(2, np.int64), paths=["a", "b"], class_names=("x",), sizes=[10, 20])
     assert rows.info() != dataclasses.replace(rows, sizes=[10, 21]).info()
 
 
-def test_two_classes_of_one_name_are_refused():
+def test_two_classes_of_one_name_are_refused() -> None:
     rows = SplitRows(labels=np.zeros(2, np.int64), paths=["a", "b"], class_names=("crane", "crane"))
     with pytest.raises(StoreError, match="two classes are called 'crane'"):
         rows.info()
 
 
-def test_a_damaged_feature_set_can_be_replaced(tmp_path, arrays):
+def test_a_damaged_feature_set_can_be_replaced(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     (made.path / "zarr.json").write_text("{")
@@ -318,7 +319,7 @@ def test_a_damaged_feature_set_can_be_replaced(tmp_path, arrays):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_chunk_too_large_for_memory_is_refused_before_anything_is_written(tmp_path, arrays):
+def test_a_chunk_too_large_for_memory_is_refused_before_anything_is_written(tmp_path: Path, arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     with pytest.raises(StoreError, match=r"would take 3\.0 GiB"):
         add_layers(made, {"wide": LayerInfo(tap="wide", pooling=None, shape=(10**8,))})

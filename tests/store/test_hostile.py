@@ -52,7 +52,7 @@ OUTSIDE = ["../../outside/zarr.json", "/tmp/outside-of-a-feature-set/zarr.json",
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
-def test_repair_writes_nothing_that_a_copy_names_outside_of_the_set(tmp_path, made, key):
+def test_repair_writes_nothing_that_a_copy_names_outside_of_the_set(tmp_path: Path, made, key) -> None:
     before = everything_but(tmp_path, made)
     edit_copy(made, lambda files: files.update({key: "owned"}))
     (made.path / "train/zarr.json").unlink()
@@ -72,7 +72,7 @@ ELSEWHERE = ["../x", "/x", "a//b", ".x", "", "..", "a\x00b", "a\n", "a/zarr.json
     [(where, name) for where in ("layers", "splits", "metadata") for name in ELSEWHERE]
     + [("layers", "labels"), ("layers", "zarr.json"), ("layers", "a/b"), ("splits", "a/b")],
 )
-def test_a_manifest_whose_names_lead_elsewhere_is_refused(made, where, name):
+def test_a_manifest_whose_names_lead_elsewhere_is_refused(made, where, name) -> None:
 
     def change(manifest):
         manifest[where][name] = next(iter(manifest[where].values()))
@@ -100,7 +100,7 @@ def test_a_manifest_whose_names_lead_elsewhere_is_refused(made, where, name):
         (("made_from",), [1]),
     ],
 )
-def test_a_manifest_with_values_of_another_kind_is_refused(made, path, value):
+def test_a_manifest_with_values_of_another_kind_is_refused(made, path, value) -> None:
     def change(manifest):
         for key in path[:-1]:
             manifest = manifest[key]
@@ -111,7 +111,7 @@ def test_a_manifest_with_values_of_another_kind_is_refused(made, path, value):
         FeatureSet.open(made.path)
 
 
-def test_a_manifest_with_a_key_of_a_later_version_is_read(made):
+def test_a_manifest_with_a_key_of_a_later_version_is_read(made) -> None:
     edit_manifest(made, lambda manifest: manifest.update(colour="blue"))
     assert set(FeatureSet.open(made.path).manifest.layers) == {"res4", "res5"}
 
@@ -128,7 +128,7 @@ def write_what_is_pending(path, features):
 
 
 @pytest.mark.parametrize("target", ["journals", "journals/lock", "journals/rank-00000.jsonl", "train/res5", "train"])
-def test_nothing_is_written_through_a_link_that_leads_out(tmp_path, made, arrays, target):
+def test_nothing_is_written_through_a_link_that_leads_out(tmp_path: Path, made, arrays, target) -> None:
     """The lock would be emptied, the journal appended to, chunks written."""
     path, outside = made.path / target, tmp_path / "outside"
     journal = made.journals / "rank-00000.jsonl"
@@ -143,7 +143,7 @@ def test_nothing_is_written_through_a_link_that_leads_out(tmp_path, made, arrays
 
 
 @pytest.mark.parametrize("content", [b"[]", b"7", b'{"run": 1}', b'{"run":"a","host":"b","pid":"c","since":"d"}', b"["])
-def test_a_lock_file_with_anything_in_it_names_no_holder(made, content):
+def test_a_lock_file_with_invalid_contents_names_no_holder(made, content) -> None:
     with made.lock("one"):
         (made.journals / "lock").write_bytes(content)
         with pytest.raises(StoreError, match="an unknown process"), FeatureSet.open(made.path).lock("two"):
@@ -151,7 +151,7 @@ def test_a_lock_file_with_anything_in_it_names_no_holder(made, content):
 
 
 @pytest.mark.parametrize("text", ['{"key":"../x","size":9,"crc32c":1}', '{"key":3}', "[]", "{", '{"key":"train/x"}'])
-def test_a_journal_line_that_no_writer_writes_is_damage(made, text):
+def test_a_journal_line_that_no_writer_writes_is_damage(made, text) -> None:
     import google_crc32c
 
     journal = made.journals / "rank-00000.jsonl"
@@ -163,7 +163,7 @@ def test_a_journal_line_that_no_writer_writes_is_damage(made, text):
     assert not list(verify(made.path))
 
 
-def test_writing_is_refused_where_a_lock_could_end_unnoticed(made, monkeypatch):
+def test_writing_is_refused_where_a_lock_could_end_unnoticed(made, monkeypatch: pytest.MonkeyPatch) -> None:
     """POSIX's locks end when any part of the process closes the file, and a process never excludes itself."""
     monkeypatch.delattr(fcntl, "F_OFD_SETLK")
     with pytest.raises(StoreError, match="no locks of open files"), made.lock():
@@ -171,7 +171,7 @@ def test_writing_is_refused_where_a_lock_could_end_unnoticed(made, monkeypatch):
     assert made.layer("train", "res5").read().shape == (50, 6)
 
 
-def test_a_lock_survives_other_openings_and_closings_of_its_file(made):
+def test_a_lock_survives_other_openings_and_closings_of_its_file(made) -> None:
     path = made.journals / "lock"
     with join_run(path, "one"):
         path.read_text()
@@ -180,7 +180,9 @@ def test_a_lock_survives_other_openings_and_closings_of_its_file(made):
             pass
 
 
-def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_parents(tmp_path, monkeypatch):
+def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())) or fsync(fd))
@@ -189,13 +191,13 @@ def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_paren
     assert folders == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
 
 
-def test_a_name_that_is_too_long_is_not_called_a_full_disk(tmp_path, arrays):
+def test_a_name_that_is_too_long_is_not_called_a_full_disk(tmp_path: Path, arrays) -> None:
     with pytest.raises(StoreError, match="too long for the file system. Choose a shorter one"):
         make_features(tmp_path / ("x" * 250), *arrays)
 
 
 @pytest.mark.root
-def test_a_set_that_is_a_mount_point_is_not_called_a_full_disk(tmp_path, made):
+def test_a_set_that_is_a_mount_point_is_not_called_a_full_disk(tmp_path: Path, made) -> None:
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     subprocess.run(["mount", "--bind", made.path, mounted], check=True)
@@ -213,7 +215,7 @@ FILES = ["zarr.json", "journals/metadata.json", "journals/rank-00000.jsonl", "jo
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
-def test_what_is_no_file_is_neither_waited_for_nor_written_to(made, arrays, kind):
+def test_pipes_devices_and_folders_in_place_of_files_neither_block_nor_are_written_to(made, arrays, kind) -> None:
     """Reading a pipe never ends without a writer, and /dev/zero never ends."""
     save_cached(made, "neighbours", "k", {"rows": np.arange(3)}, {})
     for name in FILES:

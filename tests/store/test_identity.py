@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def other(tmp_path, arrays):
     return made
 
 
-def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(tmp_path, arrays, other):
+def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(tmp_path: Path, arrays, other) -> None:
     made = begun(tmp_path / "f", arrays, trunk="one")
     made.pending(LAYERS)
     shutil.rmtree(made.path)
@@ -69,7 +70,7 @@ def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(tmp_path
     }
 
 
-def test_journals_of_a_set_that_was_made_again_with_the_same_settings_are_read_again(tmp_path, arrays):
+def test_journals_of_a_set_that_was_made_again_with_the_same_settings_are_read_again(tmp_path: Path, arrays) -> None:
     """Another run replaced it by --overwrite with the same settings: what was done before is gone."""
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels, made_from={"model": {"trunk": "one"}})
@@ -82,7 +83,7 @@ def test_journals_of_a_set_that_was_made_again_with_the_same_settings_are_read_a
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("how", ["renamed", "replaced", "removed"])
-def test_a_running_writer_stops_when_its_folder_is(tmp_path, arrays, other, how, rank):
+def test_a_running_writer_stops_when_its_folder_is(tmp_path: Path, arrays, other, how, rank) -> None:
     """Each rank finds out for itself, whether it came first or not."""
     features, _ = arrays
     made = begun(tmp_path / "f", arrays, trunk="one")
@@ -114,7 +115,7 @@ def test_a_running_writer_stops_when_its_folder_is(tmp_path, arrays, other, how,
         assert not [fault for fault in verify(moved.path) if "pending" not in fault.what]
 
 
-def test_what_is_written_after_a_rename_went_unnoticed_lands_in_the_renamed_folder(tmp_path, arrays, other):
+def test_writes_after_an_unnoticed_rename_go_into_the_renamed_folder(tmp_path: Path, arrays, other) -> None:
     """Between the last look at the path and the write there is always a moment."""
     features, _ = arrays
     made = begun(tmp_path / "f", arrays, trunk="one")
@@ -132,7 +133,7 @@ def test_what_is_written_after_a_rename_went_unnoticed_lands_in_the_renamed_fold
     assert not [fault for fault in verify(moved.path) if "pending" not in fault.what]
 
 
-def test_a_lock_that_was_removed_stops_the_run_that_held_it(tmp_path, arrays):
+def test_a_lock_that_was_removed_stops_the_run_that_held_it(tmp_path: Path, arrays) -> None:
     made = begun(tmp_path / "f", arrays, trunk="one")
     with made.lock() as lock:
         lock.share()
@@ -142,7 +143,7 @@ def test_a_lock_that_was_removed_stops_the_run_that_held_it(tmp_path, arrays):
             write_one(made, writer, made.pending(LAYERS)[0], arrays[0])
 
 
-def test_a_layer_is_not_added_to_a_set_that_was_replaced(tmp_path, arrays, other):
+def test_a_layer_is_not_added_to_a_set_that_was_replaced(tmp_path: Path, arrays, other) -> None:
     made = begun(tmp_path / "f", arrays, trunk="one")
     info = {"more": made.manifest.layers["res5"]}
     shutil.rmtree(made.path)
@@ -153,7 +154,7 @@ def test_a_layer_is_not_added_to_a_set_that_was_replaced(tmp_path, arrays, other
     assert content(made.path) == before
 
 
-def test_overwriting_a_link_replaces_what_it_leads_to_and_keeps_the_link(tmp_path, arrays):
+def test_overwriting_a_link_replaces_its_target_and_keeps_the_link(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -183,7 +184,7 @@ def _other(manifest):
     return dataclasses.replace(manifest, made_from={"model": {"trunk": "two"}}, layers={}, metadata={})
 
 
-def test_an_unnamed_leftover_of_a_user_survives(tmp_path, arrays):
+def test_files_of_a_user_that_look_like_leftovers_survive(tmp_path: Path, arrays) -> None:
     """Layers and feature sets whose names look like leftovers belong to the user."""
     features, labels = arrays
     named = {split: {"x.partial": layers["res5"], "y": layers["res5"]} for split, layers in features.items()}
@@ -200,7 +201,7 @@ def test_an_unnamed_leftover_of_a_user_survives(tmp_path, arrays):
     assert not doomed.exists()
 
 
-def test_a_running_writer_stops_when_another_set_is_copied_over_its_own(tmp_path, arrays, other):
+def test_a_running_writer_stops_when_another_set_is_copied_over_its_own(tmp_path: Path, arrays, other) -> None:
     """Folder and lock are the same files as before, their contents are not."""
     features, _ = arrays
     made = begun(tmp_path / "f", arrays, trunk="one")

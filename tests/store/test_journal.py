@@ -55,7 +55,7 @@ def crc32c(content):
     return register ^ 2**32 - 1
 
 
-def test_a_line_is_the_checksum_of_its_text_and_the_text(path):
+def test_a_line_is_the_checksum_of_its_text_and_the_text(path) -> None:
     assert crc32c(b"123456789") == 0xE3069283, "the check value of CRC-32C"
     opened(path).append(RECORDS[:2])
     for line, record in zip(path.read_bytes().splitlines(), RECORDS, strict=False):
@@ -64,7 +64,7 @@ def test_a_line_is_the_checksum_of_its_text_and_the_text(path):
         assert (text["key"], text["size"], text["crc32c"]) == (record.key, record.size, record.crc32c)
 
 
-def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced):
+def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced) -> None:
     journal = opened(path)
     journal.append(RECORDS[:1])
     assert synced == [each.stat().st_ino for each in (path.parent.parent, path, path.parent)]
@@ -72,7 +72,7 @@ def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced)
     assert synced[3:] == [path.stat().st_ino], "the name is there already"
 
 
-def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced):
+def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced) -> None:
     opened(path).append(RECORDS)
     before = path.stat().st_ino, path.stat().st_mtime_ns
     synced.clear()
@@ -82,7 +82,7 @@ def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced):
 
 
 @pytest.mark.parametrize("torn", [1, 2, 30])
-def test_what_follows_the_last_line_feed_is_cut_off(path, torn):
+def test_what_follows_the_last_line_feed_is_cut_off(path, torn) -> None:
     opened(path).append(RECORDS[:2])
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:torn])
@@ -93,7 +93,7 @@ def test_what_follows_the_last_line_feed_is_cut_off(path, torn):
     assert path.read_bytes() == whole
 
 
-def test_a_record_counts_once_its_line_is_whole(path):
+def test_a_record_counts_once_its_line_is_complete(path) -> None:
     opened(path).append(RECORDS[:3])
     whole = path.read_bytes()
     first, second, _ = whole.splitlines(keepends=True)
@@ -111,7 +111,7 @@ def test_a_record_counts_once_its_line_is_whole(path):
 
 
 @pytest.mark.parametrize("line", [1, 2, 5])
-def test_a_damaged_line_is_refused_by_its_number(path, line):
+def test_a_damaged_line_is_refused_by_its_number(path, line) -> None:
     opened(path).append(RECORDS[:5])
     flip(path, line)
     with pytest.raises(DamagedError, match=rf"rank-00003\.jsonl: line {line} is not what was written"):
@@ -120,7 +120,7 @@ def test_a_damaged_line_is_refused_by_its_number(path, line):
 
 
 @pytest.mark.parametrize("line", [4, 6])
-def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(path, line):
+def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(path, line) -> None:
     opened(path).append(RECORDS[:3])
     reader = JournalReader(path.parent)
     reader.update()
@@ -133,7 +133,7 @@ def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(pat
         reader.update()
 
 
-def test_rewriting_drops_damaged_lines_and_what_is_not_to_be_kept(path):
+def test_rewriting_removes_damaged_lines_and_rejected_records(path) -> None:
     opened(path).append(RECORDS[:4])
     flip(path, 2)
     dropped = rewrite_journals(Folder(path.parent.parent), lambda record: record.key != RECORDS[3].key)
@@ -141,7 +141,7 @@ def test_rewriting_drops_damaged_lines_and_what_is_not_to_be_kept(path):
     assert list(JournalReader(path.parent).update().values()) == [RECORDS[0], RECORDS[2]]
 
 
-def test_rewriting_leaves_alone_a_journal_of_which_nothing_is_dropped(path):
+def test_a_journal_from_which_nothing_is_removed_is_not_rewritten(path) -> None:
     opened(path).append(RECORDS)
     before = path.stat().st_ino, path.stat().st_mtime_ns
     assert rewrite_journals(Folder(path.parent.parent), lambda record: True) == []
@@ -150,13 +150,13 @@ def test_rewriting_leaves_alone_a_journal_of_which_nothing_is_dropped(path):
 
 @pytest.mark.parametrize("name", ["size", "crc32c"])
 @pytest.mark.parametrize("value", ["100", 1.0, True, None])
-def test_a_record_of_other_types_is_damage_though_its_checksum_is_right(path, name, value):
+def test_a_record_of_other_types_is_damage_though_its_checksum_is_right(path, name, value) -> None:
     text = json.dumps({"key": "train/x/c/0/0", "size": 100, "crc32c": 7, name: value}).encode()
     path.write_bytes(b"%08x %b\n" % (crc32c(text), text))
     assert damaged_lines(path.parent) == ["rank-00003.jsonl line 1"]
 
 
-def test_arrays_are_journalled_by_the_second_part_of_their_keys(path):
+def test_arrays_are_journalled_by_the_second_part_of_their_keys(path) -> None:
     keys = ["train/x/c/0/0", "val/y/c/3", "val/x/c/1/0", "zarr.json"]
     opened(path).append([Record(key=key, size=1, crc32c=1) for key in keys])
     assert journalled(path.parent) == {"x", "y"}

@@ -21,22 +21,22 @@ from featbench.store.layers import LONGEST_NAME, checked_name, layers_of, split_
         ("res4", ("AvgPool2d", ([8], 3, 0))),
     ],
 )
-def test_all_spellings_of_a_layer_mean_the_same(spec):
+def test_all_spellings_of_a_layer_mean_the_same(spec) -> None:
     assert LayerSpec.of(spec) == LayerSpec.of("res4:AvgPool2d(8,3,0)")
 
 
 @pytest.mark.parametrize("text", ["res5", "res4:AvgPool2d(8,3,0)", "a=res4:MaxPool2d(2x3,1,0)", "x:Identity()", "n=x"])
-def test_a_layer_reads_back_as_it_is_written(text):
+def test_a_layer_reads_back_as_it_is_written(text) -> None:
     assert str(LayerSpec.of(text)) == text
     assert LayerSpec.of(str(LayerSpec.of(text))) == LayerSpec.of(text)
 
 
-def test_a_tap_with_two_poolings_makes_two_layers():
+def test_a_tap_with_two_poolings_makes_two_layers() -> None:
     layers = layers_of(["res4", "res4:AvgPool2d(8,3,0)", "res4:Identity", "res4"])
     assert [layer.name for layer in layers] == ["res4", "res4.AvgPool2d_8_3_0", "res4.Identity"]
 
 
-def test_commas_in_brackets_do_not_separate_layers():
+def test_commas_in_brackets_do_not_separate_layers() -> None:
     assert split_layers("a:AvgPool2d((8,8),3,0), b,c:Identity") == ["a:AvgPool2d((8,8),3,0)", "b", "c:Identity"]
 
 
@@ -67,7 +67,7 @@ def test_commas_in_brackets_do_not_separate_layers():
         ("n" * 79 + "/", "'n{79}/' cannot be the name"),
     ],
 )
-def test_what_is_no_layer_is_refused_with_the_reason(spec, message):
+def test_an_invalid_layer_is_refused_with_the_reason(spec, message) -> None:
     with pytest.raises(StoreError, match=message):
         LayerSpec.of(spec)
 
@@ -81,7 +81,7 @@ def test_what_is_no_layer_is_refused_with_the_reason(spec, message):
         ([[4, 6], [1, 2], [2, 3]], [(4, 6), (1, 2), (2, 3)]),
     ],
 )
-def test_windows_lie_side_by_side_without_padding_unless_told(args, pairs):
+def test_windows_are_adjacent_without_padding_by_default(args, pairs) -> None:
     """As in torch: the stride is the kernel, the padding 0 and at most half the kernel in each direction."""
     for op in ("AvgPool2d", "MaxPool2d"):
         assert list(LayerSpec.of(["res4", [op, args]]).pooling.args) == pairs
@@ -91,7 +91,7 @@ def test_windows_lie_side_by_side_without_padding_unless_told(args, pairs):
     ("kernel", "padding"), [((4, 6), (3, 3)), ((4, 6), (2, 4)), ((1, 1), (1, 0)), ((3, 3), (2, 2))]
 )
 @pytest.mark.parametrize("op", ["AvgPool2d", "MaxPool2d"])
-def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(op, kernel, padding):
+def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(op, kernel, padding) -> None:
     """Torch would say so only after the model has run."""
     torch = pytest.importorskip("torch")
     layer = getattr(torch.nn, op)(kernel, 1, padding)
@@ -102,25 +102,25 @@ def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(op, kernel, pad
         LayerSpec.of(["res4", [op, [list(kernel), 1, list(padding)]]])
 
 
-def test_the_longest_name_is_taken():
+def test_the_longest_name_is_accepted() -> None:
     assert LayerSpec.of("n" * LONGEST_NAME).name == "n" * LONGEST_NAME
 
 
-def test_an_operation_without_arguments_needs_no_list_of_them():
+def test_an_operation_without_arguments_needs_no_list_of_them() -> None:
     assert LayerSpec.of(["res4", ["Identity"]]) == LayerSpec.of(["res4", "Identity"]) == LayerSpec.of("res4:Identity")
 
 
 @pytest.mark.parametrize("name", ["res5", "labels", "res4.AvgPool2d_8_3_0", "_x-1"])
-def test_a_name_that_a_feature_set_can_hold_passes(name):
+def test_valid_names_pass(name) -> None:
     assert checked_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/a", "a\0", "zarr.json", ".hidden", None, 7, ["a"]])
-def test_a_name_that_could_lead_elsewhere_is_damage(name):
+def test_a_name_that_could_lead_elsewhere_is_damage(name) -> None:
     with pytest.raises(DamagedError, match="not a name that this program writes"):
         checked_name(name)
 
 
-def test_two_layers_of_one_name_are_refused():
+def test_two_layers_of_one_name_are_refused() -> None:
     with pytest.raises(StoreError, match="two layers are called 'a'"):
         layers_of(["a=res4", "a=res5"])

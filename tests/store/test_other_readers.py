@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def made(tmp_path, arrays):
     return make_features(tmp_path / "made", *arrays)
 
 
-def test_every_array_names_its_dimensions_and_no_name_has_two_lengths(made):
+def test_every_array_names_its_dimensions_and_no_name_has_two_lengths(made) -> None:
     group = zarr.open_group(made.path, mode="r")
     for split in ("train", "val"):
         lengths = {}
@@ -29,7 +30,7 @@ def test_every_array_names_its_dimensions_and_no_name_has_two_lengths(made):
         assert set(lengths) == {"row", "res4_channel", "res4_height", "res4_width", "res5_feature"}
 
 
-def test_xarray_opens_a_split(made, arrays):
+def test_xarray_opens_a_split(made, arrays) -> None:
     xarray = pytest.importorskip("xarray")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -41,14 +42,14 @@ def test_xarray_opens_a_split(made, arrays):
     assert dict(dataset.sizes) == {"row": 50, "res4_channel": 4, "res4_height": 2, "res4_width": 2, "res5_feature": 6}
 
 
-def test_all_json_files_among_the_results_are_results(made):
+def test_all_json_files_among_the_results_are_results(made) -> None:
     made.save_result("first", {"records": [1]})
     made.save_result("second", {"records": [2]})
     found = [json.loads(path.read_text())["records"] for path in sorted((made.path / "results").glob("*.json"))]
     assert found == [[1], [2]]
 
 
-def test_a_mistyped_name_makes_nothing(tmp_path):
+def test_opening_a_mistyped_name_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         zarr.open_group(tmp_path / "mistyped", mode="r")
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def values():
 
 
 @pytest.mark.parametrize(("dtype", "compression"), KINDS)
-def test_a_chunk_is_looked_at_as_it_was_written(tmp_path, values, dtype, compression):
+def test_peeking_returns_a_chunk_as_written(tmp_path: Path, values, dtype, compression) -> None:
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8, dtype=dtype, compression=compression).layer("val", "x")
     expected = values.astype(dtype).astype(np.float32)
     for chunk in range(4):
@@ -39,7 +40,7 @@ def test_a_chunk_is_looked_at_as_it_was_written(tmp_path, values, dtype, compres
 
 @pytest.mark.parametrize(("dtype", "compression"), KINDS)
 @pytest.mark.parametrize("change", [b"\0", None])
-def test_a_chunk_of_another_size_is_not_looked_at(tmp_path, values, dtype, compression, change):
+def test_peeking_refuses_a_chunk_of_another_size(tmp_path: Path, values, dtype, compression, change) -> None:
     made = made_of(tmp_path / "f", values, rows_per_chunk=8, dtype=dtype, compression=compression)
     layer, path = made.layer("val", "x"), made.path / "val/x/c/1/0"
     content = path.read_bytes()
@@ -49,7 +50,9 @@ def test_a_chunk_of_another_size_is_not_looked_at(tmp_path, values, dtype, compr
 
 
 @pytest.mark.parametrize("most", [1, 7, 100])
-def test_reads_that_return_less_than_asked_are_continued(tmp_path, values, monkeypatch, most):
+def test_reads_that_return_less_than_asked_are_continued(
+    tmp_path: Path, values, monkeypatch: pytest.MonkeyPatch, most
+) -> None:
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
     preadv = os.preadv
     # The last four bytes come at once: a file system does not tear so few apart.
@@ -59,7 +62,7 @@ def test_reads_that_return_less_than_asked_are_continued(tmp_path, values, monke
     assert np.array_equal(layer.read(), values)
 
 
-def test_a_file_that_ends_while_it_is_read_is_refused(tmp_path, values, monkeypatch):
+def test_a_file_that_ends_while_it_is_read_is_refused(tmp_path: Path, values, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, calls = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x"), []
 
     def ended(file, into, at):
@@ -72,7 +75,7 @@ def test_a_file_that_ends_while_it_is_read_is_refused(tmp_path, values, monkeypa
         layer.read()
 
 
-def test_no_more_than_two_blocks_are_in_memory(tmp_path):
+def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path) -> None:
     values = np.ones((4096, 256), np.float32)
     layer = made_of(tmp_path / "f", values, rows_per_chunk=512).layer("val", "x")
     block = 512 * 256 * 4
@@ -85,7 +88,7 @@ def test_no_more_than_two_blocks_are_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize("rows_per_block", [1, 8, 20, 29, 100])
-def test_chunks_are_read_in_order_all_or_some(tmp_path, values, rows_per_block):
+def test_chunks_are_read_in_order_all_or_some(tmp_path: Path, values, rows_per_block) -> None:
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
     for chunks in (range(0, 4), range(0, 1), range(1, 3), range(2, 4), range(3, 4)):
         blocks = list(layer.map_blocks(lambda block: (block.start, block.features.copy()), rows_per_block, chunks))
@@ -93,7 +96,7 @@ def test_chunks_are_read_in_order_all_or_some(tmp_path, values, rows_per_block):
         assert np.array_equal(np.concatenate([each for _, each in blocks]), values[chunks.start * 8 : chunks.stop * 8])
 
 
-def test_no_read_fails_unseen(tmp_path, values, monkeypatch):
+def test_every_failed_read_is_raised(tmp_path: Path, values, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are read ahead; one beyond the last would fail in a thread that nobody asks."""
     futures = []
 

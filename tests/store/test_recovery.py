@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import zarr
@@ -32,7 +33,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_set_without_a_part_can_be_repaired_and_extracted_again(made, arrays, part):
+def test_a_set_without_a_part_can_be_repaired_and_extracted_again(made, arrays, part) -> None:
     before = chunks(made.path)
     path = made.path / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -45,7 +46,7 @@ def test_a_set_without_a_part_can_be_repaired_and_extracted_again(made, arrays, 
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_set_without_a_part_can_be_replaced(made, arrays, part):
+def test_a_set_without_a_part_can_be_replaced(made, arrays, part) -> None:
     path = made.path / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     remove(made.path)
@@ -54,14 +55,14 @@ def test_a_set_without_a_part_can_be_replaced(made, arrays, part):
     assert not list(verify(made.path))
 
 
-def test_a_set_without_journals_says_what_helps(made):
+def test_a_set_without_journals_is_refused_with_advice(made) -> None:
     shutil.rmtree(made.journals)
     with pytest.raises(DamagedError, match=r"no folder 'journals'.*verify .* --repair"), made.lock():
         pass
     assert not made.journals.exists()
 
 
-def test_a_folder_that_is_no_feature_set_is_neither_replaced_nor_repaired(tmp_path):
+def test_a_folder_that_is_no_feature_set_is_neither_replaced_nor_repaired(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
@@ -72,7 +73,7 @@ def test_a_folder_that_is_no_feature_set_is_neither_replaced_nor_repaired(tmp_pa
     assert [path.name for path in mine.iterdir()] == ["zarr.json"]
 
 
-def test_a_set_is_deleted_only_once_its_name_is_gone_for_good(made, monkeypatch):
+def test_a_set_is_deleted_only_once_its_name_is_gone_for_good(made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a power cut could bring back the half of it that was left, under its name."""
     done = []
     for name in ("rename", "fsync", "unlink"):
@@ -89,7 +90,7 @@ def more(arrays):
     return {split: {**layers, "more": layers["res5"] * 2} for split, layers in features.items()}, labels
 
 
-def test_the_copy_of_the_metadata_is_renewed_by_the_next_start(made, arrays):
+def test_the_copy_of_the_metadata_is_renewed_by_the_next_start(made, arrays) -> None:
     copy = made.journals / "metadata.json"
     old = copy.read_bytes()
     make_features(made.path, *more(arrays))
@@ -102,7 +103,7 @@ def test_the_copy_of_the_metadata_is_renewed_by_the_next_start(made, arrays):
         assert not list(verify(made.path))
 
 
-def test_repair_never_puts_back_a_manifest_that_loses_a_journalled_layer(made, arrays):
+def test_repair_never_restores_a_manifest_without_a_journalled_layer(made, arrays) -> None:
     copy = made.journals / "metadata.json"
     old = copy.read_bytes()
     make_features(made.path, *more(arrays))
@@ -117,7 +118,7 @@ def test_repair_never_puts_back_a_manifest_that_loses_a_journalled_layer(made, a
     assert not list(verify(made.path))
 
 
-def test_adding_a_layer_keeps_what_the_copy_knows_of_damaged_metadata(made, arrays):
+def test_adding_a_layer_keeps_what_the_copy_knows_of_damaged_metadata(made, arrays) -> None:
     path = made.path / "val/res5/zarr.json"
     before = path.read_bytes()
     path.write_bytes(before.replace(b"float32", b"float64"))
@@ -137,7 +138,7 @@ def consolidate(path, *parts):
 
 
 @pytest.mark.parametrize("parts", [("",), ("train", "val", ""), ("val",)])
-def test_consolidated_metadata_is_no_damage_and_hides_no_layer(made, arrays, parts):
+def test_consolidated_metadata_is_no_damage_and_hides_no_layer(made, arrays, parts) -> None:
     root = (made.path / "zarr.json").read_bytes()
     consolidate(made.path, *parts)
     assert not list(verify(made.path))
@@ -152,7 +153,7 @@ def test_consolidated_metadata_is_no_damage_and_hides_no_layer(made, arrays, par
     assert list(manifest) == list(json.loads(root))
 
 
-def test_damage_besides_consolidated_metadata_is_still_noticed_and_put_back(made):
+def test_damage_besides_consolidated_metadata_is_noticed_and_repaired(made) -> None:
     path = made.path / "zarr.json"
     before = path.read_bytes()
     consolidate(made.path)

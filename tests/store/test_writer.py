@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ NAMED = [
     ("value", "what"),
     [(np.nan, "NaN or infinite values"), (1e6, "values beyond float16's largest"), (1e-9, "only values below float16")],
 )
-def test_values_that_cannot_be_stored_are_refused_by_row_of_which_three_are_named(made, value, what):
+def test_values_that_cannot_be_stored_are_refused_by_row_of_which_three_are_named(made, value, what) -> None:
     for bad, named in NAMED:
         values = np.ones((8, 2))
         values[bad] = value
@@ -56,7 +58,7 @@ def test_values_that_cannot_be_stored_are_refused_by_row_of_which_three_are_name
     assert not (made.path / "val/more/c").exists()
 
 
-def test_rows_that_hold_some_zeros_or_small_values_are_stored(made):
+def test_rows_that_hold_some_zeros_or_small_values_are_stored(made) -> None:
     values = np.ones((8, 2))
     values[0], values[1], values[2] = 0, (0, 1), (1e-9, 1)
     write(made, values)
@@ -66,13 +68,13 @@ def test_rows_that_hold_some_zeros_or_small_values_are_stored(made):
     assert np.array_equal(stored, values.astype(np.float16))
 
 
-def test_rows_that_were_readable_before_and_no_longer_are_are_counted_and_the_first_named(made):
+def test_rows_that_were_readable_before_and_no_longer_are_are_counted_and_the_first_named(made) -> None:
     valid = ~np.isin(np.arange(8), [3, 5])
     with pytest.raises(StoreError, match=r"2 images of val can no longer be read.*the first is val/11\.jpg"):
         write(made, np.ones((8, 2)), valid=valid)
 
 
-def test_values_of_images_that_could_not_be_read_do_not_count(tmp_path, arrays):
+def test_values_of_images_that_could_not_be_read_do_not_count(tmp_path: Path, arrays) -> None:
     features, labels = arrays
     valid = {split: np.arange(len(each)) != 9 for split, each in labels.items()}
     for each in (np.nan, 1e39, 1e-60):
@@ -117,7 +119,7 @@ def write_layer(made, layer, digests):
 @pytest.mark.parametrize(
     ("changed", "named"), [([5], r"5\.jpg"), ([4, 7], r"4\.jpg.*7\.jpg"), ([9], r"9\.jpg"), ([0], r"0\.jpg")]
 )
-def test_other_images_under_the_same_names_are_refused_by_name(with_digests, changed, named):
+def test_other_images_under_the_same_names_are_refused_by_name(with_digests, changed, named) -> None:
     made, digests = with_digests
     digests[changed] = 99
     with pytest.raises(StoreError, match=rf"images of val are not those .* made from: {named}\. Their names"):
@@ -125,7 +127,7 @@ def test_other_images_under_the_same_names_are_refused_by_name(with_digests, cha
 
 
 @pytest.mark.parametrize("digest", [0, 1, 99])
-def test_images_without_a_digest_are_not_compared(with_digests, digest):
+def test_images_without_a_digest_are_not_compared(with_digests, digest) -> None:
     """Neither those that had none before, nor those that have none now."""
     made, digests = with_digests
     digests[6] = digest

@@ -1,4 +1,4 @@
-"""How results leave the commands: as tables for people, or as JSON, CSV, Markdown or LaTeX for other programs."""
+"""Output of the commands: tables for people, or JSON, CSV, Markdown or LaTeX for other programs."""
 
 from __future__ import annotations
 

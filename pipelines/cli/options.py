@@ -339,7 +339,7 @@ def settings_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[
         settings[setting.key] = value
     weights = settings.pop("weights", None)
     if weights is not None or "weights.random_seed" in settings:
-        # They replace whichever source the pipeline names.
+        # They replace whichever source the pipeline has.
         is_file = weights is not None and (Path(weights).exists() or "/" in weights or Path(weights).suffix != "")
         settings["weights.file"] = weights if is_file else None
         settings["weights.torchvision"] = weights if not is_file else None
@@ -359,7 +359,7 @@ def settings_by_name(command: Callable[..., None]) -> dict[str, Setting]:
 
 
 def listed(text: str) -> list[Any]:
-    """Read a comma-separated list of numbers or words."""
+    """Parse a comma-separated list of numbers or words."""
     from featbench.pipelines.config.pipeline import parse_overrides
 
     return [parse_overrides([f"value={part}"])["value"] for part in text.split(",") if part]
@@ -374,22 +374,22 @@ def read_pipeline(
     quiet: bool = False,
     may_run_code: bool = True,
 ) -> Pipeline:
-    """Load the pipeline that the words name, with their overrides and the options on top.
+    """Load the pipeline that the arguments name, and apply overrides and options.
 
     Parameters
     ----------
     words : list of str, optional
-        Of the command line.
+        Arguments of the command line: a pipeline and KEY=VALUE.
     settings : mapping
-        What the options say, by dotted key.
+        From the options, by dotted key.
     needed : bool
         Whether there must be a pipeline; if not, it is `bench.yaml` of the working folder, or all defaults.
     only : tuple of str
         Sections that may be overridden; empty for all.
     quiet : bool
-        Not to say which file of the working folder was taken.
+        Do not say which file was used.
     may_run_code : bool
-        Whether a file of the working folder that was not named may refer to code that the command would run.
+        Whether a file of the working folder that was not named may make the command run code.
     """
     words = list(words or [])
     settings = dict(settings)
@@ -411,8 +411,8 @@ def read_pipeline(
     stage_one = [key for key in overrides if key.partition(".")[0] not in only] if only else []
     if stage_one:
         raise PipelineError(
-            f"{', '.join(stage_one)}: not a setting of stage two, which takes the features as they are. "
-            f"Extract with it, under another --name, and evaluate that; or choose layers with --layers."
+            f"{', '.join(stage_one)}: not a setting of stage two, which uses stored features. "
+            f"Extract again with it, under another --name; or choose stored layers with --layers."
         )
     if not (needed or name or LOCAL.is_file()):
         return make_pipeline({}, overrides, where="command line")
@@ -435,13 +435,13 @@ def _from_vissl(files: list[str], words: list[str], settings: Mapping[str, Any])
 
     translation = read_vissl([Path(file) for file in files], [word for word in words if is_override(word)])
     if translation.ignored:
-        logger.info("keys of VISSL's without a meaning here: %s", ", ".join(translation.ignored))
+        logger.info("ignored keys of VISSL: %s", ", ".join(translation.ignored))
     overrides = {**parse_overrides([word for word in words if not is_override(word)]), **settings}
     return make_pipeline(translation.settings, overrides, where=" + ".join(files))
 
 
 def _unnamed_files(name: str | None, pipeline: Pipeline) -> list[str]:
-    """Files of the working folder that a pipeline was taken from though nobody named them."""
+    """Files of the working folder that a pipeline was read from without being named."""
     from featbench.pipelines.config.catalogue import is_local
     from featbench.pipelines.config.pipeline import LOCAL
 

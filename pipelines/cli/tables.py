@@ -1,6 +1,6 @@
-"""Tables for people: how good the layers are, what a store and a feature set hold, what protocols fix.
+"""Tables of results, stores, feature sets, protocols, models and data sets.
 
-Each function makes a `Table` of values; `featbench.pipelines.terminal` lays it out. Accuracies are in percent with one
+Each function makes a `Table`; `featbench.pipelines.terminal` lays it out. Accuracies are in percent with one
 digit, as value and half width of the 95% interval; records (`--json`, `--csv`) have all digits and both ends.
 """
 
@@ -38,7 +38,7 @@ LAYER = Column(name="layer", is_right=False)
 
 
 def accuracy_table(knn: Sequence[KnnResult]) -> Table:
-    """KNN accuracies by one protocol of all layers, k and temperatures; the best top-1 of each layer stands out."""
+    """Make the table of kNN accuracies by one protocol; the best top-1 of each layer is bold."""
     first = knn[0]
     has_temperature = any(result.temperature is not None for result in knn)
     has_duplicates = first.accuracy.num_duplicates is not None
@@ -76,7 +76,7 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
 
 
 def few_shot_table(results: Sequence[FewShotResult]) -> Table:
-    """Accuracies with few labels: mean and standard deviation of the tries."""
+    """Make the table of accuracies with few labels: mean and standard deviation of the tries."""
     first = results[0]
     rows = [
         (
@@ -103,7 +103,7 @@ def few_shot_table(results: Sequence[FewShotResult]) -> Table:
 
 
 def retrieval_table(results: Sequence[RetrievalResult]) -> Table:
-    """How well neighbours of the same class come first."""
+    """Make the table of retrieval metrics."""
     first = results[0]
     ks = [k for k, recall in first.recall_at.items() if recall is not None]
     rows = []
@@ -122,7 +122,7 @@ def retrieval_table(results: Sequence[RetrievalResult]) -> Table:
 
 
 def neighbours_table(results: Sequence[NeighboursResult]) -> Table:
-    """What was found of unlabelled images."""
+    """Make the table of searches among unlabelled images."""
     rows = []
     for result in results:
         queries = result.counts.num_train if result.leave_one_out else result.counts.num_val
@@ -138,7 +138,7 @@ def neighbours_table(results: Sequence[NeighboursResult]) -> Table:
 
 
 def class_table(results: Sequence[ClassResult]) -> Table:
-    """Accuracy of each class, worst first."""
+    """Make the table of accuracies by class, worst first."""
     first = results[0]
     rows = []
     for each in sorted((result.accuracy for result in results), key=lambda each: each.top1.value):
@@ -155,9 +155,13 @@ def class_table(results: Sequence[ClassResult]) -> Table:
 
 
 def comparison_table(records: Sequence[Record]) -> Table:
-    """How two differ on the same queries."""
+    """Make the table of paired differences."""
     first = records[0]
-    names = [first[side] if len(records) == 1 else first[side].split("/")[0] for side in ("first", "second")]
+    sides = [{record[side] for record in records} for side in ("first", "second")]
+    names = [
+        first[side] if len(each) == 1 else first[side].split("/")[0]
+        for side, each in zip(("first", "second"), sides, strict=True)
+    ]
     rows = []
     for record in records:
         difference = Estimate(record["difference"], record["low"], record["high"])
@@ -182,7 +186,7 @@ def comparison_table(records: Sequence[Record]) -> Table:
 
 
 def protocol_table(protocols: Mapping[str, KnnProtocol], *, with_sources: bool = False) -> Table:
-    """What each protocol fixes."""
+    """Make the table of protocols."""
     rows = [
         (
             name, _words(rule.similarity), _words(rule.vote), ",".join(map(str, rule.k)),
@@ -201,7 +205,7 @@ def protocol_table(protocols: Mapping[str, KnnProtocol], *, with_sources: bool =
 
 
 def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, object]]) -> Table:
-    """In what two protocols differ."""
+    """Make the table of differences between two protocols."""
     shown = tuple(
         (name, *(", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values))
         for name, *values in rows
@@ -212,7 +216,7 @@ def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, 
 
 
 def cluster_table(results: Sequence[ClusterResult]) -> Table:
-    """Cluster metrics of all layers, numbers of clusters and splits."""
+    """Make the table of cluster metrics."""
     rows = []
     for result in results:
         found = result.metrics
@@ -232,7 +236,7 @@ def cluster_table(results: Sequence[ClusterResult]) -> Table:
 
 
 def evaluation_tables(results: Sequence[Result]) -> list[Table]:
-    """All tables of an evaluation: one for each protocol, each class table, and each other kind of result."""
+    """Make all tables of an evaluation: one for each protocol, and one for each other kind of result."""
     accuracies = _grouped(results, KnnResult, lambda result: result.protocol)
     classes = _grouped(results, ClassResult, lambda result: (result.layer.layer, result.protocol))
     return [
@@ -309,7 +313,7 @@ def info_facts(features: FeatureSet) -> list[tuple[str, str]]:
 
 
 def without_long_hashes(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Show the first 12 digits of each SHA-256, as far as a reader compares them."""
+    """Shorten each SHA-256 to its first 12 digits."""
     return [(name, re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", value)) for name, value in facts]
 
 
@@ -410,7 +414,7 @@ def fault_lines(faults: Sequence[Fault]) -> str:
 
 
 def _accuracy_notes(knn: Sequence[KnnResult], *, has_duplicates: bool) -> Iterable[str]:
-    """What is to be known of a table of accuracies."""
+    """Notes below a table of accuracies."""
     first = knn[0]
     counts = f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, {first.counts.num_classes:,} classes"
     yield f"{counts}; weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}."

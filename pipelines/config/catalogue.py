@@ -1,8 +1,8 @@
-"""The catalogue of data sets: which there are, how each is laid out, and where it lies on this machine.
+"""The catalogue of data sets: their layouts, and where they are on this machine.
 
-`pipelines/config/datasets.yaml` knows the layouts of public data sets and no places. Places and data sets of
-one's own are in `~/.config/featbench/datasets.yaml`, or in `datasets.yaml` of the working folder; each
-file adds to the one before it, key by key. A pipeline takes one by `data.name`.
+`pipelines/config/datasets.yaml` has the layouts of public data sets, without roots. Users add roots, and data sets
+of their own, in `~/.config/featbench/datasets.yaml` or in `datasets.yaml` of the working folder; each file overrides
+the ones before it, key by key. A pipeline names its data set as `data.name`.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ SHIPPED = Path(__file__).parent / FILE
 
 
 MOST_FAULTS = 30
-"""Faults that one message lists."""
+"""Faults that one message lists at most."""
 
 
 class CatalogueError(BenchError):
-    """A catalogue that can't be read, or a data set that is in none."""
+    """A catalogue can't be read, or does not have a data set."""
 
 
 class Entry(DataConfig):
-    """A data set: any settings of `data`, and for people what it is and which files it consists of."""
+    """A data set: any settings of `data`, a description, and the files that it needs."""
 
     about: str = ""
-    """What it is, in a line."""
+    """One line that describes it."""
 
     needs: tuple[str, ...] | None = None
-    """Files and folders that must be below the root; by default what the source reads first."""
+    """Files and folders that must be in the root; by default what the source reads first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A data set of the catalogue as it is on this machine."""
+    """A data set of the catalogue, and what this machine has of it."""
 
     name: str
     entry: Entry
     missing: tuple[str, ...]
-    """What it needs that is not there; empty also if it has no place yet."""
+    """Files that it needs and that are not there; empty also if it has no root."""
 
     @property
     def found(self) -> bool:
-        """Whether all that it needs is there."""
+        """Whether every file that it needs is there."""
         return not self.missing and (self.entry.root is not None or not _needs(self.entry))
 
 
 def catalogue_files() -> list[Path]:
-    """Files that make up the catalogue, those that count more later."""
+    """Files that make up the catalogue; later ones override earlier ones."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [SHIPPED, config / "featbench" / FILE, Path(FILE)]
 
@@ -81,12 +81,12 @@ def read_catalogue() -> dict[str, dict[str, Any]]:
 
 
 def is_local(name: str) -> bool:
-    """Whether the working folder's own file says something of a data set."""
+    """Whether `datasets.yaml` of the working folder has settings for a data set."""
     return name in _read(Path(FILE))
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Settings of `data` that the catalogue has for a data set.
+    """Return the settings of `data` that the catalogue has for a data set.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def list_datasets() -> list[Listed]:
-    """Look up which data sets of the catalogue are on this machine."""
+    """List the data sets of the catalogue, and which files of them are missing."""
     listed = []
     for name, settings in sorted(read_catalogue().items()):
         entry = _entry(name, settings)
@@ -137,7 +137,7 @@ def _text(fault: Mapping[str, Any]) -> str:
 
 
 def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Spell out `~` and `$VARIABLES` of the root, which is relative to the catalogue's folder."""
+    """Expand `~` and `$VARIABLES` in the root, which is relative to the catalogue's folder."""
     if settings.get("root") is None:
         return settings
     root = Path(os.path.expandvars(str(settings["root"]))).expanduser()
@@ -148,7 +148,7 @@ def _entry(name: str, settings: Mapping[str, Any]) -> Entry:
     try:
         return Entry.model_validate(settings)
     except ValidationError as error:
-        raise CatalogueError(f"data set {name!r}: its files of the catalogue contradict each other: {error}") from error
+        raise CatalogueError(f"data set {name!r}: the files of the catalogue contradict each other: {error}") from error
 
 
 def _needs(entry: Entry) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""YAML that users hand over, read within bounds.
+"""YAML files from users, read within bounds.
 
 A few hundred bytes of YAML can mean gigabytes (aliases of aliases), or nest deeper than Python's stack. Size, depth and
 the number of values, aliases written out, are counted before anything is built. Every fault is a `DocumentError` whose
-text is short, whatever the file holds.
+text is short, whatever is in the file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import yaml
 from featbench.store.documents import MOST_BYTES, DocumentError, brief, brief_text, read_document
 
 MOST_VALUES = 50_000
-"""Keys and values, each alias counted as what it stands for."""
+"""Keys and values, each alias counted as the values that it stands for."""
 
 MOST_LEVELS = 64
-"""Lists and mappings within each other; VISSL's have 8."""
+"""Nested lists and mappings; VISSL's files have 8 levels."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> Any:
     Raises
     ------
     DocumentError
-        If it is no regular file, can't be read, is not YAML, has a key twice, or is beyond the bounds.
+        If it is not a regular file, can't be read, is not YAML, has a key twice, or exceeds the bounds.
     """
     return parse_yaml(read_document(path).decode("utf-8-sig", "surrogateescape"), where=str(path))
 
@@ -51,7 +51,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that occur twice, of which YAML would take the last."""
+    """Refuses duplicate keys, of which YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         if isinstance(node, yaml.MappingNode):
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(text: str) -> None:
-    """Refuse what is too large, from the parser's events alone."""
+    """Refuse documents that are too large, by the parser's events alone."""
     if len(text) > MOST_BYTES:
         raise DocumentError(f"{len(text):,} characters of YAML; expected at most {MOST_BYTES:,}")
     sizes: dict[str, int] = {}

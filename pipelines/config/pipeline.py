@@ -1,8 +1,8 @@
-"""A pipeline: one YAML file that says everything about a benchmark, with overrides from the command line.
+"""A pipeline: one YAML file with all settings of a benchmark, and overrides from the command line.
 
 `digits`, `folder`, ... are the files beside this module; any other YAML file is named by its path.
-One may extend another (`base: in1k`), and takes where the images are from the catalogue (`data.name`).
-All faults of a file and its overrides are reported at once.
+A pipeline may extend another (`base: in1k`), and may name a data set of the catalogue (`data.name`).
+All faults of a file and its overrides are reported together.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MOST_FAULTS = 30
 """Faults that one message lists."""
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
-"""Names of feature sets, which are names of folders."""
+"""Names of feature sets; they are names of folders, too."""
 
 
 class PipelineError(BenchError):
-    """A pipeline that does not exist, or can't be read as one."""
+    """A pipeline does not exist, or is not valid."""
 
 
 WHOLE = ("weights",)
-"""Sections that a pipeline takes from its base whole or not at all: one source of weights excludes the others."""
+"""Sections that replace the base's as a whole: one source of weights excludes the others."""
 
 
 Layer = Annotated[
@@ -66,7 +66,7 @@ class Pipeline(Config):
 
     data: DataConfig = DataConfig()
     transform: TransformConfig | None = None
-    """By default what torchvision's weights ask for, or else resize 256, crop 224 and ImageNet's mean and std."""
+    """By default that of torchvision's weights, or else resize 256, crop 224 and ImageNet's mean and std."""
 
     model: ModelConfig = ModelConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -90,7 +90,7 @@ class Pipeline(Config):
 
 
 def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Pipeline:
-    """Read a pipeline and put overrides on top.
+    """Read a pipeline and apply overrides.
 
     Parameters
     ----------
@@ -103,18 +103,18 @@ def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None =
     Raises
     ------
     PipelineError
-        If there is no such pipeline, or it has faults; all of them are listed.
+        If there is no such pipeline, or it has faults; the message lists all of them.
     """
     path = find_pipeline(name)
     return make_pipeline(_read(path), overrides, where=str(path))
 
 
 def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None = None, *, where: str) -> Pipeline:
-    """Make a pipeline of settings that are read already; see `load_pipeline`."""
+    """Make a pipeline from settings; see `load_pipeline`."""
     for key, value in (overrides or {}).items():
         _put(settings, key, value)
     unknown = _look_up(settings)
-    unknown |= dict.fromkeys(_with_nul(settings), "holds the character NUL, which no name or path can")
+    unknown |= dict.fromkeys(_with_nul(settings), "contains the character NUL, which no name or path can")
     try:
         pipeline = Pipeline.model_validate(settings)
     except ValidationError as error:
@@ -128,10 +128,10 @@ def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None 
 
 
 def as_yaml(pipeline: Pipeline) -> str:
-    """Write a pipeline with all its settings, so that it can be read again."""
+    """Write a pipeline with all its settings as YAML that can be read again."""
     settings = pipeline.model_dump(mode="json")
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    # YAML has escapes of its own for what a terminal would act upon; they read back as the same text.
+    # YAML can escape the characters that a terminal would act upon; they read back as the same text.
     return text if visible(text) == text else yaml.safe_dump(settings, sort_keys=False)
 
 
@@ -182,7 +182,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a file, on top of the one that it extends."""
+    """Read a file and the one that it extends."""
     settings = _read_alone(path)
     if "base" not in settings:
         return settings
@@ -210,7 +210,7 @@ def _merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_nul(value: Any, key: str = "") -> Iterator[str]:
-    """Find the settings whose text, or whose own name, has a NUL in it: the system takes it for an end."""
+    """Find the settings whose value or name contains NUL, which ends a string for the operating system."""
     if isinstance(value, str):
         if "\0" in value:
             yield key
@@ -224,14 +224,14 @@ def _with_nul(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _look_up(settings: dict[str, Any]) -> dict[str, str]:
-    """Put what the catalogue says of the data set beneath what is said here; returns faults."""
+    """Fill in what the catalogue has for the data set, where the pipeline has nothing; return faults."""
     data = settings.get("data")
     if isinstance(data, dict) and isinstance(name := data.get("name"), str):
         try:
             known = settings_of(name)
             source = known.get("source", DataConfig.model_fields["source"].default)
             if data.get("source", source) != source:
-                # Another source lays its files out otherwise: what the catalogue says of the layout is of no use.
+                # Another source has another layout, so the catalogue's does not apply.
                 known = {key: value for key, value in known.items() if key == "root"}
             settings["data"] = known | {key: value for key, value in data.items() if value is not None}
         except CatalogueError as error:
@@ -262,7 +262,7 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _faults(error: ValidationError) -> dict[str, str]:
-    """What is wrong, by setting."""
+    """Describe what is wrong, by setting."""
     faults: dict[str, str] = {}
     several: dict[str, list[Mapping[str, Any]]] = {}
     for fault in error.errors():
@@ -286,7 +286,7 @@ def _listed(where: str, faults: Mapping[str, str]) -> str:
 
 
 def _place(loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
-    """The dotted key of a fault, without what pydantic adds for each type of a union; and its section."""
+    """Return the dotted key of a fault, without what pydantic adds for members of a union, and its section."""
     section: type[BaseModel] = Pipeline
     for depth, part in enumerate(loc, start=1):
         field = section.model_fields.get(str(part))

@@ -1,6 +1,6 @@
-"""Protocols of one's own, from YAML files: a mapping of names to settings.
+"""User-defined protocols from YAML files: a mapping of names to settings.
 
-`mine: {like: dino, k: [5, 20], temperature: 0.05}` is DINO's protocol with other k and temperature.
+`mine: {like: dino, k: [5, 20], temperature: 0.05}` is DINO's protocol with a different k and temperature.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from featbench.store.documents import DocumentError
 
 
 def find_protocols(names: Sequence[str]) -> Mapping[str, KnnProtocol]:
-    """Look protocols up: those of the table by name, those of a YAML file by its path.
+    """Look protocols up: built-in ones by name, those of a YAML file by its path.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def read_protocols(path: Path) -> dict[str, KnnProtocol]:
     except DocumentError as error:
         raise EvaluationError(str(error)) from error
     if not isinstance(content, dict) or not content or not all(isinstance(each, dict) for each in content.values()):
-        raise EvaluationError(f"{path}: must hold names with settings, such as 'mine: {{like: dino, k: [5, 20]}}'")
+        raise EvaluationError(f"{path}: expected names with settings, such as 'mine: {{like: dino, k: [5, 20]}}'")
     try:
         return {str(name): make_protocol(str(name), settings) for name, settings in content.items()}
     except EvaluationError as error:

@@ -1,6 +1,7 @@
-"""A file that nobody named must not run code: `bench.yaml` and `datasets.yaml` of the working folder are such files.
+"""Refuse to run code on behalf of a file that the user did not name.
 
-Whoever works in a folder that came from elsewhere would otherwise run what its author wrote.
+`bench.yaml` and `datasets.yaml` of the working folder are read without being named. In a folder that came from
+someone else, they must not decide which code runs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ BENCH = str(LOCAL)
 
 
 def code_settings(pipeline: Pipeline) -> dict[str, str]:
-    """Settings of a pipeline that run code which does not come with this project, by dotted key.
+    """Find the settings of a pipeline that run code from outside this project.
 
     Returns
     -------
     dict of str to str
-        What each runs, in words.
+        By dotted key, what each setting runs.
     """
     found = {}
     trunk = pipeline.model.trunk
@@ -34,21 +35,21 @@ def code_settings(pipeline: Pipeline) -> dict[str, str]:
 
 
 def refuse_unnamed_code(pipeline: Pipeline, *, files: Sequence[str], named: Collection[str]) -> None:
-    """Refuse a pipeline that runs code which a file says that nobody named.
+    """Refuse a pipeline that runs code because of a file that was not named.
 
     Parameters
     ----------
     pipeline : Pipeline
         With all overrides.
     files : sequence of str
-        What was taken without being named: `bench.yaml`, or `datasets.yaml`, which says nothing but `data`.
+        Files read without being named: `bench.yaml`, or `datasets.yaml`, which has only settings of `data`.
     named : collection of str
-        Settings that the command line gives, by dotted key; code that these name is run.
+        Settings that the command line gives, by dotted key; these may run code.
 
     Raises
     ------
     PipelineError
-        Listing the settings that run code.
+        With the settings that run code.
     """
     found = {
         key: what

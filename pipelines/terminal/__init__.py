@@ -1,1 +1,1 @@
-"""Output to a terminal: guarded streams, a console that takes text as text, progress."""
+"""Output to a terminal: guarded streams, tables, progress."""

@@ -1,8 +1,8 @@
-"""All that is printed goes through here: text from data can neither command the terminal nor be read as markup.
+"""All output goes through here, so that text from data can neither control the terminal nor act as markup.
 
-Names of classes, files and layers, and the texts of errors, may hold escape sequences, carriage returns or marks that
-turn the direction of text. `guarded` stands between the program and its output and spells them out, whoever writes;
-tables and bars, which need sequences of their own, are drawn by a `SafeConsole`, which spells them out in each text.
+Names of classes, files and layers, and messages of errors, may contain escape sequences, carriage returns or marks
+that change the direction of text. `guarded` wraps stdout and stderr and spells these characters out, whoever writes.
+Tables and progress bars need escape sequences themselves; `SafeConsole` draws them, and spells out their texts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class GuardedStream:
-    """A text stream that spells out control characters, all but line ends and tabs."""
+    """A text stream that spells out control characters other than line ends and tabs."""
 
     def __init__(self, stream: TextIO) -> None:
         self.unguarded = stream
 
     def write(self, text: str) -> int:
-        """Write text; returns the number of characters given."""
+        """Write text; return the number of characters given."""
         self.unguarded.write(visible(text))
         return len(text)
 
@@ -52,7 +52,7 @@ def guarded() -> Iterator[None]:
 
 @contextmanager
 def logging_above_bar() -> Iterator[None]:
-    """Let what is logged go where `sys.stderr` goes now: while a bar is drawn, above it instead of into it."""
+    """Log to what `sys.stderr` is now: while a progress bar is drawn, lines appear above it."""
     stream = GuardedStream(sys.stderr)
     handlers = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
     before = [(handler, handler.setStream(stream)) for handler in handlers]
@@ -65,7 +65,7 @@ def logging_above_bar() -> Iterator[None]:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Make the console that tables and bars are drawn on."""
+    """Make a console for tables and progress bars."""
     from featbench.pipelines.terminal.console import SafeConsole
 
     stream = sys.stderr if stderr else sys.stdout

@@ -200,4 +200,4 @@ def test_a_nul_in_any_setting_is_refused_by_name(bench, tmp_path, setting):
     result = bench("extract", "x.yaml", "--random-weights", "0")
     assert result.returncode == 2
     assert f"{setting.split(':')[0]}" in result.stderr
-    assert "holds the character NUL" in result.stderr
+    assert "contains the character NUL" in result.stderr

@@ -213,7 +213,7 @@ def test_protocols_of_ones_own_come_from_yaml(bench, records, two, tmp_path):
         ("mine: {like: dino, vote: uniform}", "protocol mine: the exponential vote needs positive temperatures"),
         ("mine: {like: dino, similarity: manhattan}", "similarity must be one of cosine, inner_product, euclidean"),
         ("mine: {like: dino, k: [0]}", "k must be a list of positive whole numbers; got [0]"),
-        ("- dino", "must hold names with settings"),
+        ("- dino", "expected names with settings"),
         ("a: [", "mine.yaml: not YAML"),
     ],
 )

@@ -28,7 +28,7 @@ from rich.table import Table
 from featbench.evaluate.clustering import kmeans
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn import classification
-from featbench.evaluate.memory import BLOCK
+from featbench.evaluate.memory import BLOCK_BYTES
 from featbench.evaluate.neighbours.backends import choose_engine
 from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.search import search as streamed_search
@@ -160,7 +160,7 @@ def _search(path, num_rows, dim):
     for precision in ("auto", "float32"):
         size = 3000 * num_rows * dim
         engine = choose_engine("cpu", precision, k=200, similarity="cosine", multiplications=size)
-        plan = SearchPlan(rows_per_block=BLOCK // (4 * dim), queries_at_once=3000, engine=engine)
+        plan = SearchPlan(rows_per_block=BLOCK_BYTES // (4 * dim), queries_at_once=3000, engine=engine)
         ours, theirs, ratio = in_turns(
             lambda plan=plan: streamed_search(database, queries, k=200, similarity="cosine", plan=plan),
             lambda: index.search(val, 200),

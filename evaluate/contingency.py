@@ -17,10 +17,10 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from featbench.store.typing import Doubles, Ints
 
-_DENSE = 2**20
+_MAX_DENSE_PAIRS = 2**20
 """Most pairs for which a dense table is faster."""
 
-_CELLS = 2**20
+_TERMS_AT_ONCE = 2**20
 """Terms of an expectation in memory at a time."""
 
 
@@ -31,7 +31,7 @@ def largest_matching(counts_RK: coo_matrix) -> int:
     one more than its rows. So a matching of all classes exists, and its weight is the number of rows plus R.
     """
     num_classes, num_clusters = (int(size) for size in counts_RK.shape)
-    if num_classes * num_clusters <= _DENSE:
+    if num_classes * num_clusters <= _MAX_DENSE_PAIRS:
         table: Any = counts_RK.toarray()
         return int(table[linear_sum_assignment(table, maximize=True)].sum())
     alone = np.arange(num_classes)
@@ -101,7 +101,7 @@ def expected_mutual_information(classes_R: Ints, clusters_K: Ints) -> float:
         mean_U = size * many[0] / num_rows
         first_U = np.maximum(np.maximum(0, size + many[0] - num_rows), np.floor(mean_U - np.sqrt(120 * mean_U)))
         last_U = np.minimum(np.minimum(size, many[0]), np.ceil(mean_U + 20 + np.sqrt(400 + 120 * mean_U)))
-        step = max(1, int(_CELLS // ((last_U - first_U).max() + 1)))
+        step = max(1, int(_TERMS_AT_ONCE // ((last_U - first_U).max() + 1)))
         for at in range(0, len(mean_U), step):
             some = slice(at, at + step)
             means = _mean_terms(float(size), many[0][some].astype(np.float64), first_U[some], last_U[some], num_rows)

@@ -13,16 +13,16 @@ from featbench.evaluate.errors import EvaluationError
 
 MIB = 2**20
 
-BLOCK = 128 * MIB
+BLOCK_BYTES = 128 * MIB
 """Bytes of a block of the database, where there is room; larger blocks are no faster (docs/log.md)."""
 
-HELD = 512 * MIB
+KMEANS_BLOCK_BYTES = 512 * MIB
 """Bytes of a block of k-means: a layer that is not larger is read once and kept in memory."""
 
-_FIXED = 48 * MIB
+_FIXED_BYTES = 48 * MIB
 """Bytes that every search needs, whatever its size."""
 
-_PER_THREAD = 12 * MIB
+_BYTES_PER_THREAD = 12 * MIB
 """Bytes that each thread needs to multiply, to cut lists and to rescore."""
 
 _BYTES_PER_CANDIDATE = 40
@@ -31,7 +31,7 @@ _BYTES_PER_CANDIDATE = 40
 _BYTES_PER_VOTE = 64
 """Bytes of one entry of one list while votes are counted."""
 
-_QUERIES = 256
+_MIN_QUERIES = 256
 """Fewest queries to search at a time: every pass reads the whole database."""
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -95,8 +95,8 @@ def plan_blocks(
     results = num_queries * k * 16 + num_rows
     per_query = 4 * dim * 4 + room * _BYTES_PER_CANDIDATE
     chunk = rows_per_chunk * dim * 4
-    always = _FIXED + libraries + num_threads * _PER_THREAD + results
-    least = always + num_blocks * chunk + min(num_queries, _QUERIES) * per_query
+    always = _FIXED_BYTES + libraries + num_threads * _BYTES_PER_THREAD + results
+    least = always + num_blocks * chunk + min(num_queries, _MIN_QUERIES) * per_query
     least = max(least, num_queries * k * _BYTES_PER_VOTE)
     if memory < least:
         share = f", 1 of {parts} equal parts of what is allowed" if parts > 1 else ""
@@ -107,10 +107,10 @@ def plan_blocks(
         )
     free = memory - always
     # Blocks get half of the free memory, queries the rest, and blocks what the queries do not need.
-    blocks = num_blocks * max(chunk, min(BLOCK, free // 2 // num_blocks))
-    queries_at_once = min(num_queries, max(_QUERIES, (free - blocks) // per_query))
+    blocks = num_blocks * max(chunk, min(BLOCK_BYTES, free // 2 // num_blocks))
+    queries_at_once = min(num_queries, max(_MIN_QUERIES, (free - blocks) // per_query))
     queries_at_once = min(queries_at_once, (free - num_blocks * chunk) // per_query)
-    block = min(BLOCK, (free - queries_at_once * per_query) // num_blocks)
+    block = min(BLOCK_BYTES, (free - queries_at_once * per_query) // num_blocks)
     chunks = max(1, block // chunk)
     return chunks * rows_per_chunk, queries_at_once
 
@@ -123,7 +123,7 @@ def rows_per_block(memory: int, *, dim: int) -> int:
     >>> rows_per_block(2**30, dim=2048)
     32768
     """
-    return max(1, min(HELD, memory // 4) // (4 * dim))
+    return max(1, min(KMEANS_BLOCK_BYTES, memory // 4) // (4 * dim))
 
 
 def parse_memory(text: str) -> int:

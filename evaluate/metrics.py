@@ -45,9 +45,9 @@ def proportion(correct_Q: Bools) -> Estimate:
     """
     count, value = len(correct_Q), float(correct_Q.mean())
     scale = 1 + Z95**2 / count
-    centre = (value + Z95**2 / (2 * count)) / scale
+    center = (value + Z95**2 / (2 * count)) / scale
     half = Z95 / scale * math.sqrt(value * (1 - value) / count + Z95**2 / (4 * count**2))
-    return Estimate(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+    return Estimate(value, max(0.0, min(value, center - half)), min(1.0, max(value, center + half)))
 
 
 def mean_per_class(correct_Q: Bools, labels_Q: Ints, *, draws: int = 2000, seed: int = 0) -> Estimate:
@@ -116,12 +116,12 @@ def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
     differing = only_first + only_second
     p_value = float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
     rates = (only_second + 1) / (count + 2), (only_first + 1) / (count + 2)
-    centre = rates[0] - rates[1]
-    half = Z95 * math.sqrt((sum(rates) - centre**2) / (count + 2))
+    center = rates[0] - rates[1]
+    half = Z95 * math.sqrt((sum(rates) - center**2) / (count + 2))
     return PairedDifference(
         value=(only_second - only_first) / count,
-        low=max(-1.0, centre - half),
-        high=min(1.0, centre + half),
+        low=max(-1.0, center - half),
+        high=min(1.0, center + half),
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,

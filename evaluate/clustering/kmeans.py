@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 POINTS_PER_CENTROID = 256
 """Rows of the sample for each cluster, as in faiss."""
 
-_ROWS = 4096
+_ROWS_PER_SUM = 4096
 """Rows summed in float32 before they are added to the float64 sums."""
 
 
@@ -209,14 +209,14 @@ def _add_up(features: Floats, centroids_KD: Floats, sums_KD: Doubles, counts_K: 
     counts_K += np.bincount(clusters, minlength=len(counts_K))
 
     def sums_of(at: int) -> Floats:
-        piece, places = features[at : at + _ROWS], clusters[at : at + _ROWS]
+        piece, places = features[at : at + _ROWS_PER_SUM], clusters[at : at + _ROWS_PER_SUM]
         ones = np.ones(len(piece), np.float32)
         membership = csr_matrix((ones, (places, np.arange(len(piece)))), (len(counts_K), len(piece)))
         sums: Floats = membership @ piece
         return sums
 
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        for sums in threads.map(sums_of, range(0, len(features), _ROWS)):
+        for sums in threads.map(sums_of, range(0, len(features), _ROWS_PER_SUM)):
             sums_KD += sums
     return float(distances.sum(dtype=np.float64))
 

@@ -12,7 +12,7 @@ from featbench.evaluate.features.selection import Layer, Selection
 from featbench.evaluate.results import LayerFacts
 from featbench.store import FeatureSet
 
-_LONGEST = 100
+_MAX_NAME_BYTES = 100
 """Most bytes of a layer's name in a folder's name; file systems allow 255, including digests and suffixes."""
 
 
@@ -88,6 +88,7 @@ def short(name: str) -> str:
     >>> len(short("+".join(["blocks.11.norm1"] * 12)))
     100
     """
-    if len(name.encode()) <= _LONGEST:
+    if len(name.encode()) <= _MAX_NAME_BYTES:
         return name
-    return f"{name.encode()[: _LONGEST - 17].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    beginning = name.encode()[: _MAX_NAME_BYTES - 17].decode(errors="ignore")
+    return f"{beginning}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -17,7 +17,7 @@ from featbench.store.typing import Array, Bools, Doubles, Floats, Ints
 
 T = TypeVar("T")
 
-_SHORT, _LONG = 2.0**-40, 2.0**60
+_SHORTEST, _LONGEST = 2.0**-40, 2.0**60
 """Range of lengths that float32 can measure and divide by; beyond it, squares may under- or overflow."""
 
 
@@ -95,7 +95,7 @@ class Selection:
         """
         keep = np.zeros(self.layer.num_rows, np.bool_)
         keep[self.rows] = True
-        rows_at_once = max(1, _BYTES // (4 * self.layer.dim))
+        rows_at_once = max(1, _PIECE_BYTES // (4 * self.layer.dim))
 
         def prepare(block: Block) -> Part:
             taken, longest, zeros = 0, 0.0, []
@@ -131,7 +131,7 @@ class Selection:
         """Return the selected rows, in memory, shape (n, D)."""
         features = np.empty((len(self), self.layer.dim), np.float32)
         filled = 0
-        for part in self.parts(_READ // (4 * self.layer.dim), unit_length=False):
+        for part in self.parts(_READ_BYTES // (4 * self.layer.dim), unit_length=False):
             features[filled : filled + len(part.rows)] = part.features
             filled += len(part.rows)
         return features
@@ -155,11 +155,11 @@ class Selection:
                 )
 
 
-_BYTES = 2**20
+_PIECE_BYTES = 2**20
 """Bytes of the pieces in which a block is prepared: fits in a core's cache."""
 
 
-_READ = 2**25
+_READ_BYTES = 2**25
 """Bytes of the blocks in which rows are read into memory: several chunks at once."""
 
 
@@ -190,8 +190,8 @@ def scale_to_unit_length(features_ND: Floats, lengths_N: Doubles) -> None:
 
 def is_ordinary(lengths_N: Doubles) -> Bools:
     """Whether all versions scale rows of these lengths alike: early ones raised lengths to at least 1e-12."""
-    return np.asarray((lengths_N >= 2 * _SHORT) & (lengths_N <= _LONG))
+    return np.asarray((lengths_N >= 2 * _SHORTEST) & (lengths_N <= _LONGEST))
 
 
 def _is_extreme(lengths_N: Doubles) -> Bools:
-    return ~((lengths_N >= _SHORT) & (lengths_N <= _LONG))
+    return ~((lengths_N >= _SHORTEST) & (lengths_N <= _LONGEST))

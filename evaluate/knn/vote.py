@@ -15,7 +15,7 @@ import numpy as np
 from featbench.evaluate.knn.protocols import Vote
 from featbench.store.typing import Bools, Doubles, Ints
 
-_CELLS = 2**22
+_SCORES_AT_ONCE = 2**22
 """Scores in memory at a time (32 MiB), for any number of classes."""
 
 
@@ -212,5 +212,5 @@ class ClassVotes:
 
 
 def _slices(num_queries: int, num_classes: int) -> list[slice]:
-    step = max(1, _CELLS // max(1, num_classes))
+    step = max(1, _SCORES_AT_ONCE // max(1, num_classes))
     return [slice(start, min(start + step, num_queries)) for start in range(0, num_queries, step)]

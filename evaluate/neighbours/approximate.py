@@ -34,7 +34,7 @@ from featbench.store.typing import Doubles, Floats, Ints
 ALGORITHM = 2
 """Part of the keys of cached lists, besides the version of exact search."""
 
-SAMPLE = 1000
+NUM_SAMPLED_QUERIES = 1000
 """Queries that are also searched exactly, to measure recall."""
 
 TRAINING_ROWS = 262_144
@@ -46,7 +46,7 @@ TRAINING_BYTES = 512 * MIB
 PARTS = 2
 """Equal parts into which the memory is divided: one for the index, one for the search."""
 
-_QUERIES = 256
+_QUERIES_PER_BATCH = 256
 """Queries searched at a time: libraries round differently for other batch sizes."""
 
 _LARGEST = 1e18
@@ -100,7 +100,7 @@ def search_approximately(
     _train(made, spec, database, similarity, num_training, memory)
     rows, zeros = _fill(made, spec, database, similarity, plan, memory, on_rows)
     wanted = min(k, len(rows))
-    step = max(_QUERIES, plan.queries_at_once // _QUERIES * _QUERIES)
+    step = max(_QUERIES_PER_BATCH, plan.queries_at_once // _QUERIES_PER_BATCH * _QUERIES_PER_BATCH)
     rows_QK = np.empty((len(queries), k), np.int64)
     similarities_QK = np.full((len(queries), k), UNDEFINED)
     rows_QK[:, wanted:] = zeros[: k - wanted]
@@ -117,7 +117,7 @@ def search_approximately(
         num_zeros=len(zeros),
         engine=f"faiss {index}",
     )
-    sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:SAMPLE])
+    sample = np.sort(np.random.default_rng(seed).permutation(len(queries))[:NUM_SAMPLED_QUERIES])
     truth = search(database, replace(queries, rows=queries.rows[sample]), k=k, similarity=similarity, plan=plan)
     return found, truth
 
@@ -290,8 +290,8 @@ def _ask(
     _prepare(asking_QD, spec, kind, queries.layer.key)
     places_QK = np.empty((len(queries), k), np.int64)
     with spec.refusing("faiss can't search it", "Take other parameters, or leave --index out."):
-        for at in range(0, len(queries), _QUERIES):
-            some = slice(at, at + _QUERIES)
+        for at in range(0, len(queries), _QUERIES_PER_BATCH):
+            some = slice(at, at + _QUERIES_PER_BATCH)
             places_QK[some] = index.search(asking_QD[some], k)[1]
     rows_QK = rows[places_QK]
     similarities_QK = rescore(database.layer, queries_QD, lengths_Q, rows_QK, kind)

@@ -27,7 +27,7 @@ Low = Literal["float16", "bfloat16"]
 TORCH_BYTES = 550 * 2**20
 """Memory that importing torch takes."""
 
-_WORTHWHILE = 2 * 10**11
+_BFLOAT16_MIN_MULTIPLICATIONS = 2 * 10**11
 """Multiplications per thread above which bfloat16 makes up for importing torch: about 3 s of float32."""
 
 
@@ -116,7 +116,7 @@ def choose_engine(device: str, precision: str, *, k: int, similarity: Similarity
         fits = similarity == "cosine" and list_length(k, is_float16=True) <= MAX_GPU_K
         low: Low | None = "float16" if precision == "low" and fits else None
         return EngineChoice(where="gpu", low=low, gpu=int(number or 0) % num_gpus)
-    is_long = multiplications > _WORTHWHILE * faiss.omp_get_max_threads()
+    is_long = multiplications > _BFLOAT16_MIN_MULTIPLICATIONS * faiss.omp_get_max_threads()
     pays = precision == "auto" and is_long and multiplies_bfloat16() and find_spec("torch") is not None
     low = "bfloat16" if precision == "low" or pays else None
     return EngineChoice(where="cpu", low=low, too_long=list_length(k) if wants_gpu else None)

@@ -29,7 +29,7 @@ from featbench.evaluate.neighbours.error_bounds import (
 from featbench.evaluate.neighbours.tiled_engine import squares_of
 from featbench.store.typing import Doubles, Floats
 
-_PIECE = 2**18
+_ELEMENTS_AT_ONCE = 2**18
 """Elements rounded at a time: 1 MiB of float32, which fits in a core's cache."""
 
 
@@ -65,7 +65,7 @@ class Bfloat16Products:
         centre_D = self._centre_D
         if len(self._room_RD) < len(features_RD):
             self._room_RD = torch.empty(features_RD.shape, dtype=torch.bfloat16)
-        rows_at_once = max(1, _PIECE // features_RD.shape[1])
+        rows_at_once = max(1, _ELEMENTS_AT_ONCE // features_RD.shape[1])
 
         def load_some(at: int) -> tuple[float, float]:
             with np.errstate(over="ignore"):  # makes the error infinite, so no list is certified

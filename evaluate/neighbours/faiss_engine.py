@@ -27,13 +27,13 @@ from featbench.store.typing import Floats, Ints
 MAX_GPU_K = 2048
 """Most neighbours that faiss returns on a GPU."""
 
-GPU_MEMORY = 256 * 2**20
+GPU_TEMPORARY_BYTES = 256 * 2**20
 """Bytes of temporary memory of each index on a GPU; faiss's default is 1.5 GiB or more."""
 
-PINNED_MEMORY = 64 * 2**20
+PINNED_BYTES = 64 * 2**20
 """Bytes of pinned host memory of each index, to copy from."""
 
-MARGIN = 32
+EXTRA_NEIGHBOURS = 32
 """Neighbours to get beyond k: the last one is so far from the k-th that rounding seldom matters."""
 
 
@@ -115,7 +115,7 @@ class _Running:
 
 def list_length(k: int, *, is_float16: bool = False) -> int:
     """Neighbours to get from an index: more if its scores are less precise."""
-    return room_for(k) if is_float16 else k + MARGIN
+    return room_for(k) if is_float16 else k + EXTRA_NEIGHBOURS
 
 
 def gpu_index(number: int, *, is_float16: bool) -> Callable[[int, int], Any]:
@@ -123,8 +123,8 @@ def gpu_index(number: int, *, is_float16: bool) -> Callable[[int, int], Any]:
 
     def make(dim: int, metric: int) -> Any:
         resources = faiss.StandardGpuResources()
-        resources.setTempMemory(GPU_MEMORY)
-        resources.setPinnedMemory(PINNED_MEMORY)
+        resources.setTempMemory(GPU_TEMPORARY_BYTES)
+        resources.setPinnedMemory(PINNED_BYTES)
         config = faiss.GpuIndexFlatConfig()
         config.device, config.useFloat16 = number, is_float16
         return faiss.GpuIndexFlat(resources, dim, metric, config)

@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.error_bounds import highest
-from featbench.evaluate.neighbours.rescore import BYTES, lengths_of_rows, similarities
+from featbench.evaluate.neighbours.rescore import BYTES_PER_COPY, lengths_of_rows, similarities
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store.typing import Array, Doubles, Floats, Ints
 
-_CELLS = 2**20
+_PRODUCTS_AT_ONCE = 2**20
 """Elements of one temporary matrix (8 MiB of float64)."""
 
-_ROWS = 256
+_ROWS_AT_ONCE = 256
 """Database rows compared with the queries at a time."""
 
 
@@ -89,19 +89,19 @@ def search_in_float64(
     """
     dim = database.layer.dim
     lengths_Q = lengths_of_rows(queries_QD)
-    rows_at_once = max(1, min(_ROWS, _CELLS // dim))
-    step = max(1, _CELLS // rows_at_once)
+    rows_at_once = max(1, min(_ROWS_AT_ONCE, _PRODUCTS_AT_ONCE // dim))
+    step = max(1, _PRODUCTS_AT_ONCE // rows_at_once)
     slices = [slice(at, at + step) for at in range(0, len(queries_QD), step)]
-    looks = [(queries_QD[s].astype(np.float64), lengths_Q[s], TopK(k, floor_Q[s])) for s in slices]
+    groups = [(queries_QD[s].astype(np.float64), lengths_Q[s], TopK(k, floor_Q[s])) for s in slices]
     for part in database.parts(rows_per_block, unit_length=False, without_zeros=kind == "cosine"):
         for at in range(0, len(part.rows), rows_at_once):
             rows = _Rows.of(part.rows[at : at + rows_at_once], part.features[at : at + rows_at_once])
-            for queries, lengths, best in looks:
+            for queries, lengths, best in groups:
                 _search_rows(queries, lengths, rows, kind, best)
         on_rows(part.num_read)
     return (
-        np.concatenate([best.rows_QK for *_, best in looks]),
-        np.concatenate([best.similarities_QK for *_, best in looks]),
+        np.concatenate([best.rows_QK for *_, best in groups]),
+        np.concatenate([best.similarities_QK for *_, best in groups]),
     )
 
 
@@ -147,7 +147,7 @@ def _of_pairs(
     _, first, twin_of = np.unique(_as_bytes(rows.stored_RD[candidates]), return_index=True, return_inverse=True)
     cells, cell_of = np.unique(query_of * len(first) + twin_of[candidate_of], return_inverse=True)
     found = np.empty(len(cells), np.float64)
-    pairs_at_once = max(1, BYTES // (8 * queries_QD.shape[1]))
+    pairs_at_once = max(1, BYTES_PER_COPY // (8 * queries_QD.shape[1]))
     for at in range(0, len(cells), pairs_at_once):
         query, twin = np.divmod(cells[at : at + pairs_at_once], len(first))
         row = candidates[first[twin]]

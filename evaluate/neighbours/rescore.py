@@ -17,14 +17,14 @@ from featbench.evaluate.features.selection import Layer
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store.typing import Array, Doubles, Floats, Ints
 
-BYTES = 2**21
+BYTES_PER_COPY = 2**21
 """Bytes of a temporary copy in float64: with smaller ones, threads wait for each other between numpy's calls."""
 
 
 def lengths_of_rows(features_ND: Array) -> Doubles:
     """Euclidean lengths in float64, shape (N,); 0 only for a row of zeros."""
     lengths = np.empty(len(features_ND), np.float64)
-    rows_at_once = max(1, BYTES // (8 * features_ND.shape[1]))
+    rows_at_once = max(1, BYTES_PER_COPY // (8 * features_ND.shape[1]))
     for at in range(0, len(features_ND), rows_at_once):
         squares = np.square(features_ND[at : at + rows_at_once], dtype=np.float64)
         lengths[at : at + rows_at_once] = np.sqrt(squares.sum(axis=1))
@@ -75,7 +75,7 @@ def rescore(database: Layer, queries_QD: Floats, lengths_Q: Doubles, rows_QK: In
     chunks = rows // database.rows_per_chunk  # -1 where there is no row
     order = np.argsort(chunks.astype(np.int16 if chunks.max(initial=0) < 2**15 else np.int64), kind="stable")
     ends = np.cumsum(np.bincount(chunks + 1))
-    pairs_at_once = max(1, BYTES // (8 * database.dim))
+    pairs_at_once = max(1, BYTES_PER_COPY // (8 * database.dim))
 
     def rescore_chunk(chunk: int) -> None:
         pairs_of_chunk = order[ends[chunk] : ends[chunk + 1]]

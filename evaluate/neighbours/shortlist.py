@@ -14,10 +14,10 @@ import numpy as np
 from featbench.evaluate.neighbours.error_bounds import ErrorBound
 from featbench.store.typing import Floats, Ints
 
-_WIDTH = 2.02
+_ERRORS_BELOW_KTH = 2.02
 """Distance of the floor from the k-th best score, in largest errors: two, and a little for rounding the floor."""
 
-_LISTS = 64
+_LISTS_PER_CUT = 64
 """Lists cut at a time: bounds the temporary copies."""
 
 
@@ -91,8 +91,8 @@ class Shortlist:
         """Merge new pairs into the lists of some queries, and keep the best."""
         room = self.rows_QC.shape[1]
         limit = room - (room - self._k) // 4  # more candidates than this are dropped even if they are within the error
-        for at in range(0, len(queries), _LISTS):
-            chosen = queries[at : at + _LISTS]
+        for at in range(0, len(queries), _LISTS_PER_CUT):
+            chosen = queries[at : at + _LISTS_PER_CUT]
             pairs = slice(*np.searchsorted(query_of, [chosen[0], chosen[-1] + 1]))
             list_of = np.searchsorted(chosen, query_of[pairs])
             new = np.bincount(list_of, minlength=len(chosen))
@@ -106,7 +106,7 @@ class Shortlist:
             scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
             kth = scores[:, self._k - 1]
             with np.errstate(over="ignore", invalid="ignore"):
-                least = np.nextafter((kth - _WIDTH * self.error[chosen].of(kth)).astype(np.float32), -np.inf)
+                least = np.nextafter((kth - _ERRORS_BELOW_KTH * self.error[chosen].of(kth)).astype(np.float32), -np.inf)
             self.floor_Q[chosen] = np.fmax.reduce([self.floor_Q[chosen], least, scores[:, limit]])
             is_out = ~(scores[:, :limit] > least[:, None])
             scores[:, :limit][is_out], rows[:, :limit][is_out] = -np.inf, -1

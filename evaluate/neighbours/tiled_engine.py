@@ -24,13 +24,13 @@ from featbench.evaluate.neighbours.error_bounds import ErrorBound, float32_error
 from featbench.evaluate.neighbours.shortlist import Shortlist
 from featbench.store.typing import Doubles, Floats, Ints
 
-QUERIES = 512
+MAX_QUERIES = 512
 """Most queries of one tile."""
 
-ROWS = 1024
+MAX_ROWS = 1024
 """Most rows of one tile: the products take 2 MiB."""
 
-_FEWEST = 16
+_MIN_QUERIES = 16
 """Fewest queries of one tile: with fewer, matrix products are slow."""
 
 
@@ -71,9 +71,9 @@ class TiledEngine:
         def search(tile: tuple[slice, Shortlist]) -> None:
             queries, shortlist = tile
             shortlist.error = self._error[queries]
-            products = np.empty((queries.stop - queries.start) * ROWS, np.float32)
-            for at in range(0, len(rows_R), ROWS):
-                rows = slice(at, min(at + ROWS, len(rows_R)))
+            products = np.empty((queries.stop - queries.start) * MAX_ROWS, np.float32)
+            for at in range(0, len(rows_R), MAX_ROWS):
+                rows = slice(at, min(at + MAX_ROWS, len(rows_R)))
                 size = (queries.stop - queries.start) * (rows.stop - rows.start)
                 scores_QR = products[:size].reshape(-1, rows.stop - rows.start)
                 self._products.fill(queries, rows, scores_QR)
@@ -147,7 +147,7 @@ def tiles_of(num_queries: int, num_threads: int) -> list[slice]:
     >>> tiles_of(1100, 2)
     [slice(0, 275, None), slice(275, 550, None), slice(550, 825, None), slice(825, 1100, None)]
     """
-    rounds = -(-num_queries // (QUERIES * num_threads))
-    count = max(1, min(rounds * num_threads, num_queries // _FEWEST))
+    rounds = -(-num_queries // (MAX_QUERIES * num_threads))
+    count = max(1, min(rounds * num_threads, num_queries // _MIN_QUERIES))
     edges = [index * num_queries // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]

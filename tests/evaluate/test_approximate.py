@@ -18,7 +18,7 @@ from tests.evaluate.test_search import awkward, cut, held, with_threads
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "inner_product", "euclidean"])
-def test_an_index_that_looks_everywhere_finds_everything(similarity):
+def test_an_index_that_looks_everywhere_finds_everything(similarity) -> None:
     chosen = held(awkward("random", 500, 8, 1)), held(awkward("random", 30, 8, 2))
     exact = search(*chosen, k=10, similarity=similarity, plan=cut(99))
     found, truth = search_approximately(
@@ -29,7 +29,7 @@ def test_an_index_that_looks_everywhere_finds_everything(similarity):
     assert np.array_equal(found.similarities_QK, exact.similarities_QK)
 
 
-def test_the_recall_is_the_part_of_the_true_neighbours_that_was_found():
+def test_the_recall_is_the_part_of_the_true_neighbours_that_was_found() -> None:
     chosen = held(awkward("random", 3000, 16, 1)), held(awkward("random", 200, 16, 2))
     truth = search(*chosen, k=20, similarity="cosine", plan=cut(5000))
     found, sample = search_approximately(
@@ -42,7 +42,7 @@ def test_the_recall_is_the_part_of_the_true_neighbours_that_was_found():
         assert 0.1 < expected < 0.9
 
 
-def test_queries_for_which_the_index_finds_too_few_are_searched_exactly():
+def test_queries_for_which_the_index_finds_too_few_are_searched_exactly() -> None:
     values = awkward("random", 300, 4, 1)
     chosen = held(values), held(values[:20])
     found, _ = search_approximately(
@@ -52,7 +52,7 @@ def test_queries_for_which_the_index_finds_too_few_are_searched_exactly():
     assert np.array_equal(found.rows_QK, exact.rows_QK)
 
 
-def test_rows_of_zeros_come_last_here_too():
+def test_rows_of_zeros_come_last_here_too() -> None:
     values = awkward("random", 200, 4, 1)
     values[:3] = 0
     found, truth = search_approximately(
@@ -64,7 +64,7 @@ def test_rows_of_zeros_come_last_here_too():
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_a_database_of_zeros_alone_has_lists_too(similarity):
+def test_a_database_of_zeros_alone_has_lists_too(similarity) -> None:
     chosen = held(np.zeros((20, 4), np.float32)), held(awkward("random", 3, 4, 2))
     found, _ = search_approximately(*chosen, k=5, similarity=similarity, index="Flat", plan=cut(), memory=2**20)
     assert found.rows_QK.tolist() == [[0, 1, 2, 3, 4]] * 3
@@ -96,19 +96,19 @@ def test_a_database_of_zeros_alone_has_lists_too(similarity):
         ("PQ3", "faiss makes no such index|can't train"),
     ],
 )
-def test_an_index_that_faiss_does_not_know_is_refused(index, message):
+def test_an_index_that_faiss_does_not_know_is_refused(index, message) -> None:
     chosen = held(awkward("random", 100, 4, 1)), held(awkward("random", 3, 4, 2))
     with pytest.raises(EvaluationError, match=message):
         search_approximately(*chosen, k=5, similarity="cosine", index=index, plan=cut(), memory=2**20)
 
 
-def test_a_database_that_cannot_train_the_index_is_refused():
+def test_a_database_that_cannot_train_the_index_is_refused() -> None:
     chosen = held(awkward("random", 10, 4, 1)), held(awkward("random", 3, 4, 2))
     with pytest.raises(EvaluationError, match="IVF64 is too large: at most 10, the rows that it is trained on"):
         search_approximately(*chosen, k=5, similarity="cosine", index="IVF64,Flat", plan=cut(), memory=2**20)
 
 
-def test_rows_whose_squares_float32_cannot_hold_are_refused():
+def test_rows_whose_squares_float32_cannot_hold_are_refused() -> None:
     """By faiss's k-means the process would end."""
     chosen = held(awkward("random", 100, 4, 1) * np.float32(1e20)), held(awkward("random", 3, 4, 2))
     for database, queries in (chosen, chosen[::-1]):
@@ -117,7 +117,7 @@ def test_rows_whose_squares_float32_cannot_hold_are_refused():
 
 
 @pytest.mark.parametrize("index", ["HNSW8", "IVF8_HNSW4,Flat", "IVF16,SQ8"])
-def test_neither_blocks_nor_memory_nor_threads_change_what_an_index_finds(index):
+def test_neither_blocks_nor_memory_nor_threads_change_what_an_index_finds(index) -> None:
     """Only a part is found, so that it shows."""
     chosen = held(awkward("random", 2000, 8, 1), rows_per_chunk=100), held(awkward("random", 600, 8, 2))
     settings = {"k": 20, "similarity": "cosine", "index": index}
@@ -130,7 +130,7 @@ def test_neither_blocks_nor_memory_nor_threads_change_what_an_index_finds(index)
     assert not np.array_equal(exact.rows_QK, found[0].rows_QK)
 
 
-def test_the_rows_that_train_an_index_depend_on_the_database_alone():
+def test_the_rows_that_train_an_index_depend_on_the_database_alone() -> None:
     assert num_training_rows(1000, 64) == 1000
     assert num_training_rows(10**7, 64) == 262_144
     assert num_training_rows(10**7, 2048) == 65_536
@@ -139,7 +139,7 @@ def test_the_rows_that_train_an_index_depend_on_the_database_alone():
         search_approximately(*chosen, k=5, similarity="cosine", index="IVF4,Flat", plan=cut(2000), memory=2**21)
 
 
-def test_an_index_that_would_not_fit_is_refused_after_its_first_block():
+def test_an_index_that_would_not_fit_is_refused_after_its_first_block() -> None:
     chosen = held(awkward("random", 20_000, 32, 1), rows_per_chunk=1000), held(awkward("random", 3, 32, 2))
     added = []
     settings = {"k": 5, "similarity": "cosine", "index": "IVF4,Flat", "plan": cut(2000), "on_rows": added.append}
@@ -150,7 +150,7 @@ def test_an_index_that_would_not_fit_is_refused_after_its_first_block():
     assert recalls(*search_approximately(*chosen, **settings, memory=3 * 2**20))[-1] > 0.1
 
 
-def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path):
+def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path) -> None:
     """And each k comes with its own recall: the part of the true k nearest among the first k of one list."""
     values, queries = awkward("random", 2000, 16, 1), awkward("random", 100, 16, 2)
     labels = {"train": np.arange(2000) % 4, "val": np.arange(100) % 4}
@@ -197,7 +197,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path):
     assert alone["recall"] == pytest.approx(of_all, abs=0.03), "a sample of 1,000, none its own neighbour"
 
 
-def test_the_command_line_says_that_neighbours_are_approximate(tmp_path, bench, records):
+def test_the_command_line_says_that_neighbours_are_approximate(tmp_path, bench, records) -> None:
     values = awkward("random", 400, 6, 1)
     features = {"train": {"x": values}, "val": {"x": values[:50]}}
     labels = {split: np.arange(len(each["x"])) % 4 for split, each in features.items()}

@@ -37,7 +37,7 @@ print(digest.hexdigest())
 """
 
 
-def test_an_older_processor_finds_the_same_lists_to_the_bit():
+def test_an_older_processor_finds_the_same_lists_to_the_bit() -> None:
     """Numpy without AVX2 and AVX-512, BLAS without them too, one thread."""
     groups = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"  # as numpy 2.4 calls them; before, by instruction
     older = {
@@ -60,14 +60,14 @@ def test_an_older_processor_finds_the_same_lists_to_the_bit():
     ("device", "chosen"),
     [("auto", 0), ("gpu", 0), ("gpu:1", 1), ("auto:2", 0), ("auto:3", 1), ("cpu", None), ("cpu:1", None)],
 )
-def test_a_rank_takes_the_gpu_of_its_number(two_gpus, device, chosen):
+def test_a_rank_takes_the_gpu_of_its_number(two_gpus, device, chosen) -> None:
     values = awkward("random", 100, 4, 1)
     found = search(held(values), held(values[:5]), k=3, similarity="cosine", plan=cut(60, device=device))
     assert {config.device for config in two_gpus} == ({chosen} if chosen is not None else set())
     assert (found.rows_QK[:, 0] == np.arange(5)).all()
 
 
-def test_a_gpu_keeps_rows_in_float16_where_asked_and_only_of_cosines(two_gpus):
+def test_a_gpu_stores_rows_in_float16_if_requested_and_only_for_the_cosine(two_gpus) -> None:
     values = awkward("random", 3000, 16, 1)
     for similarity, formats in (("cosine", {True}), ("euclidean", {False}), ("inner_product", {False})):
         two_gpus.clear()
@@ -80,7 +80,7 @@ def test_a_gpu_keeps_rows_in_float16_where_asked_and_only_of_cosines(two_gpus):
         assert_equal(low, full.rows_QK, full.similarities_QK)
 
 
-def test_queries_that_few_bits_cannot_answer_are_asked_again_in_float32(two_gpus):
+def test_queries_that_low_precision_cannot_certify_are_searched_again_in_float32(two_gpus) -> None:
     """800 rows on an arc: within 2^-11 of one another, far enough apart for float32."""
     angles = np.linspace(0, 0.03, 800)
     values = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -91,7 +91,7 @@ def test_queries_that_few_bits_cannot_answer_are_asked_again_in_float32(two_gpus
     assert_equal(found, alone.rows_QK, alone.similarities_QK)
 
 
-def test_the_next_block_is_loaded_while_one_is_searched():
+def test_the_next_block_is_loaded_while_one_is_searched() -> None:
     """Each search waits until another block has been loaded; after the last there is none."""
     loaded, num_blocks = threading.Semaphore(0), 4
 
@@ -118,7 +118,7 @@ def test_the_next_block_is_loaded_while_one_is_searched():
     assert np.isin(np.argsort(-(values[:3] @ values.T), axis=1)[:, :5], found.rows_QC).all()
 
 
-def test_more_neighbours_than_a_gpu_keeps_are_searched_on_the_cpu_and_said(two_gpus, caplog):
+def test_more_neighbours_than_a_gpu_can_return_are_searched_on_the_cpu_with_a_warning(two_gpus, caplog) -> None:
     values = awkward("random", 2500, 4, 1)
     found = search(held(values), held(values[:3]), k=2100, similarity="cosine", plan=cut(9999, device="gpu", k=2100))
     assert not two_gpus
@@ -126,13 +126,13 @@ def test_more_neighbours_than_a_gpu_keeps_are_searched_on_the_cpu_and_said(two_g
     assert f"at most {MAX_GPU_K} neighbours" in caplog.text
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_a_missing_gpu_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     with pytest.raises(EvaluationError, match="faiss sees no GPU"):
         choose_engine("gpu:0", "auto", k=5, similarity="cosine", multiplications=1)
 
 
-def test_low_precision_is_refused_where_there_is_none():
+def test_low_precision_is_refused_where_there_is_none() -> None:
     with pytest.raises(EvaluationError, match="faiss on the CPU searches in float32"):
         choose_engine("faiss-cpu", "low", k=5, similarity="cosine", multiplications=1)
 
@@ -147,7 +147,7 @@ def test_low_precision_is_refused_where_there_is_none():
         ("", False),
     ],
 )
-def test_bfloat16_is_taken_where_the_processor_has_it(tmp_path, cpuinfo, has):
+def test_bfloat16_is_used_where_the_processor_has_instructions_for_it(tmp_path, cpuinfo, has) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert multiplies_bfloat16(tmp_path / "cpuinfo") is has
     assert not multiplies_bfloat16(tmp_path / "none")
@@ -163,14 +163,14 @@ def test_bfloat16_is_taken_where_the_processor_has_it(tmp_path, cpuinfo, has):
         ("float32", True, True, None),
     ],
 )
-def test_bfloat16_is_taken_for_long_searches_only(monkeypatch, precision, is_long, has, low):
+def test_bfloat16_serves_long_searches_only(monkeypatch, precision, is_long, has, low) -> None:
     monkeypatch.setattr(backends, "multiplies_bfloat16", lambda: has)
     chosen = choose_engine("cpu", precision, k=5, similarity="cosine", multiplications=10**16 if is_long else 10**9)
     assert chosen.low == low
     assert len(list(chosen.engines())) == 1 + (low is not None)
 
 
-def test_bfloat16_answers_most_queries_of_real_sizes_alone():
+def test_bfloat16_certifies_most_queries_of_realistic_sizes() -> None:
     database, queries = awkward("random", 20_000, 64, 1), awkward("random", 200, 64, 2)
     chosen = held(database + 1, rows_per_chunk=1024), held(queries + 1)
     low, full = (
@@ -182,7 +182,7 @@ def test_bfloat16_answers_most_queries_of_real_sizes_alone():
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_an_engine_that_is_further_off_than_it_says_is_found_out(monkeypatch, caplog, similarity):
+def test_an_engine_with_larger_errors_than_it_says_is_noticed(monkeypatch, caplog, similarity) -> None:
     """As one would be that multiplies in a format of fewer bits without being asked."""
 
     class Sloppy(Float32Products):
@@ -200,7 +200,7 @@ def test_an_engine_that_is_further_off_than_it_says_is_found_out(monkeypatch, ca
     assert len(found.rechecked) == 20
 
 
-def test_torch_keeps_its_threads():
+def test_torch_keeps_its_threads() -> None:
     import torch
 
     before = torch.get_num_threads()

@@ -45,7 +45,7 @@ def unit(values):
     return values / np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
 
 
-def test_layers_side_by_side_are_each_of_length_one(made, arrays):
+def test_layers_side_by_side_are_each_of_length_one(made, arrays) -> None:
     view, train = derive(made, ["x", "y"], concatenate=True)
     expected = np.concatenate([unit(arrays["train"][name]) for name in "xy"], axis=1)
     assert np.allclose(view.select(train).read(), expected[train.rows], atol=1e-6)
@@ -54,7 +54,7 @@ def test_layers_side_by_side_are_each_of_length_one(made, arrays):
 
 @pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("pca", [2, 6])
-def test_components_are_those_of_scikit_learn(made, arrays, pca, whiten):
+def test_components_are_those_of_scikit_learn(made, arrays, pca, whiten) -> None:
     view, train = derive(made, ["x"], pca=pca, whiten=whiten)
     fitted = PCA(pca, whiten=whiten).fit(arrays["train"]["x"][train.rows].astype(np.float64))
     for split, part in zip(("train", "val"), matched_labels(made), strict=False):
@@ -63,14 +63,14 @@ def test_components_are_those_of_scikit_learn(made, arrays, pca, whiten):
         assert np.allclose(np.abs(ours), np.abs(theirs), atol=1e-4), "but for the sign of a component"
 
 
-def test_centring_subtracts_the_mean_of_the_rows_that_take_part(made, arrays):
+def test_centring_subtracts_the_mean_of_the_rows_that_take_part(made, arrays) -> None:
     view, train = derive(made, ["x"], center=True)
     values = arrays["train"]["x"][train.rows].astype(np.float64)
     assert np.allclose(view.select(train).read(), values - values.mean(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", [{"concatenate": True, "pca": 3}, {"whiten": True}, {"center": True}])
-def test_a_derived_row_is_the_same_in_every_block(made, recipe):
+def test_a_derived_row_is_the_same_in_every_block(made, recipe) -> None:
     view, _ = derive(made, ["x", "y"][: 1 + recipe.get("concatenate", False)], **recipe)
     layer = view.layers["train"]
     whole = next(layer.map_blocks(lambda block: block.features.copy(), 1000))
@@ -81,7 +81,7 @@ def test_a_derived_row_is_the_same_in_every_block(made, recipe):
     assert np.array_equal(np.concatenate([layer.peek(chunk) for chunk in range(12)]), whole, equal_nan=True)
 
 
-def test_lists_of_derived_layers_are_exact_and_kept_apart(made):
+def test_lists_of_derived_layers_are_exact_and_kept_apart(made) -> None:
     train, val, _ = matched_labels(made)
     before = evaluate_knn(made, ["x"], k=[5])[0]
     (view,) = derived_layers(layers_of(made, ["x"]), Recipe(whiten=True), train, memory=2**30)
@@ -99,7 +99,7 @@ def test_lists_of_derived_layers_are_exact_and_kept_apart(made):
     assert evaluate_knn(made, ["x"], k=[5])[0]["top1"] == before["top1"]
 
 
-def test_more_components_than_there_are_and_too_little_memory_are_refused(made):
+def test_more_components_than_there_are_and_too_little_memory_are_refused(made) -> None:
     train, _, _ = matched_labels(made)
     with pytest.raises(EvaluationError, match=r"--pca must be in \[1, 6\].*got 7"):
         derived_layers(layers_of(made, ["x"]), Recipe(pca=7), train, memory=2**30)
@@ -107,7 +107,7 @@ def test_more_components_than_there_are_and_too_little_memory_are_refused(made):
         derived_layers(layers_of(made, ["x"]), Recipe(pca=2), train, memory=1000)
 
 
-def test_derived_layers_can_be_asked_for_on_the_command_line(made, bench):
+def test_derived_layers_can_be_asked_for_on_the_command_line(made, bench) -> None:
     arguments = ["evaluate", "--features", made.name, "--store", made.path.parent, "--k", "5"]
     shown = bench(*arguments, "--layers", "x,y", "--concat", "--pca", "3", "--whiten")
     assert shown.returncode == 0, shown.stderr

@@ -74,13 +74,13 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("shares", [2, 3, 50])
-def test_one_process_may_search_all_shares(two, shares):
+def test_one_process_may_search_all_shares(two, shares) -> None:
     alone, together = two
     evaluate_knn(together, ["x"], k=[9], resources=Resources(num_shares=shares))
     assert_same(kept(alone), kept(together))
 
 
-def test_three_ranks_find_the_same_lists_to_the_bit(two):
+def test_three_ranks_find_the_same_lists_to_the_bit(two) -> None:
     alone, together = two
     ranks = [rank(together, 3, 0.3) for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
@@ -89,7 +89,7 @@ def test_three_ranks_find_the_same_lists_to_the_bit(two):
     assert_same(kept(alone), kept(together))
 
 
-def test_an_index_is_made_by_one_rank(two):
+def test_an_index_is_made_by_one_rank(two) -> None:
     _, together = two
     ranks = [rank(together, 3, 0.3, "IVF2,Flat") for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
@@ -98,7 +98,7 @@ def test_an_index_is_made_by_one_rank(two):
     kept(together)
 
 
-def test_the_share_of_a_rank_that_died_is_taken_by_another(two):
+def test_the_share_of_a_rank_that_died_is_taken_by_another(two) -> None:
     alone, together = two
     doomed = rank(together, 2, 60)
     assert doomed.stdout.readline() == "searching\n"
@@ -112,7 +112,7 @@ def test_the_share_of_a_rank_that_died_is_taken_by_another(two):
     assert_same(kept(alone), kept(together))
 
 
-def test_the_ranks_of_a_launcher_share_the_search_and_the_first_reports(two, tmp_path):
+def test_the_ranks_of_a_launcher_share_the_search_and_the_first_reports(two, tmp_path) -> None:
     alone, together = two
     command = [sys.executable, "-m", "featbench", "evaluate", "--store", str(tmp_path), "--features", "b",
                "--k", "9", "--json", "--quiet"]  # fmt: skip

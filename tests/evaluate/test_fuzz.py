@@ -110,7 +110,7 @@ def sets(folder):
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("seed", range(2))
-def test_every_question_is_answered_or_refused_in_one_message(tmp_path, seed):
+def test_every_question_is_answered_or_refused_in_one_message(tmp_path, seed) -> None:
     made = list(sets(tmp_path))
     random = np.random.default_rng(seed)
     answered = 0

@@ -47,10 +47,10 @@ class TestMemoryLayer(LayerTests):
     def make(self, tmp_path, rows, *, rows_per_chunk):
         return MemoryLayer(rows, key="train/x", rows_per_chunk=rows_per_chunk)
 
-    def test_the_array_is_not_copied_as_a_whole(self, rows):
+    def test_the_array_is_not_copied_as_a_whole(self, rows) -> None:
         assert np.shares_memory(MemoryLayer(rows, key="x").peek(0), rows)
 
-    def test_what_is_peeked_at_is_read_only(self, rows):
+    def test_what_is_peeked_at_is_read_only(self, rows) -> None:
         with pytest.raises(ValueError, match="read-only"):
             MemoryLayer(rows, key="x").peek(0)[0, 0] = 1
         rows[0, 0] = 1  # the caller's own array is not

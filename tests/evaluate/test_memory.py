@@ -50,7 +50,7 @@ def peak_mib(path, memory_mib):
 
 
 @needs_proc
-def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path):
+def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path) -> None:
     random = np.random.default_rng(0)
     peaks = {}
     for num_rows in (20_000, 200_000):  # 20 and 195 MiB of features
@@ -66,7 +66,7 @@ def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path):
 
 @needs_proc
 @pytest.mark.slow
-def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path):
+def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path) -> None:
     """2,000,000 x 256 on disk, 2,000 queries, 1 GiB: below 1.3 GiB in all, and what is found with all in memory."""
     num_rows, num_queries = 2_000_000, 2_000
     made = tmp_path / "f"
@@ -107,7 +107,7 @@ def write_random(path, num_rows, num_queries):
 @pytest.mark.parametrize("memory", [100, 150, 300, 1000, 5000, 50_000])
 @pytest.mark.parametrize("dim", [16, 2048, 100_000])
 @pytest.mark.parametrize("num_queries", [10, 5000, 100_000])
-def test_what_is_planned_fits_or_is_refused_with_what_would(memory, dim, num_queries):
+def test_a_plan_fits_or_is_refused_with_the_memory_that_would_do(memory, dim, num_queries) -> None:
     sizes = {
         "num_rows": 10**6, "rows_per_chunk": 64, "dim": dim, "num_queries": num_queries, "k": 200,
         "room": room_for(200), "num_blocks": 3, "num_threads": 2,
@@ -125,7 +125,7 @@ def test_what_is_planned_fits_or_is_refused_with_what_would(memory, dim, num_que
     assert 1 <= queries_at_once <= num_queries
 
 
-def test_free_memory_is_that_of_the_tightest_control_group(tmp_path):
+def test_free_memory_is_that_of_the_tightest_control_group(tmp_path) -> None:
     def write(path, text):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -148,7 +148,7 @@ def test_free_memory_is_that_of_the_tightest_control_group(tmp_path):
     assert free_memory(tmp_path) == 150
 
 
-def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, bench):
+def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, bench) -> None:
     values = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     features = {split: {"x": values} for split in ("train", "val")}
     make_features(tmp_path / "features/f", features, {split: np.arange(50) % 2 for split in features})
@@ -162,7 +162,7 @@ def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, 
     assert "must be an amount of memory such as 8GiB" in result.stderr
 
 
-def test_torch_is_planned_for_and_done_without_where_there_is_no_room(monkeypatch):
+def test_the_memory_of_torch_is_planned_for_and_bfloat16_left_out_if_it_does_not_fit(monkeypatch) -> None:
     """Its libraries take more than a small search is allowed in all."""
     monkeypatch.setattr(backends, "multiplies_bfloat16", lambda: True)
     sizes = {
@@ -185,7 +185,7 @@ def test_torch_is_planned_for_and_done_without_where_there_is_no_room(monkeypatc
         planned(least - 1, "low")
 
 
-def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need():
+def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need() -> None:
     sizes = {"num_rows": 10**6, "rows_per_chunk": 1024, "dim": 512, "num_queries": 10**4, "k": 20}
 
     def planned(mib, parts):

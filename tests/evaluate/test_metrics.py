@@ -18,7 +18,7 @@ from tests.conftest import ROOT, needs_proc
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (1, 3), (400, 597)])
-def test_wilsons_interval_holds_the_rates_that_a_score_test_accepts(hits, count):
+def test_wilsons_interval_holds_the_rates_that_a_score_test_accepts(hits, count) -> None:
     """Its ends solve |p - hits/count| = z sqrt(p (1 - p) / count)."""
     estimate = proportion(np.arange(count) < hits)
     assert estimate.value == hits / count
@@ -31,7 +31,7 @@ def test_wilsons_interval_holds_the_rates_that_a_score_test_accepts(hits, count)
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (0, 1), (1, 3), (7, 8), (400, 597), (49_999, 50_000)])
-def test_wilsons_interval_is_scipys(hits, count):
+def test_wilsons_interval_is_scipys(hits, count) -> None:
     estimate, peers = proportion(np.arange(count) < hits), binomtest(hits, count).proportion_ci(method="wilson")
     assert (estimate.low, estimate.high) == pytest.approx((peers.low, peers.high), rel=1e-12, abs=1e-15)
 
@@ -43,7 +43,7 @@ def paired(*, neither=0, only_first, only_second, both=0):
     return np.array(first), np.array(second)
 
 
-def test_the_paired_interval_is_bonett_and_prices():
+def test_the_paired_interval_is_bonett_and_prices() -> None:
     """The example of `ci.prop.ps(.05, 12, 4, 26, 6)` in the manual of statpsych, R code by Bonett himself."""
     difference = paired_difference(*paired(neither=12, only_first=4, only_second=26, both=6))
     assert (difference.low, difference.high) == pytest.approx((0.2548067, 0.6251933), abs=5e-8)
@@ -54,7 +54,7 @@ def test_the_paired_interval_is_bonett_and_prices():
     assert reverse.value == -difference.value
 
 
-def test_the_paired_interval_stays_within_what_a_difference_can_be():
+def test_the_paired_interval_stays_within_what_a_difference_can_be() -> None:
     """Of 2 queries that only the second gets right: 3/4 - 1/4 + 1.96 sqrt((1 - 1/4) / 4) is 1.35."""
     difference = paired_difference(*paired(only_first=0, only_second=2))
     assert (difference.value, difference.high) == (1, 1)
@@ -63,7 +63,7 @@ def test_the_paired_interval_stays_within_what_a_difference_can_be():
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 1), (1, 7), (7, 1), (4, 26), (5, 5)])
-def test_mcnemars_p_value_is_the_binomial_sum(only_first, only_second):
+def test_mcnemars_p_value_is_the_binomial_sum(only_first, only_second) -> None:
     """Twice the chance of a split at least so uneven, by tosses of a fair coin."""
     differing, fewer = only_first + only_second, min(only_first, only_second)
     expected = min(1, 2 * sum(math.comb(differing, each) for each in range(fewer + 1)) / 2**differing)
@@ -72,13 +72,13 @@ def test_mcnemars_p_value_is_the_binomial_sum(only_first, only_second):
         assert paired_difference(*columns).p_value == pytest.approx(expected, rel=1e-9)
 
 
-def test_equal_classifiers_do_not_differ():
+def test_equal_classifiers_do_not_differ() -> None:
     difference = paired_difference(*paired(neither=1, only_first=0, only_second=0, both=2))
     assert (difference.value, difference.p_value) == (0, 1)
     assert difference.low == -difference.high
 
 
-def test_mean_per_class_weighs_classes_alike():
+def test_mean_per_class_weighs_classes_alike() -> None:
     labels = np.array([0] * 90 + [1] * 10)
     correct = np.array([True] * 90 + [False] * 10)
     estimate = mean_per_class(correct, labels)
@@ -86,7 +86,7 @@ def test_mean_per_class_weighs_classes_alike():
     assert (estimate.low, estimate.high) == (0.5, 0.5), "nothing varies within a class"
 
 
-def test_the_bootstrap_interval_is_that_of_resampling_each_class():
+def test_the_bootstrap_interval_is_that_of_resampling_each_class() -> None:
     random = np.random.default_rng(3)
     labels = random.integers(0, 4, 300)
     correct = random.random(300) < 0.2 + 0.2 * labels
@@ -102,7 +102,7 @@ def test_the_bootstrap_interval_is_that_of_resampling_each_class():
 
 
 @pytest.mark.parametrize("num_clusters", [2, 4, 6])
-def test_cluster_metrics_are_those_of_their_definitions(num_clusters):
+def test_cluster_metrics_are_those_of_their_definitions(num_clusters) -> None:
     random = np.random.default_rng(num_clusters)
     labels = random.integers(0, 4, 200)
     clusters = np.where(random.random(200) < 0.6, labels % num_clusters, random.integers(0, num_clusters, 200))
@@ -120,14 +120,14 @@ def test_cluster_metrics_are_those_of_their_definitions(num_clusters):
     assert got["purity"] == sum(largest) / 200
 
 
-def test_cluster_metrics_do_not_depend_on_the_names_of_clusters():
+def test_cluster_metrics_do_not_depend_on_the_names_of_clusters() -> None:
     random = np.random.default_rng(0)
     labels, clusters = random.integers(0, 5, 100), random.integers(0, 5, 100)
     renamed = random.permutation(5)[clusters]
     assert cluster_metrics(clusters, labels) == pytest.approx(cluster_metrics(renamed, labels))
 
 
-def test_the_adjusted_mutual_information_is_scikit_learns():
+def test_the_adjusted_mutual_information_is_scikit_learns() -> None:
     random = np.random.default_rng(5)
     for trial in range(60):
         count = int(random.integers(1, 150))
@@ -140,7 +140,7 @@ def test_the_adjusted_mutual_information_is_scikit_learns():
     assert cluster_metrics(alone, alone)["ami"] == peer.adjusted_mutual_info_score(alone, alone) == 1
 
 
-def test_the_mutual_information_of_chance_is_the_mean_over_hypergeometric_tables():
+def test_the_mutual_information_of_chance_is_the_mean_over_hypergeometric_tables() -> None:
     from scipy.stats import hypergeom
 
     classes, clusters = np.array([6_000, 3_000, 900, 90, 9, 1]), np.array([5_000, 4_900, 70, 30])
@@ -154,7 +154,7 @@ def test_the_mutual_information_of_chance_is_the_mean_over_hypergeometric_tables
 
 
 @pytest.mark.parametrize(("num_classes", "num_clusters"), [(1200, 1500), (1500, 1100)])
-def test_the_best_match_of_many_classes_is_that_of_the_whole_table(num_classes, num_clusters):
+def test_the_best_match_of_many_classes_is_that_of_the_whole_table(num_classes, num_clusters) -> None:
     from scipy.optimize import linear_sum_assignment
 
     random = np.random.default_rng(1)
@@ -166,7 +166,7 @@ def test_the_best_match_of_many_classes_is_that_of_the_whole_table(num_classes, 
 
 
 @needs_proc
-def test_as_many_classes_and_clusters_as_rows_need_no_table_of_all_pairs():
+def test_as_many_classes_and_clusters_as_rows_need_no_table_of_all_pairs() -> None:
     """A table of 8 bytes for each pair would take 7.2 GB."""
     code = """
 import numpy as np

@@ -128,7 +128,7 @@ ENGINES = (("cpu", "float32"), ("cpu", "low"), ("faiss-cpu", "float32"), ("gpu",
 @pytest.mark.parametrize(("device", "precision"), ENGINES)
 def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
     two_gpus, device, precision, similarity, kind, dim
-):
+) -> None:
     """At k below, at and near the number of rows; for any block size, queries at once, threads, ranks and engine."""
     engine = {"device": device, "precision": precision, "similarity": similarity}
     num_rows = 900  # more than a shortlist holds, for the smaller k
@@ -161,7 +161,7 @@ def with_threads(count):
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_queries_that_float32_cannot_certify_are_searched_again(similarity):
+def test_queries_that_float32_cannot_certify_are_searched_again(similarity) -> None:
     random = awkward("random", 3000, 8, 1)
     assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).rechecked.tolist() == []
     equal = np.ones((3000, 8), np.float32)
@@ -171,7 +171,7 @@ def test_queries_that_float32_cannot_certify_are_searched_again(similarity):
     assert (found.rows_QK == np.arange(9)).all()
 
 
-def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order():
+def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order() -> None:
     """5,000 rows on a circle, so near to one another that their cosines in float32 are all 1."""
     angles = np.random.default_rng(0).permutation(5000) * 1e-6
     database = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -182,7 +182,7 @@ def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order(
     assert len(found.rechecked) == 1
 
 
-def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path):
+def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path) -> None:
     database = -np.ones((12, 3), np.float32)
     database[[2, 5]] = 0
     queries = np.array([[1, 1, 1], [0, 0, 0]], np.float32)
@@ -194,7 +194,7 @@ def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path):
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dim", [1, 64, 515])
-def test_block_size_changes_no_bit(similarity, dim):
+def test_block_size_changes_no_bit(similarity, dim) -> None:
     chosen = held(awkward("duplicates", 300, dim, 1)), held(awkward("random", 40, dim, 2))
     first = search(*chosen, k=50, similarity=similarity, plan=cut(1000))
     for rows_per_block in (1, 49, 128):
@@ -203,14 +203,14 @@ def test_block_size_changes_no_bit(similarity, dim):
         assert np.array_equal(first.similarities_QK, again.similarities_QK)
 
 
-def test_equal_similarities_are_ordered_by_row(tmp_path):
+def test_equal_similarities_are_ordered_by_row(tmp_path) -> None:
     database = np.tile(np.eye(3, dtype=np.float32), (8, 1))
     found = search(*selections(tmp_path / "f", database, database[:3]), k=8, similarity="cosine", plan=cut(5))
     assert found.rows_QK.tolist() == [list(range(i, 24, 3)) for i in range(3)]
     assert (found.similarities_QK == 1).all()
 
 
-def test_rows_that_take_no_part_are_never_neighbours(tmp_path):
+def test_rows_that_take_no_part_are_never_neighbours(tmp_path) -> None:
     database = awkward("random", 50, 6, 1)
     database[10] = np.nan_to_num(database[10])
     chosen = selections(tmp_path / "f", database, database[:5], train=np.flatnonzero(np.arange(50) % 4 != 1))
@@ -218,7 +218,7 @@ def test_rows_that_take_no_part_are_never_neighbours(tmp_path):
     assert sorted(found.rows_QK[0].tolist()) == np.flatnonzero(np.arange(50) % 4 != 1).tolist()
 
 
-def test_k_can_be_all_rows_and_no_more(tmp_path):
+def test_k_can_be_all_rows_and_no_more(tmp_path) -> None:
     chosen = selections(tmp_path / "f", awkward("random", 12, 3, 1), awkward("random", 2, 3, 2))
     assert search(*chosen, k=12, similarity="cosine", plan=cut(5)).rows_QK.shape == (2, 12)
     for k in (0, 13):
@@ -226,7 +226,7 @@ def test_k_can_be_all_rows_and_no_more(tmp_path):
             search(*chosen, k=k, similarity="cosine", plan=cut(5))
 
 
-def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path):
+def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path) -> None:
     """They reach a store only by other programs: the writer refuses them."""
     database = awkward("random", 30, 4, 1)
     features = {"train": {"x": database}, "val": {"x": database[:4]}}
@@ -243,7 +243,7 @@ def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity):
+def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity) -> None:
     import faiss
 
     if not getattr(faiss, "get_num_gpus", int)():

@@ -14,8 +14,10 @@ from tests.conftest import make_features
 @pytest.mark.parametrize("pieces", [64, 2**20])
 @pytest.mark.parametrize("left_out", [[], [0], [3, 4, 5, 20, 49], list(range(8, 30))])
 @pytest.mark.parametrize("unit_length", [False, True])
-def test_rows_that_take_part_are_all_there_once(tmp_path, monkeypatch, rows_per_block, pieces, left_out, unit_length):
-    monkeypatch.setattr(selection, "_BYTES", pieces)
+def test_rows_that_take_part_are_all_there_once(
+    tmp_path, monkeypatch, rows_per_block, pieces, left_out, unit_length
+) -> None:
+    monkeypatch.setattr(selection, "_PIECE_BYTES", pieces)
     values = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
     valid = {"train": ~np.isin(np.arange(50), left_out), "val": np.ones(50, bool)}
     features = {split: {"x": values} for split in valid}
@@ -32,7 +34,7 @@ def test_rows_that_take_part_are_all_there_once(tmp_path, monkeypatch, rows_per_
     assert np.allclose(np.concatenate([part[1] for part in parts]), expected, rtol=1e-6)
 
 
-def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tmp_path):
+def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tmp_path) -> None:
     """The square of 1e-30 is 0 in float32."""
     values = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
     values[7] *= np.float32(1e-30)
@@ -53,7 +55,7 @@ def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tm
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-41, 1e-38, 1e-30, 1e-20, 1e-13, 1e-12, 1.0, 1e18, 1e30, 1e38])
-def test_rows_of_every_length_that_float32_can_have_are_scaled_to_length_1(size):
+def test_rows_of_every_length_that_float32_can_have_are_scaled_to_length_1(size) -> None:
     """Whatever lies beside them: ordinary rows come out the same to the bit."""
     values = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
     alone = values[1:].copy()
@@ -65,5 +67,5 @@ def test_rows_of_every_length_that_float32_can_have_are_scaled_to_length_1(size)
     assert np.array_equal(values[1:], alone)
 
 
-def test_lengths_do_not_overflow_where_float32_does():
+def test_lengths_do_not_overflow_where_float32_does() -> None:
     assert selection.lengths_of(np.full((1, 4), 3e38, np.float32)) == pytest.approx([6e38], rel=1e-6)

@@ -40,7 +40,7 @@ def made(kind, num_queries, num_rows):
 @pytest.mark.parametrize("error", [0.0, 0.05, np.inf])
 @pytest.mark.parametrize("rows_at_once", [1, 100, 1024])
 @pytest.mark.parametrize("k", [1, 20])
-def test_what_is_lost_scored_no_more_than_the_floor(kind, error, rows_at_once, k):
+def test_what_is_lost_scored_no_more_than_the_floor(kind, error, rows_at_once, k) -> None:
     scores_QN = made(kind, 70, 2000)
     shortlist = offered(scores_QN, k=k, errors_Q=np.full(70, error), rows_at_once=rows_at_once)
     assert shortlist.rows_QC.shape[1] <= room_for(k)
@@ -55,7 +55,7 @@ def test_what_is_lost_scored_no_more_than_the_floor(kind, error, rows_at_once, k
 
 
 @pytest.mark.parametrize("rows_at_once", [7, 1024])
-def test_every_row_within_two_errors_of_the_kth_score_is_kept(rows_at_once):
+def test_every_row_within_two_errors_of_the_kth_score_is_kept(rows_at_once) -> None:
     scores_QN = made("random", 30, 3000)
     errors_Q = np.linspace(0, 0.02, 30)
     shortlist = offered(scores_QN, k=50, errors_Q=errors_Q, rows_at_once=rows_at_once)
@@ -65,7 +65,7 @@ def test_every_row_within_two_errors_of_the_kth_score_is_kept(rows_at_once):
         assert len(near) >= 50
 
 
-def test_relative_errors_widen_the_list_by_the_size_of_the_score():
+def test_relative_errors_widen_the_list_by_the_size_of_the_score() -> None:
     scores_QN = made("random", 5, 3000) + np.float32(100)
     narrow, wide = (
         offered(scores_QN, k=20, errors_Q=np.zeros(5), rows_at_once=500, relative=relative) for relative in (0.0, 0.001)
@@ -74,7 +74,7 @@ def test_relative_errors_widen_the_list_by_the_size_of_the_score():
     assert (wide.floor_Q < np.sort(scores_QN, axis=1)[:, -20] - 0.2).all()
 
 
-def test_more_near_rows_than_there_is_room_for_raise_the_floor_to_what_was_dropped():
+def test_more_near_rows_than_there_is_room_for_raise_the_floor_to_what_was_dropped() -> None:
     shortlist = offered(made("equal", 3, 5000), k=10, errors_Q=np.full(3, 1.0), rows_at_once=512)
     assert (shortlist.floor_Q == 0.5).all()
     assert ((shortlist.rows_QC >= 0).sum(axis=1) >= 10).all()

@@ -38,7 +38,7 @@ def ranking_by_hand(similarities, labels, weigh, k):
         ("inverse_distance", None, lambda s: 1 / (1e-5 - s)),
     ],
 )
-def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh):
+def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh) -> None:
     similarities, labels = neighbours()
     if vote == "inverse_distance":
         similarities = similarities - 1
@@ -50,7 +50,7 @@ def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh):
     assert votes.num_voted(k=k).tolist() == [len(wanted) for wanted in expected]
 
 
-def test_vote_stays_finite_and_right_where_peers_overflow():
+def test_vote_stays_finite_and_right_where_peers_overflow() -> None:
     """exp(s / T) is infinite in float32 from s / T = 89 on; unnormalised features reach that at once."""
     similarities = np.array([[5000.0, 4999.0, 4999.0, 10.0]])
     labels = np.array([[2, 1, 1, 0]])
@@ -61,7 +61,7 @@ def test_vote_stays_finite_and_right_where_peers_overflow():
         assert ranked[0, 0] == (1 if temperature > 2 else 2)
 
 
-def test_equal_scores_go_to_the_class_of_the_nearer_neighbour():
+def test_equal_scores_go_to_the_class_of_the_nearer_neighbour() -> None:
     similarities = np.array([[0.5, 0.5, 0.5, 0.5]])
     weights = vote_weights(similarities, vote="exponential", temperature=0.07)
     assert ClassVotes.of(np.array([[3, 0, 0, 3]]), num_classes=4).ranking(weights, k=4)[0].tolist() == [
@@ -80,21 +80,21 @@ def test_equal_scores_go_to_the_class_of_the_nearer_neighbour():
     ]
 
 
-def test_repeated_classes_add_up():
+def test_repeated_classes_add_up() -> None:
     """`scores[rows, labels] += w` would count each class once."""
     votes = ClassVotes.of(np.array([[1, 0, 0, 0]]), num_classes=2)
     assert votes.ranking(np.array([[1.0, 0.5, 0.5, 0.5]]), k=4)[0, 0] == 0
 
 
 @pytest.mark.parametrize("num_classes", [3, 50_000, 3_000_000])
-def test_slices_of_queries_change_nothing(num_classes):
+def test_slices_of_queries_change_nothing(num_classes) -> None:
     similarities, labels = neighbours(classes=3)
     weights = vote_weights(similarities, vote="exponential", temperature=0.1)
     few = ClassVotes.of(labels, num_classes=3).ranking(weights, k=9)
     assert np.array_equal(ClassVotes.of(labels, num_classes=num_classes).ranking(weights, k=9), few)
 
 
-def test_classes_without_a_vote_have_their_place_behind_the_others():
+def test_classes_without_a_vote_have_their_place_behind_the_others() -> None:
     votes = ClassVotes.of(np.array([[4, 2, 4]]), num_classes=7)  # without a vote, in order: 0 1 3 5 6
     assert [int(votes.places_among_unvoted(np.array([c]), k=3)[0]) for c in range(7)] == [0, 1, -1, 2, -1, 3, 4]
     assert votes.places_among_unvoted(np.array([2]), k=1)[0] == 2
@@ -111,7 +111,7 @@ def scikit_learns_votes(k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_probabilities_and_shares_are_scikit_learns(k):
+def test_probabilities_and_shares_are_scikit_learns(k) -> None:
     votes, weights, expected = scikit_learns_votes(k)
     assert votes.probabilities(weights, k=k) == pytest.approx(expected, rel=1e-12)
     ranked, shares = votes.ranking_with_shares(weights, k=k, top=3)
@@ -120,14 +120,14 @@ def test_probabilities_and_shares_are_scikit_learns(k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_a_complete_ranking_puts_classes_without_a_vote_last_by_number(k):
+def test_a_complete_ranking_puts_classes_without_a_vote_last_by_number(k) -> None:
     votes, weights, expected = scikit_learns_votes(k)
     by_number = np.argsort(-expected, axis=1, kind="stable")  # two classes with a vote never tie here
     assert np.array_equal(votes.complete_ranking(weights, k=k), by_number)
 
 
 @pytest.mark.parametrize(("num_queries", "num_classes"), [(400, 100_000), (4, 6_000_000)])
-def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, num_classes):
+def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, num_classes) -> None:
     """400 queries of 100,000 classes have 320 MB of scores in float64; of 6 million, one query has 48 MB."""
     labels = np.random.default_rng(0).integers(0, num_classes, (num_queries, 3))
     tracemalloc.start()
@@ -139,13 +139,13 @@ def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, nu
 
 
 @pytest.mark.parametrize("k", [0, 31])
-def test_k_beyond_the_neighbours_is_refused(k):
+def test_k_beyond_the_neighbours_is_refused(k) -> None:
     similarities, labels = neighbours()
     with pytest.raises(ValueError, match=r"k must be in \[1, 30\]"):
         ClassVotes.of(labels, num_classes=6).ranking(similarities, k=k)
 
 
 @pytest.mark.parametrize("temperature", [None, 0.0, -1.0, float("nan")])
-def test_a_temperature_that_is_not_positive_is_refused(temperature):
+def test_a_temperature_that_is_not_positive_is_refused(temperature) -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
         vote_weights(np.zeros((1, 1)), vote="exponential", temperature=temperature)

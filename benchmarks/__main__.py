@@ -1,10 +1,10 @@
-"""Measure what the design promises, each against its yardstick, side by side in one process.
+"""Measure what the design promises, each against its baseline, side by side in one process.
 
     make benchmark                      all of them, about 8 minutes on 2 cores
     python -m benchmarks read search    some of them
 
-Every pair is run in turns, several times; the ratio is the median of the pairs' ratios, so that a
-machine whose speed drifts does not matter.
+Both of a pair run alternately, several times; the ratio is the median of the pairs' ratios, so that it does not
+depend on a machine whose speed drifts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def in_turns(ours, yardstick, *, repeats):
-    """Median seconds of both, and the median of the ratios ours / yardstick, after one run of each."""
+    """Return the median seconds of both, and the median ratio, after one warm-up run of each."""
     seconds = []
     for _ in range(repeats + 1):
         pair = []
@@ -79,7 +79,7 @@ def in_turns(ours, yardstick, *, repeats):
 
 
 def made_features(path, train, val, *, compression="none"):
-    """A feature set of two arrays."""
+    """Make a feature set of two arrays."""
     arrays = {"train": train, "val": val}
     rows = {
         split: SplitRows(
@@ -106,16 +106,16 @@ def made_features(path, train, val, *, compression="none"):
 
 
 def clustered(num_rows, dim, seed):
-    """Features with some structure: 100 directions and noise."""
+    """Make features with some structure: 100 centers and noise."""
     random = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((100, dim), dtype=np.float32)
+    centers = np.random.default_rng(0).standard_normal((100, dim), dtype=np.float32)
     values = random.standard_normal((num_rows, dim), dtype=np.float32)
-    values += centres[np.arange(num_rows) % 100]
+    values += centers[np.arange(num_rows) % 100]
     return values
 
 
 def read(folder):
-    """Reading a layer through the store against reading the same bytes from one flat file, both from the page cache."""
+    """Read a layer from the store, and the same bytes from one flat file, both from the page cache."""
     values = clustered(131_072, 2048, 1)
     features = made_features(folder / "read", values, values[:1024])
     flat = folder / "flat.bin"
@@ -143,7 +143,7 @@ def read(folder):
 
 
 def search(folder):
-    """Search from the store, rescoring and certificate included, against faiss with everything in memory."""
+    """Search from the store, with rescoring and error bounds, and with faiss and everything in memory."""
     for dim, num_rows in ((512, 800_000), (2048, 300_000)):
         yield from _search(folder / f"search{dim}", num_rows, dim)
 
@@ -171,7 +171,7 @@ def _search(path, num_rows, dim):
 
 
 def sweep(folder):
-    """One more k or temperature on kept neighbours against the search."""
+    """Evaluate one more k or temperature on cached neighbours, and search."""
     num_rows = 200_000
     features = made_features(folder / "sweep", clustered(num_rows, 512, 1), clustered(10_000, 512, 2))
     start = time.perf_counter()
@@ -186,7 +186,7 @@ def sweep(folder):
 
 
 def clustering(folder):
-    """One iteration of k-means from the store against one of faiss.Kmeans with everything in memory."""
+    """Run one iteration of k-means from the store, and one of faiss.Kmeans with everything in memory."""
     train = np.random.default_rng(0).standard_normal((200_000, 512), dtype=np.float32)
     features = made_features(folder / "kmeans", train, train[:1000])
     data = Selection(layer=features.layer("train", "x"), rows=np.arange(len(train)))
@@ -194,7 +194,7 @@ def clustering(folder):
     for count in (100, 1000):
         centroids = train[:count].copy()
 
-        parts = list(data.parts(rows, unit_length=False))  # one block, which is held
+        parts = list(data.parts(rows, unit_length=False))  # one block, which stays in memory
 
         def ours(count=count, centroids=centroids, parts=parts):
             sums, counts = np.zeros((count, 512)), np.zeros(count, np.int64)
@@ -217,7 +217,7 @@ def clustering(folder):
 
 
 class Noise(ImageSource):
-    """Images that are in memory already, so that decoding costs nothing."""
+    """Images in memory, so that decoding costs nothing."""
 
     in_memory = True
 
@@ -235,7 +235,7 @@ class Noise(ImageSource):
 
 
 def extraction(folder):
-    """Extraction of two layers against the bare forward pass of the same batches, images in memory."""
+    """Extract two layers, and run the bare forward pass of the same batches, images in memory."""
     for name, layers, num_rows in (("resnet50", ["res4", "res5"], 128), ("squeezenet1_0", ["features.12"], 512)):
         sources = {"train": Noise(num_rows), "val": Noise(32)}
         transform = Transform(resize=None, crop=224)
@@ -278,7 +278,7 @@ def extraction(folder):
 
 
 class TimedWriter(ChunkWriter):
-    """Counts the seconds that writing takes."""
+    """Measures the seconds spent writing."""
 
     seconds = 0.0
 
@@ -290,7 +290,7 @@ class TimedWriter(ChunkWriter):
 
 
 def safety(folder):
-    """What fsync, checksums and journal take of an extraction: of photographs, if BENCH_PHOTOS names a folder."""
+    """Measure what fsync, checksums and journal cost an extraction, of photographs if BENCH_PHOTOS names a folder."""
     photographs = os.environ.get("BENCH_PHOTOS")
     if photographs:
         sources = open_sources(source="folder", root=Path(photographs), train_split="train", val_split="test")

@@ -1,10 +1,10 @@
-"""Data sets laid out as ImageNet-1k and Places205 are, with small images of any number, to try pipelines on.
+"""Make data sets laid out like ImageNet-1k and Places205, of any number of small images, to try pipelines on.
 
     python -m benchmarks.synthetic in1k FOLDER --train 2 --val 1            class folders for train and val
-    python -m benchmarks.synthetic in1k FOLDER --flat                       val as it is distributed, with a devkit
+    python -m benchmarks.synthetic in1k FOLDER --flat                       val as distributed, with a devkit
     python -m benchmarks.synthetic places205 FOLDER                         file lists
 
-Each class has colours of its own, so that its images are more alike than others.
+Each class has its own colors, so that its images are more alike than others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_in1k(root, *, num_classes=1000, train=1, val=1, flat=False, size=32):
 
 
 def write_devkit(folder, wnids, labels):
-    """Write ImageNet's ground truth and synsets; the numbers are not in the order of the WordNet ids."""
+    """Write ImageNet's ground truth and synsets, whose numbers do not follow the order of WordNet ids."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = np.random.default_rng(1).permutation(len(wnids)) + 1
     synsets = np.array(
@@ -60,10 +60,10 @@ def make_places205(root, *, num_classes=205, train=5, val=1, size=32):
 
 
 def write(path, label, index, size):
-    """Write an image of the class's colours with some noise."""
+    """Write an image of the class's colors with some noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    colours = np.random.default_rng(label).integers(30, 226, (3, 3, 3))
-    noisy = colours + np.random.default_rng([label, index]).integers(-30, 31, colours.shape)
+    colors = np.random.default_rng(label).integers(30, 226, (3, 3, 3))
+    noisy = colors + np.random.default_rng([label, index]).integers(-30, 31, colors.shape)
     image = Image.fromarray(noisy.astype(np.uint8)).resize((size + index % 5, size), Image.Resampling.BICUBIC)
     image.save(path, "JPEG")
 

@@ -1,4 +1,4 @@
-"""What a pipeline will take: disk, memory and time, and whether it can work, before anything is written."""
+"""What a pipeline needs (disk, memory, time), and whether it can run, before anything is written."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class LayerPlan:
     name: str
     shape: tuple[int, ...]
     bytes: int
-    """On disk, where the last chunk of a split is whole."""
+    """On disk; the last chunk of a split is stored at full size."""
 
     there: bool
-    """Whether it is complete already."""
+    """Whether it is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a pipeline will take."""
+    """What a pipeline needs."""
 
     name: str
     images: dict[str, int]
     """By split."""
 
     classes: dict[str, int]
-    """Those that have an image, by split."""
+    """Classes that have an image, by split."""
 
     shared_classes: int
     unlabelled: int
@@ -59,39 +59,39 @@ class Plan:
     rows_per_chunk: int
     chunks: int
     disk_needed: int
-    """Bytes yet to be written."""
+    """Bytes that are still to be written."""
 
     disk_free: int
     memory: int
-    """Bytes that stage two may take."""
+    """Memory budget of stage two, in bytes."""
 
     rate: float | None
-    """Images a second of one process; None if it was not measured."""
+    """Images per second of one process; None if it was not measured."""
 
     ranks: int
     pending: int
-    """Images of which a layer is missing."""
+    """Images whose layers are not all complete."""
 
     search: str
-    """What searches, and how."""
+    """The search and its engine."""
 
     weights: str
     problems: tuple[str, ...]
-    """Why it can't work; empty if it can."""
+    """Why it can't run; empty if it can."""
 
     @property
     def seconds(self) -> float | None:
-        """Time of stage one, if each rank runs as fast as one alone."""
+        """Time of stage one, if each rank is as fast as a single one."""
         return None if not self.rate else self.pending / (self.rate * self.ranks)
 
 
 def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
-    """Check a pipeline, measure its model for some seconds, and say what it will take.
+    """Check a pipeline, measure its model for some seconds, and return what it needs.
 
     Raises
     ------
     BenchError
-        If data, model, layers or weights do not allow it at all.
+        If data, model, layers or weights are wrong.
     """
     checked = check(pipeline)
     path = pipeline.store / pipeline.name
@@ -118,7 +118,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     needed = sum(len(missing[name]) * chunk_bytes * info.dim for name, info in checked.layers.items())
     pending = sum(len(grids[split].rows(chunk)) for split, chunk in set().union(*missing.values()))
     used = {split: _class_names(each) for split, each in rows.items()}
-    disk_free = shutil.disk_usage(_first_there(path)).free
+    disk_free = shutil.disk_usage(_existing_folder(path)).free
     problems = [f"{path} was made with other settings: {fault}" for fault in mismatches]
     problems += _problems(pipeline, rows, needed=needed, disk_free=disk_free)
     search, too_little = _searches(pipeline, images, checked)
@@ -146,14 +146,14 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
 
 
 def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
-    """Say a plan: what, and how much."""
+    """Yield the lines of a plan: what, and how much."""
     images = ", ".join(f"{count:,} {split}" for split, count in made.images.items())
     yield "images", images + (f" ({made.unlabelled:,} without a label)" if made.unlabelled else "")
     yield "classes", f"{made.classes['train']:,} train, {made.classes['val']:,} val, {made.shared_classes:,} in both"
     yield "weights", made.weights
     for layer in made.layers:
         shape = " x ".join(map(str, layer.shape))
-        yield f"layer {layer.name}", f"{shape}, {_size(layer.bytes)}" + (", is there" if layer.there else "")
+        yield f"layer {layer.name}", f"{shape}, {_size(layer.bytes)}" + (", complete" if layer.there else "")
     yield "chunks", f"{made.chunks:,} of {made.rows_per_chunk:,} rows for each layer"
     yield "disk", f"{_size(made.disk_needed)} to write, {_size(made.disk_free)} free"
     yield "memory of stage two", f"at most {_size(made.memory)}"
@@ -171,7 +171,7 @@ def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
 def _missing(
     features: FeatureSet | None, grids: Mapping[str, Grid], layers: Sequence[str]
 ) -> dict[str, set[tuple[str, int]]]:
-    """Chunks of each layer, (split, number), that are not written yet."""
+    """Chunks of each layer, (split, number), that are not written."""
     missing = {
         name: {(split, chunk) for split, grid in grids.items() for chunk in range(grid.num_chunks)} for name in layers
     }
@@ -189,7 +189,7 @@ def _class_names(rows: SplitRows) -> set[str]:
 
 
 def _searches(pipeline: Pipeline, images: dict[str, int], checked: CheckedPipeline) -> tuple[str, list[str]]:
-    """Say what searches the largest layer, and why it can't."""
+    """Say which engines would search the largest layer, or why none can."""
     kinds: dict[Similarity, int] = {}
     for protocol in find_protocols(pipeline.evaluate.knn.protocol).values():
         k = max(pipeline.evaluate.knn.k or protocol.k)
@@ -219,18 +219,19 @@ def _problems(pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, di
     num_train = len(rows["train"].labels)
     if needed > disk_free:
         yield (
-            f"the layers need {_size(needed)} of disk, {_size(disk_free)} are free in {_first_there(pipeline.store)}. "
-            f"Take fewer layers, pool them, halve them with --dtype float16, or choose another --store."
+            f"the layers need {_size(needed)} of disk, {_size(disk_free)} are free in "
+            f"{_existing_folder(pipeline.store)}. Use fewer layers, pool them, halve them with --dtype float16, or "
+            f"choose another --store."
         )
     too_large = [k for k in pipeline.evaluate.knn.k or () if k > num_train]
     if too_large:
-        yield f"evaluate.knn.k={too_large} is more than the {num_train:,} images of train. Take fewer with --k."
+        yield f"evaluate.knn.k={too_large} is more than the {num_train:,} images of train. Lower it with --k."
     clusters = [count for count in pipeline.evaluate.kmeans.clusters if isinstance(count, int) and count > num_train]
     if clusters:
         yield f"evaluate.kmeans.clusters={clusters} is more than the {num_train:,} images of train."
     for split, each in rows.items():
         if not (each.labels >= 0).any():
-            yield f"no image of {split} has a label, so there is nothing to evaluate. Give class folders, or a list."
+            yield f"no image of {split} has a label, so there is nothing to evaluate. Use class folders, or a list."
 
 
 def _rate(checked: CheckedPipeline, seconds: float) -> float:
@@ -248,8 +249,8 @@ def _rate(checked: CheckedPipeline, seconds: float) -> float:
     )
 
 
-def _first_there(path: Path) -> Path:
-    """The folder itself, or the first above it that exists."""
+def _existing_folder(path: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 

@@ -1,7 +1,7 @@
-"""Which rank this process is: of torchrun's, of srun's, or the only one.
+"""Which rank this process is: one that torchrun or srun started, or the only one.
 
-Ranks share nothing but the feature set, so this is only a name for the run, a number for the journal
-and the GPU, and where among the chunks to begin.
+Ranks share nothing but the feature set, so a rank is only a name for the run, a number for its journal and
+GPU, and a chunk to begin with.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class Rank:
     """One process of a run."""
 
     run: str
-    """The same in all processes that work together, and in no others."""
+    """The same in all processes that work together, and different in any other run."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Among those of this host: the number of its GPU."""
+    """Among the ranks of this host; the number of its GPU."""
 
     local_world_size: int = 1
-    """Ranks that share the cores of this one."""
+    """Ranks that share this host's cores."""
 
 
 def alone() -> Rank:
@@ -34,7 +34,7 @@ def alone() -> Rank:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """Return the rank that torchrun or srun has made this process; None if it was started by hand.
+    """Return the rank that torchrun or srun has made this process; None if neither started it.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None
         keys = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         run = "slurm-" + ".".join(environment.get(key, "0") for key in keys)
         rank, world_size, local_rank = "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"
-        is_bound = "SLURM_CPUS_PER_TASK" in environment  # each task has cores of its own
+        is_bound = "SLURM_CPUS_PER_TASK" in environment  # each task has its own cores
         sharing = 1 if is_bound else -(-int(environment[world_size]) // int(environment.get("SLURM_NNODES", "1")))
     else:
         return None

@@ -1,6 +1,6 @@
-"""Stopping when asked to.
+"""Graceful shutdown on SIGINT and SIGTERM.
 
-The first signal lets the chunk in hand be finished, a second one ends the process at once.
+After the first signal the current chunk is finished; a second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ONE_PRESS_S = 1.0
-"""Ctrl-C reaches a rank from the terminal and again from its launcher: so close together, they are one."""
+"""Two signals within this time are one: Ctrl-C reaches a rank from the terminal and again from its launcher."""
 
 
 NOTICE = "Stopping after the current chunk; once more stops at once."
 
 SHOW_CURSOR = b"\x1b[?25h\n"
-"""What a terminal needs that a bar is drawn on."""
+"""To be written to a terminal on which a bar is drawn."""
 
 
 class Interrupted(Exception):  # noqa: N818 -- no error: it was asked for
@@ -39,21 +39,21 @@ class StopRequest:
     def __init__(self, *, quiet: bool = False) -> None:
         self.signal: int | None = None
         self.on_bar = False
-        """Whether a bar is being drawn, by whoever then shows the notice above it."""
+        """Whether a bar is drawn; whoever draws it then shows the notice above it."""
         self._quiet = quiet
         self._since = 0.0
 
     def __call__(self) -> bool:
-        """Whether to begin no other chunk."""
+        """Whether to stop before the next chunk."""
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended."""
+        """The exit code that a shell expects after a signal."""
         return 128 + (self.signal or signal.SIGINT)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; end the process at the second."""
+        """Record the first signal; end the process at the second."""
         if self.signal is not None and time.monotonic() - self._since > ONE_PRESS_S:
             self._say((SHOW_CURSOR if self.on_bar else b"") + b"Stopped at once; the unfinished chunk is lost.\n")
             os._exit(128 + number)
@@ -71,15 +71,15 @@ class StopRequest:
 
 @contextmanager
 def graceful_shutdown(*, quiet: bool = False) -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM in the block, unless someone else does; nothing outside of the main thread.
+    """Handle SIGINT and SIGTERM in the block, unless they have other handlers; only in the main thread.
 
-    `quiet` leaves it to another process to say so.
+    With `quiet`, another process shows the notice.
     """
     stopping = StopRequest(quiet=quiet)
     if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
-    usual = (signal.SIG_DFL, signal.default_int_handler)  # submitit, for one, has its own way with SIGTERM
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # submitit, for one, handles SIGTERM itself
     free = [number for number in SIGNALS if signal.getsignal(number) in usual]
     before = {number: signal.signal(number, stopping.handle) for number in free}
     try:

@@ -1,4 +1,4 @@
-"""Which transform an extraction takes: what the pipeline says, what belongs to the weights, ImageNet's usual."""
+"""The transform of an extraction: from the pipeline, from what is saved with the weights, or ImageNet's usual one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _GEOMETRY = ("resize", "crop")
 
 
 def choose_transform(pipeline: Pipeline) -> tuple[Transform, str]:
-    """Choose the transform, and say in words where it is from if not from the pipeline alone.
+    """Choose the transform, and say in words where it comes from, unless it is from the pipeline alone.
 
-    What belongs to the weights is what torchvision says of its own, `preprocessor_config.json` or timm's
-    `pretrained_cfg` beside them, or timm's of the tag in `timm:NAME.TAG`. `resize` and `crop` go together there: if
-    the pipeline says either, both are the pipeline's.
+    Weights have a transform in torchvision's presets, in `preprocessor_config.json` or timm's `pretrained_cfg` beside
+    them, or in timm by the tag in `timm:NAME.TAG`. `resize` and `crop` go together: if the pipeline sets either, both
+    are the pipeline's.
 
     Raises
     ------
     WeightsError
-        If what is beside the weights can't be read, or is nothing that a transform does.
+        If the file beside the weights can't be read, or describes a transform that is not supported.
     """
     usual = (pipeline.transform or TransformConfig()).model_dump()
     said = pipeline.transform.model_fields_set if pipeline.transform else set()
@@ -45,11 +45,11 @@ def choose_transform(pipeline: Pipeline) -> tuple[Transform, str]:
     other = {key: value for key, value in theirs.items() if getattr(chosen, key) != _plain(value)}
     texts = []
     if taken:
-        texts.append(f"transform from {where}: {_listed(taken)}")
+        texts.append(f"transform from {where}: {_in_words(taken)}")
         logger.info("%s", texts[-1])
     if other:
-        here = _listed({key: getattr(chosen, key) for key in other})
-        texts.append(f"{where} says {_listed(other)}; the pipeline, which counts, says {here}")
+        here = _in_words({key: getattr(chosen, key) for key in other})
+        texts.append(f"{where} says {_in_words(other)}; the pipeline overrides it with {here}")
         logger.warning("%s", texts[-1])
     return chosen, "; ".join(texts)
 
@@ -66,7 +66,7 @@ def _torchvision(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _of_weights(pipeline: Pipeline) -> tuple[dict[str, Any], str] | None:
-    """Settings that certainly belong to the weights, and where they are from."""
+    """Return settings that certainly belong to the weights, and where they come from."""
     if pipeline.weights.file is None:
         return None
     beside = preprocessing_of(pipeline.weights.file)
@@ -79,11 +79,11 @@ def _of_weights(pipeline: Pipeline) -> tuple[dict[str, Any], str] | None:
     try:
         return (of_timm(own), f"timm, for {trunk.removeprefix(TIMM)}") if own else None
     except (TypeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{trunk}: timm's preprocessing can't be followed: {error}") from error
+        raise WeightsError(f"{trunk}: timm's preprocessing is not supported: {error}") from error
 
 
 def _of_timms_own_weights(pipeline: Pipeline, usual: dict[str, Any], said: set[str]) -> str:
-    """Warn where timm prepares images for its own weights of this name otherwise: the file may be these, or may not."""
+    """Warn if timm preprocesses images differently for its own weights of this name, which the file may be."""
     trunk = pipeline.model.trunk
     own = timm_preprocessing(trunk) if trunk.startswith(TIMM) and pipeline.weights.file is not None else None
     if not own:
@@ -97,10 +97,11 @@ def _of_timms_own_weights(pipeline: Pipeline, usual: dict[str, Any], said: set[s
         return ""
     tag = str(own.get("tag") or "")
     text = (
-        f"timm prepares images for its own weights of {trunk.removeprefix(TIMM)} with "
-        f"{_listed({key: theirs[key] for key in differ})}; here it is {_listed({key: usual[key] for key in differ})}. "
+        f"timm preprocesses images for its own weights of {trunk.removeprefix(TIMM)} with "
+        f"{_in_words({key: theirs[key] for key in differ})}; here it is "
+        f"{_in_words({key: usual[key] for key in differ})}. "
         f"If {pipeline.weights.file} is those weights: model.trunk={trunk}{'.' + tag if tag else ''}; otherwise "
-        f"say the transform that it was trained with, transform.mean=[...] and so on"
+        f"set the transform that it was trained with, transform.mean=[...] and so on"
     )
     logger.warning("%s", text)
     return text
@@ -110,7 +111,7 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _listed(settings: dict[str, Any]) -> str:
+def _in_words(settings: dict[str, Any]) -> str:
     def shown(value: Any) -> str:
         if isinstance(value, tuple):
             return "[" + ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) + "]"

@@ -1,4 +1,4 @@
-"""One split as arrays, and labels as people have them, brought to one form.
+"""One split as arrays, and labels of any usual type converted to one form.
 
 That form is an integer or a name for each row, -1 or "" where there is none.
 """
@@ -14,8 +14,8 @@ from featbench.store import BenchError, SplitRows
 from featbench.store.names import clashing_names, normal_name
 from featbench.store.typing import Array, Ints
 
-EXACT = 2.0**53
-"""Up to here a float64 holds every integer."""
+LARGEST_EXACT_INTEGER = 2.0**53
+"""Up to here every integer is a float64."""
 
 
 class ImportingError(BenchError, ValueError):
@@ -24,7 +24,7 @@ class ImportingError(BenchError, ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrays:
-    """One split from elsewhere."""
+    """One split of imported features."""
 
     layers: Mapping[str, Array]
     """Features by layer, each of shape (N, ...)."""
@@ -36,19 +36,19 @@ class Arrays:
 
 
 def plain_labels(labels: Array, *, where: str) -> Array:
-    """Check labels and bring them to shape (N,), as int64 or as text in Unicode's normal form NFC.
+    """Check labels and convert them to shape (N,), as int64 or as text in Unicode's normal form NFC.
 
     Parameters
     ----------
     labels : ndarray of shape (N,) or (N, 1)
         Integers, booleans, floats that are whole numbers (NaN: no label), text, or bytes in UTF-8.
     where : str
-        For messages: split or file.
+        Split or file, for messages.
 
     Raises
     ------
     ImportingError
-        If they are something else: several labels a row, one-hot rows, fractions, numbers below -1.
+        If they are anything else: several labels per row, one-hot rows, fractions, numbers below -1.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -62,7 +62,7 @@ def plain_labels(labels: Array, *, where: str) -> Array:
     if labels.dtype.kind == "f":
         return _whole(labels, where)
     if labels.dtype.kind == "u" and labels.max(initial=0) > np.iinfo(np.int64).max:
-        raise ImportingError(f"{where}: label {labels.max()} is larger than an int64 holds")
+        raise ImportingError(f"{where}: label {labels.max()} does not fit into int64")
     if labels.dtype.kind in "iu":
         least = labels.min(initial=0)
         if least < -1:
@@ -75,7 +75,7 @@ def plain_labels(labels: Array, *, where: str) -> Array:
 
 
 def split_rows(split: str, labels: Array, paths: tuple[str, ...] | None) -> SplitRows:
-    """Number the classes of plain labels, and name the rows."""
+    """Number the classes of plain labels, and give each row a path."""
     if paths is not None and len(paths) != len(labels):
         raise ImportingError(f"{split}: {len(paths)} paths and {len(labels)} labels")
     numbers, class_names = numbered(labels)
@@ -93,27 +93,27 @@ def numbered(labels: Array) -> tuple[Ints, tuple[str, ...]]:
     ([1, -1, 0], ('3', '7'))
     """
     values, numbers = np.unique(labels, return_inverse=True)
-    if len(values) and values[0] in (-1, ""):  # the least value of each kind is the one that means none
+    if len(values) and values[0] in (-1, ""):  # "none" sorts first, as integer and as text
         values, numbers = values[1:], numbers - 1
     return numbers.astype(np.int64), tuple(str(value) for value in values)
 
 
 def are_row_numbers(labels: Array, rows: Array | None = None) -> bool:
-    """Whether labels are nothing but the numbers of their rows."""
+    """Whether the labels are just the row numbers."""
     if labels.dtype.kind not in "iu" or len(labels) < 2:
         return False
     return bool(np.array_equal(labels, np.arange(len(labels)) if rows is None else rows))
 
 
 def _several(labels: Array) -> str:
-    """Say what labels of several columns look like, and what to do."""
+    """Say how to make one label per row of several columns."""
     if labels.ndim != 2:
         return ""
     if labels.dtype.kind in "biuf" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
         return ". They are one-hot: give labels.argmax(axis=1)"
     return (
-        ". Several labels for each row are not supported, since each row counts as one class; give the column that is "
-        "meant, labels[:, column], by --train-labels and --val-labels"
+        ". Several labels per row are not supported, since each row has one class. Choose a column, labels[:, column], "
+        "and pass it with --train-labels and --val-labels"
     )
 
 
@@ -121,12 +121,12 @@ def _whole(labels: Array, where: str) -> Array:
     labels = labels.astype(np.float64)
     none = np.isnan(labels)
     known = labels[~none]
-    wrong = ~(np.isfinite(known) & (np.abs(known) <= EXACT) & (known == np.trunc(known)))
+    wrong = ~(np.isfinite(known) & (np.abs(known) <= LARGEST_EXACT_INTEGER) & (known == np.trunc(known)))
     if wrong.any():
         row = int(np.flatnonzero(~none)[np.flatnonzero(wrong)[0]])
         raise ImportingError(
             f"{where}: labels must be whole numbers, or NaN for none; got {labels[row]} in row {row}. "
-            f"Are these values to regress on rather than classes?"
+            f"Are these regression targets rather than classes?"
         )
     return plain_labels(np.where(none, -1, labels).astype(np.int64), where=where)
 
@@ -141,6 +141,6 @@ def _names(labels: Array, where: str) -> Array:
     if clash := clashing_names(names):
         raise ImportingError(
             f"{where}: two classes have the same name in two Unicode spellings, {clash[0]!a} and "
-            f"{clash[1]!a}. Write them alike, as by unicodedata.normalize('NFC', name)."
+            f"{clash[1]!a}. Normalize them, as by unicodedata.normalize('NFC', name)."
         )
     return np.array([normal_name(name) for name in names], np.str_)[numbers]

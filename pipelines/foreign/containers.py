@@ -1,7 +1,7 @@
-"""Files with arrays in them, recognised by what they hold rather than by their suffix, and opened without running code.
+"""Files of arrays, recognized by content rather than suffix, and opened without running code.
 
-An opened file is a mapping of names to arrays; each is read when it is asked for, so that one that can't be read
-does no harm to the others. A file of one array has it under the name "".
+An opened file is a mapping of names to arrays, each read when it is accessed, so that an unreadable one does not
+affect the others. A file of one array has it under the name "".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = ".npy, .npz, .pt or .pth of tensors, .csv, .tsv, .parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known of an array before it is read; None where only reading tells."""
+    """What is known of an array before it is read; None if unknown."""
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
@@ -73,7 +73,7 @@ def open_container(path: Path) -> Container:
     Raises
     ------
     ImportingError
-        If it can't be read, or is of a kind that is not read here; the message says what to do with that kind.
+        If it can't be read, or its kind is not supported; the message says how to convert it.
     """
     start = first_bytes(path)
     for begins, opener in _OPENERS:
@@ -88,11 +88,11 @@ def open_container(path: Path) -> Container:
         return _open_torch(path) if path.suffix.lower() in (".pt", ".pth") else _refuse_pickle(path)
     if path.suffix.lower() in (".csv", ".tsv", ".txt") or _is_table(start):
         return _open_table(path)
-    raise ImportingError(f"{path}: not a plain .npy or .npz file, nor another kind that can be imported: {KINDS}")
+    raise ImportingError(f"{path}: not a plain .npy or .npz file, nor another supported kind ({KINDS})")
 
 
 def first_bytes(path: Path) -> bytes:
-    """Read how a regular file begins; refuses folders, pipes and devices, which may never end."""
+    """Read the first bytes of a regular file; refuse folders, pipes and devices, which may never end."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
@@ -100,7 +100,7 @@ def first_bytes(path: Path) -> bytes:
                 return file.read(4096)
     except OSError as error:
         raise ImportingError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # a NUL within the path
+    except ValueError as error:  # a NUL in the path
         raise ImportingError(f"{path}: cannot be the path of a file ({error})") from error
     if not stat.S_ISDIR(mode):
         raise ImportingError(f"{path}: not a regular file; expected {KINDS}")
@@ -122,7 +122,7 @@ def _open_npy(path: Path) -> Container:
         with path.open("rb") as file:
             facts = _header(file)
     except (OSError, ValueError):
-        pass  # loading says what is wrong
+        pass  # loading will report it
     return Container(path, {"": load}, {"": facts})
 
 
@@ -148,7 +148,7 @@ def _open_zip(path: Path) -> Container:
             if size > free_memory():
                 raise ImportingError(
                     f"{path}: {name!r} would take {size / 2**30:,.1f} GiB of memory, {free_memory() / 2**30:,.1f} GiB "
-                    f"are free. Save it as .npy, which is read piece by piece."
+                    f"are free. Save it as .npy, which is read in blocks."
                 )
         with np.load(path, allow_pickle=False) as content:
             value: Array = content[name]
@@ -161,7 +161,7 @@ def _facts(archive: zipfile.ZipFile, member: str) -> Facts:
     try:
         with archive.open(member) as file:
             return _header(file)
-    except Exception:  # whatever is wrong with it is said when it is read
+    except Exception:  # reading will report it
         return Facts()
 
 
@@ -195,7 +195,7 @@ def _open_torch(path: Path) -> Container:
 
 
 def _named(content: Any, path: Path) -> dict[str, Any]:
-    """What a file holds, by name: of mappings within a mapping `outer_inner`, of a list or tuple `0`, `1`, ..."""
+    """Return the values of a file by name: `outer_inner` in nested mappings, `0`, `1`, ... in a list or tuple."""
     import torch
 
     if isinstance(content, Mapping):
@@ -212,13 +212,13 @@ def _named(content: Any, path: Path) -> dict[str, Any]:
     if len(content) > 1 and all(len(shape) > 1 for shape in shapes) and len({shape[1:] for shape in shapes}) == 1:
         raise ImportingError(
             f"{path}: holds {len(content)} tensors with rows of the same shape, such as the features of several "
-            f"batches. Save them as one, torch.cat(list)."
+            f"batches. Save them as one tensor: torch.cat(list)."
         )
     return {str(index): each for index, each in enumerate(content)}
 
 
 def _as_array(value: object) -> Array | None:
-    """A dense tensor with data, or a list of numbers or names, as an array; None for anything else."""
+    """Convert a dense tensor with data, or a list of numbers or names; None for anything else."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -226,7 +226,7 @@ def _as_array(value: object) -> Array | None:
             return None
         value = value.detach().resolve_conj().resolve_neg()
         if value.is_floating_point() and value.dtype not in (torch.float64, torch.float32, torch.float16):
-            value = value.float()  # bfloat16 and float8 have no counterpart in numpy
+            value = value.float()  # NumPy has neither bfloat16 nor float8
         return np.asarray(value.numpy())
     if isinstance(value, list | tuple) and value and all(isinstance(each, int | float | str) for each in value):
         return np.array(value)
@@ -235,8 +235,8 @@ def _as_array(value: object) -> Array | None:
 
 def _refuse_pickle(path: Path) -> Container:
     raise ImportingError(
-        f"{path}: a pickle, or a damaged file; pickles are not read, since that can run code. Load it where you trust "
-        f"it and save the arrays with numpy.savez."
+        f"{path}: a pickle, or a damaged file. Pickles are not read, since that can run code. If you trust it, load "
+        f"it yourself and save the arrays with numpy.savez."
     )
 
 
@@ -254,7 +254,7 @@ def _open_parquet(path: Path) -> Container:
     def load(name: str) -> Array:
         column = file.read(columns=[name]).column(0).combine_chunks()
         column = column.combine_chunks() if hasattr(column, "chunks") else column
-        if hasattr(column, "to_numpy_ndarray"):  # of a column of tensors of one shape
+        if hasattr(column, "to_numpy_ndarray"):  # a column of tensors of one shape
             return np.asarray(column.to_numpy_ndarray())
         if column.null_count and str(column.type) == "bool":
             column = column.cast("int8")
@@ -263,7 +263,7 @@ def _open_parquet(path: Path) -> Container:
         if str(column.type).startswith(("list", "fixed_size_list", "large_list")):
             values = column.flatten().to_numpy(zero_copy_only=False)
             if not len(column) or column.null_count or len(values) % len(column):
-                raise ImportingError(f"{path}: the lists of column {name!r} must all be of one length")
+                raise ImportingError(f"{path}: the lists of column {name!r} must all have the same length")
             lengths = set(column.value_lengths().to_pylist()) if hasattr(column, "value_lengths") else set()
             if len(lengths) > 1:
                 raise ImportingError(f"{path}: the lists of column {name!r} have {len(lengths)} different lengths")
@@ -292,7 +292,7 @@ def _open_table(path: Path) -> Container:
 
 
 def _refusal(error: ValueError) -> str:
-    """Why numpy does not read an .npy."""
+    """Say why NumPy does not read an .npy file."""
     if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
         return f"holds Python objects, which are not read; {_OBJECTS}"
     return f"not a plain .npy or .npz file ({_brief(error)})"

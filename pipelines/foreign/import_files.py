@@ -1,7 +1,7 @@
 """Files of features and labels: which array is which, and DINO's dumps.
 
-Arrays are taken by the names that are asked for, or else by usual ones (`features`, `x_train`, `arr_0` where nothing
-else fits); what was taken without being named is logged.
+Arrays are found by the names given, or else by usual ones (`features`, `x_train`, ...) or by shape and type; a choice
+that was not by name is logged.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def read_files(
     labels_key: str | None = None,
     unlabelled: bool = False,
 ) -> dict[str, Arrays]:
-    """Read both splits from one file or two, with labels beside the features or in files of their own.
+    """Read both splits from one file or two, with labels beside the features or in separate files.
 
     Parameters
     ----------
     files : mapping of str to Path
         `train`, and `val` unless one file holds both.
     label_files : mapping of str to Path
-        Of any split, or none.
+        Label files of any splits, or none.
     layer : str
-        What to call the features.
+        Name for the features.
     features_key, labels_key : str, optional
         Names of arrays, for both splits or `TRAIN,VAL`; usual names by default.
     unlabelled : bool
@@ -62,8 +62,8 @@ def read_files(
     train = open_container(files["train"])
     if "val" not in files and not _has_both(train) and "," not in (features_key or ""):
         raise ImportingError(
-            f"{files['train']}: does not hold both splits (arrays such as x_train and x_test); say what to import as "
-            f"val with --val"
+            f"{files['train']}: does not hold both splits (arrays such as x_train and x_test). Give the val split with "
+            f"--val"
         )
     val_path = files.get("val", files["train"])
     is_shared = val_path.resolve() == files["train"].resolve()
@@ -71,8 +71,8 @@ def read_files(
     names = {split: _features_name(opened[split], split, features_key, is_shared) for split in opened}
     if is_shared and names["train"] == names["val"] and _has_both(train):
         raise ImportingError(
-            f"{val_path}: train and val would both be {names['val']!r}, though it holds both splits. Leave --val and "
-            f"--features-key out, or name both arrays: --features-key TRAIN,VAL (it has {', '.join(train)})"
+            f"{val_path}: train and val would both be {names['val']!r}, though it holds both splits. Omit --val and "
+            f"--features-key, or name both arrays: --features-key TRAIN,VAL (it has {', '.join(train)})"
         )
     found = {}
     for split, container in opened.items():
@@ -89,7 +89,7 @@ def read_files(
 
 def read_labels(path: Path) -> Array:
     """Read a file of labels: one array, an array called `labels`, or text with one label in each line."""
-    first_bytes(path)  # refuse what is no regular file
+    first_bytes(path)  # refuse what is not a regular file
     if path.suffix.lower() in (".txt", ".csv", ".tsv", ".lst") and (lines := _single_column(path)) is not None:
         return values_of(lines)
     container = open_container(path)
@@ -139,9 +139,9 @@ def _features_name(container: Container, split: str, asked: str | None, is_share
     if len(fitting) != 1:
         raise ImportingError(
             f"{container.path}: no array 'features', and {'several' if fitting else 'none'} of "
-            f"{', '.join(container) or 'nothing'} could be meant. Choose with --features-key."
+            f"{', '.join(container) or 'no arrays'} could be the features. Choose with --features-key."
         )
-    logger.info("%s: the features are those called %s", container.path, fitting[0])
+    logger.info("%s: using array %r as features", container.path, fitting[0])
     return fitting[0]
 
 
@@ -153,8 +153,8 @@ def _labels_name(
     others = [name for name in container if name != features_name]
     if not others:
         raise ImportingError(
-            f"{container.path}: a single array; give its labels too, with --train-labels and --val-labels, or import "
-            f"without labels by --unlabelled"
+            f"{container.path}: a single array, without labels. Give them with --train-labels and --val-labels, or "
+            f"import without labels with --unlabelled"
         )
     usual = _usual(container, LABELS, split, is_shared)
     if usual is not None and usual != features_name:
@@ -169,9 +169,10 @@ def _labels_name(
     if len(fitting) != 1:
         raise ImportingError(
             f"{container.path}: no array 'labels', and {'several' if fitting else 'none'} of {', '.join(others)} could "
-            f"be meant. Choose with --labels-key, give --{split}-labels, or import without labels by --unlabelled."
+            f"be the labels. Choose with --labels-key, give --{split}-labels, or import without labels with "
+            f"--unlabelled."
         )
-    logger.info("%s: the labels are those called %s", container.path, fitting[0])
+    logger.info("%s: using array %r as labels", container.path, fitting[0])
     return fitting[0]
 
 
@@ -189,7 +190,7 @@ def _for_split(asked: str, split: str, option: str) -> str:
 
 
 def _usual(container: Container, usual: Sequence[str], split: str, is_shared: bool) -> str | None:
-    """The usual name that a file has; in a file of both splits, one with the split in it goes first."""
+    """Return the usual name that a file has; in a file of both splits, preferably one that names the split."""
     of_split = _first_of(container, _of_split(usual, split))
     plain = _first_of(container, usual)
     return (of_split or plain) if is_shared else (plain or of_split)
@@ -212,16 +213,16 @@ def _paths(container: Container, split: str, is_shared: bool) -> tuple[str, ...]
     try:
         values = container[name]
     except ImportingError as error:
-        logger.warning("%s; rows are called by their numbers", error)
+        logger.warning("%s; rows are named by their numbers", error)
         return None
     if values.dtype.kind not in "US" or values.ndim != 1:
-        logger.warning("%s: %s is not text; rows are called by their numbers", container.path, name)
+        logger.warning("%s: %s is not text; rows are named by their numbers", container.path, name)
         return None
     return tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
 
 
 def _single_column(path: Path) -> list[str] | None:
-    """Lines of a text file with one column, without its header; None if it is something else."""
+    """Return the lines of a text file with one column, without its header; None if it has several columns."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     except (OSError, ValueError):

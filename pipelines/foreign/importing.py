@@ -1,4 +1,4 @@
-"""Features computed elsewhere become a feature set.
+"""Import features that were computed elsewhere.
 
 `featbench.pipelines.foreign.import_files` and `featbench.pipelines.foreign.vissl_shards` read them; this module checks
 and stores them.
@@ -32,23 +32,23 @@ logger = logging.getLogger(__name__)
 def import_features(
     splits: Mapping[str, Arrays], *, store: Path, name: str, dtype: str = "float32", overwrite: bool = False
 ) -> FeatureSet:
-    """Make a feature set of arrays, or add their layers to the one that has the same rows.
+    """Make a feature set from arrays, or add their layers to an existing one with the same rows.
 
     Parameters
     ----------
     splits : mapping of str to Arrays
         `train` and `val`.
     store, name
-        Where to put it.
+        Where to create it.
     dtype : {"float32", "float16"}
-        As they are stored.
+        Stored type.
     overwrite : bool
         Replace a feature set of that name.
 
     Raises
     ------
     BenchError
-        If lengths disagree, a value is not finite or too large to be stored, labels are not classes, or a feature set
+        If lengths differ, a value is not finite or too large to be stored, labels are not classes, or a feature set
         of that name has other rows or other features.
     """
     if not re.fullmatch(NAME_PATTERN, name):
@@ -71,7 +71,7 @@ def import_features(
         rows_per_chunk=rows_per_chunk_for(
             num_rows=max(len(split.labels) for split in rows.values()), batch_size=1, bytes_per_row=4 * dim
         ),
-        splits={split: part.info() for split, part in rows.items()},
+        splits={split: each.info() for split, each in rows.items()},
         notes={"weights": "imported features"},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -101,7 +101,7 @@ def _checked(splits: Mapping[str, Arrays], dtype: str) -> dict[str, Arrays]:
             _check_features(split, layer, values, num_labels=len(labels))
             if values.shape[1:] != train[layer].shape[1:]:
                 raise ImportingError(
-                    f"layer {layer}: a row has shape {train[layer].shape[1:]} in train, {values.shape[1:]} in {split}"
+                    f"layer {layer}: rows have shape {train[layer].shape[1:]} in train, {values.shape[1:]} in {split}"
                 )
             _check_finite(split, layer, values)
             _check_rounding(split, layer, values, dtype)
@@ -118,7 +118,7 @@ def _check_features(split: str, layer: str, values: Array, *, num_labels: int) -
     if not len(values):
         raise ImportingError(f"{split}: no rows")
     if not values.size:
-        raise ImportingError(f"{split}: features of {layer} have shape {values.shape}: a row holds no numbers")
+        raise ImportingError(f"{split}: features of {layer} have shape {values.shape}: rows are empty")
 
 
 def _check_finite(split: str, layer: str, values: Array) -> None:
@@ -128,13 +128,13 @@ def _check_finite(split: str, layer: str, values: Array) -> None:
     if bad:
         named = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
         raise ImportingError(
-            f"{split}: layer {layer!r} has NaN or infinite values in {len(bad):,} rows: row {named}. Leave these rows "
-            f"out of features and labels, or compute them again."
+            f"{split}: layer {layer!r} has NaN or infinite values in {len(bad):,} rows: row {named}. Remove these rows "
+            f"from features and labels, or compute them again."
         )
 
 
 def _check_rounding(split: str, layer: str, values: Array, dtype: str) -> None:
-    """Refuse what the stored type can't hold, and say what it rounds away."""
+    """Refuse values that overflow the stored type, and warn of what rounding loses."""
     lost = rounding_of(values, dtype)
     if lost is None:
         return
@@ -146,9 +146,9 @@ def _check_rounding(split: str, layer: str, values: Array, dtype: str) -> None:
         )
     if text := lost.describe():
         logger.warning(
-            "%s: layer %s is %s and is stored as %s: %s. Rows that differ in this alone are no longer told apart. "
-            "Before importing, subtract the mean of train from both splits (no Euclidean distance changes, but cosines "
-            "do) or scale them%s; if these digits mean nothing, go on.",
+            "%s: layer %s is %s and is stored as %s: %s. Rows that differ only in these digits become equal. "
+            "If they matter, subtract the mean of train from both splits before importing (Euclidean distances stay "
+            "the same, cosines change), or scale both%s.",
             split, layer, values.dtype, dtype, text, ", or use --dtype float32" if dtype == "float16" else "",
         )  # fmt: skip
 
@@ -156,7 +156,7 @@ def _check_rounding(split: str, layer: str, values: Array, dtype: str) -> None:
 def _warn(splits: Mapping[str, Arrays], layers: Mapping[str, LayerInfo]) -> None:
     for split, arrays in splits.items():
         if are_row_numbers(arrays.labels):
-            logger.warning("%s: the labels are the numbers of the rows, so every row is a class of its own", split)
+            logger.warning("%s: the labels are the row numbers, so every row is its own class", split)
         num_none = int((arrays.labels == (-1 if arrays.labels.dtype.kind == "i" else "")).sum())
         if num_none:
             logger.info("%s: rows without a label: %d of %d", split, num_none, len(arrays.labels))
@@ -164,7 +164,7 @@ def _warn(splits: Mapping[str, Arrays], layers: Mapping[str, LayerInfo]) -> None
         if len(set(info.tap.removeprefix("imported:").split(","))) == 1:
             logger.warning(
                 "layer %s: train and val hold the same features, so the nearest neighbour of every query is itself; "
-                "evaluate by --leave-one-out, or import the right file as val", layer,
+                "evaluate with --leave-one-out, or import the right file as val", layer,
             )  # fmt: skip
 
 

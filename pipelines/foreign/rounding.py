@@ -1,7 +1,7 @@
 """What is lost when features are stored with fewer digits than they were computed with.
 
-Features are stored in float32 or float16. Values far from zero whose differences are small (time stamps, projected
-coordinates) come out rounded or equal, and then neighbours are decided by the number of their row.
+Features are stored in float32 or float16. Values far from zero with small differences (time stamps, projected
+coordinates) may be rounded to equal values, and then the order of neighbours depends on row numbers alone.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 from featbench.store.typing import Array
 
-NOTICEABLE = 1e-2
-"""Rounding error, relative to the spread of the features, from which it is reported; float16 of features near zero
-has 3e-4, float32 4e-8."""
+REPORTED_ERROR = 1e-2
+"""Rounding error, relative to the standard deviation, from which it is reported; for features near zero it is 3e-4 in
+float16 and 4e-8 in float32."""
 
 BYTES_PER_BLOCK = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """What one layer of one split loses."""
+    """What one layer of one split loses by rounding."""
 
     num_overflows: int
     """Rows with a finite value that is beyond the stored type's largest."""
@@ -32,17 +32,17 @@ class Rounding:
     first_overflow: int | None
 
     num_collapsed: int
-    """Rows that become equal to another one that they differ from."""
+    """Distinct rows that become equal to another row."""
 
     relative_error: float
     """Root mean square of the rounding error over that of the distance from the mean, both in float64."""
 
     def describe(self) -> str:
-        """Say what is lost, or nothing."""
+        """Say what is lost; "" if it is negligible."""
         lost = []
         if self.num_collapsed:
             lost.append(f"rows that become equal to another one: {self.num_collapsed:,}")
-        if self.relative_error >= NOTICEABLE:
+        if self.relative_error >= REPORTED_ERROR:
             lost.append(f"the rounding error is {100 * self.relative_error:.3g}% of the standard deviation")
         return "; ".join(lost)
 
@@ -55,12 +55,12 @@ def rounding_of(values: Array, dtype: str) -> Rounding | None:
     values : ndarray of shape (N, ...)
         Floats, finite or not; may be memory-mapped, read block by block.
     dtype : {"float32", "float16"}
-        As they will be stored.
+        Stored type.
 
     Returns
     -------
     Rounding or None
-        None if the stored type holds every value of the given type.
+        None if the stored type can represent every value of the given type.
     """
     if np.can_cast(values.dtype, dtype):
         return None
@@ -89,7 +89,7 @@ def rounding_of(values: Array, dtype: str) -> Rounding | None:
 
 
 def _mean(values: Array) -> Array:
-    """Mean of the finite rows; taken relative to the first, so that it is exact enough far from zero."""
+    """Mean of the finite rows, summed relative to the first one, to be precise far from zero."""
     total: Any = 0.0
     count = 0
     first: Any = None
@@ -113,6 +113,6 @@ def blocks_of(values: Array) -> Iterator[tuple[int, Array]]:
 
 
 def _digests(rows: Array) -> set[bytes]:
-    """Digests of rows; both zeros count as the same."""
+    """Digests of rows; 0.0 and -0.0 count as equal."""
     plain = np.ascontiguousarray(rows + rows.dtype.type(0))
     return {hashlib.blake2b(row.data, digest_size=16).digest() for row in plain}

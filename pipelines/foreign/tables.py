@@ -1,7 +1,7 @@
-"""Tables of text (.csv, .tsv): which columns are features, labels and paths, and what their cells say.
+"""Text tables (.csv, .tsv): which columns are features, labels and paths, and how their cells are read.
 
-Columns of numbers are the features. What numbers the rows, as pandas writes its index, is no feature, and a first
-line that counts the columns is no row.
+The columns of numbers are the features, except row numbers, such as the index that pandas writes; a first line of
+column numbers is skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATH_COLUMNS = ("paths", "path", "files", "file", "filenames", "filename", "imag
 ROW_NUMBERS = ("id", "index", "idx", "row", "row_id")
 
 _UNNAMED = re.compile(r"|unnamed: \d+", re.IGNORECASE)
-"""How pandas calls a column that has no name: its index, written and read again."""
+"""How pandas names a column without a name, such as an index that was written and read again."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}\.0*|[+-]?[0-9](\.[0-9]+)?e[+-][0-9]+", re.IGNORECASE)
@@ -35,7 +35,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,15}\.0*|[+-]?[0-9](\.[0-9]+)?e[+-][0-9]+", re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A file, and what its columns are."""
+    """A table file, and the meaning of its columns."""
 
     path: Path
     delimiter: str
@@ -71,17 +71,17 @@ class Table:
             return False
         is_number = bool((values == np.trunc(values)).all()) and len(np.unique(values)) == len(values)
         if is_number:
-            logger.info("%s: column %r numbers the rows and is no feature", self.path, self.header[index])
+            logger.info("%s: column %r holds row numbers and is not a feature", self.path, self.header[index])
         return is_number
 
 
 def open_table(path: Path) -> Table:
-    """Find out how a table is written, and what its columns are, from its first line.
+    """Find delimiter, header and meaning of the columns from the first line.
 
     Raises
     ------
     ImportingError
-        If it can't be read, the first line is neither a header nor a row, or several columns may be the labels.
+        If it can't be read, the first line is neither a header nor a row, or several columns could be the labels.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -91,20 +91,20 @@ def open_table(path: Path) -> Table:
             first = [cell.strip() for cell in next(csv.reader(file, delimiter=delimiter), [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         text = visible(" ".join(str(error).split()))[:200]
-        raise ImportingError(f"{path}: cannot be read as a table of text in UTF-8 ({text})") from error
+        raise ImportingError(f"{path}: cannot be read as a UTF-8 text table ({text})") from error
     has_header = _has_header(path, first)
     header = first if has_header else [f"column {index}" for index in range(len(first))]
     labels, paths = (
         [index for index, name in enumerate(header) if name.lower() in known] for known in (LABEL_COLUMNS, PATH_COLUMNS)
     )
     if len(labels) > 1:
+        names = ", ".join(header[index] for index in labels)
         raise ImportingError(
-            f"{path}: any of the columns {', '.join(header[index] for index in labels)} may be the labels, and the "
-            f"others would be features. Remove or rename those that are not the labels."
+            f"{path}: several columns could be the labels: {names}. Remove or rename those that are not."
         )
     unnamed = [index for index, name in enumerate(header) if _UNNAMED.fullmatch(name)]
     if unnamed:
-        logger.info("%s: columns without a name are no features: %s", path, ", ".join(str(i + 1) for i in unnamed))
+        logger.info("%s: skipping columns without a name: %s", path, ", ".join(str(i + 1) for i in unnamed))
     taken = {*labels, *paths, *unnamed}
     return Table(
         path=path,
@@ -118,7 +118,7 @@ def open_table(path: Path) -> Table:
 
 
 def values_of(cells: Sequence[str]) -> Array:
-    """Make integers of text, or floats where they are whole numbers (empty or nan: NaN), where no two become equal.
+    """Convert text to integers, or to whole floats (empty or nan: NaN), unless distinct texts would become equal.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def _has_header(path: Path, first: Sequence[str]) -> bool:
     if len(numbers) == len(first):
         counts_columns = len(first) > 1 and list(first) == [str(index) for index in range(len(first))]
         if counts_columns:
-            logger.info("%s: the first line counts the columns, as pandas writes them, and is no row", path)
+            logger.info("%s: skipping the first line, which numbers the columns, as pandas writes them", path)
         return counts_columns
     if not all(_INTEGER.fullmatch(cell) for cell in numbers):
         raise ImportingError(

@@ -1,8 +1,7 @@
-"""VISSL's YAML, as its nearest-neighbour benchmark takes it, becomes a pipeline.
+"""Translate the YAML of VISSL's nearest-neighbour benchmark into a pipeline.
 
-Every key is one of three kinds: it has a meaning here and is translated; it has none (hooks, optimizers,
-launching) and is listed as ignored; or it would change the result and is not supported, which is an error.
-All errors are reported at once.
+A key is either translated; or ignored and listed, if it changes no result (hooks, optimizers, launching); or an
+error, if it would change the result and is not supported. All errors are reported together.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """A pipeline's settings, and the keys that had no meaning for it."""
+    """A pipeline's settings, and the keys that were ignored."""
 
     settings: dict[str, Any]
     ignored: tuple[str, ...]
@@ -41,18 +40,18 @@ class Translation:
         head = f"# Translated from VISSL's {visible(where, keep='')} by `bench import-vissl`.\n"
         tail = "".join(f"#   {visible(key, keep='')}\n" for key in self.ignored)
         body = yaml.safe_dump(self.settings, sort_keys=False, default_flow_style=None, width=100)
-        return head + body + (f"# Without a meaning here:\n{tail}" if tail else "")
+        return head + body + (f"# Ignored, without effect here:\n{tail}" if tail else "")
 
 
 def translate(config: Mapping[str, Any], *, where: str) -> Translation:
-    """Translate a configuration of VISSL's.
+    """Translate a VISSL configuration.
 
     Parameters
     ----------
     config : mapping
-        As its YAML holds it, with or without the outermost `config`.
+        Content of the YAML, with or without the outermost `config`.
     where : str
-        Its files, joined by " + "; the feature set is named after them.
+        File names, joined by " + "; the feature set is named after them.
 
     Raises
     ------
@@ -73,23 +72,23 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
             settings[name] = {}
             keys.fault(f"{_SECTIONS[name]}: {error}")
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            # Each value would need a check of its type otherwise; VISSL's own are always of the right one.
+            # Instead of checking the type of each value; VISSL's own files have the right ones.
             settings[name] = {}
-            keys.fault(f"{_SECTIONS[name]}: a value is not of the kind that VISSL takes there: {brief_text(error)}")
+            keys.fault(f"{_SECTIONS[name]}: a value has the wrong type: {brief_text(error)}")
     if settings["layers"] != ["heads"]:
         settings["model"].pop("heads", None)
     ignored = [key for key in keys.left if is_ignored(key)]
     keys.faults += [f"{key}: not supported here" for key in keys.left if key not in ignored]
     if keys.faults:
         raise PipelineError(
-            f"{where}: {len(keys.faults)} of VISSL's keys can't be taken:\n  "
+            f"{where}: {len(keys.faults)} of VISSL's keys can't be translated:\n  "
             + "\n  ".join(brief_text(fault, most=400) for fault in keys.faults[:MOST_FAULTS])
         )
     return Translation(settings={key: value for key, value in settings.items() if value}, ignored=tuple(ignored))
 
 
 def read_vissl(files: Sequence[Path], overrides: Sequence[str] = ()) -> Translation:
-    """Read files of VISSL's, each on top of the ones before, with overrides `config.KEY=VALUE` on top of all.
+    """Read VISSL files, each overriding those before it, with overrides `config.KEY=VALUE` last.
 
     Raises
     ------
@@ -120,7 +119,7 @@ def read_vissl(files: Sequence[Path], overrides: Sequence[str] = ()) -> Translat
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of the command line is an override of VISSL's, `config.KEY=VALUE`."""
+    """Whether a word of the command line is a VISSL override, `config.KEY=VALUE`."""
     return word.removeprefix("+").startswith("config.")
 
 
@@ -135,18 +134,18 @@ def _layers(keys: Keys) -> list[Any]:
     trunk_only = keys.take(where + "EXTRACT_TRUNK_FEATURES_ONLY", False)
     with_heads = keys.take(where + "EVAL_TRUNK_AND_HEAD", False)
     if pooled and not trunk_only:
-        keys.fault(f"{where}EXTRACT_TRUNK_FEATURES_ONLY: must be True where layers of the trunk are asked for")
+        keys.fault(f"{where}EXTRACT_TRUNK_FEATURES_ONLY: must be True to extract layers of the trunk")
     if pooled:
         taps = [layer[0] for layer in pooled]
         specs = [LayerSpec.of(layer) for layer in pooled]
-        # As in VISSL a layer is called as its tap; there, the second pooling of a tap overwrites the first.
+        # As in VISSL, a layer has the name of its tap; there, a second pooling of a tap overwrites the first.
         return [f"{s.tap}={s.tap}:{s.pooling}" if taps.count(s.tap) == 1 else str(s) for s in specs]
     if trunk_only:
         return ["flatten"]
     if not with_heads:
         keys.fault(
-            f"{where}EVAL_TRUNK_AND_HEAD: must be True where the head is evaluated, or it would be a random one; "
-            f"or EXTRACT_TRUNK_FEATURES_ONLY, for the trunk's output"
+            f"{where}EVAL_TRUNK_AND_HEAD: must be True to evaluate the head, which would be random otherwise; "
+            f"or set EXTRACT_TRUNK_FEATURES_ONLY, for the trunk's output"
         )
     return ["heads"]
 
@@ -158,11 +157,13 @@ def _weights(keys: Keys) -> dict[str, Any]:
     add = keys.take("MODEL.WEIGHTS_INIT.APPEND_PREFIX") or ""
     skip = keys.take("MODEL.WEIGHTS_INIT.SKIP_LAYERS", ["num_batches_tracked"])
     if any(part != "num_batches_tracked" for part in skip):
-        keys.fault(f"MODEL.WEIGHTS_INIT.SKIP_LAYERS: {skip} would leave them random; only num_batches_tracked may be")
+        keys.fault(
+            f"MODEL.WEIGHTS_INIT.SKIP_LAYERS: {skip} would leave them random; only num_batches_tracked can be skipped"
+        )
     if str(file).startswith(("http://", "https://")):
-        keys.fault("MODEL.WEIGHTS_INIT.PARAMS_FILE: nothing is downloaded; fetch it and give the file")
+        keys.fault("MODEL.WEIGHTS_INIT.PARAMS_FILE: bench downloads nothing. Download it and give the file")
     weights: dict[str, Any] = {"file": file} if file else {}
-    if key == "classy_state_dict":  # there, VISSL heeds no prefixes
+    if key == "classy_state_dict":  # for which VISSL ignores prefixes
         return weights | {"key": "classy_state_dict.base_model.model"}
     if key:
         weights["key"] = ".".join(key) if isinstance(key, list) else key
@@ -176,7 +177,7 @@ def _data(keys: Keys) -> dict[str, Any]:
             if isinstance(given[key], list) and len(given[key]) > 1:
                 keys.fault(f"DATA.{split}.{key}: several sources are not supported")
         if given["DATA_LIMIT"] not in (None, -1):
-            keys.fault(f"DATA.{split}.DATA_LIMIT: VISSL's sample can't be drawn here; set data.limit in the pipeline")
+            keys.fault(f"DATA.{split}.DATA_LIMIT: VISSL's subset can't be reproduced; set data.limit in the pipeline")
         if given["DROP_LAST"]:
             keys.fault(f"DATA.{split}.DROP_LAST: every image is evaluated here")
     keys.must_be("TEST_ONLY", False)
@@ -216,10 +217,10 @@ _SPLIT_KEYS = (
 
 
 def _folders(keys: Keys, paths: Mapping[str, str | None]) -> dict[str, str]:
-    """The folder above both splits', and their names below it."""
+    """The common parent folder of both splits, and their names in it."""
     train, val = paths["TRAIN"], paths["TEST"]
     if not train or not val:
-        return {}  # --data will say
+        return {}  # --data will be required
     if Path(train) == Path(val):
         keys.fault(f"DATA: TRAIN and TEST are both {train}: every image would be its own neighbour")
         return {}
@@ -232,7 +233,7 @@ def _transform(keys: Keys) -> dict[str, Any]:
     if steps["TRAIN"] is None and steps["TEST"] is None:
         return {}
     if steps["TRAIN"] != steps["TEST"]:
-        keys.fault("DATA: TRANSFORMS of TRAIN and TEST differ; both splits must be seen alike")
+        keys.fault("DATA: TRANSFORMS of TRAIN and TEST differ; expected the same for both")
         return {}
     transform: dict[str, Any] = {"resize": None, "crop": None}
     order = [step.get("name") for step in steps["TRAIN"]]
@@ -268,10 +269,10 @@ def _evaluate(keys: Keys) -> dict[str, Any]:
     where = "NEAREST_NEIGHBOR."
     features = keys.take(where + "FEATURES.PATH") or ""
     if features:
-        keys.fault(f"{where}FEATURES.PATH: what VISSL extracted is taken by `bench import --vissl {features}`")
+        keys.fault(f"{where}FEATURES.PATH: import what VISSL extracted with `bench import --vissl {features}`")
     sigma, topk = keys.take(where + "SIGMA", 0.1), keys.take(where + "TOPK", 200)
     normalize, cuda = keys.take(where + "L2_NORM_FEATS", False), keys.take(where + "USE_CUDA", True)
-    # The protocol vissl compares inner products, wu2018 the same of rows of unit length; both vote alike.
+    # Protocol vissl compares inner products, wu2018 those of rows scaled to unit length; both vote alike.
     knn = {
         "protocol": "wu2018" if normalize else "vissl",
         "k": topk if isinstance(topk, list) else [topk],
@@ -298,7 +299,7 @@ _SECTIONS = {
     "extract": "DATA.*.BATCHSIZE_PER_REPLICA",
     "evaluate": "NEAREST_NEIGHBOR",
 }
-"""Where in VISSL's configuration each section of a pipeline comes from."""
+"""The part of VISSL's configuration that each section of a pipeline comes from."""
 
 
 def _first(value: Any) -> Any:
@@ -306,7 +307,7 @@ def _first(value: Any) -> Any:
 
 
 def _current(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Bring `TRUNK.TRUNK_PARAMS`, as earlier versions have it, to where later ones have its content."""
+    """Move the content of `TRUNK.TRUNK_PARAMS`, from earlier versions, to where later ones have it."""
     model = config.get("MODEL")
     trunk = model.get("TRUNK") if isinstance(model, Mapping) else None
     if not isinstance(trunk, Mapping) or not isinstance(trunk.get("TRUNK_PARAMS"), Mapping):

@@ -1,4 +1,4 @@
-"""The keys of a configuration of VISSL's: which have been taken, which mean nothing here, which can't be taken."""
+"""The keys of a VISSL configuration: which are translated, which are ignored, which are not supported."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ IGNORED = (
     "*.ZERO_INIT_RESIDUAL", "*.GROUPNORM_GROUPS", "*.DROPOUT_RATE", "*.ATTENTION_DROPOUT_RATE", "*.DROP_PATH_RATE",
     "*.IMAGE_SIZE", "*.CLASSIFIER",
 )  # fmt: skip
-"""Keys without a meaning here. Maps are stored as maps and flattened by the evaluation, whatever
+"""Keys that change no result here. Feature maps are stored as maps and flattened by the evaluation, whatever
 `SHOULD_FLATTEN_FEATS` says; every image is computed once, whatever the sampler."""
 
 
 @dataclass(slots=True)
 class Keys:
-    """The leaves of a configuration; each is taken once, and what is left is told apart at the end."""
+    """The leaves of a configuration. Each is taken once; at the end, the rest is either ignored or not supported."""
 
     left: dict[str, Any]
-    """Values by dotted key, not taken yet."""
+    """Values by dotted key that were not taken yet."""
 
     faults: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Keys:
-        """Take a configuration apart."""
+        """Flatten a configuration."""
         return cls(dict(_leaves(config)))
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Take one key, or what VISSL has for it by default."""
+        """Take one key, or VISSL's default."""
         return self.left.pop(key, default)
 
     def section(self, prefix: str) -> dict[str, Any]:
@@ -55,11 +55,11 @@ class Keys:
         return {key.removeprefix(f"{prefix}."): value for key, value in found.items()}
 
     def drop(self, section: str) -> None:
-        """Leave all keys below a section out, without a word."""
+        """Discard all keys below a section."""
         self.left = {key: value for key, value in self.left.items() if not key.startswith(f"{section}.")}
 
     def fault(self, text: str) -> None:
-        """Note what can't be taken."""
+        """Record an error."""
         self.faults.append(text)
 
     def must_be(self, key: str, *values: Any) -> None:
@@ -70,7 +70,7 @@ class Keys:
 
 
 def is_ignored(key: str) -> bool:
-    """Whether a key has no meaning here."""
+    """Whether a key changes no result here."""
     return any(fnmatchcase(key, pattern) for pattern in IGNORED)
 
 

@@ -1,4 +1,4 @@
-"""VISSL's `MODEL.TRUNK` and `MODEL.HEAD` in the words of this project."""
+"""VISSL's `MODEL.TRUNK` and `MODEL.HEAD` as settings of `model`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featbench.store import suggest
 CLASSY_REGNETS = {
     "regnet_y_256gf": {"depth": 27, "w_0": 640, "w_a": 124.47, "w_m": 2.04, "group_width": 848},
 }
-"""RegNets whose name means another network in ClassyVision, which VISSL takes them from."""
+"""RegNets that are other networks in ClassyVision, whose names VISSL uses."""
 
 
 def translate_model(keys: Keys) -> dict[str, Any]:
@@ -30,15 +30,15 @@ def translate_model(keys: Keys) -> dict[str, Any]:
     else:
         keys.fault(
             f"MODEL.TRUNK.NAME: {trunk!r} is not among {', '.join(translators)}. {suggest(str(trunk), translators)} "
-            f"A model of torchvision's or timm's is named in a pipeline, as model.trunk"
+            f"For a torchvision or timm model, write a pipeline with model.trunk"
         )
         model = {}
-    keys.drop("MODEL.TRUNK")  # of trunks that are not the chosen one
+    keys.drop("MODEL.TRUNK")  # settings of other trunks
     heads = keys.take("MODEL.HEAD.PARAMS", [])
     if len(heads) == 1 and heads[0] and isinstance(heads[0][0], list):
-        heads = heads[0]  # a sequence for the one output
+        heads = heads[0]  # heads in sequence, for the only output
     if not all(isinstance(head, list) and head and isinstance(head[0], str) for head in heads):
-        keys.fault("MODEL.HEAD.PARAMS: several heads side by side are not supported, only one after the other")
+        keys.fault("MODEL.HEAD.PARAMS: parallel heads are not supported, only heads in sequence")
         heads = []
     return model | ({"heads": [[head[0], head[1] if len(head) > 1 else {}] for head in heads]} if heads else {})
 
@@ -107,7 +107,7 @@ def _no_others(
     known: Sequence[str] | Mapping[str, Any],
     must_be: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note what a trunk's section holds beyond what is known, unless it has no effect."""
+    """Record unknown keys of a trunk's section, unless they have no effect."""
     for key, value in given.items():
         if key in (must_be or {}):
             if value != (must_be or {})[key]:

@@ -1,7 +1,7 @@
-"""The shards that VISSL's extraction leaves, `rank*_chunk*_{split}_{layer}_{features,targets,inds}.npy`, as arrays.
+"""The shards that VISSL's extraction writes, `rank*_chunk*_{split}_{layer}_{features,targets,inds}.npy`, as arrays.
 
-VISSL writes no list of its shards, so a folder may hold those of several runs. Its DistributedSampler repeats rows to
-give each rank as many; a repeated row is dropped if it is an exact copy, and anything else is refused by file.
+VISSL writes no list of its shards, so a folder may hold those of several runs. Its DistributedSampler repeats rows
+so that all ranks have the same number; a repeated row is dropped if it is an exact copy, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARD = re.compile(r"rank(\d+)_chunk(\d+)_(train|test|val)_(.+)_features\.npy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One file of features, with the two that belong to it."""
+    """One file of features, with its targets and indices."""
 
     path: Path
     rank: int
@@ -50,21 +50,21 @@ def read_vissl(
     Parameters
     ----------
     folder : Path
-        Where they lie.
+        Folder of the shards.
     layers : mapping of str to str
-        Those wanted, as VISSL calls them, by the name that they get; all that are found if empty.
+        New name to VISSL's name of each layer to import; all layers if empty.
     label_files : mapping of str to ndarray, optional
-        Labels by split to take instead of the shards' targets, one for each index from 0 on.
+        Labels by split, one for each index from 0 on, that replace the shards' targets.
     unlabelled : bool
-        Heed no targets.
+        Ignore the targets.
     copy_tolerance : float
-        How far the copies of a row may lie apart, relative to its length. The first one is taken.
+        How far two copies of a row may differ, relative to the row's norm. The first one is used.
 
     Raises
     ------
     ImportingError
-        If the shards are not those of one run, or their targets are not classes: several for each row, or the
-        numbers of the rows, which VISSL writes where it has no labels.
+        If the shards are of several runs, or their targets are not classes: several per row, or row numbers, which
+        VISSL writes if it has no labels.
     """
     found = _shards_in(folder)
     both = [layer for layer in found["train"] if layer in found["val"]]
@@ -81,14 +81,14 @@ def read_vissl(
     given = label_files or {}
     merged = {}
     for split, by_layer in found.items():
-        heed_targets = not unlabelled and split not in given
+        use_targets = not unlabelled and split not in given
         rows, features, targets = _merged(
-            split, {name: by_layer[layer] for name, layer in wanted.items()}, heed_targets, copy_tolerance
+            split, {name: by_layer[layer] for name, layer in wanted.items()}, use_targets, copy_tolerance
         )
         if split in given:
             labels = _by_row(given[split], rows, split)
         else:
-            labels = targets if heed_targets else np.full(len(rows), -1, np.int64)
+            labels = targets if use_targets else np.full(len(rows), -1, np.int64)
         merged[split] = Arrays(
             layers=features, labels=labels, paths=tuple(f"{split}/{row:07d}" for row in rows.tolist())
         )
@@ -107,52 +107,50 @@ def _shards_in(folder: Path) -> dict[str, dict[str, list[Path]]]:
             names.add(match[3])
             shards["train" if match[3] == "train" else "val"][match[4]].append(path)
     if {"test", "val"} <= names:
-        raise ImportingError(f"{folder}: shards of both test and val; put those of one of them elsewhere")
+        raise ImportingError(f"{folder}: shards of both test and val. Move one of them to another folder")
     return shards
 
 
 def _merged(
-    split: str, by_layer: Mapping[str, Sequence[Path]], heed_targets: bool, copy_tolerance: float
+    split: str, by_layer: Mapping[str, Sequence[Path]], use_targets: bool, copy_tolerance: float
 ) -> tuple[Array, dict[str, Array], Array]:
     """Rows, features by layer, and targets of one split; all layers must have the same rows and targets."""
     reference: tuple[str, Array, Array] | None = None
     features: dict[str, Array] = {}
     for layer, paths in by_layer.items():
-        shards = [_read(path, heed_targets) for path in paths]
+        shards = [_read(path, use_targets) for path in paths]
         _refuse_other_shapes(shards)
         rows, features[layer], targets = _in_order(shards, split, layer, copy_tolerance)
         if reference is None:
             reference = layer, rows, targets
         elif not (np.array_equal(rows, reference[1]) and np.array_equal(targets, reference[2])):
-            raise ImportingError(
-                f"{split}: the shards of {layer} hold other rows or labels than those of {reference[0]}"
-            )
+            raise ImportingError(f"{split}: the shards of {layer} and {reference[0]} differ in rows or labels")
     assert reference is not None
     _, rows, targets = reference
-    if heed_targets and are_row_numbers(targets, rows):
+    if use_targets and are_row_numbers(targets, rows):
         raise ImportingError(
             f"{split}: the targets are the numbers of the rows, which VISSL writes where LABEL_SOURCES is not set, "
             f"not classes. Give the classes with --{split}-labels FILE, one for each row, or import without labels "
-            f"by --unlabelled."
+            f"with --unlabelled."
         )
     return rows, features, targets
 
 
-def _read(path: Path, heed_targets: bool) -> Shard:
+def _read(path: Path, use_targets: bool) -> Shard:
     stem = path.name.removesuffix("_features.npy")
     features, targets, indices = (
         open_container(path.with_name(f"{stem}_{kind}.npy")).single() for kind in ("features", "targets", "inds")
     )
     if min(features.ndim, targets.ndim, indices.ndim) < 1 or not len(features) == len(targets) == len(indices):
         raise ImportingError(
-            f"{path}: features {features.shape}, targets {targets.shape} and indices {indices.shape} are not of the "
-            f"same rows"
+            f"{path}: features {features.shape}, targets {targets.shape} and indices {indices.shape} have "
+            f"different numbers of rows"
         )
     indices = np.asarray(indices)
     if indices.dtype.kind not in "iu" or indices.size != len(indices) or indices.min(initial=0) < 0:
         raise ImportingError(f"{path.with_name(f'{stem}_inds.npy')}: expected row numbers from 0 on, one for each row")
     where = str(path.with_name(f"{stem}_targets.npy"))
-    labels = plain_labels(np.asarray(targets), where=where) if heed_targets else np.full(len(targets), -1, np.int64)
+    labels = plain_labels(np.asarray(targets), where=where) if use_targets else np.full(len(targets), -1, np.int64)
     match = SHARD.fullmatch(path.name)
     assert match is not None
     return Shard(
@@ -169,12 +167,12 @@ def _refuse_other_shapes(shards: Sequence[Shard]) -> None:
         if ours != theirs:
             raise ImportingError(
                 f"{first.path.name} and {shard.path.name}: rows of {ours[0]} {ours[1]} and of {theirs[0]} {theirs[1]}, "
-                f"so they are of different runs. {_SEPARATE}"
+                f"so they come from different runs. {_SEPARATE}"
             )
 
 
 def _in_order(shards: Sequence[Shard], split: str, layer: str, copy_tolerance: float) -> tuple[Array, Array, Array]:
-    """Bring the rows of all shards into order, each once."""
+    """Sort the rows of all shards by index, without copies."""
     features = np.concatenate([shard.features for shard in shards])
     targets = np.concatenate([shard.targets for shard in shards])
     indices = np.concatenate([shard.indices for shard in shards])
@@ -199,10 +197,10 @@ def _in_order(shards: Sequence[Shard], split: str, layer: str, copy_tolerance: f
             raise ImportingError(
                 f"{where}, with different features: {apart:.2g} of their length apart. If these are shards of "
                 f"different runs (an earlier one with more ranks?): {_SEPARATE} If one run computed the image twice, "
-                f"rounded differently: allow that with --copy-tolerance 1e-5, and the first one is taken."
+                f"with different rounding, allow it with --copy-tolerance 1e-5; the first one is used."
             )
     if len(copies):
-        text = "%s %s: %d %s of rows, by which the sampler filled up, are left out"
+        text = "%s %s: dropped %d %s of rows, which the sampler added as padding"
         logger.info(text, split, layer, len(copies), "copies" if copy_tolerance else "exact copies")
     _warn_of_gaps(shards, rows, split, layer)
     return rows, features[first], targets[first]
@@ -221,7 +219,7 @@ def _distance(copy: Array, original: Array) -> float:
 
 def _warn_of_gaps(shards: Sequence[Shard], rows: Array, split: str, layer: str) -> None:
     if len(rows) != rows[-1] + 1:
-        text = "%s %s: %d of %d rows are not among the shards"
+        text = "%s %s: %d of %d rows are missing from the shards"
         logger.warning(text, split, layer, rows[-1] + 1 - len(rows), rows[-1] + 1)
     counts: dict[int, int] = defaultdict(int)
     for shard in shards:
@@ -233,7 +231,7 @@ def _warn_of_gaps(shards: Sequence[Shard], rows: Array, split: str, layer: str) 
 
 
 def _by_row(labels: Array, rows: Array, split: str) -> Array:
-    """Labels given for all row numbers, of the rows that there are."""
+    """Select the labels of the rows in the shards from labels for all row numbers."""
     plain = plain_labels(labels, where=f"--{split}-labels")
     if rows[-1] >= len(plain):
         raise ImportingError(
@@ -243,4 +241,4 @@ def _by_row(labels: Array, rows: Array, split: str) -> Array:
     return np.asarray(plain[rows])
 
 
-_SEPARATE = "Move those that do not belong to the run into another folder, and import again."
+_SEPARATE = "Move the shards of other runs to another folder, and import again."

@@ -269,7 +269,7 @@ def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
         (["extract", "digits", "--layers", "zarr.json=res5"], ["cannot be the name"]),
         (["extract", "digits", "transform.resize=-1"], ["1 setting is wrong", "transform.resize: "]),
         (["extract", "digits", "model.options.num_classes=-1"], ["cannot be built with model.options"]),
-        (["extract", "digits", "--device", "meta"], ["must be cpu, cuda or mps"]),
+        (["extract", "digits", "--device", "meta"], ["expected cpu, cuda or mps"]),
         (["extract", "digits", "--store", "/proc/nope"], ["cannot write"]),
         (["extract", "digits", "--val-split", "train"], ["its own neighbour"]),
         (["layers", "vit_b_16", "--image-size", "100"], ["images of 100 x 100 pixels"]),

@@ -101,8 +101,8 @@ def test_arrays_without_usual_names_are_found_where_only_one_fits(imported, tmp_
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         np.savez(tmp_path / f"{name}.npz", data[0][part], data[1][part])
     result = imported("--train", "t.npz", "--val", "v.npz")
-    assert "the features are those called arr_0" in result.stderr
-    assert "the labels are those called arr_1" in result.stderr
+    assert "using array 'arr_0' as features" in result.stderr
+    assert "using array 'arr_1' as labels" in result.stderr
 
 
 def test_where_several_arrays_could_be_meant_one_asks(refused, tmp_path, data):
@@ -147,7 +147,7 @@ def test_truth_values_are_two_classes_and_nan_is_no_label():
     assert plain_labels(np.array([[2.0], [np.nan]]), where="x").tolist() == [2, -1]
     with pytest.raises(ImportingError, match=r"got 0\.5 in row 2"):
         plain_labels(np.array([1.0, np.nan, 0.5]), where="x")
-    with pytest.raises(ImportingError, match="larger than an int64"):
+    with pytest.raises(ImportingError, match="does not fit into int64"):
         plain_labels(np.array([2**64 - 1], np.uint64), where="x")
     with pytest.raises(ImportingError, match="not text in UTF-8"):
         plain_labels(np.array([b"\xff"]), where="x")
@@ -195,7 +195,7 @@ def test_labels_may_be_lines_of_text(imported, tmp_path, data, suffix):
 def test_features_without_labels_are_imported_where_that_is_said(imported, refused, tmp_path, data):
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         np.save(tmp_path / f"{name}.npy", data[0][part])
-    assert "a single array; give its labels too" in refused("--train", "t.npy", "--val", "v.npy")
+    assert "a single array, without labels" in refused("--train", "t.npy", "--val", "v.npy")
     imported("--train", "t.npy", "--val", "v.npy", "--unlabelled", labelled=False)
 
 
@@ -234,7 +234,7 @@ def write_odd_file(path, kind):
 @pytest.mark.parametrize(
     ("kind", "name", "says"),
     [
-        ("pickle", "x.pkl", "pickles are not read"),
+        ("pickle", "x.pkl", "Pickles are not read"),
         ("dict", "x.npy", "holds Python objects"),
         ("hdf5", "x.h5", "an HDF5 file: open it with h5py"),
         ("fifo", "x.npz", "not a regular file"),

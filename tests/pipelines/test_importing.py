@@ -141,11 +141,11 @@ def test_other_features_under_the_same_layer_are_refused(tmp_path, split_arrays)
     [
         (lambda f, y: (f[:-1], y), "49 rows of features and 50 labels"),
         (lambda f, y: (f, y + 0.5), "labels must be whole numbers"),
-        (lambda f, y: (f, np.stack([y, y], 1)), "Several labels for each row are not supported"),
+        (lambda f, y: (f, np.stack([y, y], 1)), "Several labels per row are not supported"),
         (lambda f, y: (f, np.eye(3)[y]), "one-hot: give labels.argmax"),
         (lambda f, y: (f, y * 1j), "labels must be one integer or name"),
         (lambda f, y: (f, np.where(y == 0, np.inf, y)), "labels must be whole numbers"),
-        (lambda f, y: (f.reshape(len(f), -1)[:, :0], y), "a row holds no numbers"),
+        (lambda f, y: (f.reshape(len(f), -1)[:, :0], y), "rows are empty"),
         (lambda f, y: (f, y - 5), "labels must be -1"),
         (lambda f, y: (f[:, 0, 0, 0], y), r"features of x must be floats \(N, \.\.\.\)"),
         (lambda f, y: ((f * 10).astype(int), y), "features of x must be floats"),
@@ -182,7 +182,7 @@ def test_features_that_are_not_finite_are_refused_by_row(bench, tmp_path, split_
         (["--vissl", "."], "no layer with rank"),
         (["--vissl", "nowhere"], "no such folder"),
         (["--dino", "."], "trainfeat.pth: no such file"),
-        (["--train", "train.npz"], "say what to import"),
+        (["--train", "train.npz"], "Give the val split with --val"),
         (["--train", "train.npz", "--val", "val.npz", "--dtype", "int8"], "--dtype must be"),
     ],
 )

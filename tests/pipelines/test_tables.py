@@ -50,7 +50,7 @@ def test_a_line_that_counts_the_columns_is_no_row(tmp_path, header):
 
 @pytest.mark.parametrize("names", [["y", "label"], ["label", "target"], ["label", "label"]])
 def test_where_two_columns_may_be_the_labels_one_is_not_taken_for_a_feature(tmp_path, names):
-    with pytest.raises(ImportingError, match=f"columns {names[0]}, {names[1]} may be the labels"):
+    with pytest.raises(ImportingError, match=f"could be the labels: {names[0]}, {names[1]}"):
         written(tmp_path / "x.csv", [*names, "a", "b", "c"], first=[LABELS, LABELS])
 
 

@@ -156,7 +156,7 @@ def test_an_imported_pipeline_extracts_what_vissls_yaml_does(bench, tmp_path, ch
     printed = bench("import-vissl", config)
     assert printed.returncode == 0, printed.stderr
     (tmp_path / "pipeline.yaml").write_text(printed.stdout)
-    assert "# Without a meaning here:\n" in printed.stdout
+    assert "# Ignored, without effect here:\n" in printed.stdout
     made = {}
     for name, words in (("a", ("pipeline.yaml",)), ("b", ("--vissl-config", config))):
         assert bench("extract", *words, "--random-weights", 3, "--name", name).returncode == 0
@@ -283,7 +283,7 @@ def test_two_poolings_of_one_tap_are_two_layers():
         ("config.MODEL.TRUNK.RESNETS.NORM=GroupNorm", "RESNETS.NORM: 'GroupNorm' is not supported"),
         ("config.MODEL.TRUNK.RESNETS.DEPHT=50", "RESNETS.DEPHT: not supported here"),
         ("config.MODEL.WEIGHTS_INIT.SKIP_LAYERS=[conv1]", "would leave them random"),
-        ("config.MODEL.WEIGHTS_INIT.PARAMS_FILE=https://x.org/w.torch", "nothing is downloaded"),
+        ("config.MODEL.WEIGHTS_INIT.PARAMS_FILE=https://x.org/w.torch", "downloads nothing"),
         ("config.DATA.TRAIN.DATA_LIMIT=500", "set data.limit in the pipeline"),
         ("config.DATA.TRAIN.DATA_SOURCES=[airstore]", "sources of images"),
         ("config.DATA.TEST.TRANSFORMS=[{name: ToTensor}]", "TRANSFORMS of TRAIN and TEST differ"),
@@ -304,7 +304,7 @@ def test_all_faults_are_named_at_once_and_exit_2(bench, tmp_path):
     (tmp_path / "v.yaml").write_text(MANY_LAYERS)
     result = bench("import-vissl", "v.yaml", "config.MODEL.INPUT_TYPE=lab", "config.FOO=1")
     assert result.returncode == 2
-    assert "2 of VISSL's keys can't be taken" in result.stderr
+    assert "2 of VISSL's keys can't be translated" in result.stderr
     assert "FOO: not supported here" in result.stderr
     missing = bench("extract", "--vissl-config", "nowhere.yaml")
     assert missing.returncode == 2
@@ -315,5 +315,5 @@ def test_a_random_head_is_not_evaluated():
     """Without EVAL_TRUNK_AND_HEAD VISSL leaves the head as it was initialised."""
     config = yaml.safe_load(HEAD_OUTPUT)
     del config["MODEL"]["FEATURE_EVAL_SETTINGS"]["EVAL_TRUNK_AND_HEAD"]
-    with pytest.raises(PipelineError, match="or it would be a random one"):
+    with pytest.raises(PipelineError, match="which would be random otherwise"):
         translate(config, where="x")

@@ -111,7 +111,7 @@ def multilabel(n):
 
 def test_several_labels_for_each_row_are_refused(folder, features):
     save(folder, features, targets={split: multilabel(n) for split, n in N.items()})
-    with pytest.raises(ImportingError, match=r"Several labels for each row are not supported.*labels\[:, column\]"):
+    with pytest.raises(ImportingError, match=r"Several labels per row are not supported.*labels\[:, column\]"):
         read_vissl(folder, {})
 
 
@@ -152,8 +152,8 @@ def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(bench, 
     [
         ("inds", np.arange(60) - 1, "expected row numbers from 0 on"),
         ("inds", np.arange(60) * 1.0, "expected row numbers from 0 on"),
-        ("inds", np.arange(59), "not of the same rows"),
-        ("inds", np.array(3), "not of the same rows"),
+        ("inds", np.arange(59), "different numbers of rows"),
+        ("inds", np.array(3), "different numbers of rows"),
         ("features", np.array([None]), "holds Python objects"),
         ("targets", np.array([None]), "holds Python objects"),
     ],

@@ -63,7 +63,7 @@ def compare(
             for temperature in temperatures_of(name, protocol, config.knn.temperature):
                 ask = partial(predict, name=name, protocol=protocol, temperature=temperature, resources=resources)
                 of_rule = []
-                for k in sorted(ks, reverse=True):  # the largest first: its lists serve the others
+                for k in sorted(ks, reverse=True):  # the largest first: its lists contain the others
                     both = [
                         ask(features, layer, k=k, labels=matched)
                         for (features, layer), matched in zip(both_layers, labels, strict=True)
@@ -74,10 +74,10 @@ def compare(
 
 
 def _difference(first: Predictions, second: Predictions) -> Record:
-    """Compare on the queries that take part in both."""
+    """Compare on the queries that both evaluate."""
     _, ours, theirs = np.intersect1d(first.neighbours.queries, second.neighbours.queries, return_indices=True)
     if not len(ours):
-        raise EvaluationError("no query takes part in both")
+        raise EvaluationError("there is no query that both evaluate")
     right = first.is_right()[ours], second.is_right()[theirs]
     difference = asdict(paired_difference(*right))
     return {
@@ -102,7 +102,7 @@ def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
     if differing:
         row = differing[0]
         raise EvaluationError(
-            f"{first.name} and {second.name} have other val images or labels in {len(differing):,} rows, first in row "
+            f"{first.name} and {second.name} differ in val images or labels in {len(differing):,} rows, first in row "
             f"{row}: {paths[0][row]} ({names[0][row]}) and {paths[1][row]} ({names[1][row]}). A comparison needs the "
             f"same images in the same order. Extract both from the same dataset."
         )
@@ -121,7 +121,7 @@ def _pairs(first: FeatureSet, second: FeatureSet, layers: Sequence[str]) -> list
     """Layers to compare with one another."""
     if first.path == second.path:
         if len(layers) != 2:
-            raise EvaluationError("to compare layers of one feature set name two, such as --layers res4,res5")
+            raise EvaluationError("to compare layers of one feature set, give two, such as --layers res4,res5")
         ours, theirs = first.find_layers(layers)
         return [(ours, theirs)]
     if layers:

@@ -58,7 +58,7 @@ FORMATS = ("npy", "npz", "parquet", "vissl", "zarr")
 
 
 class ExportError(BenchError):
-    """An export that can't be done, or not as asked."""
+    """An export that is not possible."""
 
 
 def export(
@@ -121,7 +121,7 @@ def export(
 def _contents(
     features: FeatureSet, config: EvaluateConfig, layers: Sequence[str], what: Sequence[str], *, is_vissl: bool
 ) -> Iterator[tuple[str, Arrays]]:
-    """Yield arrays that belong together, with a name for them; one layer in memory at a time."""
+    """Yield groups of arrays with a name for each group; one layer in memory at a time."""
     if "features" in what and not is_vissl:
         for split in features.manifest.splits:
             rows = {"labels": _labels(features, split), "paths": np.array(features.paths(split), np.str_)}
@@ -147,7 +147,7 @@ def _matched_labels(features: FeatureSet) -> MatchedLabels | None:
 def _answers(
     features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str], labels: MatchedLabels | None
 ) -> tuple[Arrays, dict[str, Any], str]:
-    """What is asked for of neighbours and predictions; the setting, and a digest of all that it comes from."""
+    """The neighbours and predictions to export, their setting, and a digest of all that they depend on."""
     if labels is not None:
         found = _predict(features, layer, config, labels)
         arrays = _neighbours(found.neighbours) | _predictions(found)
@@ -185,13 +185,13 @@ def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) ->
 def _refuse_without_labels(features: FeatureSet) -> None:
     if not has_labels(features, "train"):
         raise ExportError(
-            f"{features.path}: no row of train has a label, so there is nothing to predict by; export "
+            f"{features.path}: no row of train has a label, so nothing can be predicted. Export "
             f"--what features,neighbours"
         )
 
 
 def _labels(features: FeatureSet, split: str) -> Ints:
-    """Classes of a split's rows by the names that both splits share, -1 where there is none."""
+    """Classes of a split's rows, numbered by the names of both splits; -1 for none."""
     place = {name: index for index, name in enumerate(shared_names(features))}
     places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
     return places[features.labels(split)]
@@ -234,7 +234,7 @@ def _predictions(found: Predictions) -> dict[str, Array]:
 
 
 def _as_vissl(found: Predictions) -> Arrays:
-    """All classes in order for each query, its class, and its position: int64, as VISSL's `knn_utils.py` saves them."""
+    """All classes in order for each query, its class and its index, int64, as VISSL's `knn_utils.py` saves them."""
     return {
         "predictions": found.votes.complete_ranking(found.weights_QK, k=found.setting["k"]),
         "targets": found.labels_Q[:, None],
@@ -245,17 +245,19 @@ def _as_vissl(found: Predictions) -> Arrays:
 def _keep(
     features: FeatureSet, layer: str, config: EvaluateConfig, what: Sequence[str], labels: MatchedLabels | None
 ) -> Path:
-    """Keep neighbours and predictions in the feature set, as Zarr."""
+    """Save neighbours and predictions in the feature set, as Zarr."""
     wanted = [each for each in what if each in _ARRAYS]
     if not wanted:
-        raise ExportError("--format zarr keeps neighbours and predictions in the feature set, which is Zarr itself")
+        raise ExportError(
+            "--format zarr saves only neighbours and predictions, in the feature set, whose features are Zarr already"
+        )
     arrays, facts, digest = _answers(features, layer, config, wanted, labels)
     all_of_it = set(wanted) == set(_ARRAYS) or "predictions" not in arrays
     key = f"{layer}-{facts['protocol']}-{digest[:16]}" + ("" if all_of_it else f"-{wanted[0]}")
     save_cached(features, PREDICTIONS, key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)
     if not has_cached(features, PREDICTIONS, key):
         raise ExportError(
-            f"{features.path}: cannot be written, so nothing was kept in it; export in another format, with --out"
+            f"{features.path}: cannot be written, so nothing was saved. Export in another format, with --out"
         )
     return cached_folder(features.path, PREDICTIONS, key)
 
@@ -270,7 +272,7 @@ def _write_npz(out: Path, name: str, arrays: Arrays) -> list[Path]:
 
 
 def _write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
-    """One table of the arrays with a row for each image; others (the confusion matrix) get a file of their own."""
+    """Write a table with a row for each image; other arrays (the confusion matrix) get separate files."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -293,7 +295,7 @@ def _save_array(array: Array, file: Any) -> None:
 
 
 def _saved(path: Path, write: Callable[[Any], object]) -> Path:
-    """Write a file that does not exist yet, whole or not at all."""
+    """Write a new file, completely or not at all."""
     if path.exists():
         raise ExportError(f"{path} exists; export into another folder, or remove it")
     unfinished = partial_name(path)

@@ -1,4 +1,4 @@
-"""Stage two from a pipeline: kNN and k-means of a feature set, kept beside it with their provenance."""
+"""Stage two of a pipeline: kNN and k-means of a feature set; results are saved in it with their provenance."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """Results of one evaluation, and where they were kept."""
+    """Results of one evaluation, and the file that they were saved in."""
 
     features: FeatureSet
     results: list[Result]
     path: Path | None
-    """None if the store could not be written."""
+    """None if the store is read-only."""
 
     is_first: bool = True
-    """Whether this rank speaks for all."""
+    """Whether this rank prints for all."""
 
     @property
     def records(self) -> list[Record]:
@@ -50,7 +50,7 @@ class EvaluationReport:
 
 
 def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
-    """Evaluate layers of a feature set; all that it has, if none is named.
+    """Evaluate layers of a feature set; all of them, if none is named.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _evaluate(
     names = features.find_layers(layers)
     for name in names:
         for split in ("train", "val"):
-            features.layer(split, name)  # refuse an incomplete layer before the first search
+            features.layer(split, name)  # refuse incomplete layers before the first search
     rank = from_environment() or alone()
     resources = resources_of(config, rank)
     knn = config.knn
@@ -87,13 +87,13 @@ def _evaluate(
     }
     chosen = layers_of(features, names)
     train, val, _ = labels
-    numbers_of_clusters(config.kmeans.clusters, train)  # what can't be clustered is refused before the search
+    numbers_of_clusters(config.kmeans.clusters, train)  # refuse impossible numbers of clusters before the search
     if recipe := Recipe(**config.derive.model_dump()):
         chosen = derived_layers(chosen, recipe, train, memory=resources.bytes)
     few_shot: list[Result] = []
     if knn.shots and not (train.has_labels and val.has_labels):
         logger.warning("%s: few-shot accuracies need labels in train and val, so there are none", features.name)
-    elif knn.shots:  # first, since it is short, and refuses a k that is too large
+    elif knn.shots:  # first, since it is fast and refuses a k that is too large
         few_shot += few_shot_results(features, chosen, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
     with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
@@ -128,14 +128,14 @@ def _evaluate(
     refuse_if_gone(features)
     try:
         saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)
-    except StoreError as error:  # a store that may only be read still gives its numbers
+    except StoreError as error:  # results are also printed from a read-only store
         logger.warning("the results are not kept: %s", error)
         saved = None
     return EvaluationReport(features=features, results=results, path=saved)
 
 
 def resources_of(config: EvaluateConfig, rank: Rank | None = None) -> Resources:
-    """Say what a rank may use of its host: ranks of one host share its memory, and take a GPU each."""
+    """Return the resources of a rank: ranks of one host share its memory, and use one GPU each."""
     rank = rank or alone()
     return Resources(
         memory=parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size,

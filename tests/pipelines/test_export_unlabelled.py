@@ -92,7 +92,7 @@ def test_predictions_need_labels_of_train(bench, make, tmp_path, arguments):
     make(train=NONE["train"], val=np.arange(VAL) % 3)
     result = bench("export", "N", *arguments)
     assert result.returncode == 2
-    assert "nothing to predict by; export --what features,neighbours" in result.stderr
+    assert "nothing can be predicted. Export --what features,neighbours" in result.stderr
 
 
 def test_neighbours_of_train_itself_leave_each_row_out(bench, make, features, tmp_path):

@@ -107,7 +107,7 @@ def test_arrays_without_usual_names_are_found_where_only_one_fits(imported, tmp_
 
 def test_where_several_arrays_could_be_meant_one_asks(refused, tmp_path, data):
     np.savez(tmp_path / "t.npz", a=data[0], b=data[0], labels=data[1])
-    assert "several of a, b, labels could be meant. Choose with --features-key" in refused(
+    assert "several of a, b, labels could be the features. Choose with --features-key" in refused(
         "--train", "t.npz", "--val", "t.npz"
     )
 

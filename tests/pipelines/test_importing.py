@@ -149,7 +149,7 @@ def test_other_features_under_the_same_layer_are_refused(tmp_path, split_arrays)
         (lambda f, y: (f, y - 5), "labels must be -1"),
         (lambda f, y: (f[:, 0, 0, 0], y), r"features of x must be floats \(N, \.\.\.\)"),
         (lambda f, y: ((f * 10).astype(int), y), "features of x must be floats"),
-        (lambda f, y: (f[:, :3], y), r"a row has shape \(3, 2, 2\) in train, \(4, 2, 2\) in val"),
+        (lambda f, y: (f[:, :3], y), r"rows have shape \(3, 2, 2\) in train, \(4, 2, 2\) in val"),
         (lambda f, y: (f[:0], y[:0]), "no rows"),
     ],
 )

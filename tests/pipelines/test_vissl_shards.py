@@ -91,7 +91,7 @@ def test_copies_with_other_targets_are_refused(folder, features):
 def test_shards_of_other_width_are_refused_by_file(folder, features):
     save(folder, features, ranks=2)
     save(folder, {split: values[:, :4] for split, values in features.items()}, ranks=2, only=[1])
-    with pytest.raises(ImportingError, match=r"rank0_chunk0_train.* and rank1_chunk0_train.*of different runs"):
+    with pytest.raises(ImportingError, match=r"rank0_chunk0_train.* and rank1_chunk0_train.*from different runs"):
         read_vissl(folder, {})
 
 

@@ -108,7 +108,7 @@ def test_a_store_that_cannot_be_written_is_an_error_and_no_path(bench, make, lab
     (made.path / "predictions").write_text("in the way, as a read-only file system is")
     result = bench("export", "N", "--k", K, "--format", "zarr")
     assert result.returncode == 2
-    assert "export in another format, with --out" in result.stderr
+    assert "Export in another format, with --out" in result.stderr
     assert "predictions/" not in result.stdout
 
 

@@ -105,6 +105,7 @@ def test_neighbours_of_train_itself_leave_each_row_out(bench, make, features, tm
 @pytest.mark.parametrize("labels", [NONE, {"train": CLASSES, "val": np.arange(VAL) % 5}])
 def test_a_store_that_cannot_be_written_is_an_error_and_no_path(bench, make, labels):
     made = make(**labels)
+    shutil.rmtree(made.path / "predictions", ignore_errors=True)
     (made.path / "predictions").write_text("in the way, as a read-only file system is")
     result = bench("export", "N", "--k", K, "--format", "zarr")
     assert result.returncode == 2

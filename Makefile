@@ -54,7 +54,7 @@ else
 endif
 	@touch $@
 
-.PHONY: install install-dev demo test test-all lint links benchmark in1k places205 clean help
+.PHONY: install install-dev demo test test-all lint links benchmark samples in1k places205 clean help
 
 install: $(INSTALLED)  ## set up .venv with the tested versions; CPU=1 for builds without CUDA
 
@@ -98,6 +98,9 @@ links:  # mypy does not follow editable installs: links to the folders, at the p
 
 benchmark: install-dev  ## measure the numbers the design promises, side by side
 	$(BIN)/python -m benchmarks
+
+samples: install  ## rewrite the sample outputs in README.md
+	$(BIN)/python docs/samples.py
 
 clean:  ## remove caches (not .venv, not features/)
 	rm -rf .links .mypy_cache .pytest_cache .ruff_cache *.egg-info

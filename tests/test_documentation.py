@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -140,3 +141,14 @@ def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.slow
+def test_the_sample_in_the_readme_is_what_the_demo_prints():
+    """Numbers may differ a little between processors."""
+    printed = runpy.run_path(str(ROOT / "docs/samples.py"))["demo"]()
+    (sample,) = re.findall(r"<!-- sample: demo -->\n(.*?)\n<!-- end -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    number = r"\d+\.\d+"
+    assert re.sub(number, "", printed).split() == re.sub(number, "", sample).split()
+    pairs = zip(re.findall(number, printed), re.findall(number, sample), strict=True)
+    assert all(abs(float(a) - float(b)) <= 1 for a, b in pairs)

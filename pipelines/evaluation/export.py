@@ -38,6 +38,7 @@ from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import usable_k
 from featbench.evaluate.knn.per_class import confusion_matrix
 from featbench.evaluate.knn.predictions import Predictions, predict
+from featbench.evaluate.memory import in_words
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.pipelines.config.protocols import find_protocols
@@ -99,14 +100,14 @@ def export(
     if unknown:
         raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
     names = features.find_layers(layers)
+    labels = _labels_to_vote(features, config, what, is_vissl=file_format == "vissl")
     if file_format == "zarr":
-        labels = _matched_labels(features)
         return [_keep(features, name, config, what, labels) for name in names]
     write = {"npy": _write_npy, "npz": _write_npz, "parquet": _write_parquet, "vissl": _write_npy}[file_format]
     try:
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
-        for name, arrays in _contents(features, config, names, what, is_vissl=file_format == "vissl"):
+        for name, arrays in _contents(features, config, names, what, labels, is_vissl=file_format == "vissl"):
             written += write(out, name, arrays)
         if file_format != "vissl":
             classes = out / "classes.txt"
@@ -119,7 +120,13 @@ def export(
 
 
 def _contents(
-    features: FeatureSet, config: EvaluateConfig, layers: Sequence[str], what: Sequence[str], *, is_vissl: bool
+    features: FeatureSet,
+    config: EvaluateConfig,
+    layers: Sequence[str],
+    what: Sequence[str],
+    labels: MatchedLabels | None,
+    *,
+    is_vissl: bool,
 ) -> Iterator[tuple[str, Arrays]]:
     """Yield groups of arrays with a name for each group; one layer in memory at a time."""
     if "features" in what and not is_vissl:
@@ -129,19 +136,26 @@ def _contents(
                 yield f"{split}_{layer}", {"": features.layer(split, layer).read()}
             yield split, rows
     if is_vissl:
-        _refuse_without_labels(features)
-        labels = matched_labels(features, needed=False)
+        assert labels is not None
         for layer in layers:
             yield f"kNN_{layer}_output", _as_vissl(_predict(features, layer, config, labels))
     elif "neighbours" in what or "predictions" in what:
-        labels_or_none = _matched_labels(features)
         for layer in layers:
-            yield layer, _answers(features, layer, config, what, labels_or_none)[0]
+            yield layer, _answers(features, layer, config, what, labels)[0]
 
 
-def _matched_labels(features: FeatureSet) -> MatchedLabels | None:
-    """Match the labels once for all layers; None if train has none."""
-    return matched_labels(features, needed=False) if has_labels(features, "train") else None
+def _labels_to_vote(
+    features: FeatureSet, config: EvaluateConfig, what: Sequence[str], *, is_vissl: bool
+) -> MatchedLabels | None:
+    """Match the labels once for all layers; None if train has none, or no layer is searched."""
+    if is_vissl:
+        _refuse_without_labels(features)
+    elif not {"neighbours", "predictions"} & set(what) or not has_labels(features, "train"):
+        return None
+    labels = matched_labels(features, needed=False)
+    if is_vissl or "predictions" in what:
+        _refuse_too_many_classes(features, config, labels)
+    return labels
 
 
 def _answers(
@@ -150,7 +164,7 @@ def _answers(
     """The neighbours and predictions to export, their setting, and a digest of all that they depend on."""
     if labels is not None:
         found = _predict(features, layer, config, labels)
-        arrays = _neighbours(found.neighbours) | _predictions(found)
+        arrays = _neighbours(found.neighbours) | (_predictions(found) if "predictions" in what else {})
         keep = {name for each in what if each in _ARRAYS for name in _ARRAYS[each]}
         facts = {**found.setting, "class_names": list(found.class_names)}
         return {name: array for name, array in arrays.items() if name in keep}, facts, found.digest
@@ -180,6 +194,19 @@ def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) ->
         facts,
         digest_of([protocol.similarity, k, config.knn.leave_one_out, dict(stored.made_from)]),
     )
+
+
+def _refuse_too_many_classes(features: FeatureSet, config: EvaluateConfig, labels: MatchedLabels) -> None:
+    """Predictions have a number for each query and class, and the confusion matrix one for each pair of classes."""
+    queries = labels.train if config.knn.leave_one_out else labels.val
+    num_queries, num_classes = len(queries.rows), len(labels.class_names)
+    needed, memory = 8 * num_classes * (num_queries + num_classes), resources_of(config).memory
+    if memory is not None and needed > memory:
+        raise ExportError(
+            f"{features.path}: predictions of {num_queries:,} queries and {num_classes:,} classes take "
+            f"{in_words(needed)}, more than the {in_words(memory)} of --memory. Allow more with --memory, or export "
+            f"--what neighbours, from which votes can be counted"
+        )
 
 
 def _refuse_without_labels(features: FeatureSet) -> None:

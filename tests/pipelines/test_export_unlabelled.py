@@ -128,3 +128,17 @@ def test_each_class_has_one_line_whatever_its_name(bench, make, tmp_path):
     make(train=names[np.arange(TRAIN) % 4], val=names[np.arange(VAL) % 4])
     assert bench("export", "N", "--what", "features", "--out", "out").returncode == 0
     assert (tmp_path / "out/classes.txt").read_text().splitlines() == ["a\\nb", "c\\rd", "g", "é\\u2028f"]
+
+
+@pytest.mark.parametrize("file_format", ["npy", "vissl", "zarr"])
+def test_predictions_that_take_more_memory_than_allowed_are_refused_before_anything_is_written(
+    bench, tmp_path, file_format
+):
+    """With 20,000 classes, the confusion matrix alone takes 3.2 GB."""
+    labels = {"train": np.arange(20_000), "val": np.arange(10)}
+    splits = {s: Arrays(layers={"x": np.ones((len(y), 2), np.float32)}, labels=y) for s, y in labels.items()}
+    import_features(splits, store=tmp_path / "features", name="N")
+    result = bench("export", "N", "--k", 1, "--format", file_format, "--out", "out", "--memory", "1GiB")
+    assert result.returncode == 2
+    assert "10 queries and 20,000 classes take 3 GiB, more than the 1 GiB of --memory" in result.stderr
+    assert not list(tmp_path.glob("out/*"))

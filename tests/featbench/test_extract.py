@@ -202,7 +202,7 @@ def test_what_cannot_be_extracted_is_refused(model, data, tmp_path):
     stored = {"layers": "body", "store": tmp_path, "name": "live"}
     with pytest.raises(ValueError, match="keys train and val; got train, test"):
         featbench.extract(model, {"train": data["train"], "test": data["val"]}, layers="body")
-    with pytest.raises(ValueError, match="rows to ask for by number"):
+    with pytest.raises(ValueError, match="can't be indexed by row"):
         featbench.extract(model, {**data, "val": Endless()}, **stored)
     with pytest.raises(ValueError, match="without random augmentation"):
         featbench.extract(model, {**data, "train": Augmented()}, **stored)

@@ -11,7 +11,7 @@ import sys
 from typing import NoReturn
 
 MOST_CHARACTERS = 20_000
-"""Of an error's message; a table of weights that do not fit has a few thousand."""
+"""Longest error message that is printed; a table of weights that do not fit has a few thousand characters."""
 
 
 def main() -> None:

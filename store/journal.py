@@ -32,7 +32,7 @@ class Record:
 
     size: int
     crc32c: int
-    """Of all bytes except the last four, which are this number in little-endian order (Zarr's crc32c codec)."""
+    """Checksum of all bytes except the last four, which are this number in little-endian order (Zarr's codec)."""
 
 
 class Journal:

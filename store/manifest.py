@@ -76,7 +76,7 @@ class Manifest:
     """`none`, `zstd` or `lz4`, of every layer."""
 
     rows_per_chunk: int
-    """Of every layer, including those added later."""
+    """Rows in a chunk, the same for every layer, including those added later."""
 
     splits: Mapping[str, SplitInfo]
     layers: Mapping[str, LayerInfo] = field(default_factory=dict)

@@ -47,7 +47,7 @@ PARTIAL = ".partial"
 """Ending of what is being written: a leftover of a killed run, never read."""
 
 MAX_KEY_BYTES = 180
-"""Of a cached result's key that is a folder's name as it is; file systems allow 255, temporary names add 42."""
+"""Longest key of a cached result that is used as a folder's name; file systems allow 255, temporary names add 42."""
 
 _JOURNAL = re.compile(r"rank-[0-9]{5,}\.jsonl")
 _STATUS = ".status.json"

@@ -11,5 +11,5 @@ def peak_kb():
 
 
 def forget_peak():
-    """Count anew from what is taken now."""
+    """Restart the peak at what is allocated now."""
     Path("/proc/self/clear_refs").write_text("5")

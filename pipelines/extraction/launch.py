@@ -86,7 +86,7 @@ class Supervised:
     """How the ranks of a run ended."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    """Of the ranks that did not die."""
+    """Results of the ranks that did not die."""
 
     restarts: int = 0
     given_up: list[str] = field(default_factory=list)

@@ -157,7 +157,7 @@ def test_scores_are_finite_where_the_product_of_lengths_is_below_2_to_the_126() 
 
 @pytest.mark.parametrize("kind", ["cosine", "inner_product", "euclidean"])
 def test_the_highest_similarity_of_a_pair_is_its_own_and_the_error_of_its_product(kind) -> None:
-    """Of a million dimensions, whose error in float64 is large enough to be seen."""
+    """With a million dimensions, whose error in float64 is large enough to be seen."""
     dim, products = 10**6, np.array([[10.0, -3.0, 1.0], [2.0, 0.5, 0.0]])
     lengths_Q, lengths_R = np.array([5.0, 0.5]), np.array([3.0, 4.0, 7.0])
     error = float(gamma(errors_of(dim), FLOAT64))

@@ -55,7 +55,7 @@ def test_the_paired_interval_is_bonett_and_prices() -> None:
 
 
 def test_the_paired_interval_stays_within_what_a_difference_can_be() -> None:
-    """Of 2 queries that only the second gets right: 3/4 - 1/4 + 1.96 sqrt((1 - 1/4) / 4) is 1.35."""
+    """For 2 queries that only the second gets right: 3/4 - 1/4 + 1.96 sqrt((1 - 1/4) / 4) is 1.35."""
     difference = paired_difference(*paired(only_first=0, only_second=2))
     assert (difference.value, difference.high) == (1, 1)
     assert difference.low == pytest.approx(0.5 - 1.959963984540054 * math.sqrt(0.75 / 4), rel=1e-12)

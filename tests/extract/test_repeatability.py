@@ -137,7 +137,7 @@ def test_fixed_images_differ_and_never_change() -> None:
 
 
 CHECKSUM = 548297
-"""Of the pixels, so that a summary stays comparable with those of earlier versions."""
+"""Checksum of the pixels, so that a summary stays comparable with those of earlier versions."""
 
 
 def test_summaries_measure_how_much_features_have_changed() -> None:

@@ -316,7 +316,7 @@ def test_an_unfinished_set_is_not_called_damaged(extract, bench, tmp_path, optio
     failure(bench("verify", "mine"), "faults found: 1", "train/labels chunk 0", "pending")
 
 
-def test_damage_is_found_repaired_and_mended(extract, bench, tmp_path):
+def test_damage_is_found_and_repaired(extract, bench, tmp_path):
     extract()
     chunk = tmp_path / "features/mine/train/features.5/c/0/0"
     content = chunk.read_bytes()

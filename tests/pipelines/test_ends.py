@@ -97,7 +97,7 @@ def test_a_decoding_process_that_is_killed_ends_the_run_with_the_rows_it_had(ext
 
 @pytest.mark.parametrize("error", [MemoryError("no more"), torch.OutOfMemoryError("CUDA out of memory")])
 def test_memory_that_runs_out_anywhere_else_is_a_message(monkeypatch, capsys, error):
-    def command():
+    def command(**options):
         raise error
 
     monkeypatch.setattr("featbench.pipelines.cli.app.app", command)

@@ -257,7 +257,7 @@ def test_progress_comes_from_journals_and_statuses(tmp_path, arrays):
     post(made.journals, RankStatus(run="before", rank=2, host="h", pid=1, state="extracting", rows_in_hand=5))
     assert (looking.look().rows, looking.look().rows_total) == (3, 10)
     journal.write_bytes(b"".join(lines[:-3]))
-    assert looking.look().rows == 8 + 2, "rows in hand are never more than what is missing"
+    assert looking.look().rows == 8 + 2, "rows being computed are never more than what is missing"
     post(made.journals, RankStatus(run="now", rank=1, host="h", pid=1, state="done", rows=11))
     journal.write_bytes(whole)
     snapshot = looking.look()
@@ -267,7 +267,7 @@ def test_progress_comes_from_journals_and_statuses(tmp_path, arrays):
 
 
 def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
-    """It is in hand until its journal has it; the last chunk of train is of 2 rows."""
+    """A chunk is being computed until its journal has it; the last chunk of train has 2 rows."""
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     journal = made.journals / "rank-00000.jsonl"

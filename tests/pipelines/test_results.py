@@ -249,7 +249,7 @@ def test_a_k_larger_than_the_images_of_a_draw_is_left_out_with_a_warning(bench, 
 
 
 def test_rechecked_queries_are_counted_and_said(bench, records, tmp_path):
-    """Of equal rows, more than a shortlist holds: only float64 can say that they are."""
+    """There are more equal rows than a shortlist holds; only float64 can show that they are equal."""
     features = {split: {"x": np.ones((n, 4), np.float32)} for split, n in (("train", 400), ("val", 30))}
     make_features(
         tmp_path / "features/f", features, {split: np.arange(len(v["x"])) % 2 for split, v in features.items()}

@@ -21,7 +21,7 @@ def content_of(path):
 
 
 @pytest.mark.parametrize("count", [9, pytest.param(300, marks=pytest.mark.slow)])
-def test_random_damage_is_noticed_gives_no_wrong_number_and_is_mended(tmp_path, arrays, count):
+def test_random_damage_is_noticed_gives_no_wrong_number_and_is_repaired(tmp_path, arrays, count):
     features, labels = arrays
     path = make_features(tmp_path / "f", features, labels).path
     before = content_of(path)
@@ -37,7 +37,7 @@ def test_random_damage_is_noticed_gives_no_wrong_number_and_is_mended(tmp_path, 
         refuse_or_read_right(path, features, labels)
         repair(path)
         make_features(path, features, labels)
-        assert not list(verify(path)), f"{what} was not mended"
+        assert not list(verify(path)), f"{what} was not repaired"
         assert content_of(path) == before, f"{what}: other bytes than before"
     assert min(kinds.values()) > 0
 

@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError, ImageError, OutOfMemoryError, UnavailableError
 from featbench.extract.transform import Transform
 from featbench.store import BenchError
-from tests.conftest import save_image
+from tests.conftest import ROOT, save_image
 
 
 @contextmanager
@@ -306,6 +308,13 @@ def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path: Path, archive) 
 
 
 def test_an_image_is_not_blamed_for_too_little_memory() -> None:
+    """In a new process, which has no freed memory to take again."""
+    code = "from tests.extract.test_hostile_files import read_with_too_little_memory as read; read()"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+
+
+def read_with_too_little_memory() -> None:
     packed = io.BytesIO()
     Image.new("1", (9000, 9000)).save(packed, "PNG")
     read_picture(packed.getvalue(), name="a.png")

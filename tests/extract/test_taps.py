@@ -168,7 +168,7 @@ def test_the_channel_axis_is_found(name, dims) -> None:
 def test_a_map_of_unknown_axes_is_refused_except_with_identity() -> None:
     image = torch.rand(1, 3, 224, 224)
     tap = "blocks.0.layers.0.layers.window_attention.attn_layer.1.to_qkv"
-    with pytest.raises(ModelError, match="not known which of its axes"):
+    with pytest.raises(ModelError, match="which of its axes are height and width is not known"):
         TappedTrunk(build_trunk("maxvit_t"), name="maxvit_t", layers=layers_of([tap])).probe(image)
     assert tapped(build_trunk("maxvit_t"), "maxvit_t", [f"{tap}:Identity"], image)
 

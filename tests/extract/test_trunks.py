@@ -337,7 +337,7 @@ def test_the_channel_axis_of_a_users_model_is_the_one_unequal_to_the_others(imag
     trunk = Odd().eval()
     layer = layers_at(trunk, "own.py:odd", ["last"], images)["last"]
     assert torch.allclose(layer, trunk(images), atol=1e-6)
-    with pytest.raises(ModelError, match="not known which of its axes"):
+    with pytest.raises(ModelError, match="which of its axes are height and width is not known"):
         layers_at(trunk, "own.py:odd", ["last"], torch.rand(1, 3, 32, 16))
     with pytest.raises(ModelError, match="its first axis is not the batch"):
         layers_at(trunk, "own.py:odd", ["windows"], images)
@@ -415,7 +415,7 @@ def test_a_head_that_does_not_fit_the_trunk_is_refused(images) -> None:
     ("head", "message"),
     [
         (("mpl", {"dims": [8, 4]}), "unknown head 'mpl'. Did you mean mlp"),
-        (("mlp", {"dims": [8]}), "dims must hold"),
+        (("mlp", {"dims": [8]}), "dims must contain"),
         (("mlp", {"dims": [8, 4], "use_gelu": True}), "unexpected keyword argument 'use_gelu'"),
         (("dino_head", {"in_dim": 8, "num_clusters": []}), "num_clusters must contain one number"),
         (("swav_head", {"dims": [8, 4], "use_bn": False, "num_clusters": [], "return_embeddings": False}), "nothing"),

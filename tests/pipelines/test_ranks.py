@@ -211,7 +211,7 @@ def test_a_second_extraction_is_refused_while_one_runs(bench, tmp_path):
 def test_more_gpus_than_there_are_is_refused(bench):
     refused = bench("extract", *DIGITS, "--gpus", "99")
     assert refused.returncode == 2
-    assert "--gpus 99: this host has" in refused.stderr
+    assert "--gpus 99: torch can use" in refused.stderr
 
 
 def test_overwriting_is_refused_in_ranks_that_others_started(bench, monkeypatch):

@@ -78,7 +78,7 @@ def test_layers_of_one_feature_set_can_be_compared(bench, two):
     assert record["difference"] == pytest.approx(right(two / "b", "y", 5).mean() - right(two / "b", "x", 5).mean())
     result = bench("compare", "b", "b", "--layers", "x")
     assert result.returncode == 2
-    assert "name two" in result.stderr
+    assert "give two" in result.stderr
 
 
 def test_other_queries_are_never_compared(bench, two):
@@ -90,7 +90,7 @@ def test_other_queries_are_never_compared(bench, two):
     make_features(two / "c", features, labels, class_names=names)
     result = bench("compare", "a", "c", "--layers", "x", "--k", "5")
     assert result.returncode == 2
-    assert "other val images or labels in 1 rows, first in row 7" in result.stderr
+    assert "differ in val images or labels in 1 rows, first in row 7" in result.stderr
 
 
 def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_says():
@@ -209,7 +209,7 @@ def test_protocols_of_ones_own_come_from_yaml(bench, records, two, tmp_path):
     [
         ("mine: {like: dino, kay: 5}", "protocol mine: unknown setting 'kay'. Known: similarity, vote, k, "),
         ("mine: {like: dono}", "unknown protocol 'dono'. Did you mean dino or dinov2?"),
-        ("mine: {vote: uniform}", "protocol mine: say its k, or another protocol that it is like"),
+        ("mine: {vote: uniform}", "protocol mine: needs k, or `like` with the name of another protocol"),
         ("mine: {like: dino, vote: uniform}", "protocol mine: the exponential vote needs positive temperatures"),
         ("mine: {like: dino, similarity: manhattan}", "similarity must be one of cosine, inner_product, euclidean"),
         ("mine: {like: dino, k: [0]}", "k must be a list of positive whole numbers; got [0]"),

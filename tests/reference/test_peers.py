@@ -53,7 +53,7 @@ def settings(protocol):
 
 def ours(digits, kind, protocol, k, temperature):
     return predict(
-        digits, stored_layer(digits, kind), name=protocol, rule=PROTOCOLS[protocol], k=k, temperature=temperature
+        digits, stored_layer(digits, kind), name=protocol, protocol=PROTOCOLS[protocol], k=k, temperature=temperature
     )
 
 
@@ -109,7 +109,7 @@ def test_probabilities_are_dinov2s_at_its_largest_k(shared, digits, kind):
         for k in K:
             expected = theirs[f"digits_{kind}|dinov2|probas_k{k}_T{temperature}"].astype(np.float64)
             found = ours(digits, kind, protocol, k, temperature)
-            probabilities = found.ballot.probabilities(found.weights_QK, k=k)
+            probabilities = found.votes.probabilities(found.weights_QK, k=k)
             tolerance = 2e-4 if kind == "l2" else 0.02  # float32 inner products of thousands, divided by T
             clear = ~ties_at(digits, kind, protocol, k)
             expected_per_k = expected / expected.sum(axis=1, keepdims=True)

@@ -44,7 +44,7 @@ def two_ranks(tmp_path):
             "featbench",
             "extract",
             *DIGITS,
-            "data.limit=320",
+            "data.limit=400",
             "--ranks",
             "2",
             "--name",
@@ -107,7 +107,7 @@ def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_pro
     path = tmp_path / "features/two"
     assert read_statuses(path / "journals", run)[statuses[0].rank].pid == statuses[0].pid
     assert not list(verify(path))
-    assert bench("extract", *DIGITS, "data.limit=320", "--name", "one").returncode == 0
+    assert bench("extract", *DIGITS, "data.limit=400", "--name", "one").returncode == 0
     assert chunks_of(path) == chunks_of(tmp_path / "features/one")
 
 
@@ -117,13 +117,13 @@ def test_ranks_end_with_the_process_that_started_them_and_finish_a_chunk_when_it
     pids = tree(running.pid)
     running.kill()
     wait_for(lambda: not any(is_running(pid) for pid in pids), "ranks are left over", seconds=20)
-    running, statuses = two_ranks("killed")
+    running, statuses = two_ranks("stopped")
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert errors.count("Stopping after the current chunk") == 1
     assert not any(is_running(status.pid) for status in statuses)
-    assert all("pending" in fault.what for fault in verify(tmp_path / "features/killed"))
+    assert all("pending" in fault.what for fault in verify(tmp_path / "features/stopped"))
 
 
 def is_running(pid):

@@ -16,6 +16,10 @@ MAX_SEED = 2**31 - 2
 """Largest seed: faiss takes signed 32-bit integers, and gets the seed plus 1."""
 
 
+INITS = ("k-means++", "random")
+"""Ways to choose the first centroids."""
+
+
 def _listed(value: Any) -> Any:
     """Accept a single number for a list; YAML's `true` is not the number 1."""
     values = value if isinstance(value, (list, tuple)) or value is None else (value,)
@@ -94,14 +98,32 @@ class KmeansConfig(Config):
     normalize: bool = True
     """Scale each row to length 1 first, as VISSL's ClusterFit does."""
 
-    iterations: int = Field(default=100, gt=0, le=100_000)
-    """Most iterations; stops earlier once the objective no longer falls."""
+    spherical: bool = False
+    """Also scale each centroid to length 1 after every iteration (spherical k-means)."""
+
+    init: str = "k-means++"
+    """How to choose the first centroids: `k-means++`, `random` (rows of train), or a .npy file of K x D numbers."""
 
     restarts: int = Field(default=10, gt=0, le=1000)
     """Initializations; the best one on a sample is kept."""
 
+    iterations: int = Field(default=100, gt=0, le=100_000)
+    """Most iterations."""
+
+    tolerance: float = Field(default=1e-6, ge=0, lt=1)
+    """Stop when an iteration lowers the objective by less than this fraction of it."""
+
+    mini_batch: int | None = Field(default=None, gt=0)
+    """Update the centroids after each batch of this many rows, for very large sets; all rows at once by default."""
+
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the sample and of the initializations."""
+
+    seeds: int = Field(default=1, gt=0, le=1000)
+    """Whole runs, with consecutive seeds; mean and standard deviation are reported, and the best run is kept."""
+
+    ami: bool = True
+    """Report adjusted mutual information, which takes long for many clusters and classes."""
 
     @field_validator("clusters")
     @classmethod
@@ -109,6 +131,13 @@ class KmeansConfig(Config):
         if any(isinstance(count, int) and count < 1 for count in clusters):
             raise ValueError("must be positive, or 'classes'")
         return tuple(dict.fromkeys(clusters))
+
+    @field_validator("init")
+    @classmethod
+    def _known(cls, init: str) -> str:
+        if init not in INITS and not init.endswith(".npy"):
+            raise ValueError(f"must be {', '.join(INITS)} or a .npy file; got {init!r}. {suggest(init, INITS)}")
+        return init
 
 
 class DeriveConfig(Config):

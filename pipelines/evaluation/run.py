@@ -111,7 +111,8 @@ def _evaluate(
         )
     results += few_shot
     if config.kmeans.clusters and rank.rank == 0:
-        results += kmeans_results(features, chosen, labels=labels, memory=resources.bytes, **config.kmeans.model_dump())
+        settings = config.kmeans.model_dump(include={"clusters", "normalize", "iterations", "restarts", "seed"})
+        results += kmeans_results(features, chosen, labels=labels, memory=resources.bytes, **settings)
     now = datetime.now(UTC)
     content = {
         "records": records_of(results),

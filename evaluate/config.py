@@ -37,31 +37,31 @@ class KnnConfig(Config):
     """Weighted k-nearest-neighbour classification."""
 
     protocol: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ("dino",)
-    """Similarity and vote, with their usual k and temperature; see `bench protocols`. Or a YAML file of your own."""
+    """kNN protocols (`bench protocols` lists them), or YAML files of your own."""
 
     k: Annotated[tuple[int, ...] | None, BeforeValidator(_listed)] = None
-    """Neighbours that vote; the protocol's by default. One search at the largest k serves all of them."""
+    """Numbers of neighbours that vote, such as 10, 20 and 200; the protocol's by default."""
 
     temperature: Annotated[tuple[float, ...] | None, BeforeValidator(_listed)] = None
-    """tau in the vote weight exp(similarity / tau); the protocol's by default."""
+    """Temperatures T of the vote exp(similarity / T), such as 0.07; the protocol's by default."""
 
     leave_one_out: bool = False
-    """Leave-one-out on train: classify each row by its neighbours among the other rows."""
+    """Classify each train image by the other train images."""
 
     retrieval: bool = False
-    """Also report R-precision, MAP@R, precision@1 and recall@k; the lists are as long as the largest class."""
+    """Also report R-precision, MAP@R, precision@1 and recall@k."""
 
     duplicates: Annotated[float, Field(gt=-1, le=1)] | None = None
-    """Also report accuracy without queries whose nearest train cosine is at least this (near-duplicates)."""
+    """Also report top-1 without val images whose nearest train image has at least this cosine, such as 0.99."""
 
     per_class: bool = False
-    """Also report each class's accuracy, and the class it is most confused with, at the first k and temperature."""
+    """Also report the accuracy of each class, and the class it is most confused with."""
 
     shots: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
-    """Also classify by this many images of each class (5), or this fraction of them (10%); none by default."""
+    """Also classify by few labels: this many images of each class (5), or this fraction of them (10%)."""
 
     tries: int = Field(default=5, gt=0, le=1000)
-    """Random draws of these images; the mean and the standard deviation over the draws are reported."""
+    """Random draws of the few labels; reports mean and standard deviation."""
 
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of these draws."""
@@ -93,16 +93,16 @@ class KmeansConfig(Config):
     """Clustering of the train split, measured on both splits."""
 
     clusters: Annotated[tuple[int | Literal["classes"], ...], BeforeValidator(_listed)] = ()
-    """Numbers of clusters; `classes` is the number of classes; none by default."""
+    """Also k-means with these numbers of clusters, such as 100; `classes` is the number of classes."""
 
     normalize: bool = True
     """Scale each row to length 1 first, as VISSL's ClusterFit does."""
 
     spherical: bool = False
-    """Also scale each centroid to length 1 after every iteration (spherical k-means)."""
+    """Scale the centroids, as well as the rows, to length 1 after every iteration (spherical k-means)."""
 
     init: str = "k-means++"
-    """How to choose the first centroids: `k-means++`, `random` (rows of train), or a .npy file of K x D numbers."""
+    """First centroids: `k-means++`, `random` (rows of train), or a .npy file of K x D numbers."""
 
     restarts: int = Field(default=10, gt=0, le=1000)
     """Initializations; the best one on a sample is kept."""
@@ -120,10 +120,10 @@ class KmeansConfig(Config):
     """Seed of the sample and of the initializations."""
 
     seeds: int = Field(default=1, gt=0, le=1000)
-    """Whole runs, with consecutive seeds; mean and standard deviation are reported, and the best run is kept."""
+    """Runs of k-means with consecutive seeds; reports mean and standard deviation, and keeps the best."""
 
     ami: bool = True
-    """Report adjusted mutual information, which takes long for many clusters and classes."""
+    """Report adjusted mutual information (AMI), which is slow for many clusters and classes."""
 
     @field_validator("clusters")
     @classmethod
@@ -144,13 +144,13 @@ class DeriveConfig(Config):
     """Transforms of the stored layers before they are evaluated; fitted on train."""
 
     concatenate: bool = False
-    """Concatenate all layers, each row of each layer scaled to length 1 first."""
+    """Evaluate all layers side by side, as one; each row of each is scaled to length 1 first."""
 
     center: bool = False
-    """Subtract the mean."""
+    """Subtract the mean of train."""
 
     pca: int | None = Field(default=None, gt=0)
-    """Keep this many principal components."""
+    """Keep this many principal components of train."""
 
     whiten: bool = False
     """Scale every principal component to variance 1."""
@@ -165,16 +165,16 @@ class EvaluateConfig(Config):
     kmeans: KmeansConfig = KmeansConfig()
 
     memory: str | None = None
-    """Memory budget of the arrays, such as 8GiB; half of the free memory by default."""
+    """Memory for stage two, such as 8GiB; half of what is free by default."""
 
     index: str | None = None
-    """Search approximately with a faiss index, by its factory string: 'IVF4096,Flat:nprobe=16'. Exact by default."""
+    """Search approximately, by a faiss index such as IVF4096,Flat:nprobe=16; exactly by default."""
 
     device: Literal["auto", "cpu", "gpu", "faiss-cpu"] = "auto"
-    """Where to search: on the CPU, by faiss on a GPU, or by faiss on the CPU; `auto` uses a GPU if faiss sees one."""
+    """What searches: the CPU, faiss on a GPU, or faiss on the CPU; `auto` uses a GPU if faiss sees one."""
 
     precision: Literal["auto", "float32", "low"] = "auto"
-    """Precision of the first pass; changes no result. `low` is bfloat16 on the CPU, float16 on a GPU."""
+    """Precision of the first pass, which changes no result; `low` is bfloat16 on the CPU, float16 on a GPU."""
 
     @field_validator("memory")
     @classmethod

@@ -65,16 +65,17 @@ class DataConfig(Config):
     reads; `digits`: scikit-learn's handwritten digits, which need no download."""
 
     root: Path | None = None
-    """Folder of the splits' folders, shards or torchvision's files, or that paths in lists are relative to."""
+    """Folder that holds a folder for each split, and in it one for each class; or a .tar or .zip of it. For other
+    sources, the folder of the shards or files, or that paths in lists are relative to."""
 
     dataset: str | None = None
     """For `torchvision` and `huggingface`: name of the data set, such as CIFAR10."""
 
     train_split: str = "train"
-    """Name of the split that is the database: a folder, or for `webdataset` a pattern such as train-{000..146}.tar."""
+    """Split to search for neighbours: a folder, or for `webdataset` a pattern such as train-{000..146}.tar."""
 
     val_split: str = "val"
-    """Name of the split whose images are the queries."""
+    """Split whose images are classified, likewise."""
 
     train_list: Path | None = None
     """For `filelist`: .npy, .txt, .csv or .json of paths, perhaps with labels; relative to the root or the working
@@ -109,7 +110,7 @@ class DataConfig(Config):
     """Seed of the draw."""
 
     on_error: Literal["stop", "skip"] = "stop"
-    """Whether an image that can't be read stops the run, or is skipped: counted, and left out of every evaluation."""
+    """What to do about an image that can't be read; skipped ones are counted, and left out of every evaluation."""
 
     on_class_fault: Literal["stop", "warn"] = "stop"
     """What to do about a class folder without images, classes whose names differ only in case, or a class of val that
@@ -181,7 +182,7 @@ class WeightsConfig(Config):
     """Name of torchvision's own weights, such as IMAGENET1K_V2 or DEFAULT; downloaded once."""
 
     random_seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    """Untrained: random parameters from this seed. Every result says so."""
+    """Untrained weights, random from this seed; every result says so."""
 
     branch: str | None = None
     """Which encoder of a checkpoint to load, such as `student` for DINO or `key` for MoCo. By default the conventional
@@ -203,7 +204,7 @@ class WeightsConfig(Config):
     """Grid of patches (height, width) of the file's position embeddings, if it was not trained on square images."""
 
     trust: bool = False
-    """Load a file that contains more than plain tensors, which executes code in it."""
+    """Load a checkpoint that contains more than tensors, which runs code in it."""
 
     as_built: bool = False
     """Your own function, given as model.trunk, loads them itself."""
@@ -224,24 +225,23 @@ class ExtractConfig(Config):
     """Images in a forward pass."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward pass; lower precisions use torch's autocast."""
+    """Precision of the forward pass; below float32 by torch's autocast."""
 
     device: str = "auto"
-    """`auto` is the first GPU, or the CPU; or as torch names it: cpu, cuda, cuda:1."""
+    """Where the model runs, as torch names it, such as cpu or cuda:1; `auto` is the first GPU, or else the CPU."""
 
     workers: int | None = Field(default=None, ge=0, le=1024)
-    """Decoding processes of each rank. By default the number of cores divided by the ranks on the host, at most 16; 0
-    for images that are in memory."""
+    """Processes of each rank that decode images; by default the cores divided by the ranks, at most 16."""
 
     threads: int | None = Field(default=None, gt=0, le=1024)
     """Threads of the forward pass on the CPU, in each rank; by default the number of cores. Not divided by the ranks,
     since the last bit of some models' features depends on it."""
 
     ranks: int | None = Field(default=None, gt=0, le=1024)
-    """Processes on this host that extract; by default this one only."""
+    """Processes on this host that share the work; by default one."""
 
     gpus: int | None = Field(default=None, gt=0, le=1024)
-    """GPUs of this host to extract on, with one rank on each."""
+    """GPUs of this host that share the work, with one rank on each."""
 
     @field_validator("gpus")
     @classmethod
@@ -251,7 +251,7 @@ class ExtractConfig(Config):
         return gpus
 
     slurm: dict[str, str | int] | None = None
-    """Parameters of a SLURM job that extracts, such as partition, nodes, gpus_per_node, time. Each task is a rank."""
+    """Submit a SLURM job with these parameters, such as partition, nodes, gpus_per_node, time; each task is a rank."""
 
     @property
     def num_ranks(self) -> int:

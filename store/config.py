@@ -20,7 +20,7 @@ class StoreConfig(Config):
     """How features are stored."""
 
     dtype: Literal["float32", "float16"] = "float32"
-    """float16 halves the disk space; values beyond 65,504 are refused."""
+    """Type of the stored features; float16 halves the disk space, but values beyond 65,504 are refused."""
 
     compression: Literal["none", "zstd", "lz4"] = "none"
     """Compression saves little space with features, and slows reading down."""

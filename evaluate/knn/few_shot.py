@@ -7,16 +7,17 @@ reported.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import MatchedLabels, matched_labels
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.classification import KnnScorer, Protocols, protocols_by_name, temperatures_of, usable_k
-from featbench.evaluate.knn.shots import draw
+from featbench.evaluate.knn.shots import parse_shots
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.results import Accuracy, FewShotResult, Record, Spread
@@ -117,6 +118,28 @@ def few_shot_results(
                         )
                     )
     return results
+
+
+def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:
+    """Draw a number of rows of each class, or a fraction of them, at least one; all rows of smaller classes.
+
+    Examples
+    --------
+    >>> train = Labelled(split="train", rows=np.arange(6), labels=np.array([0, 0, 0, 0, 1, 1]))
+    >>> draw(train, "50%", seed=0).labels.tolist(), draw(train, 3, seed=0).labels.tolist()
+    ([0, 0, 1], [0, 0, 0, 1, 1])
+    """
+    number, fraction = parse_shots(shots)
+    if seed < 0:
+        raise EvaluationError(f"seed must not be negative; got {seed}")
+    random = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(train.labels):
+        places = np.flatnonzero(train.labels == label)
+        count = number or max(1, round(fraction * len(places)))
+        chosen.append(random.permutation(places)[:count])
+    places = np.sort(np.concatenate(chosen))
+    return replace(train, rows=train.rows[places], labels=train.labels[places])
 
 
 def _spread(values: Sequence[float]) -> Spread:

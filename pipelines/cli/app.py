@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from featbench import __version__
 from featbench.pipelines.cli import feature_sets, models, planning, results, stages, vissl
-
-
-class PlainCommand(TyperCommand):
-    """Shows arguments in help as their metavar alone, without types of Python."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        for parameter in self.params:
-            if parameter.param_type_name == "argument":
-                setattr(parameter, "display_type_rich", lambda ctx: None)  # noqa: B010 (not in every version of typer)
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return what the usage line shows after the command's name."""
-        arguments = [each for each in self.params if each.param_type_name == "argument"]
-        return ["[OPTIONS]", *(each.metavar or (each.name or "").upper() for each in arguments)]
-
+from featbench.pipelines.cli.command import PlainCommand
 
 app = typer.Typer(
     name="bench",

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 class Setting:
     """Marks an option that overrides a setting of the pipeline.
 
-    `settings_of` gathers those that were given; a test compares them with the fields of `Pipeline`.
+    `settings_of` gathers those that were given. The help of such an option is the text of the setting's field, with
+    its choices and its default, unless the option has one of its own.
     """
 
     key: str
@@ -33,6 +34,9 @@ class Setting:
 
     is_list: bool = False
     """Whether the option takes comma-separated values, each of them YAML."""
+
+    default: str = ""
+    """What the help calls the default, if it is not the field's."""
 
 
 # Every option is declared here once. A command lists those it takes in its signature.
@@ -62,21 +66,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a feature 
 
 # Where the feature set is.
 
-StoreSetting = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="FOLDER", help="Folder of feature sets; by default features."),
-    Setting("store"),
-]
-Name = Annotated[
-    str | None,
-    typer.Option("--name", metavar="NAME", help="Name of the feature set; by default the pipeline's."),
-    Setting("name"),
-]
-Features = Annotated[
-    str | None,
-    typer.Option("--features", metavar="NAME", help="Name of the feature set; by default the pipeline's."),
-    Setting("name"),
-]
+StoreSetting = Annotated[Path | None, typer.Option("--store", metavar="FOLDER"), Setting("store")]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME"), Setting("name", default="the pipeline's")]
+Features = Annotated[str | None, typer.Option("--features", metavar="NAME"), Setting("name", default="the pipeline's")]
 
 # Stage one.
 
@@ -90,11 +82,7 @@ VisslConfig = Annotated[
     Setting("vissl_config"),
 ]
 Layers = Annotated[
-    str | None,
-    typer.Option(
-        "--layers", metavar="LAYER,...", help="Layers to store: res4,res5 or 'res4:AvgPool2d(8,3,0),features.12'."
-    ),
-    Setting("layers"),
+    str | None, typer.Option("--layers", metavar="LAYER,..."), Setting("layers", default="the pipeline's")
 ]
 Weights = Annotated[
     str | None,
@@ -106,208 +94,50 @@ Weights = Annotated[
     ),
     Setting("weights"),
 ]
-RandomWeights = Annotated[
-    int | None,
-    typer.Option("--random-weights", metavar="SEED", help="Untrained weights; every result says so."),
-    Setting("weights.random_seed"),
-]
-TrustCheckpoint = Annotated[
-    bool | None,
-    typer.Option("--trust-checkpoint", help="Load a checkpoint that needs more than tensors: runs code in it."),
-    Setting("weights.trust"),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="FOLDER",
-        help="Folder that holds a folder for each split, with a folder for each class; or a .tar or .zip of it.",
-    ),
-    Setting("data.root"),
-]
-TrainSplit = Annotated[
-    str | None,
-    typer.Option("--train-split", metavar="NAME", help="Split to search for neighbours; by default train."),
-    Setting("data.train_split"),
-]
-ValSplit = Annotated[
-    str | None,
-    typer.Option("--val-split", metavar="NAME", help="Split whose images are classified; by default val."),
-    Setting("data.val_split"),
-]
-OnError = Annotated[
-    str | None,
-    typer.Option("--on-error", metavar="stop|skip", help="What to do about an unreadable image; by default stop."),
-    Setting("data.on_error"),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option("--batch-size", metavar="N", help="Images in a forward pass; by default 64."),
-    Setting("extract.batch_size"),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", metavar="N", help="Processes of each rank that decode images."),
-    Setting("extract.workers"),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision", metavar="TYPE", help="Forward pass in float32, bfloat16 or float16; by default float32."
-    ),
-    Setting("extract.precision"),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option("--dtype", metavar="TYPE", help="Store features as float32 or float16; by default float32."),
-    Setting("storage.dtype"),
-]
-Ranks = Annotated[
-    int | None,
-    typer.Option("--ranks", metavar="N", help="Processes on this host that share the work."),
-    Setting("extract.ranks"),
-]
-Gpus = Annotated[
-    int | None,
-    typer.Option("--gpus", metavar="N", help="GPUs of this host that share the work, one rank each."),
-    Setting("extract.gpus"),
-]
-Slurm = Annotated[
-    str | None,
-    typer.Option(
-        "--slurm",
-        metavar="KEY=VALUE,...",
-        help="Submit a SLURM job: partition=gpu,nodes=2,gpus_per_node=8,time=24:00:00.",
-    ),
-    Setting("extract.slurm"),
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="DEVICE", help="Where the model runs: auto, cpu, cuda, cuda:1; by default auto."),
-    Setting("extract.device"),
-]
+RandomWeights = Annotated[int | None, typer.Option("--random-weights", metavar="SEED"), Setting("weights.random_seed")]
+TrustCheckpoint = Annotated[bool | None, typer.Option("--trust-checkpoint"), Setting("weights.trust")]
+Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER"), Setting("data.root")]
+TrainSplit = Annotated[str | None, typer.Option("--train-split", metavar="NAME"), Setting("data.train_split")]
+ValSplit = Annotated[str | None, typer.Option("--val-split", metavar="NAME"), Setting("data.val_split")]
+OnError = Annotated[str | None, typer.Option("--on-error", metavar="ACTION"), Setting("data.on_error")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N"), Setting("extract.batch_size")]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N"), Setting("extract.workers")]
+Precision = Annotated[str | None, typer.Option("--precision", metavar="TYPE"), Setting("extract.precision")]
+Dtype = Annotated[str | None, typer.Option("--dtype", metavar="TYPE"), Setting("storage.dtype")]
+Ranks = Annotated[int | None, typer.Option("--ranks", metavar="N"), Setting("extract.ranks")]
+Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N"), Setting("extract.gpus")]
+Slurm = Annotated[str | None, typer.Option("--slurm", metavar="KEY=VALUE,..."), Setting("extract.slurm")]
+Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE"), Setting("extract.device")]
 
 # Stage two.
 
-Protocol = Annotated[
-    str | None,
-    typer.Option(
-        "--protocol",
-        metavar="NAME,...",
-        help="kNN protocols (`bench protocols` lists them), or a YAML file of your own; by default dino.",
-    ),
-    Setting("evaluate.knn.protocol"),
-]
-K = Annotated[
-    str | None,
-    typer.Option("--k", metavar="K,...", help="Neighbours that vote, such as 10,20,200; the protocol's by default."),
-    Setting("evaluate.knn.k", is_list=True),
-]
+Protocol = Annotated[str | None, typer.Option("--protocol", metavar="NAME,..."), Setting("evaluate.knn.protocol")]
+K = Annotated[str | None, typer.Option("--k", metavar="K,..."), Setting("evaluate.knn.k", is_list=True)]
 Temperature = Annotated[
-    str | None,
-    typer.Option(
-        "--temperature", metavar="T,...", help="Temperatures of the vote, such as 0.07; the protocol's by default."
-    ),
-    Setting("evaluate.knn.temperature", is_list=True),
+    str | None, typer.Option("--temperature", metavar="T,..."), Setting("evaluate.knn.temperature", is_list=True)
 ]
+LeaveOneOut = Annotated[bool | None, typer.Option("--leave-one-out"), Setting("evaluate.knn.leave_one_out")]
+Retrieval = Annotated[bool | None, typer.Option("--retrieval"), Setting("evaluate.knn.retrieval")]
+PerClass = Annotated[bool | None, typer.Option("--per-class"), Setting("evaluate.knn.per_class")]
+Duplicates = Annotated[float | None, typer.Option("--duplicates", metavar="COSINE"), Setting("evaluate.knn.duplicates")]
+Shots = Annotated[str | None, typer.Option("--shots", metavar="N,..."), Setting("evaluate.knn.shots", is_list=True)]
+Tries = Annotated[int | None, typer.Option("--tries", metavar="N"), Setting("evaluate.knn.tries")]
 Clusters = Annotated[
-    str | None,
-    typer.Option(
-        "--clusters",
-        metavar="N,...",
-        help="Also k-means with this many clusters: 100, or `classes` for the number of classes.",
-    ),
-    Setting("evaluate.kmeans.clusters", is_list=True),
+    str | None, typer.Option("--clusters", metavar="N,..."), Setting("evaluate.kmeans.clusters", is_list=True)
 ]
-LeaveOneOut = Annotated[
-    bool | None,
-    typer.Option("--leave-one-out", help="Classify each train image by the other train images."),
-    Setting("evaluate.knn.leave_one_out"),
-]
-Retrieval = Annotated[
-    bool | None,
-    typer.Option("--retrieval", help="Also R-precision, MAP@R and recall@k."),
-    Setting("evaluate.knn.retrieval"),
-]
-PerClass = Annotated[
-    bool | None,
-    typer.Option("--per-class", help="Also the accuracy of each class."),
-    Setting("evaluate.knn.per_class"),
-]
-Duplicates = Annotated[
-    float | None,
-    typer.Option(
-        "--duplicates",
-        metavar="COSINE",
-        help="Also top-1 without val images whose nearest train image has at least this cosine, such as 0.99.",
-    ),
-    Setting("evaluate.knn.duplicates"),
-]
-Shots = Annotated[
-    str | None,
-    typer.Option("--shots", metavar="N,...", help="Also kNN with few labels: 1,5,10% of each class."),
-    Setting("evaluate.knn.shots", is_list=True),
-]
-Tries = Annotated[
-    int | None,
-    typer.Option("--tries", metavar="N", help="Random draws of the few labels; by default 5."),
-    Setting("evaluate.knn.tries"),
-]
-Concat = Annotated[
-    bool | None,
-    typer.Option("--concat", help="Evaluate all layers side by side, as one."),
-    Setting("evaluate.derive.concatenate"),
-]
-Center = Annotated[
-    bool | None,
-    typer.Option("--center", help="Subtract the mean of train first."),
-    Setting("evaluate.derive.center"),
-]
-Pca = Annotated[
-    int | None,
-    typer.Option("--pca", metavar="N", help="Keep this many principal components of train."),
-    Setting("evaluate.derive.pca"),
-]
-Whiten = Annotated[
-    bool | None,
-    typer.Option("--whiten", help="Scale principal components to variance 1."),
-    Setting("evaluate.derive.whiten"),
-]
-Index = Annotated[
-    str | None,
-    typer.Option(
-        "--index",
-        metavar="FACTORY",
-        help="Search approximately, by a faiss index: IVF4096,Flat:nprobe=16. Exact by default.",
-    ),
-    Setting("evaluate.index"),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Memory for stage two, such as 8GiB; by default half of what is free.",
-    ),
-    Setting("evaluate.memory"),
-]
-SearchDevice = Annotated[
-    str | None,
-    typer.Option(
-        "--search-device",
-        metavar="DEVICE",
-        help="What searches: auto, cpu, gpu (faiss), faiss-cpu; by default auto.",
-    ),
-    Setting("evaluate.device"),
-]
+Init = Annotated[str | None, typer.Option("--init", metavar="NAME|FILE"), Setting("evaluate.kmeans.init")]
+Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N"), Setting("evaluate.kmeans.seeds")]
+Spherical = Annotated[bool | None, typer.Option("--spherical"), Setting("evaluate.kmeans.spherical")]
+Ami = Annotated[bool | None, typer.Option("--ami/--no-ami"), Setting("evaluate.kmeans.ami")]
+Concat = Annotated[bool | None, typer.Option("--concat"), Setting("evaluate.derive.concatenate")]
+Center = Annotated[bool | None, typer.Option("--center"), Setting("evaluate.derive.center")]
+Pca = Annotated[int | None, typer.Option("--pca", metavar="N"), Setting("evaluate.derive.pca")]
+Whiten = Annotated[bool | None, typer.Option("--whiten"), Setting("evaluate.derive.whiten")]
+Index = Annotated[str | None, typer.Option("--index", metavar="FACTORY"), Setting("evaluate.index")]
+Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE"), Setting("evaluate.memory")]
+SearchDevice = Annotated[str | None, typer.Option("--search-device", metavar="DEVICE"), Setting("evaluate.device")]
 SearchPrecision = Annotated[
-    str | None,
-    typer.Option(
-        "--search-precision",
-        metavar="TYPE",
-        help="Precision of the search: auto, float32 or low (16 bits); by default auto. Results are the same.",
-    ),
-    Setting("evaluate.precision"),
+    str | None, typer.Option("--search-precision", metavar="TYPE"), Setting("evaluate.precision")
 ]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from featbench.extract.config import DataConfig
-from featbench.extract.data.archives import ENDINGS
 from featbench.pipelines.config.documents import read_yaml
 from featbench.pipelines.config.faults import describe
 from featbench.store import BenchError, suggest
@@ -163,4 +162,6 @@ def _needs(entry: Entry) -> tuple[str, ...]:
 def _is_there(root: Path, need: str) -> bool:
     if root.is_file() or (root / need).exists() or (Path(need).is_absolute() and Path(need).exists()):
         return True
+    from featbench.extract.data.archives import ENDINGS  # heavy: imports zarr
+
     return any((root / f"{need}{ending}").exists() for ending in ENDINGS)

@@ -59,7 +59,7 @@ class Pipeline(Config):
     """Data, model, layers, and how both stages run."""
 
     name: str = Field(default="features", pattern=f"^{NAME_PATTERN}$")
-    """Name of the feature set: letters, digits, '_', '.' and '-'."""
+    """Name of the feature set, of letters, digits, '_', '.' and '-'."""
 
     store: Path = Path("features")
     """Folder of feature sets."""
@@ -72,7 +72,7 @@ class Pipeline(Config):
     weights: WeightsConfig = WeightsConfig()
 
     layers: tuple[Layer, ...] = Field((LayerSpec.of("flatten"),), json_schema_extra={"default": ["flatten"]})
-    """Layers to extract: `res4`, `res4:AvgPool2d(8,3,0)`, or VISSL's `[res4, [AvgPool2d, [[8, 8], 3, 0]]]`."""
+    """Layers to store, such as `res4` or `res4:AvgPool2d(8,3,0)`."""
 
     extract: ExtractConfig = ExtractConfig()
     storage: StoreConfig = StoreConfig()

@@ -13,12 +13,11 @@ from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import evaluate_knn
-from featbench.evaluate.knn.few_shot import evaluate_few_shot
+from featbench.evaluate.knn.few_shot import draw, evaluate_few_shot
 from featbench.evaluate.knn.per_class import class_accuracies, confusion_matrix
 from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS, KnnProtocol
 from featbench.evaluate.knn.retrieval import retrieval_metrics
-from featbench.evaluate.knn.shots import draw
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from tests.conftest import make_features
 

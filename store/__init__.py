@@ -10,7 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featbench.store.cache import claimed, drop_cached, has_cached, load_cached, save_cached
+    from featbench.store.cache import (
+        CachedResult,
+        claimed,
+        drop_cached,
+        has_cached,
+        list_cached,
+        load_cached,
+        save_cached,
+    )
     from featbench.store.creation import SplitRows, add_layers, make_ready, open_or_create
     from featbench.store.errors import (
         BenchError,
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BenchError": "featbench.store.errors",
     "Block": "featbench.store.reader",
+    "CachedResult": "featbench.store.cache",
     "ChunkWriter": "featbench.store.writer",
     "DamagedError": "featbench.store.errors",
     "Fault": "featbench.store.verification",
@@ -58,6 +67,7 @@ _HOMES = {
     "claimed": "featbench.store.cache",
     "drop_cached": "featbench.store.cache",
     "has_cached": "featbench.store.cache",
+    "list_cached": "featbench.store.cache",
     "load_cached": "featbench.store.cache",
     "make_ready": "featbench.store.creation",
     "open_or_create": "featbench.store.creation",
@@ -70,6 +80,7 @@ _HOMES = {
 __all__ = [
     "BenchError",
     "Block",
+    "CachedResult",
     "ChunkWriter",
     "DamagedError",
     "Fault",
@@ -93,6 +104,7 @@ __all__ = [
     "claimed",
     "drop_cached",
     "has_cached",
+    "list_cached",
     "load_cached",
     "make_ready",
     "open_or_create",

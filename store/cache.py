@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,10 @@ def load_cached(
     if not path.is_dir():
         return None
     try:
-        attributes = json.loads(read_regular(path / paths.METADATA))["attributes"]
-        if attributes.keys() == {"facts", "sha256"}:
+        attributes = _attributes(path)
+        if _is_older(attributes):
             return _load_older(path, attributes) if without_digest else None
-        if attributes["digest"] != _digest((kind, key), attributes["facts"], attributes["arrays"]):
-            raise DamagedError("its digest differs")
+        _check(attributes, (kind, key))
         values = _read(path, {name: tuple(of["shape"]) for name, of in attributes["arrays"].items()})
         if {name: _described(value) for name, value in values.items()} != attributes["arrays"]:
             raise DamagedError("the digest of an array differs")
@@ -114,6 +114,63 @@ def load_cached(
         _warn_once(path, str(error) or type(error).__name__)
         return None
     return values, attributes["facts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedResult:
+    """A cached result whose arrays have not been read."""
+
+    key: str
+    facts: Mapping[str, Any]
+    """Empty if there is a fault."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each array."""
+
+    fault: str | None = None
+    """Why it cannot be loaded, if that is known without reading its arrays."""
+
+
+def list_cached(features: FeatureSet, kind: str) -> list[CachedResult]:
+    """List what is cached of a kind, by key, without reading arrays.
+
+    Facts and shapes are those that the digest covers. A result whose digest differs, or that has none (version 0.1.0),
+    is listed with its fault alone. The bytes of the arrays are checked by `load_cached`.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        The feature set.
+    kind : {"neighbours", "clusters", "predictions"}
+        Kind of result.
+    """
+    return [_listed(path, kind) for path in paths.cached_folders(features.path, kind)]
+
+
+def _listed(path: Path, kind: str) -> CachedResult:
+    try:
+        attributes = _attributes(path)
+        if _is_older(attributes):
+            raise DamagedError("written by version 0.1.0, without a digest of its facts")
+        _check(attributes, (kind, path.name))
+        shapes = {name: tuple(map(int, of["shape"])) for name, of in attributes["arrays"].items()}
+        return CachedResult(key=path.name, facts=dict(attributes["facts"]), shapes=shapes)
+    except Exception as error:  # as in `load_cached`
+        return CachedResult(key=path.name, facts={}, shapes={}, fault=str(error) or type(error).__name__)
+
+
+def _attributes(path: Path) -> Json:
+    attributes: Json = json.loads(read_regular(path / paths.METADATA))["attributes"]
+    return attributes
+
+
+def _is_older(attributes: Json) -> bool:
+    return set(attributes) == {"facts", "sha256"}
+
+
+def _check(attributes: Json, origin: tuple[str, str]) -> None:
+    if attributes["digest"] != _digest(origin, attributes["facts"], attributes["arrays"]):
+        raise DamagedError("its digest differs")
 
 
 def _load_older(path: Path, attributes: Json) -> tuple[dict[str, Array], dict[str, Any]]:

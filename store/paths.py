@@ -49,6 +49,9 @@ PARTIAL = ".partial"
 MAX_KEY_BYTES = 180
 """Longest key of a cached result that is used as a folder's name; file systems allow 255, temporary names add 42."""
 
+_CUT = re.compile(r".{80}~[0-9a-f]{32}", re.DOTALL)
+"""Folder of a result whose key is longer: no digest can be checked without the whole key."""
+
 _JOURNAL = re.compile(r"rank-[0-9]{5,}\.jsonl")
 _STATUS = ".status.json"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
@@ -108,6 +111,14 @@ def cached_folder(root: Path, kind: str, key: str) -> Path:
     if len(key.encode()) > MAX_KEY_BYTES:
         key = f"{key[:80]}~{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return root / kind / key
+
+
+def cached_folders(root: Path, kind: str) -> list[Path]:
+    """Return the cached results of a kind in order of their names, but not those whose key was cut."""
+    folder = root / kind
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = (folder / name for name in names if not name.startswith(".") and not _CUT.fullmatch(name))
+    return [path for path in found if path.is_dir()]
 
 
 def claim_file(root: Path, kind: str, key: str) -> Path:

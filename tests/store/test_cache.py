@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from featbench.store import load_cached, save_cached
+from featbench.store import list_cached, load_cached, save_cached
 from tests.conftest import make_features
 
 KIND, KEY = "neighbours", "res5-cosine-0123456789abcdef"
@@ -110,3 +110,45 @@ def test_keys_may_have_any_length(made) -> None:
         save_cached(made, KIND, key, VALUES, FACTS | {"key": key})
     assert load_cached(made, KIND, long)[1]["key"] == long
     assert load_cached(made, KIND, long + "x")[1]["key"] == long + "x"
+
+
+def test_results_are_listed_by_key_with_the_facts_and_shapes_that_were_saved(made) -> None:
+    save_cached(made, KIND, "a-first-1", {"one": np.zeros(3)}, {"size": 1})
+    (made.path / KIND / ".b.claim").touch()
+    (made.path / KIND / ".c.0123456789abcdef0123456789abcdef.partial").mkdir()
+    save_cached(made, KIND, "long" * 50, {"one": np.zeros(3)}, {})  # its key is not in its name
+    first, second = list_cached(made, KIND)
+    assert (first.key, first.facts, first.shapes, first.fault) == ("a-first-1", {"size": 1}, {"one": (3,)}, None)
+    assert (second.key, second.facts) == (KEY, FACTS)
+    assert second.shapes == {"rows": (4, 3), "similarities": (4, 3)}
+    assert list_cached(made, "clusters") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("0.64", "0.94", "its digest differs"),
+        ('"dtype": "int64"', '"dtype": "int32"', "its digest differs"),
+        ('"digest"', '"sha256"', "digest"),
+        ("attributes", "atributes", "attributes"),
+        ("{", "", "Extra data"),
+    ],
+)
+def test_of_a_damaged_result_only_the_fault_is_listed(made, caplog: pytest.LogCaptureFixture, old, new, fault) -> None:
+    edit(made.path / KIND / KEY / "zarr.json", old, new)
+    (found,) = list_cached(made, KIND)
+    assert (found.key, found.facts, found.shapes) == (KEY, {}, {})
+    assert fault in found.fault
+    assert not caplog.records
+
+
+def test_results_without_metadata_or_of_version_0_1_0_are_listed_with_their_fault(made) -> None:
+    path = made.path / KIND / KEY / "zarr.json"
+    content = json.loads(path.read_bytes())
+    content["attributes"] = {"facts": FACTS, "sha256": {}}
+    path.write_text(json.dumps(content))
+    (made.path / KIND / "empty-1").mkdir()
+    older, empty = sorted(list_cached(made, KIND), key=lambda each: each.key, reverse=True)
+    assert "version 0.1.0" in older.fault
+    assert "No such file" in empty.fault
+    assert (older.facts, empty.facts) == ({}, {})

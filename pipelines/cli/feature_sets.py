@@ -177,15 +177,27 @@ def info(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """Show how a feature set was made, and how complete it is."""
-    from featbench.pipelines.cli.tables import facts_table, info_facts, layer_records, layer_table, without_long_hashes
+    """Show how a feature set was made, how complete it is, and which clusterings it has."""
+    from featbench.evaluate.clustering.kept import kept_clusterings
+    from featbench.pipelines.cli.tables import (
+        clustering_table,
+        facts_table,
+        info_facts,
+        layer_records,
+        layer_table,
+        without_long_hashes,
+    )
 
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     features = open_features(name, store)
     facts, layers = info_facts(features), layer_records(features)
+    kept, faults = kept_clusterings(features)
+    tables = [layer_table(layers)]
+    if kept or faults:
+        tables.append(clustering_table(kept, faults, path=features.path))
     if form == "text":
         show_facts(without_long_hashes(facts) if sys.stdout.isatty() else facts)
-        return show(layer_table(layers))
+        return show(*tables)
     manifest = features.manifest
     content = {
         "path": str(features.path),
@@ -194,8 +206,9 @@ def info(
         "notes": dict(manifest.notes),
         "settings": dict(manifest.settings()),
         "layers": layers,
+        "clusterings": [each.record() for each in kept],
     }
-    print_results([facts_table(facts), layer_table(layers)], layers, form, content=content)
+    print_results([facts_table(facts), *tables], layers, form, content=content)
 
 
 def open_features(name: str, store: Path | None) -> FeatureSet:

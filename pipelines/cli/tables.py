@@ -29,6 +29,9 @@ from featbench.pipelines.terminal.table import Column, Table
 from featbench.store import Fault, FeatureSet, StoreError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from featbench.evaluate.clustering.kept import KeptClustering
     from featbench.extract.model.taps import TapInfo
     from featbench.pipelines.config.catalogue import Listed
 
@@ -364,6 +367,36 @@ def layer_table(records: Sequence[Record]) -> Table:
     return Table(title="layers", columns=columns, rows=tuple(rows))
 
 
+def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], *, path: Path) -> Table:
+    """Make the table of the kept clusterings of a feature set at `path`, and say how to use them."""
+    rows = [
+        (
+            each.layer, f"{each.num_clusters:,}", each.words, f"{each.objective:.6g}", f"{each.iterations:,}",
+            _yes(each.certified), _yes(each.is_current),
+            "" if each.seconds is None else f"{each.seconds:,.1f}",
+        )
+        for each in kept
+    ]  # fmt: skip
+    columns = (
+        LAYER,
+        Column(name="clusters"),
+        Column(name="settings", is_right=False),
+        Column(name="objective"),
+        Column(name="iterations", drop=3),
+        Column(name="exact", is_right=False, drop=1),
+        Column(name="current", is_right=False),
+        Column(name="seconds", drop=4),
+    )
+    notes = [f"{key} cannot be used: {fault}." for key, fault in faults.items()]
+    if kept:
+        notes.insert(0, "Rows are scaled to length 1, and k-means++ starts, unless said otherwise.")
+    if any(each.is_current is False for each in kept):
+        notes.append("Not current: the layer or its labels have changed since. Cluster them again: bench evaluate.")
+    if any(each.is_current is not False for each in kept):
+        notes.append(f"To export them: bench export {path} --what clusters")
+    return Table(title="kept clusterings", columns=columns, rows=tuple(rows), notes=tuple(notes), num_grouped=1)
+
+
 def tap_table(taps: Sequence[TapInfo], *, images: int | None = None) -> Table:
     """Taps of a model, one line each; with a number of images also the GB that a layer would take."""
     rows = []
@@ -459,6 +492,10 @@ def _percent(estimate: Estimate | None, *, sign: str = "") -> str:
 
 def _spread(spread: Spread) -> str:
     return f"{100 * spread.mean:.1f} ±{100 * spread.sd:.1f}"
+
+
+def _yes(known: bool | None) -> str:
+    return "-" if known is None else "yes" if known else "no"
 
 
 def _shortened(text: str, *, most: int = 200) -> str:

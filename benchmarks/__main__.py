@@ -194,12 +194,12 @@ def clustering(folder):
     for count in (100, 1000):
         centroids = train[:count].copy()
 
-        parts = list(data.parts(rows, unit_length=False))  # one block, which stays in memory
+        blocks = list(data.blocks(rows, unit_length=False))  # one block, which stays in memory
 
-        def ours(count=count, centroids=centroids, parts=parts):
+        def ours(count=count, centroids=centroids, blocks=blocks):
             sums, counts = np.zeros((count, 512)), np.zeros(count, np.int64)
-            for part in parts:
-                kmeans._add_up(part.features, centroids, sums, counts)
+            for block in blocks:
+                kmeans._add_up(block.features, centroids, sums, counts)
 
         def theirs(count=count, centroids=centroids):
             trained = faiss.Kmeans(512, count, niter=3, max_points_per_centroid=10**9)

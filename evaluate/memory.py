@@ -49,7 +49,7 @@ def plan_blocks(
     num_blocks: int,
     num_threads: int,
     libraries: int = 0,
-    parts: int = 1,
+    num_shares: int = 1,
 ) -> tuple[int, int]:
     """Cut a search so that it fits.
 
@@ -71,8 +71,8 @@ def plan_blocks(
         Threads that search.
     libraries : int
         Bytes that libraries take which are yet to be imported.
-    parts : int
-        Equal parts of the memory, of which the search gets one.
+    num_shares : int
+        Equal shares of the memory, of which the search gets one.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def plan_blocks(
     ... )
     (131072, 2000)
     """
-    memory //= parts
+    memory //= num_shares
     results = num_queries * k * 16 + num_rows
     per_query = 4 * dim * 4 + room * _BYTES_PER_CANDIDATE
     chunk = rows_per_chunk * dim * 4
@@ -99,11 +99,11 @@ def plan_blocks(
     least = always + num_blocks * chunk + min(num_queries, _MIN_QUERIES) * per_query
     least = max(least, num_queries * k * _BYTES_PER_VOTE)
     if memory < least:
-        share = f", 1 of {parts} equal parts of what is allowed" if parts > 1 else ""
+        share = f", 1 of {num_shares} equal shares of what is allowed" if num_shares > 1 else ""
         raise EvaluationError(
             f"the search does not fit into {in_words(memory)} of memory{share}: {num_queries:,} queries "
             f"of dimension {dim:,}, lists of {k:,} and {num_blocks} chunks of the database need at least "
-            f"{in_words(least)}. Allow that with --memory {-(-parts * least // MIB)}MiB, or ask for a smaller k."
+            f"{in_words(least)}. Allow that with --memory {-(-num_shares * least // MIB)}MiB, or ask for a smaller k."
         )
     free = memory - always
     # Blocks get half of the free memory, queries the rest, and blocks what the queries do not need.

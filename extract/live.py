@@ -254,15 +254,15 @@ def _computed(
     cut = [[range(rows.start, rows.stop) for rows in chunk.batches(batch_size)] for chunk in chunks]
     loaded = source.batches([rows for batches in cut for rows in batches])
     for work, batches in zip(works, cut, strict=True):
-        parts: dict[str, list[Array]] = {name: [] for name in work.layers}
+        outputs: dict[str, list[Array]] = {name: [] for name in work.layers}
         digests: list[int] = []
         for _ in batches:
             images, _ = next(loaded)
             computed = model(images)
             for name in work.layers:
-                parts[name].append(computed[name])
+                outputs[name].append(computed[name])
             digests += _digests(images)
-        yield work, {name: np.concatenate(each) for name, each in parts.items()}, np.array(digests, np.uint64)
+        yield work, {name: np.concatenate(each) for name, each in outputs.items()}, np.array(digests, np.uint64)
 
 
 def _refuse_another_code(model: LiveModel, features: FeatureSet) -> None:

@@ -160,16 +160,16 @@ class _DatasetBatches:
 
 def _run(model: LiveModel, batches: Iterable[Any], split: str) -> tuple[dict[str, Array], Any]:
     """Features and labels of all batches."""
-    parts: dict[str, list[Array]] = {name: [] for name in model.layers}
+    outputs: dict[str, list[Array]] = {name: [] for name in model.layers}
     labels: list[Any] = []
     for batch in batches:
         images, of_batch = checked_batch(batch, split=split)
         for name, values in model(images).items():
-            parts[name].append(values)
+            outputs[name].append(values)
         labels += of_batch.tolist() if isinstance(of_batch, Tensor) else list(of_batch)
     if not labels:
         raise DatasetError(f"{split}: no images")
-    return {name: np.concatenate(each) for name, each in parts.items()}, labels
+    return {name: np.concatenate(each) for name, each in outputs.items()}, labels
 
 
 def _rows(source: TensorSource, batch_size: int) -> SplitRows:

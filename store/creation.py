@@ -267,9 +267,9 @@ def _write_listing(features: FeatureSet, split: str, rows: SplitRows) -> None:
         for name in (paths.LABELS, paths.PATHS)
     }
     for start in range(0, len(rows.labels), ROWS_PER_LABEL_CHUNK):  # in pieces, to save memory
-        part = slice(start, start + ROWS_PER_LABEL_CHUNK)
-        texts = [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths[part]]
-        arrays.write_rows(stored[paths.LABELS], start, rows.labels[part])
+        span = slice(start, start + ROWS_PER_LABEL_CHUNK)
+        texts = [path.encode(errors="surrogateescape").decode(errors="replace") for path in rows.paths[span]]
+        arrays.write_rows(stored[paths.LABELS], start, rows.labels[span])
         arrays.write_rows(stored[paths.PATHS], start, np.array(texts, object))
     for name in stored:
         keys = features.chunk_keys(split, name)

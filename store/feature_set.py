@@ -387,11 +387,11 @@ class FeatureSet:
         records = self._complete(split, name)
         array = self._open(split, name)
         grid = self.grid(split, name)
-        parts = [
+        chunks = [
             checked_rows(self.path, array, record, grid.rows(chunk), chunk=chunk, cure=self._cure())
             for chunk, record in enumerate(records.values())
         ]
-        return np.concatenate(parts)
+        return np.concatenate(chunks)
 
     @property
     def how_to_finish(self) -> str:

@@ -112,19 +112,19 @@ def cluster(
             rows = rows_per_block(memory or free_memory() // 2, dim=layer.dim)
             clusters_of, facts = find(layer, count, train, val, settings, rows)
             seconds = round(time.perf_counter() - start, 3)
-            for part in (train, val):
+            for labelled in (train, val):
                 results.append(
                     ClusterResult(
                         layer=layer.facts,
                         counts=counts_of(train, val),
-                        split=part.split,
+                        split=labelled.split,
                         clusters=count,
                         seed=seed,
-                        metrics=_against_classes(clusters_of[part.split], part),
+                        metrics=_against_classes(clusters_of[labelled.split], labelled),
                         objective=facts["objective"],
                         iterations=facts["iterations"],
                         seconds=seconds,
-                        assignments=clusters_of[part.split],
+                        assignments=clusters_of[labelled.split],
                     )
                 )
     return results
@@ -162,8 +162,8 @@ def counts_of(train: Labelled, val: Labelled) -> Counts:
     )
 
 
-def _against_classes(clusters: Ints, part: Labelled) -> ClusterMetrics | None:
-    return ClusterMetrics(**metrics.cluster_metrics(clusters, part.labels)) if part.has_labels else None
+def _against_classes(clusters: Ints, labelled: Labelled) -> ClusterMetrics | None:
+    return ClusterMetrics(**metrics.cluster_metrics(clusters, labelled.labels)) if labelled.has_labels else None
 
 
 def find_clusters(
@@ -191,14 +191,14 @@ def find_clusters(
 
     def load(key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         kept = load_cached(features, CLUSTERS, key)
-        return kept if kept and _has_its_form(*kept, count=count, parts=(train, val)) else None
+        return kept if kept and _has_its_form(*kept, count=count, both=(train, val)) else None
 
     is_scaled = settings["normalize"]
     key = key_of(ALGORITHM if is_scaled else OLDER_ALGORITHM)
     if kept := load(key):
         return kept
     older = load(key_of(OLDER_ALGORITHM)) if is_scaled else None
-    if older and all(layer.select(part).has_ordinary_lengths(rows) for part in (train, val)):
+    if older and all(layer.select(labelled).has_ordinary_lengths(rows) for labelled in (train, val)):
         arrays, facts = older
     else:
         arrays, facts = search_clusters(layer, count, train, val, settings, rows)
@@ -212,25 +212,26 @@ def search_clusters(
     layer: EvalLayer, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute a clustering without a cache; returns what `find_clusters` does, with the `centroids`."""
-    data = {part.split: layer.select(part) for part in (train, val)}
+    data = {labelled.split: layer.select(labelled) for labelled in (train, val)}
     found: Clustering = kmeans(data["train"], count, rows_per_block=rows, **settings)
     clusters_of = {
-        split: assign(part, found, rows_per_block=rows, normalize=settings["normalize"]) for split, part in data.items()
+        split: assign(selection, found, rows_per_block=rows, normalize=settings["normalize"])
+        for split, selection in data.items()
     }
     facts = {"objective": found.objective, "iterations": found.iterations}
     return clusters_of | {"centroids": found.centroids_KD}, facts
 
 
-def _has_its_form(arrays: dict[str, Any], facts: dict[str, Any], *, count: int, parts: Sequence[Labelled]) -> bool:
+def _has_its_form(arrays: dict[str, Any], facts: dict[str, Any], *, count: int, both: Sequence[Labelled]) -> bool:
     """Whether cached arrays and facts are a clustering of these rows."""
     return (
         isinstance(facts.get("objective"), float)
         and isinstance(facts.get("iterations"), int)
         and all(
-            part.split in arrays
-            and arrays[part.split].shape == part.rows.shape
-            and arrays[part.split].dtype == np.int64
-            and 0 <= arrays[part.split].min() <= arrays[part.split].max() < count
-            for part in parts
+            labelled.split in arrays
+            and arrays[labelled.split].shape == labelled.rows.shape
+            and arrays[labelled.split].dtype == np.int64
+            and 0 <= arrays[labelled.split].min() <= arrays[labelled.split].max() < count
+            for labelled in both
         )
     )

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.selection import Part, Selection
+from featbench.evaluate.features.selection import RowBlock, Selection
 from featbench.store.typing import Doubles, Floats, Ints
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def kmeans(
         raise EvaluationError(f"clusters must be in [1, {len(data)}], the rows to cluster; got {num_clusters}")
     if not 0 <= seed < 2**31 - 1:
         raise EvaluationError(f"seed must be in [0, {2**31 - 2}]; got {seed}")
-    stored: Callable[[], Iterable[Part]] = partial(data.parts, rows_per_block, unit_length=normalize)
+    stored: Callable[[], Iterable[RowBlock]] = partial(data.blocks, rows_per_block, unit_length=normalize)
     is_one_block = data.layer.num_rows <= rows_per_block
     if is_one_block:
         held = list(stored())  # no need to read it again in every iteration
@@ -103,15 +103,17 @@ def kmeans(
     size = min(len(data), POINTS_PER_CENTROID * num_clusters)
     chosen = np.sort(np.random.default_rng(seed).choice(data.rows, size, replace=False))
     sample, frame = _survey(stored(), chosen, data.layer.dim)
-    parts = (lambda: held) if is_one_block else (lambda: map(frame.enter, stored()))
+    blocks = (lambda: held) if is_one_block else (lambda: map(frame.enter, stored()))
     if is_one_block:
-        held = [frame.enter(part) for part in held]
+        held = [frame.enter(block) for block in held]
     centroids_KD = _initial_centroids(frame.enter_array(sample), num_clusters, restarts=restarts, seed=seed)
     objective = np.inf
     for iteration in range(1, iterations + 1):
         sums_KD = np.zeros(centroids_KD.shape, np.float64)
         counts_K = np.zeros(num_clusters, np.int64)
-        distances = sum(_add_up(part.features, centroids_KD, sums_KD, counts_K) for part in parts() if len(part.rows))
+        distances = sum(
+            _add_up(block.features, centroids_KD, sums_KD, counts_K) for block in blocks() if len(block.rows)
+        )
         logger.debug("k-means iteration %d: objective %.6g", iteration, distances)
         if distances >= objective * (1 - tolerance):
             return frame.leave(centroids_KD, distances, iterations=iteration)
@@ -128,12 +130,12 @@ def assign(data: Selection, clustering: Clustering, *, rows_per_block: int, norm
     centroids_KD = clustering.centroids_KD
     around = _Frame.around(centroids_KD)
     clusters = []
-    for part in data.parts(rows_per_block, unit_length=normalize):
-        if len(part.rows):
-            largest = max(_largest(part.features), _largest(centroids_KD))
+    for block in data.blocks(rows_per_block, unit_length=normalize):
+        if len(block.rows):
+            largest = max(_largest(block.features), _largest(centroids_KD))
             frame = replace(around, factor=_factor(largest))
             moved_KD = frame.enter_array(centroids_KD.copy())
-            clusters.append(_nearest(frame.enter_array(part.features), moved_KD)[1])
+            clusters.append(_nearest(frame.enter_array(block.features), moved_KD)[1])
     return np.concatenate(clusters)
 
 
@@ -151,10 +153,10 @@ class _Frame:
         squares = np.einsum("kd,kd->", centroids_KD, centroids_KD, dtype=np.float64) / len(centroids_KD)
         return cls(shift_D=_shift(mean_D, float(squares)), factor=1.0)
 
-    def enter(self, part: Part) -> Part:
-        """Change a part's features, in place."""
-        self.enter_array(part.features)
-        return part
+    def enter(self, block: RowBlock) -> RowBlock:
+        """Change a block's features, in place."""
+        self.enter_array(block.features)
+        return block
 
     def enter_array(self, features: Floats) -> Floats:
         """Change rows in place, and return them."""
@@ -221,17 +223,17 @@ def _add_up(features: Floats, centroids_KD: Floats, sums_KD: Doubles, counts_K: 
     return float(distances.sum(dtype=np.float64))
 
 
-def _survey(parts: Iterable[Part], chosen: Ints, dim: int) -> tuple[Floats, _Frame]:
+def _survey(blocks: Iterable[RowBlock], chosen: Ints, dim: int) -> tuple[Floats, _Frame]:
     """Copy the chosen rows (rising) out of the blocks, and choose a frame for all rows."""
     copies = []
     sums_D, squares, count, largest = np.zeros(dim), 0.0, 0, 0.0
-    for part in parts:
-        _, within, _ = np.intersect1d(part.rows, chosen, assume_unique=True, return_indices=True)
-        copies.append(part.features[within])
-        sums_D += part.features.sum(axis=0, dtype=np.float64)
-        squares += float(np.einsum("nd,nd->", part.features, part.features, dtype=np.float64))
-        count += len(part.rows)
-        largest = max(largest, _largest(part.features))
+    for block in blocks:
+        _, within, _ = np.intersect1d(block.rows, chosen, assume_unique=True, return_indices=True)
+        copies.append(block.features[within])
+        sums_D += block.features.sum(axis=0, dtype=np.float64)
+        squares += float(np.einsum("nd,nd->", block.features, block.features, dtype=np.float64))
+        count += len(block.rows)
+        largest = max(largest, _largest(block.features))
     frame = _Frame(shift_D=_shift(sums_D / count, squares / count), factor=_factor(largest))
     return np.concatenate(copies), frame
 

@@ -199,8 +199,8 @@ def _fit(train: Selection, recipe: Recipe, memory: int) -> Projection | None:
 def _sum(train: Selection, of: Callable[[Doubles], Doubles]) -> Doubles:
     """Sum a function of all rows, chunk by chunk."""
     total: Any = 0.0
-    for part in train.parts(train.layer.rows_per_chunk, unit_length=False):
-        total = total + of(part.features.astype(np.float64))
+    for block in train.blocks(train.layer.rows_per_chunk, unit_length=False):
+        total = total + of(block.features.astype(np.float64))
     return np.asarray(total)
 
 

@@ -110,10 +110,10 @@ def matched_labels(features: LabelSource, *, needed: bool = True) -> MatchedLabe
         text = "%s: classes of val without an image in train (%s): their images count as wrong, %d of them%s"
         alike = alike_names([names[index] for index in unknown], train_names)
         logger.warning(text, features.name, named, wrong, f". {alike}" if alike else "")
-    for split, part in (("train", train), ("val", val)):
-        if part.left_out:
+    for split, labelled in (("train", train), ("val", val)):
+        if labelled.left_out:
             text = "%s: rows of %s without a label or a readable image, left out: %d"
-            logger.warning(text, features.name, split, part.left_out)
+            logger.warning(text, features.name, split, labelled.left_out)
     return MatchedLabels(train, val, names)
 
 

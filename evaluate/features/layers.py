@@ -35,9 +35,9 @@ class EvalLayer:
         """Numbers in one row."""
         return self.layers["train"].dim
 
-    def select(self, part: Labelled) -> Selection:
+    def select(self, labelled: Labelled) -> Selection:
         """Select the rows that are used."""
-        return Selection(layer=self.layers[part.split], rows=part.rows)
+        return Selection(layer=self.layers[labelled.split], rows=labelled.rows)
 
 
 def stored_layer(features: FeatureSet, layer: str) -> EvalLayer:

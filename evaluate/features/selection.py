@@ -43,7 +43,7 @@ class Layer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class RowBlock:
     """The selected rows of one block; `features` is valid until the next block is requested."""
 
     rows: Ints
@@ -85,7 +85,7 @@ class Selection:
         """The consecutive chunks in which the rows lie."""
         return range(self.rows[0] // self.layer.rows_per_chunk, self.rows[-1] // self.layer.rows_per_chunk + 1)
 
-    def parts(self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False) -> Iterator[Part]:
+    def blocks(self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False) -> Iterator[RowBlock]:
         """Yield the selected rows block by block, scaled to length 1 if requested.
 
         Raises
@@ -97,7 +97,7 @@ class Selection:
         keep[self.rows] = True
         rows_at_once = max(1, _PIECE_BYTES // (4 * self.layer.dim))
 
-        def prepare(block: Block) -> Part:
+        def prepare(block: Block) -> RowBlock:
             taken, longest, zeros = 0, 0.0, []
             mask = keep[block.start : block.start + len(block.features)]
             # Piece by piece, so that each stays in the cache; rows move up in place to fill the gaps of omitted ones.
@@ -121,7 +121,7 @@ class Selection:
                 taken += len(piece)
             rows = block.start + np.flatnonzero(mask).astype(np.int64)
             left_out = np.concatenate(zeros) if zeros else rows[:0]
-            return Part(
+            return RowBlock(
                 rows=rows, features=block.features[:taken], num_read=len(mask), longest=float(longest), zeros=left_out
             )
 
@@ -131,16 +131,16 @@ class Selection:
         """Return the selected rows, in memory, shape (n, D)."""
         features = np.empty((len(self), self.layer.dim), np.float32)
         filled = 0
-        for part in self.parts(_READ_BYTES // (4 * self.layer.dim), unit_length=False):
-            features[filled : filled + len(part.rows)] = part.features
-            filled += len(part.rows)
+        for block in self.blocks(_READ_BYTES // (4 * self.layer.dim), unit_length=False):
+            features[filled : filled + len(block.rows)] = block.features
+            filled += len(block.rows)
         return features
 
     def has_ordinary_lengths(self, rows_per_block: int) -> bool:
         """Whether every row has length 0, or one for which all versions compute the same cosines."""
         return all(
-            is_ordinary(lengths_of(part.features)).all()
-            for part in self.parts(rows_per_block, unit_length=False, without_zeros=True)
+            is_ordinary(lengths_of(block.features)).all()
+            for block in self.blocks(rows_per_block, unit_length=False, without_zeros=True)
         )
 
     def _check_finite(self, rows: Ints, features: Floats, lengths: Doubles) -> None:

@@ -188,7 +188,7 @@ def classify(
         each: usable_k(asked.k, protocol.k, len(train.rows) - asked.leave_one_out)
         for each, protocol in protocols.items()
     }
-    unlabelled = list(dict.fromkeys(part.split for part in (train, queries) if not part.has_labels))
+    unlabelled = list(dict.fromkeys(labelled.split for labelled in (train, queries) if not labelled.has_labels))
     if unlabelled:
         _warn_of_missing_labels(name, unlabelled, retrieval=asked.retrieval, per_class=asked.per_class)
     counts = counts_of(train, val)

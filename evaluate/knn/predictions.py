@@ -103,7 +103,7 @@ def predict(
     rows_QK, similarities_QK = found.rows_QK[:, :k], found.similarities_QK[:, :k]
     votes = ClassVotes.of(train.by_row(features.split("train").num_rows)[rows_QK], num_classes=len(names))
     weights_QK = vote_weights(similarities_QK, vote=protocol.vote, temperature=temperature)
-    ranked_QT, probabilities_QT = votes.ranking_with_shares(weights_QK, k=k)
+    ranked_QT, probabilities_QT = votes.ranking_with_probabilities(weights_QK, k=k)
     return Predictions(
         setting={"layer": layer.name, "protocol": name, "k": k, "temperature": temperature},
         digest=digest_of(

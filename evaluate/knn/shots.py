@@ -22,5 +22,5 @@ def parse_shots(shots: int | str) -> tuple[int, float]:
         return shots, 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(shots))
     if not match or not 0 < float(match[1]) <= 100:
-        raise ValueError(f"images of each class must be a positive number, or a part such as 10%; got {shots!r}")
+        raise ValueError(f"images of each class must be a positive number, or a fraction such as 10%; got {shots!r}")
     return 0, float(match[1]) / 100

@@ -144,7 +144,7 @@ class ClassVotes:
             scores_QK[everyone, best] = -np.inf
         return ranked
 
-    def ranking_with_shares(self, weights_QK: Doubles, *, k: int, top: int = 5) -> tuple[Ints, Doubles]:
+    def ranking_with_probabilities(self, weights_QK: Doubles, *, k: int, top: int = 5) -> tuple[Ints, Doubles]:
         """Return the `top` classes of each query, and the fraction of the k neighbours' votes that each has.
 
         The fractions of all classes sum to 1 for every k, so they can serve as probabilities.
@@ -153,22 +153,22 @@ class ClassVotes:
         -------
         ranked_QT : ndarray of shape (Q, top), dtype=int64
             As `ranking`.
-        shares_QT : ndarray of shape (Q, top), dtype=float64
+        probabilities_QT : ndarray of shape (Q, top), dtype=float64
             0 where fewer classes have a vote.
 
         Examples
         --------
         >>> votes = ClassVotes.of(np.array([[3, 1, 1, 0]]), num_classes=4)
-        >>> votes.ranking_with_shares(np.array([[1.0, 0.5, 0.25, 0.25]]), k=4, top=4)[1].tolist()
+        >>> votes.ranking_with_probabilities(np.array([[1.0, 0.5, 0.25, 0.25]]), k=4, top=4)[1].tolist()
         [[0.5, 0.375, 0.125, 0.0]]
         """
         ranked_QT = self.ranking(weights_QK, k=k, top=top)
         labels_QK, totals_Q = self.labels_QK[:, :k], weights_QK[:, :k].sum(axis=1)
-        shares_QT = np.zeros(ranked_QT.shape)
+        probabilities_QT = np.zeros(ranked_QT.shape)
         for place in range(top):
             is_of_class = labels_QK == ranked_QT[:, place, None]
-            shares_QT[:, place] = np.where(is_of_class, weights_QK[:, :k], 0).sum(axis=1) / totals_Q
-        return ranked_QT, shares_QT
+            probabilities_QT[:, place] = np.where(is_of_class, weights_QK[:, :k], 0).sum(axis=1) / totals_Q
+        return ranked_QT, probabilities_QT
 
     def probabilities(self, weights_QK: Doubles, *, k: int) -> Doubles:
         """Fraction of the k neighbours' votes for every class, shape (Q, C); each row sums to 1."""

@@ -43,8 +43,8 @@ TRAINING_ROWS = 262_144
 TRAINING_BYTES = 512 * MIB
 """Most bytes of these rows: fewer rows if their dimension is large."""
 
-PARTS = 2
-"""Equal parts into which the memory is divided: one for the index, one for the search."""
+MEMORY_SHARES = 2
+"""Equal shares into which the memory is divided: one for the index, one for the search."""
 
 _QUERIES_PER_BATCH = 256
 """Queries searched at a time: libraries round differently for other batch sizes."""
@@ -158,8 +158,8 @@ def _train(index: Any, spec: IndexSpec, database: Selection, kind: Similarity, n
     if needed > memory:
         raise EvaluationError(
             f"--index {spec}: the {num_rows:,} rows of {database.layer.key} that train it take {in_words(needed)} of "
-            f"memory; {in_words(memory)} are left for it. Allow --memory {-(-PARTS * needed // MIB)}MiB, or leave "
-            f"--index out: the exact search reads the rows from disk."
+            f"memory; {in_words(memory)} are left for it. Allow --memory {-(-MEMORY_SHARES * needed // MIB)}MiB, or "
+            f"leave --index out: the exact search reads the rows from disk."
         )
     chosen = np.random.default_rng(0).permutation(len(database))[:num_rows]
     training = replace(database, rows=database.rows[np.sort(chosen)]).read()
@@ -200,30 +200,30 @@ def _fill(
     zeros: list[Ints] = []
     pieces: list[Floats] = []
     empty, is_measured = _size(index, spec), False
-    for part in database.parts(plan.rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
-        _refuse_too_large(part.longest, spec, kind, database.layer.key)
+    for block in database.blocks(plan.rows_per_block, unit_length=kind == "cosine", without_zeros=kind == "cosine"):
+        _refuse_too_large(block.longest, spec, kind, database.layer.key)
         # Chunk by chunk: batches can change an index, and must not depend on the block size.
-        cuts = np.flatnonzero(np.diff(part.rows // database.layer.rows_per_chunk)) + 1
-        for start, stop in zip([0, *cuts], [*cuts, len(part.rows)], strict=True):
-            pieces.append(part.features[start:stop])
+        cuts = np.flatnonzero(np.diff(block.rows // database.layer.rows_per_chunk)) + 1
+        for start, stop in zip([0, *cuts], [*cuts, len(block.rows)], strict=True):
+            pieces.append(block.features[start:stop])
             if not spec.in_one_piece:
                 _add(index, spec, pieces.pop())
         if spec.in_one_piece:
             pieces = [np.array(piece) for piece in pieces]  # the block's memory is reused
-        if not is_measured and len(part.rows):
+        if not is_measured and len(block.rows):
             held = sum(piece.nbytes for piece in pieces)
-            needed = empty + (_size(index, spec) - empty + held) * len(database) // len(part.rows)
+            needed = empty + (_size(index, spec) - empty + held) * len(database) // len(block.rows)
             is_measured = True
             if needed > memory:
                 raise EvaluationError(
                     f"--index {spec}: with {len(database):,} rows of {database.layer.key} it would take about "
-                    f"{in_words(needed)} of memory; {in_words(memory)} are left for it. Allow --memory "
-                    f"{-(-PARTS * needed // MIB)}MiB, take an index that compresses rows, such as IVF4096,PQ64, or "
-                    f"leave --index out: the exact search reads the rows from disk."
+                    f"{in_words(needed)} of memory; {in_words(memory)} are left for it. Allow "
+                    f"--memory {-(-MEMORY_SHARES * needed // MIB)}MiB, take an index that compresses rows, such as "
+                    f"IVF4096,PQ64, or leave --index out: the exact search reads the rows from disk."
                 )
-        rows.append(part.rows)
-        zeros.append(part.zeros)
-        on_rows(part.num_read)
+        rows.append(block.rows)
+        zeros.append(block.zeros)
+        on_rows(block.num_read)
     if pieces:
         _add(index, spec, np.concatenate(pieces))
     return np.concatenate(rows), np.concatenate(zeros)

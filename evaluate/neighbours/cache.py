@@ -82,8 +82,8 @@ class NeighbourCache:
         its lists includes `length`.
         """
         made_from = [
-            [part.split, layer.made_from[part.split], hashlib.sha256(part.rows.tobytes()).hexdigest()]
-            for part in (database, queries)
+            [labelled.split, layer.made_from[labelled.split], hashlib.sha256(labelled.rows.tobytes()).hexdigest()]
+            for labelled in (database, queries)
         ]
         request = None if index is None else [index, length, approximate.ALGORITHM]
 
@@ -99,7 +99,7 @@ class NeighbourCache:
             origin={"layer": layer.name, "similarity": similarity, "index": index, "made_from": made_from},
         )
 
-    def part(self, name: str) -> NeighbourCache:
+    def shard(self, name: str) -> NeighbourCache:
         """Return the cache entry of one shard of this search."""
         return replace(self, key=f"{self.key}.{name}", older_key=None)
 

@@ -17,9 +17,9 @@ from featbench.evaluate.features.labels import Labelled, refuse_if_gone
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import rows_per_block
-from featbench.evaluate.neighbours.approximate import PARTS, recalls, search_approximately
+from featbench.evaluate.neighbours.approximate import MEMORY_SHARES, recalls, search_approximately
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
-from featbench.evaluate.neighbours.distributed import by_one_rank, search_shares
+from featbench.evaluate.neighbours.distributed import by_one_rank, search_shards
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources, SearchPlan, plan_search
 from featbench.evaluate.neighbours.search import Neighbours, search
 from featbench.evaluate.neighbours.similarity import Similarity
@@ -84,13 +84,13 @@ def find_neighbours(
 
     if (older := lists.load_older(k)) and search.has_ordinary_lengths():
         return keep(older)
-    if resources.num_shares == 1:
+    if resources.num_shards == 1:
         return keep(search.run(index))
     if index is not None:
         return by_one_rank(lists, k, lambda: keep(search.run(index)))
-    return search_shares(
+    return search_shards(
         search.whole, search.among, lambda neighbours: keep(search.finish(neighbours)), lists, k=k,
-        length=search.length, num_shares=resources.num_shares,
+        length=search.length, num_shards=resources.num_shards,
     )  # fmt: skip
 
 
@@ -149,10 +149,10 @@ class _Search:
         """Search the whole database, with an index if one is given."""
         return self.finish(self.among(self.whole)) if index is None else self._by_index(index)
 
-    def among(self, part: Selection) -> Neighbours:
+    def among(self, shard: Selection) -> Neighbours:
         """Search a shard of the database, exactly."""
         return search(
-            part, self._queries, k=min(self.length, len(part)), similarity=self._similarity, plan=self._plan(part),
+            shard, self._queries, k=min(self.length, len(shard)), similarity=self._similarity, plan=self._plan(shard),
             on_rows=self._on_rows,
         )  # fmt: skip
 
@@ -171,21 +171,21 @@ class _Search:
     def _by_index(self, index: str) -> SearchResult:
         found = search_approximately(
             self.whole, self._queries, k=self.length, similarity=self._similarity, index=index,
-            plan=self._plan(self.whole, memory_parts=PARTS), memory=self._resources.bytes // PARTS,
+            plan=self._plan(self.whole, memory_shares=MEMORY_SHARES), memory=self._resources.bytes // MEMORY_SHARES,
             on_rows=self._on_rows,
         )  # fmt: skip
         return self.finish(*found)
 
-    def _plan(self, part: Selection, memory_parts: int = 1) -> SearchPlan:
+    def _plan(self, database: Selection, memory_shares: int = 1) -> SearchPlan:
         return plan_search(
             self._resources,
-            num_rows=len(part),
-            rows_per_chunk=part.layer.rows_per_chunk,
+            num_rows=len(database),
+            rows_per_chunk=database.layer.rows_per_chunk,
             dim=self._layer.dim,
             num_queries=len(self._queries),
-            k=min(self.length, len(part)),
+            k=min(self.length, len(database)),
             similarity=self._similarity,
-            memory_parts=memory_parts,
+            memory_shares=memory_shares,
         )
 
 

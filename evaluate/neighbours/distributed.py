@@ -22,7 +22,7 @@ _POLL_S = 0.2
 """Seconds between looks for the lists of other ranks."""
 
 
-def search_shares(
+def search_shards(
     whole: Selection,
     search_among: Callable[[Selection], Neighbours],
     finish: Callable[[Neighbours], SearchResult],
@@ -30,7 +30,7 @@ def search_shares(
     *,
     k: int,
     length: int,
-    num_shares: int,
+    num_shards: int,
 ) -> SearchResult:
     """Search together with other ranks.
 
@@ -48,7 +48,7 @@ def search_shares(
         Length that cached lists must have.
     length : int
         Length of the lists to search for.
-    num_shares : int
+    num_shards : int
         Number of shards; the same on every rank.
 
     Raises
@@ -56,17 +56,17 @@ def search_shares(
     StoreError
         If the store can't be written.
     """
-    shares = shares_of(whole, num_shares)
-    kept = [lists.part(f"{length}-{index}-of-{len(shares)}") for index in range(len(shares))]
+    shards = shards_of(whole, num_shards)
+    entries = [lists.shard(f"{length}-{index}-of-{len(shards)}") for index in range(len(shards))]
     while True:
-        for part, place in zip(shares, kept, strict=True):
-            with place.claim() as is_mine:
-                if is_mine and not place.exists() and not lists.load(k):
-                    place.save(SearchResult(neighbours=search_among(part), reused=False, seconds=0))
+        for shard, entry in zip(shards, entries, strict=True):
+            with entry.claim() as is_mine:
+                if is_mine and not entry.exists() and not lists.load(k):
+                    entry.save(SearchResult(neighbours=search_among(shard), reused=False, seconds=0))
         with lists.claim() as is_mine:
-            if is_mine and (done := lists.load(k) or _merge(kept, finish, length)):
-                for place in kept:
-                    place.drop()
+            if is_mine and (done := lists.load(k) or _merge(entries, finish, length)):
+                for entry in entries:
+                    entry.drop()
                 return done
         time.sleep(_POLL_S)
 
@@ -81,32 +81,32 @@ def by_one_rank(lists: NeighbourCache, k: int, search: Callable[[], SearchResult
 
 
 def _merge(
-    kept: list[NeighbourCache], finish: Callable[[Neighbours], SearchResult], length: int
+    entries: list[NeighbourCache], finish: Callable[[Neighbours], SearchResult], length: int
 ) -> SearchResult | None:
     """Merge the lists of all shards, if all of them are there."""
-    if not all(place.exists() for place in kept):
+    if not all(entry.exists() for entry in entries):
         return None
     found = []
-    for place in kept:
-        lists = place.load(1)
+    for entry in entries:
+        lists = entry.load(1)
         if lists is None:  # damaged: search it again
-            place.drop()
+            entry.drop()
             return None
         found.append(lists.neighbours)
     return finish(merged(found, length))
 
 
-def shares_of(whole: Selection, num_shares: int) -> list[Selection]:
+def shards_of(whole: Selection, num_shards: int) -> list[Selection]:
     """Cut a database into shards of whole chunks, none of them empty.
 
     Raises
     ------
     ValueError
-        If `num_shares` is not positive.
+        If `num_shards` is not positive.
     """
-    if num_shares < 1:
-        raise ValueError(f"num_shares must be positive; got {num_shares}")
-    parts = [share(whole.chunks, rank=rank, world_size=num_shares) for rank in range(num_shares)]
-    starts = [int(np.searchsorted(whole.rows, part[0] * whole.layer.rows_per_chunk)) for part in parts if len(part)]
+    if num_shards < 1:
+        raise ValueError(f"num_shards must be positive; got {num_shards}")
+    chunks = [share(whole.chunks, rank=rank, world_size=num_shards) for rank in range(num_shards)]
+    starts = [int(np.searchsorted(whole.rows, each[0] * whole.layer.rows_per_chunk)) for each in chunks if len(each)]
     pairs = zip(starts, [*starts[1:], len(whole)], strict=True)
     return [whole[start:stop] for start, stop in pairs if start < stop]

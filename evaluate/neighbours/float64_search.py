@@ -93,12 +93,12 @@ def search_in_float64(
     step = max(1, _PRODUCTS_AT_ONCE // rows_at_once)
     slices = [slice(at, at + step) for at in range(0, len(queries_QD), step)]
     groups = [(queries_QD[s].astype(np.float64), lengths_Q[s], TopK(k, floor_Q[s])) for s in slices]
-    for part in database.parts(rows_per_block, unit_length=False, without_zeros=kind == "cosine"):
-        for at in range(0, len(part.rows), rows_at_once):
-            rows = _Rows.of(part.rows[at : at + rows_at_once], part.features[at : at + rows_at_once])
+    for block in database.blocks(rows_per_block, unit_length=False, without_zeros=kind == "cosine"):
+        for at in range(0, len(block.rows), rows_at_once):
+            rows = _Rows.of(block.rows[at : at + rows_at_once], block.features[at : at + rows_at_once])
             for queries, lengths, best in groups:
                 _search_rows(queries, lengths, rows, kind, best)
-        on_rows(part.num_read)
+        on_rows(block.num_read)
     return (
         np.concatenate([best.rows_QK for *_, best in groups]),
         np.concatenate([best.similarities_QK for *_, best in groups]),

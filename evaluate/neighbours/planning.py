@@ -27,7 +27,7 @@ class Resources:
     precision: str = "auto"
     """Precision of the first pass: auto, float32 or low."""
 
-    num_shares: int = 1
+    num_shards: int = 1
     """Ranks that search together: each runs the same evaluation on the same store."""
 
     @property
@@ -63,7 +63,7 @@ def plan_search(
     num_queries: int,
     k: int,
     similarity: Similarity,
-    memory_parts: int = 1,
+    memory_shares: int = 1,
 ) -> SearchPlan:
     """Choose the engine, and cut the search so that it fits into the memory.
 
@@ -76,8 +76,8 @@ def plan_search(
     num_queries, k : int
         Queries, and neighbours of each.
     similarity : {"cosine", "inner_product", "euclidean"}
-    memory_parts : int
-        Equal parts of the memory, of which the search gets one.
+    memory_shares : int
+        Equal shares of the memory, of which the search gets one.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def plan_search(
             num_blocks=engine.num_blocks,
             num_threads=faiss.omp_get_max_threads(),
             libraries=libraries,
-            parts=memory_parts,
+            num_shares=memory_shares,
         )
         return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once, engine=engine)
 

@@ -246,7 +246,7 @@ def _propose(
         scale_to_unit_length(request.queries_QD, lengths_Q)
     engine = make_engine(request)
     longest, zeros = 0.0, []
-    for block in database.parts(rows_per_block, unit_length=is_cosine, without_zeros=is_cosine):
+    for block in database.blocks(rows_per_block, unit_length=is_cosine, without_zeros=is_cosine):
         longest = max(longest, block.longest)
         zeros.append(block.zeros)
         if len(block.rows):

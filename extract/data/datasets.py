@@ -57,13 +57,13 @@ class DigitsSource(ImageSource):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        part = {"train": slice(0, self.NUM_TRAIN), "val": slice(self.NUM_TRAIN, None)}.get(split)
-        if part is None:
+        rows = {"train": slice(0, self.NUM_TRAIN), "val": slice(self.NUM_TRAIN, None)}.get(split)
+        if rows is None:
             raise DataError(f"digits has no split {split!r}; it has train and val")
-        self._images = (digits.images[part] * (255 / 16)).round().astype(np.uint8)
-        first = part.start
+        self._images = (digits.images[rows] * (255 / 16)).round().astype(np.uint8)
+        first = rows.start
         self.rows = SplitRows(
-            labels=digits.target[part].astype(np.int64),
+            labels=digits.target[rows].astype(np.int64),
             paths=[f"digits/{first + row:04d}" for row in range(len(self._images))],
             class_names=tuple(str(name) for name in digits.target_names),
         )

@@ -135,12 +135,12 @@ def open_sources(
         _warn_of_shared_images(sources["train"].rows, sources["val"].rows)
     if limit is None and per_class is None:
         return sources
-    parts: dict[str, ImageSource] = {
-        "train": _part(sources["train"], limit=limit, per_class=per_class, seed=seed),
-        "val": _part(sources["val"], limit=limit, per_class=None, seed=seed),
+    drawn: dict[str, ImageSource] = {
+        "train": _drawn(sources["train"], limit=limit, per_class=per_class, seed=seed),
+        "val": _drawn(sources["val"], limit=limit, per_class=None, seed=seed),
     }
-    _compare_classes(parts["train"].rows, parts["val"].rows, "warn")
-    return parts
+    _compare_classes(drawn["train"].rows, drawn["val"].rows, "warn")
+    return drawn
 
 
 def _folder(place: Place) -> ImageSource:
@@ -219,7 +219,7 @@ def _found(path: Path | None, root: Path | None) -> Path | None:
     return root / path if path is not None and root is not None and (root / path).exists() else path
 
 
-def _part(source: ImageSource, *, limit: int | None, per_class: int | None, seed: int) -> ImageSource:
+def _drawn(source: ImageSource, *, limit: int | None, per_class: int | None, seed: int) -> ImageSource:
     rows = source.rows
     return SubsetSource(source, chosen_rows(rows.paths, rows.labels, limit=limit, per_class=per_class, seed=seed))
 

@@ -78,10 +78,10 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
     for file in files:
         if not file.is_file():
             raise WeightsError(f"{file}: missing, one of the {len(files)} files of {path}")
-        part = _read(file, trust=trust)
-        if not isinstance(part, dict) or merged.keys() & part.keys():
+        shard = _read(file, trust=trust)
+        if not isinstance(shard, dict) or merged.keys() & shard.keys():
             raise WeightsError(f"{file}: not part of the weights of {path}: not a dictionary, or its names occur twice")
-        merged |= part
+        merged |= shard
     return merged
 
 

@@ -7,7 +7,7 @@
 | `<layer>_similarities` | (Q, K) float64 | of these |
 | `<layer>_queries` | (Q,) int64 | row of each query in val |
 | `<layer>_predictions` | (Q, 5) int64 | best classes, -1 where fewer have a vote |
-| `<layer>_probabilities` | (Q, C) float64 | part of the votes of each class |
+| `<layer>_probabilities` | (Q, C) float64 | fraction of the votes for each class |
 | `<layer>_confusion` | (C, C) int64 | queries by class (rows) and prediction (columns) |
 
 Names of classes are in `classes.txt`, one a line, control characters spelled out: the numbers above count its lines.

@@ -142,7 +142,7 @@ def resources_of(config: EvaluateConfig, rank: Rank | None = None) -> Resources:
         memory=parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size,
         device=f"{config.device}:{rank.local_rank}",
         precision=config.precision,
-        num_shares=rank.world_size,
+        num_shards=rank.world_size,
     )
 
 

@@ -57,9 +57,9 @@ def test_layers_side_by_side_are_each_of_length_one(made, arrays) -> None:
 def test_components_are_those_of_scikit_learn(made, arrays, pca, whiten) -> None:
     view, train = derive(made, ["x"], pca=pca, whiten=whiten)
     fitted = PCA(pca, whiten=whiten).fit(arrays["train"]["x"][train.rows].astype(np.float64))
-    for split, part in zip(("train", "val"), matched_labels(made), strict=False):
-        theirs = fitted.transform(arrays[split]["x"][part.rows].astype(np.float64))
-        ours = view.select(part).read()
+    for split, labelled in zip(("train", "val"), matched_labels(made), strict=False):
+        theirs = fitted.transform(arrays[split]["x"][labelled.rows].astype(np.float64))
+        ours = view.select(labelled).read()
         assert np.allclose(np.abs(ours), np.abs(theirs), atol=1e-4), "but for the sign of a component"
 
 
@@ -86,7 +86,9 @@ def test_lists_of_derived_layers_are_exact_and_kept_apart(made) -> None:
     before = evaluate_knn(made, ["x"], k=[5])[0]
     (view,) = derived_layers(layers_of(made, ["x"]), Recipe(whiten=True), train, memory=2**30)
     record = evaluate_knn(made, [view], k=[5])[0]
-    values = {split: view.select(part).read().astype(np.float64) for split, part in (("train", train), ("val", val))}
+    values = {
+        split: view.select(labelled).read().astype(np.float64) for split, labelled in (("train", train), ("val", val))
+    }
     cosines = unit(values["val"]) @ unit(values["train"]).T
     predicted = []
     for row in cosines:

@@ -38,7 +38,7 @@ def slowly(*arguments, **settings):
 neighbours.search_approximately = slowly
 features = FeatureSet.open(Path(sys.argv[1]))
 print(evaluate_knn(features, ["x"], k=[9], index=sys.argv[4] or None,
-                   resources=Resources(num_shares=int(sys.argv[2])))[0]["top1"])
+                   resources=Resources(num_shards=int(sys.argv[2])))[0]["top1"])
 """
 
 
@@ -62,8 +62,8 @@ def kept(features):
     return load_cached(features, "neighbours", names[0])[0]
 
 
-def rank(features, shares, delay, index=""):
-    command = [sys.executable, "-c", RANK, str(features.path), str(shares), str(delay), index]
+def rank(features, shards, delay, index=""):
+    command = [sys.executable, "-c", RANK, str(features.path), str(shards), str(delay), index]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -73,10 +73,10 @@ def assert_same(first, second):
         assert np.array_equal(first[name], second[name])
 
 
-@pytest.mark.parametrize("shares", [2, 3, 50])
-def test_one_process_may_search_all_shares(two, shares) -> None:
+@pytest.mark.parametrize("shards", [2, 3, 50])
+def test_one_process_may_search_all_shards(two, shards) -> None:
     alone, together = two
-    evaluate_knn(together, ["x"], k=[9], resources=Resources(num_shares=shares))
+    evaluate_knn(together, ["x"], k=[9], resources=Resources(num_shards=shards))
     assert_same(kept(alone), kept(together))
 
 
@@ -85,7 +85,7 @@ def test_three_ranks_find_the_same_lists_to_the_bit(two) -> None:
     ranks = [rank(together, 3, 0.3) for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
     assert len({output[-1] for output in outputs}) == 1, "all report the same accuracy"
-    assert sum(output.count("searching") for output in outputs) == 3, "each share was searched once"
+    assert sum(output.count("searching") for output in outputs) == 3, "each shard was searched once"
     assert_same(kept(alone), kept(together))
 
 
@@ -98,14 +98,14 @@ def test_an_index_is_made_by_one_rank(two) -> None:
     kept(together)
 
 
-def test_the_share_of_a_rank_that_died_is_taken_by_another(two) -> None:
+def test_the_shard_of_a_rank_that_died_is_taken_by_another(two) -> None:
     alone, together = two
     doomed = rank(together, 2, 60)
     assert doomed.stdout.readline() == "searching\n"
     other = rank(together, 2, 0)
     assert other.stdout.readline() == "searching\n"
     time.sleep(0.5)
-    assert other.poll() is None, "it waits for the share that is claimed"
+    assert other.poll() is None, "it waits for the shard that is claimed"
     os.kill(doomed.pid, signal.SIGKILL)
     doomed.wait()
     assert other.communicate(timeout=60)[0].split()[0] == "searching"

@@ -188,9 +188,9 @@ def test_the_memory_of_torch_is_planned_for_and_bfloat16_left_out_if_it_does_not
 def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need() -> None:
     sizes = {"num_rows": 10**6, "rows_per_chunk": 1024, "dim": 512, "num_queries": 10**4, "k": 20}
 
-    def planned(mib, parts):
+    def planned(mib, shares):
         resources = Resources(memory=mib * MIB, device="cpu", precision="float32")
-        return plan_search(resources, similarity="cosine", **sizes, memory_parts=parts)
+        return plan_search(resources, similarity="cosine", **sizes, memory_shares=shares)
 
     with pytest.raises(EvaluationError, match="does not fit into 50 MiB of memory, 1 of 2") as refusal:
         planned(100, 2)

@@ -23,15 +23,15 @@ def test_rows_that_take_part_are_all_there_once(
     features = {split: {"x": values} for split in valid}
     made = make_features(tmp_path / "f", features, {split: np.zeros(50, int) for split in valid}, valid=valid)
     rows = np.flatnonzero(valid["train"])
-    parts = []
-    for part in Selection(layer=made.layer("train", "x"), rows=rows).parts(rows_per_block, unit_length=unit_length):
-        parts.append((part.rows, part.features.copy(), part.num_read, part.longest))
-    assert np.array_equal(np.concatenate([part[0] for part in parts]), rows)
-    assert sum(part[2] for part in parts) == 50
+    blocks = []
+    for block in Selection(layer=made.layer("train", "x"), rows=rows).blocks(rows_per_block, unit_length=unit_length):
+        blocks.append((block.rows, block.features.copy(), block.num_read, block.longest))
+    assert np.array_equal(np.concatenate([block[0] for block in blocks]), rows)
+    assert sum(block[2] for block in blocks) == 50
     lengths = np.linalg.norm(values[rows], axis=1)
-    assert max(part[3] for part in parts) == pytest.approx(lengths.max())
+    assert max(block[3] for block in blocks) == pytest.approx(lengths.max())
     expected = values[rows] / lengths[:, None] if unit_length else values[rows]
-    assert np.allclose(np.concatenate([part[1] for part in parts]), expected, rtol=1e-6)
+    assert np.allclose(np.concatenate([block[1] for block in blocks]), expected, rtol=1e-6)
 
 
 def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tmp_path) -> None:
@@ -43,11 +43,11 @@ def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tm
     made = make_features(tmp_path / "f", features, {split: np.zeros(20, int) for split in features})
     for rows in (np.arange(20), np.arange(8)):  # with a row of zeros, and without
         chosen = Selection(layer=made.layer("train", "x"), rows=rows)
-        parts = [
-            (part.rows, part.features.copy(), part.zeros)
-            for part in chosen.parts(1000, unit_length=True, without_zeros=True)
+        blocks = [
+            (block.rows, block.features.copy(), block.zeros)
+            for block in chosen.blocks(1000, unit_length=True, without_zeros=True)
         ]
-        kept, scaled, zeros = (np.concatenate(each) for each in zip(*parts, strict=True))
+        kept, scaled, zeros = (np.concatenate(each) for each in zip(*blocks, strict=True))
         assert np.array_equal(kept, rows[rows != 11])
         assert zeros.tolist() == [11][: int(11 in rows)]
         expected = values[kept] / np.linalg.norm(values[kept].astype(np.float64), axis=1, keepdims=True)

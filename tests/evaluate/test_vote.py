@@ -111,12 +111,12 @@ def scikit_learns_votes(k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_probabilities_and_shares_are_scikit_learns(k) -> None:
+def test_probabilities_are_scikit_learns(k) -> None:
     votes, weights, expected = scikit_learns_votes(k)
     assert votes.probabilities(weights, k=k) == pytest.approx(expected, rel=1e-12)
-    ranked, shares = votes.ranking_with_shares(weights, k=k, top=3)
+    ranked, probabilities = votes.ranking_with_probabilities(weights, k=k, top=3)
     assert np.array_equal(ranked, votes.ranking(weights, k=k, top=3))
-    assert shares == pytest.approx(-np.sort(-expected, axis=1)[:, :3], rel=1e-12)
+    assert probabilities == pytest.approx(-np.sort(-expected, axis=1)[:, :3], rel=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])

@@ -9,7 +9,7 @@ from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
-from featbench.evaluate.neighbours.distributed import shares_of
+from featbench.evaluate.neighbours.distributed import shards_of
 from featbench.evaluate.neighbours.search import merged, search
 from tests.conftest import make_features
 from tests.evaluate.test_search import ENGINES, SIMILARITIES, assert_equal, cut, with_threads
@@ -160,6 +160,6 @@ def test_lists_of_real_features_are_those_of_float64_to_the_bit(two_gpus, digits
             assert_equal(search(database, queries, k=200, similarity=similarity, plan=plan), *expected)
     for ranks in (2, 3):
         found = [
-            search(part, queries, k=200, similarity=similarity, plan=cut(500)) for part in shares_of(database, ranks)
+            search(shard, queries, k=200, similarity=similarity, plan=cut(500)) for shard in shards_of(database, ranks)
         ]
         assert_equal(merged(found, 200), *expected)

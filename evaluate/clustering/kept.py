@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featbench.evaluate.config import KmeansConfig
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.layers import short
 from featbench.evaluate.results import Record
 from featbench.store import FeatureSet, StoreError, list_cached, load_cached
 from featbench.store.paths import CLUSTERS, TRAIN, VAL
 from featbench.store.typing import Doubles, Ints
-
-_DEFAULTS = KmeansConfig().model_dump()
-
-_SHORT = {"mini_batch": "batch"}
-"""Settings with a shorter name in names of files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,32 +46,6 @@ class KeptClustering:
 
     clusters_of: Mapping[str, Any] | None
     """Origin of the centroids, if they are those of another feature set."""
-
-    @property
-    def name(self) -> str:
-        """Name for files: layer, number of clusters, and the settings that are not the default.
-
-        Examples
-        --------
-        >>> facts = {"layer": "res5", "made_from": ["", ""], "objective": 1.5, "iterations": 3}
-        >>> settings = {"normalize": True, "spherical": True, "seed": 3}
-        >>> _described("res5-2-x", facts | {"settings": settings}, {"centroids": (2, 9)}, is_current=True).name
-        'res5_2_spherical_seed3'
-        """
-        of = [f"of_{self.clusters_of['features']}"] if self.clusters_of else []
-        return "_".join([short(self.layer), str(self.num_clusters), *of, *_unusual(self.settings)])
-
-    @property
-    def words(self) -> str:
-        """The settings that matter most, for a table; `normalized` and `k-means++` go without saying."""
-        settings = _DEFAULTS | dict(self.settings)
-        words = [] if settings["normalize"] else ["not normalized"]
-        words += ["spherical"] * settings["spherical"]
-        if self.clusters_of:
-            return ", ".join([*words, f"centroids of {self.clusters_of['features']}"])
-        words += [str(settings["init"])] * (settings["init"] != _DEFAULTS["init"])
-        words += [f"mini-batch {settings['mini_batch']}"] if settings["mini_batch"] else []
-        return ", ".join([*words, f"seed {settings['seed']}"])
 
     def record(self) -> Record:
         """Return what is known as a flat dict, but for the settings, for JSON."""
@@ -203,6 +170,20 @@ def load_clustering(features: FeatureSet, kept: KeptClustering) -> LoadedCluster
     return LoadedClustering(kept=kept, centroids_KD=centroids_KD, splits=splits)
 
 
+def centroid_index(loaded: LoadedClustering) -> bytes:
+    """Make a flat faiss index of the centroids, in float32, and return it as faiss writes it to a file.
+
+    Number i of the index is cluster i. Its scores are inner products if centroids and rows have length 1 (spherical
+    k-means), and squared Euclidean distances otherwise.
+    """
+    import faiss
+
+    kept = loaded.kept
+    index = (faiss.IndexFlatIP if kept.settings.get("spherical") else faiss.IndexFlatL2)(kept.dim)
+    index.add(loaded.centroids_KD.astype(np.float32))
+    return bytes(faiss.serialize_index(index).data)
+
+
 class _Digests:
     """Digests of the stored layers, each computed once."""
 
@@ -265,20 +246,6 @@ def _rows_of_earlier_versions(features: FeatureSet, split: str) -> Ints:
 
 def _all_in(values: Ints, size: int) -> bool:
     return bool(0 <= values.min() <= values.max() < size)
-
-
-def _unusual(settings: Mapping[str, Any]) -> list[str]:
-    """Words for the settings that are not the default."""
-    unusual = {name: value for name, value in settings.items() if name in _DEFAULTS and value != _DEFAULTS[name]}
-    words = []
-    for name, value in unusual.items():
-        if name == "normalize":
-            words.append("unnormalized")
-        elif name == "init":
-            words.append(PurePath(str(value)).stem)
-        else:
-            words.append(name if value is True else f"{_SHORT.get(name, name)}{value}")
-    return words
 
 
 def _why_none(kept: Sequence[KeptClustering], faults: Mapping[str, str]) -> str:

@@ -177,7 +177,7 @@ def info(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """Show how a feature set was made, how complete it is, and which clusterings it has."""
+    """Show how a feature set was made, and what it holds."""
     from featbench.evaluate.clustering.kept import kept_clusterings
     from featbench.pipelines.cli.tables import (
         clustering_table,

@@ -57,6 +57,10 @@ Store = Annotated[
 EvalLayers = Annotated[
     str | None, typer.Option("--layers", metavar="LAYER,...", help="Stored layers, such as res4,res5; all by default.")
 ]
+KeptClusters = Annotated[
+    str | None,
+    typer.Option("--clusters", metavar="N,...", help="Kept clusterings with this many clusters; all by default."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with all its settings, and stop.")]
 TrustCode = Annotated[
@@ -193,6 +197,16 @@ def listed(text: str) -> list[Any]:
     from featbench.pipelines.config.pipeline import parse_overrides
 
     return [parse_overrides([f"value={part}"])["value"] for part in text.split(",") if part]
+
+
+def counts_of(clusters: str | None) -> list[int]:
+    """Parse the numbers of clusters of kept clusterings."""
+    from featbench.store import BenchError
+
+    words = [word.strip() for word in (clusters or "").split(",") if word.strip()]
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise BenchError(f"--clusters must be numbers of clusters, such as 100,1000; got {', '.join(wrong)}")
+    return [int(word) for word in words]
 
 
 def read_pipeline(

@@ -14,6 +14,7 @@ from featbench.pipelines.cli.options import (
     EvalLayers,
     FeatureSetName,
     K,
+    KeptClusters,
     LeaveOneOut,
     Memory,
     Protocol,
@@ -21,6 +22,7 @@ from featbench.pipelines.cli.options import (
     SearchPrecision,
     Store,
     Temperature,
+    counts_of,
     read_pipeline,
     settings_of,
 )
@@ -105,12 +107,18 @@ def export(
     name: FeatureSetName,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the files.")] = Path("export"),
     what: Annotated[
-        str, typer.Option("--what", metavar="NAME,...", help="features, neighbours, predictions.")
+        str, typer.Option("--what", metavar="NAME,...", help="features, neighbours, predictions, clusters.")
     ] = "neighbours,predictions",
     file_format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="npy, npz, parquet, vissl, or zarr (in place).")
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="npy, npz, parquet, vissl, or zarr (in place); of clusters also csv and faiss.",
+        ),
     ] = "npy",
     layers: EvalLayers = None,
+    clusters: KeptClusters = None,
     store: Store = None,
     leave_one_out: LeaveOneOut = None,
     protocol: Protocol = None,
@@ -120,7 +128,7 @@ def export(
     search_device: SearchDevice = None,
     search_precision: SearchPrecision = None,
 ) -> None:
-    """Write features, neighbours or predictions to files."""
+    """Write features, neighbours, predictions or clusters."""
     settings = settings_of(export, locals())
     set_level(True)
     from featbench.pipelines.evaluation.export import export as export_features
@@ -129,6 +137,6 @@ def export(
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     written = export_features(
         open_features(name, store), config, out=out, what=what.split(","), file_format=file_format,
-        layers=split_layers(layers or ""),
+        layers=split_layers(layers or ""), clusters=counts_of(clusters),
     )  # fmt: skip
     typer.echo("\n".join(map(str, written)))

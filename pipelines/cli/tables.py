@@ -25,6 +25,7 @@ from featbench.evaluate.results import (
     RetrievalResult,
     Spread,
 )
+from featbench.pipelines.evaluation.kept_names import settings_in_words
 from featbench.pipelines.terminal.table import Column, Table
 from featbench.store import Fault, FeatureSet, StoreError
 
@@ -371,8 +372,8 @@ def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], 
     """Make the table of the kept clusterings of a feature set at `path`, and say how to use them."""
     rows = [
         (
-            each.layer, f"{each.num_clusters:,}", each.words, f"{each.objective:.6g}", f"{each.iterations:,}",
-            _yes(each.certified), _yes(each.is_current),
+            each.layer, f"{each.num_clusters:,}", settings_in_words(each), f"{each.objective:.6g}",
+            f"{each.iterations:,}", _yes(each.certified), _yes(each.is_current),
             "" if each.seconds is None else f"{each.seconds:,.1f}",
         )
         for each in kept

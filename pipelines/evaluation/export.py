@@ -1,4 +1,4 @@
-"""`bench export`: features, neighbours and predictions for other programs.
+"""`bench export`: features, neighbours, predictions and clusterings for other programs.
 
 | file | shape | what |
 |---|---|---|
@@ -10,7 +10,8 @@
 | `<layer>_probabilities` | (Q, C) float64 | fraction of the votes for each class |
 | `<layer>_confusion` | (C, C) int64 | queries by class (rows) and prediction (columns) |
 
-Names of classes are in `classes.txt`, one a line, control characters spelled out: the numbers above count its lines.
+`featbench.pipelines.evaluation.clustering_files` says what files clusterings are. Otherwise
+names of classes are in `classes.txt`, one a line, control characters spelled out: the numbers above count its lines.
 Without labels in train there are features and neighbours, of all readable rows; without labels in val, predictions too.
 """
 
@@ -18,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.clustering.kept import KeptClustering, choose_clusterings
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.features.labels import (
     MatchedLabels,
@@ -42,24 +43,22 @@ from featbench.evaluate.memory import in_words
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.clustering_files import write_clusterings
+from featbench.pipelines.evaluation.files import Arrays, ExportError, write_npy, write_npz, write_parquet
 from featbench.pipelines.evaluation.run import resources_of
-from featbench.store import BenchError, FeatureSet, has_cached, save_cached
+from featbench.store import FeatureSet, has_cached, save_cached
 from featbench.store.durable import cannot_write
 from featbench.store.manifest import digest_of
 from featbench.store.names import visible
-from featbench.store.paths import PREDICTIONS, cached_folder, partial_name
+from featbench.store.paths import PREDICTIONS, cached_folder
 from featbench.store.typing import Array, Ints
 
 logger = logging.getLogger(__name__)
 
-Arrays = Mapping[str, Array]
-
-CONTENTS = ("features", "neighbours", "predictions")
-FORMATS = ("npy", "npz", "parquet", "vissl", "zarr")
-
-
-class ExportError(BenchError):
-    """An export that is not possible."""
+CONTENTS = ("features", "neighbours", "predictions", "clusters")
+FORMATS = ("npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr")
+ONLY_CLUSTERS = ("csv", "faiss")
+"""Formats of clusterings alone."""
 
 
 def export(
@@ -67,9 +66,10 @@ def export(
     config: EvaluateConfig,
     *,
     out: Path,
-    what: Sequence[str] = CONTENTS,
+    what: Sequence[str] = CONTENTS[:3],
     file_format: str = "npy",
     layers: Sequence[str] = (),
+    clusters: Sequence[int] = (),
 ) -> list[Path]:
     """Write a feature set's contents as files of another format, and return their paths.
 
@@ -81,29 +81,67 @@ def export(
         Protocol (the first), k (the largest) and temperature (the first) of the predictions.
     out : Path
         Folder, made if it does not exist. `zarr` does not need it: it keeps predictions in the feature set.
-    what : sequence of {"features", "neighbours", "predictions"}
+    what : sequence of {"features", "neighbours", "predictions", "clusters"}
         What to write.
-    file_format : {"npy", "npz", "parquet", "vissl", "zarr"}
-        `vissl` are the predictions as VISSL's benchmark leaves them: `kNN_<layer>_output_*.npy`.
+    file_format : {"npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr"}
+        `vissl` are the files that VISSL leaves: predictions, `kNN_<layer>_output_*.npy`, and clusterings. `csv` and
+        `faiss` are for clusterings alone.
     layers : sequence of str
         All by default.
+    clusters : sequence of int
+        Of kept clusterings, those with these numbers of clusters; all by default.
 
     Raises
     ------
     ExportError
         If the format or the contents are unknown, Parquet's library is not installed, a file exists, predictions are
         asked for where train has no labels, or a place can't be written.
+    EvaluationError
+        If clusterings are asked for and none is kept, or none of such a layer or number of clusters.
     """
+    _check_contents(what, file_format)
+    kept = choose_clusterings(features, layers=layers, clusters=clusters) if "clusters" in what else []
+    written = _write_clusterings(features, kept, out, file_format)
+    what = [each for each in what if each != "clusters"]
+    return written + (_export_layers(features, config, out, what, file_format, layers) if what else [])
+
+
+def _check_contents(what: Sequence[str], file_format: str) -> None:
     if file_format not in FORMATS:
         raise ExportError(f"--format must be one of {', '.join(FORMATS)}; got {file_format}")
     unknown = [each for each in what if each not in CONTENTS]
     if unknown:
         raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
+    if file_format in ONLY_CLUSTERS and list(what) != ["clusters"]:
+        raise ExportError(f"--format {file_format} writes clusterings alone: give --what clusters")
+    if file_format == "zarr" and "clusters" in what:
+        raise ExportError("--format zarr saves in the feature set, whose clusterings are Zarr already")
+
+
+def _write_clusterings(features: FeatureSet, kept: Sequence[KeptClustering], out: Path, file_format: str) -> list[Path]:
+    if not kept:
+        return []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return write_clusterings(features, kept, out=out, file_format=file_format)
+    except OSError as error:
+        raise ExportError(cannot_write(out, error)) from error
+
+
+def _export_layers(
+    features: FeatureSet,
+    config: EvaluateConfig,
+    out: Path,
+    what: Sequence[str],
+    file_format: str,
+    layers: Sequence[str],
+) -> list[Path]:
+    """Write features, neighbours and predictions."""
     names = features.find_layers(layers)
     labels = _labels_to_vote(features, config, what, is_vissl=file_format == "vissl")
     if file_format == "zarr":
         return [_keep(features, name, config, what, labels) for name in names]
-    write = {"npy": _write_npy, "npz": _write_npz, "parquet": _write_parquet, "vissl": _write_npy}[file_format]
+    write = {"npy": write_npy, "npz": write_npz, "parquet": write_parquet, "vissl": write_npy}[file_format]
     try:
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
@@ -287,53 +325,3 @@ def _keep(
             f"{features.path}: cannot be written, so nothing was saved. Export in another format, with --out"
         )
     return cached_folder(features.path, PREDICTIONS, key)
-
-
-def _write_npy(out: Path, name: str, arrays: Arrays) -> list[Path]:
-    return [_saved(out / f"{_joined(name, key)}.npy", partial(_save_array, array)) for key, array in arrays.items()]
-
-
-def _write_npz(out: Path, name: str, arrays: Arrays) -> list[Path]:
-    contents = {key or "features": array for key, array in arrays.items()}
-    return [_saved(out / f"{name}.npz", lambda file: np.savez(file, **contents))]  # type: ignore[arg-type]
-
-
-def _write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
-    """Write a table with a row for each image; other arrays (the confusion matrix) get separate files."""
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
-
-    def column(array: Array) -> Any:
-        if array.ndim == 1:
-            return pa.array(array)
-        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
-
-    num_rows = len(next(iter(arrays.values())))
-    columns = {key or "features": column(array) for key, array in arrays.items() if key != "confusion"}
-    assert all(len(each) == num_rows for each in columns.values())
-    return [_saved(out / f"{name}.parquet", lambda file: parquet.write_table(pa.table(columns), file))]
-
-
-def _save_array(array: Array, file: Any) -> None:
-    np.save(file, array, allow_pickle=False)
-
-
-def _saved(path: Path, write: Callable[[Any], object]) -> Path:
-    """Write a new file, completely or not at all."""
-    if path.exists():
-        raise ExportError(f"{path} exists; export into another folder, or remove it")
-    unfinished = partial_name(path)
-    try:
-        with unfinished.open("xb") as file:
-            write(file)
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
-def _joined(name: str, key: str) -> str:
-    return f"{name}_{key}" if key else name

@@ -70,8 +70,7 @@ def test_clusterings_are_listed_in_order_of_layers_and_counts_with_what_made_the
     found, faults = kept_clusterings(features)
     assert [(each.layer, each.num_clusters, each.dim) for each in found] == [("b", 3, 5), ("a", 3, 4), ("a", 10, 4)]
     assert not faults
-    assert [each.name for each in found] == ["b_3", "a_3_spherical_seed4", "a_10"]
-    assert [each.words for each in found] == ["seed 0", "spherical, seed 4", "seed 0"]
+    assert [each.settings["spherical"] for each in found] == [False, True, False]
     assert {(each.is_current, each.certified, each.iterations, each.objective) for each in found} == {
         (True, True, 17, 7.25)
     }

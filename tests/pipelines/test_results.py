@@ -173,8 +173,8 @@ def test_exported_features_are_the_stored_ones(bench, two, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "csv"], "--format must be one of npy, npz, parquet, vissl, zarr; got csv"),
-        (["--what", "weights"], "--what must be of features, neighbours, predictions; got weights"),
+        (["--format", "xml"], "--format must be one of npy, npz, csv, parquet, faiss, vissl, zarr; got xml"),
+        (["--what", "weights"], "--what must be of features, neighbours, predictions, clusters; got weights"),
     ],
 )
 def test_unknown_exports_are_refused(bench, two, arguments, message):

@@ -1,6 +1,6 @@
-"""Accuracies with 95% intervals, and how well clusters match classes.
+"""Accuracies with 95% intervals.
 
-Shape suffixes:  Q queries   C classes   N rows
+Shape suffixes:  Q queries
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featbench.evaluate.contingency import adjusted_mutual_information, largest_matching
 from featbench.store.typing import Bools, Ints
 
 Z95 = 1.959963984540054
@@ -43,7 +42,12 @@ def proportion(correct_Q: Bools) -> Estimate:
     >>> proportion(np.array([True] * 50 + [False] * 50))
     Estimate(value=0.5, low=0.403..., high=0.596...)
     """
-    count, value = len(correct_Q), float(correct_Q.mean())
+    return fraction(int(correct_Q.sum()), len(correct_Q))
+
+
+def fraction(num_correct: int, count: int) -> Estimate:
+    """Fraction of counts, with Wilson's score interval as `proportion`; 0 <= num_correct <= count, count >= 1."""
+    value = num_correct / count
     scale = 1 + Z95**2 / count
     center = (value + Z95**2 / (2 * count)) / scale
     half = Z95 / scale * math.sqrt(value * (1 - value) / count + Z95**2 / (4 * count**2))
@@ -126,40 +130,3 @@ def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
         only_second=only_second,
         p_value=p_value,
     )
-
-
-def cluster_metrics(clusters_N: Ints, labels_N: Ints) -> dict[str, float]:
-    """Compute how well a clustering matches the classes; every metric is 1 for a perfect match.
-
-    Parameters
-    ----------
-    clusters_N, labels_N : ndarray of shape (N,), dtype=int64
-        Cluster and class of each row.
-
-    Returns
-    -------
-    dict
-        `nmi` and `ami` (arithmetic average), `ari`: as scikit-learn.  `hungarian`: accuracy under the
-        best one-to-one match of clusters and classes (with more clusters than classes, the clusters
-        left over count as wrong).  `purity`: accuracy when each cluster stands for its largest class.
-
-    References
-    ----------
-    Vinh et al., "Information theoretic measures for clusterings comparison", JMLR 2010.
-    Hubert and Arabie, "Comparing partitions", 1985.  Kuhn, "The Hungarian method", 1955.
-
-    Examples
-    --------
-    >>> cluster_metrics(np.array([1, 1, 0, 0]), np.array([0, 0, 1, 1]))["hungarian"]
-    1.0
-    """
-    from sklearn import metrics
-
-    counts = metrics.cluster.contingency_matrix(labels_N, clusters_N, sparse=True).tocoo()
-    return {
-        "nmi": float(metrics.normalized_mutual_info_score(labels_N, clusters_N)),
-        "ami": adjusted_mutual_information(counts),
-        "ari": float(metrics.adjusted_rand_score(labels_N, clusters_N)),
-        "hungarian": largest_matching(counts) / len(labels_N),
-        "purity": float(counts.tocsc().max(axis=0).sum() / len(labels_N)),
-    }

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from featbench._arrays import ArrayError, labels_of, layers_of, warn_of_equal_splits
 from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
-from featbench.evaluate.features.labels import Labelled, LabelSource, matched_labels
+from featbench.evaluate.features.labels import Labelled, LabelSource, MatchedLabels, matched_labels, with_unlabelled
 from featbench.evaluate.features.layers import EvalLayer, stored_layer
 from featbench.evaluate.features.memory_layer import layer_in_memory
 from featbench.evaluate.knn.classification import Find
@@ -102,9 +102,13 @@ class Features(Mapping[str, Any]):
                 raise UnknownNameError(f"{self.name}: no layer {name!r}. {suggest(str(name), self.layers)}")
         return names
 
-    def matched(self) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    def matched(self) -> MatchedLabels:
         """Rows of train and val that take part, and the names of the classes that their labels count."""
         return self._matched
+
+    def clustered(self) -> tuple[Labelled, Labelled]:
+        """Rows of train and val that are clustered: all readable ones, with a label or not."""
+        return with_unlabelled(self._source, self._matched)[:2]
 
     def predicted(self, classes: Ints) -> Array:
         """Classes by their index, as the caller wrote them: here by name."""
@@ -127,7 +131,7 @@ class Features(Mapping[str, Any]):
     def _source(self) -> LabelSource: ...
 
     @cached_property
-    def _matched(self) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    def _matched(self) -> MatchedLabels:
         return matched_labels(self._source, needed=False)
 
     def _split_and_layer(self, key: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -42,12 +42,12 @@ class ClusterResults(Sequence[ClusterResult]):
 
     @property
     def nmi(self) -> float | None:
-        """Normalised mutual information; None if val has no labels."""
+        """Normalized mutual information; None if val has no labels."""
         return _mean(self.best, "nmi")
 
     @property
     def ami(self) -> float | None:
-        """Adjusted mutual information."""
+        """Adjusted mutual information; None also if it was not requested."""
         return _mean(self.best, "ami")
 
     @property
@@ -56,18 +56,58 @@ class ClusterResults(Sequence[ClusterResult]):
         return _mean(self.best, "ari")
 
     @property
+    def homogeneity(self) -> float | None:
+        """1 if every cluster holds a single class."""
+        return _mean(self.best, "homogeneity")
+
+    @property
+    def completeness(self) -> float | None:
+        """1 if every class lies in a single cluster."""
+        return _mean(self.best, "completeness")
+
+    @property
+    def v_measure(self) -> float | None:
+        """Harmonic mean of homogeneity and completeness."""
+        return _mean(self.best, "v_measure")
+
+    @property
+    def fowlkes_mallows(self) -> float | None:
+        """Geometric mean of precision and recall of pairs of rows in one cluster."""
+        return _mean(self.best, "fowlkes_mallows")
+
+    @property
     def hungarian(self) -> float | None:
         """Accuracy under the best one-to-one match of clusters and classes."""
         return _mean(self.best, "hungarian")
 
     @property
+    def many_to_one(self) -> float | None:
+        """Accuracy if each cluster predicts the majority class of its train rows; None if train has no labels."""
+        return _mean(self.best, "many_to_one")
+
+    @property
     def purity(self) -> float | None:
-        """Accuracy when each cluster stands for its largest class."""
+        """Fraction of rows in the largest class of their cluster."""
         return _mean(self.best, "purity")
 
     @property
+    def simplified_silhouette(self) -> float | None:
+        """Silhouette of all rows from their distances to centroids; needs no labels."""
+        return _mean(self.best, "simplified_silhouette")
+
+    @property
+    def silhouette(self) -> float | None:
+        """Exact silhouette of a random sample of rows; needs no labels."""
+        return _mean(self.best, "silhouette")
+
+    @property
+    def objective(self) -> float:
+        """Sum over the rows of train of the squared distance to their centroid."""
+        return float(np.mean([result.objective for result in self.best]))
+
+    @property
     def assignments(self) -> Mapping[str, Ints]:
-        """Cluster of each row that took part, by split: of the best, for the first seed."""
+        """Cluster of each readable row, by split: of the best, for the first seed."""
         first = self.best[0]
         same = (first.layer.layer, first.clusters, first.seed)
         of = [result for result in self.results if (result.layer.layer, result.clusters, result.seed) == same]
@@ -112,6 +152,7 @@ def kmeans(
     normalize: bool = True,
     iterations: int = 100,
     restarts: int = 10,
+    ami: bool = True,
     memory: int | str | None = None,
     keep: bool = False,
 ) -> ClusterResults:
@@ -120,7 +161,7 @@ def kmeans(
     Parameters
     ----------
     train, train_labels, val, val_labels, layers, memory, keep
-        As for `knn`. Without labels there are clusters and no metrics.
+        As for `knn`; but rows without a label are clustered too, and without any labels there are no label metrics.
     clusters : int, "classes", or several of these
         Numbers of clusters; `classes` is the number of classes of train.
     seeds : int or sequence of int
@@ -130,12 +171,14 @@ def kmeans(
     iterations : int
         Passes over train at most.
     restarts : int
-        Initialisations of each clustering; the best one is continued.
+        Initializations of each clustering; the best one is continued.
+    ami : bool
+        Compute the adjusted mutual information, which takes longest of all metrics.
 
     Returns
     -------
     ClusterResults
-        With `nmi`, `ami`, `ari`, `hungarian`, `purity`, `assignments`, `records` and `to_pandas()`.
+        With `nmi`, `hungarian`, `many_to_one` and the other metrics, `assignments`, `records` and `to_pandas()`.
 
     Raises
     ------
@@ -155,14 +198,14 @@ def kmeans(
         chosen = list(range(chosen[0]))
     if not chosen:
         raise ArrayError(f"seeds must be a positive number of seeds, or several seeds; got {seeds!r}")
-    train_rows, val_rows, _ = features.matched()
+    train_rows, val_rows = features.clustered()
     views, find = features.views(layers), features.cluster_finder(keep=keep)
     results = [
         result
         for seed in chosen
         for result in cluster(
             views, train_rows, val_rows, clusters=counts, find=find, normalize=normalize, iterations=iterations,
-            restarts=restarts, seed=seed, memory=bytes_of(memory),
+            restarts=restarts, seed=seed, ami=ami, memory=bytes_of(memory),
         )
     ]  # fmt: skip
     return ClusterResults(results=tuple(results), _name=features.name)
@@ -180,11 +223,14 @@ def _counts(clusters: int | str | Sequence[int | str]) -> list[int | str]:
 
 
 def _mean(results: Sequence[ClusterResult], metric: str) -> float | None:
-    values = [asdict(result.metrics)[metric] for result in results if result.metrics is not None]
-    return float(np.mean(values)) if values else None
+    values = [result.record()[metric] for result in results]
+    return None if None in values else float(np.mean(values))
 
 
 def _line(result: ClusterResult) -> str:
     setting = f"{result.layer.layer}, {result.clusters} clusters, seed {result.seed}"
     found = result.metrics
-    return setting if found is None else f"{setting}: NMI {found.nmi:.3f}, AMI {found.ami:.3f}, ARI {found.ari:.3f}"
+    if found is None:
+        return f"{setting}: no labels, so no label metrics"
+    ami = "" if found.ami is None else f", AMI {found.ami:.3f}"
+    return f"{setting}: NMI {found.nmi:.3f}{ami}, ARI {found.ari:.3f}"

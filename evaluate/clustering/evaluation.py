@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from featbench.evaluate import metrics
 from featbench.evaluate.clustering.kmeans import Clustering, assign, kmeans
+from featbench.evaluate.clustering.metrics import (
+    cluster_metrics,
+    cluster_sizes,
+    is_alone,
+    labelled_contingency,
+    sample_of,
+    silhouette,
+    simplified_silhouette,
+)
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels, refuse_if_gone
+from featbench.evaluate.features.labels import (
+    Labelled,
+    MatchedLabels,
+    counts_of,
+    matched_labels,
+    refuse_if_gone,
+    with_unlabelled,
+)
 from featbench.evaluate.features.layers import EvalLayer, layers_of, short
 from featbench.evaluate.memory import free_memory, rows_per_block
-from featbench.evaluate.results import ClusterMetrics, ClusterResult, Counts, Record
+from featbench.evaluate.results import (
+    ClusterMetrics,
+    ClusterResult,
+    KmeansRun,
+    Record,
+    Silhouettes,
+)
 from featbench.store import FeatureSet, load_cached, save_cached
 from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS
-from featbench.store.typing import Ints
+from featbench.store.typing import Doubles, Ints
+
+logger = logging.getLogger(__name__)
 
 ALGORITHM = 6
 """Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""
@@ -45,6 +69,8 @@ def kmeans_results(
 ) -> list[ClusterResult]:
     """Cluster train by k-means and compare the clusters of both splits with the classes.
 
+    All readable rows are clustered, with a label or not.
+
     Parameters
     ----------
     features : FeatureSet
@@ -56,7 +82,7 @@ def kmeans_results(
     labels : MatchedLabels, optional
         Result of `matched_labels`, to match, and to warn of rows that are left out, only once.
     **settings
-        As for `cluster`: `normalize`, `iterations`, `restarts`, `seed`, `memory`.
+        As for `cluster`: `normalize`, `iterations`, `restarts`, `seed`, `ami`, `memory`.
 
     Returns
     -------
@@ -68,7 +94,9 @@ def kmeans_results(
     EvaluationError
         If there are more clusters than rows, or the number of classes is asked for and train has no labels.
     """
-    train, val, _ = labels or matched_labels(features, needed=False)
+    train, val, _ = with_unlabelled(features, labels or matched_labels(features, needed=False))
+    if clusters:
+        _warn_without_labels(features.name, train, val)
     find = partial(find_clusters, features)
     return cluster(layers_of(features, layers), train, val, clusters=clusters, find=find, **settings)
 
@@ -84,6 +112,7 @@ def cluster(
     iterations: int = 100,
     restarts: int = 10,
     seed: int = 0,
+    ami: bool = True,
     memory: int | None = None,
 ) -> list[ClusterResult]:
     """Cluster layers of a feature set, or in memory.
@@ -93,13 +122,15 @@ def cluster(
     layers : sequence of EvalLayer
         The layers.
     train, val : Labelled
-        Rows to use.
+        Rows to cluster, with their class; those without one (-1) count in no label metric.
     clusters : sequence of int or "classes"
         Numbers of clusters.
     find : callable
         `find_clusters` of a feature set, or `search_clusters`, which has no cache.
     normalize, iterations, restarts, seed
         As for `featbench.evaluate.clustering.kmeans.kmeans`.
+    ami : bool
+        Whether to compute the adjusted mutual information.
     memory : int, optional
         Bytes; half of what is free by default.
     """
@@ -107,24 +138,40 @@ def cluster(
     settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
     results = []
     for layer in layers:
+        samples: dict[str, tuple[Ints, Doubles]] = {}
         for count in counts:
             start = time.perf_counter()
             rows = rows_per_block(memory or free_memory() // 2, dim=layer.dim)
-            clusters_of, facts = find(layer, count, train, val, settings, rows)
+            arrays, facts = find(layer, count, train, val, settings, rows)
             seconds = round(time.perf_counter() - start, 3)
+            samples = samples or {
+                labelled.split: sample_of(layer.select(labelled), normalize=normalize, seed=seed)
+                for labelled in (train, val)
+            }
+            metrics = _against_classes(arrays, train, val, count=count, ami=ami)
+            runs = facts.get("runs") or [{name: facts.get(name, seed) for name in ("seed", "objective", "iterations")}]
             for labelled in (train, val):
+                clusters_N, distances_N = arrays[labelled.split], arrays.get(f"{labelled.split}_distances")
                 results.append(
                     ClusterResult(
                         layer=layer.facts,
                         counts=counts_of(train, val),
                         split=labelled.split,
                         clusters=count,
-                        seed=seed,
-                        metrics=_against_classes(clusters_of[labelled.split], labelled),
+                        seed=facts.get("seed", seed),
+                        num_labelled=labelled.num_labelled,
+                        metrics=metrics[labelled.split],
+                        sizes=cluster_sizes(clusters_N, count),
+                        silhouettes=_silhouettes(arrays, labelled.split, samples[labelled.split]),
                         objective=facts["objective"],
+                        mean_squared_distance=None if distances_N is None else float((distances_N**2).mean()),
                         iterations=facts["iterations"],
+                        runs=tuple(KmeansRun(**run) for run in runs),
+                        num_reseeded=facts.get("num_reseeded"),
+                        certified=facts.get("certified", False),
+                        engine=facts.get("engine"),
                         seconds=seconds,
-                        assignments=clusters_of[labelled.split],
+                        assignments=clusters_N,
                     )
                 )
     return results
@@ -138,11 +185,12 @@ def numbers_of_clusters(wanted: Sequence[int | str], train: Labelled) -> list[in
     EvaluationError
         As `evaluate_kmeans`.
     """
-    if "classes" in wanted and not train.has_labels:
+    if "classes" in wanted and not train.num_labelled:
         raise EvaluationError(
             "as many clusters as classes are wanted, but no row of train has a label: give a number, such as 100"
         )
-    counts = [len(np.unique(train.labels)) if each == "classes" else int(each) for each in wanted]
+    num_classes = len(np.unique(train.labels[train.labels >= 0]))
+    counts = [num_classes if each == "classes" else int(each) for each in wanted]
     refused = [count for count in counts if not 1 <= count <= len(train.rows)]
     if refused:
         raise EvaluationError(
@@ -151,19 +199,38 @@ def numbers_of_clusters(wanted: Sequence[int | str], train: Labelled) -> list[in
     return counts
 
 
-def counts_of(train: Labelled, val: Labelled) -> Counts:
-    """Count the rows that are used."""
-    labels = np.union1d(train.labels, val.labels)
-    return Counts(
-        num_train=len(train.rows),
-        num_val=len(val.rows),
-        num_left_out=train.left_out + val.left_out,
-        num_classes=int((labels >= 0).sum()),
+def _against_classes(
+    clusters_of: Mapping[str, Ints], train: Labelled, val: Labelled, *, count: int, ami: bool
+) -> dict[str, ClusterMetrics | None]:
+    """Label metrics of each split; None for one without labels. Clusters are named by the majority of train."""
+    tables = {
+        labelled.split: labelled_contingency(clusters_of[labelled.split], labelled.labels) for labelled in (train, val)
+    }
+    class_of_cluster_K = tables["train"].majority_classes(count) if tables["train"] else None
+    return {
+        split: cluster_metrics(table, class_of_cluster_K=class_of_cluster_K, ami=ami) if table else None
+        for split, table in tables.items()
+    }
+
+
+def _silhouettes(arrays: Mapping[str, Any], split: str, sample: tuple[Ints, Doubles]) -> Silhouettes:
+    """Silhouettes of one split; a row of train that is its cluster's only one is the centroid itself."""
+    (positions, features_SD), clusters_N, distances_N = sample, arrays[split], arrays.get(f"{split}_distances")
+    alone_N = is_alone(clusters_N) if split == "train" else None
+    return Silhouettes(
+        simplified=None
+        if distances_N is None
+        else simplified_silhouette(distances_N, arrays[f"{split}_others"], is_alone_N=alone_N),
+        sampled=silhouette(features_SD, clusters_N[positions]),
+        num_sampled=len(positions),
     )
 
 
-def _against_classes(clusters: Ints, labelled: Labelled) -> ClusterMetrics | None:
-    return ClusterMetrics(**metrics.cluster_metrics(clusters, labelled.labels)) if labelled.has_labels else None
+def _warn_without_labels(name: str, train: Labelled, val: Labelled) -> None:
+    lacking = [labelled.split for labelled in (train, val) if not labelled.num_labelled]
+    if lacking:
+        text = "%s: no row of %s has a label, so k-means has no label metrics there"
+        logger.warning(text, name, " and ".join(lacking))
 
 
 def find_clusters(

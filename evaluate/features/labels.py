@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.results import Counts
 from featbench.store import FeatureSet, SplitInfo, StoreError
 from featbench.store.names import clashing_names, likeness, normal_name
 from featbench.store.typing import Bools, Ints
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 class Labelled:
     """Rows of one split that are used: those with a label and a readable image.
 
-    If no row of the split has a label, all rows with a readable image are used, and their class is -1.
+    If no row of the split has a label, or labels are not needed (`with_unlabelled`), all rows with a readable image are
+    used. The class of a row without a label is -1.
     """
 
     split: str
@@ -37,8 +39,13 @@ class Labelled:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the rows have classes: all of them do, or none."""
+        """Whether all rows have classes."""
         return bool((self.labels >= 0).all())
+
+    @property
+    def num_labelled(self) -> int:
+        """Rows that have a class."""
+        return int((self.labels >= 0).sum())
 
     def by_row(self, num_rows: int) -> Ints:
         """Class of each row of the split, -1 for rows that are not used."""
@@ -115,6 +122,35 @@ def matched_labels(features: LabelSource, *, needed: bool = True) -> MatchedLabe
             text = "%s: rows of %s without a label or a readable image, left out: %d"
             logger.warning(text, features.name, split, labelled.left_out)
     return MatchedLabels(train, val, names)
+
+
+def with_unlabelled(features: LabelSource, labels: MatchedLabels) -> MatchedLabels:
+    """Add the readable rows without a label, whose class is -1: k-means needs no labels.
+
+    Parameters
+    ----------
+    features : LabelSource
+    labels : MatchedLabels
+        Result of `matched_labels` of the same features.
+    """
+    train, val = (_with_unlabelled(features, labelled) for labelled in (labels.train, labels.val))
+    return MatchedLabels(train, val, labels.class_names)
+
+
+def _with_unlabelled(features: LabelSource, labelled: Labelled) -> Labelled:
+    every = readable_rows(features, labelled.split)
+    return replace(every, labels=labelled.by_row(len(every.rows) + every.left_out)[every.rows])
+
+
+def counts_of(train: Labelled, val: Labelled) -> Counts:
+    """Count the rows that are used."""
+    labels = np.union1d(train.labels, val.labels)
+    return Counts(
+        num_train=len(train.rows),
+        num_val=len(val.rows),
+        num_left_out=train.left_out + val.left_out,
+        num_classes=int((labels >= 0).sum()),
+    )
 
 
 def shared_names(features: LabelSource) -> tuple[str, ...]:

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from featbench.evaluate import metrics
-from featbench.evaluate.clustering.evaluation import counts_of
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_of, matched_labels
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.per_class import class_accuracies
 from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, preprocessing_differs

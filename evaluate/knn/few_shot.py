@@ -20,7 +20,7 @@ from featbench.evaluate.knn.classification import KnnScorer, Protocols, protocol
 from featbench.evaluate.knn.shots import parse_shots
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
-from featbench.evaluate.results import Accuracy, FewShotResult, Record, Spread
+from featbench.evaluate.results import Accuracy, FewShotResult, Record, spread
 from featbench.store import FeatureSet
 
 
@@ -112,9 +112,9 @@ def few_shot_results(
                             num_classes=len(np.unique(train.labels)),
                             k=each_k,
                             temperature=each_t,
-                            top1=_spread([each.top1.value for each in several]),
-                            top5=_spread([each.top5.value for each in several]),
-                            mean_per_class=_spread([each.mean_per_class.value for each in several]),
+                            top1=spread([each.top1.value for each in several]),
+                            top5=spread([each.top5.value for each in several]),
+                            mean_per_class=spread([each.mean_per_class.value for each in several]),
                         )
                     )
     return results
@@ -140,8 +140,3 @@ def draw(train: Labelled, shots: int | str, *, seed: int) -> Labelled:
         chosen.append(random.permutation(places)[:count])
     places = np.sort(np.concatenate(chosen))
     return replace(train, rows=train.rows[places], labels=train.labels[places])
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of accuracies over tries."""
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=len(values) > 1)))

@@ -220,23 +220,77 @@ def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, 
 
 
 def cluster_table(results: Sequence[ClusterResult]) -> Table:
-    """Make the table of cluster metrics."""
-    rows = []
-    for result in results:
-        found = result.metrics
-        shown = [] if found is None else [found.nmi, found.ami, found.ari, found.hungarian, found.purity]
-        values = [f"{100 * value:.1f}" for value in shown] or [""] * 5
-        rows.append((result.layer.layer, str(result.clusters), result.split, *values))
-    columns = (
-        LAYER,
-        Column(name="clusters"),
-        Column(name="split", is_right=False),
-        *(Column(name=name) for name in ("NMI", "AMI", "ARI")),
-        Column(name="Hungarian acc.", drop=1),
-        Column(name="purity", drop=2),
+    """Make the table of cluster metrics; columns in which no result has a value are left out."""
+    shown = [column for column in _CLUSTER_COLUMNS if any(column[1](result) for result in results)]
+    notes = [_CLUSTER_NOTE] if any(result.metrics for result in results) else []
+    if (runs := len(results[0].runs)) > 1:
+        notes.append(f"Best of {runs} runs; objective: with mean and standard deviation of the runs.")
+    return Table(
+        title=f"{results[0].layer.features}: k-means on train",
+        columns=tuple(column for column, _ in shown),
+        rows=tuple(tuple(cell(result) for _, cell in shown) for result in results),
+        notes=tuple(notes),
+        num_grouped=2,
     )
-    title = f"{results[0].layer.features}: k-means on train, in %"
-    return Table(title=title, columns=columns, rows=tuple(rows), num_grouped=2)
+
+
+def _metric(name: str) -> Callable[[ClusterResult], str]:
+    """Cell of a label metric, in percent."""
+
+    def cell(result: ClusterResult) -> str:
+        value: Estimate | float | None = getattr(result.metrics, name, None)
+        if isinstance(value, Estimate):
+            return _percent(value)
+        return "" if value is None else f"{100 * value:.1f}"
+
+    return cell
+
+
+def _objective(result: ClusterResult) -> str:
+    if result.split != "train":  # which alone is optimized
+        return ""
+    spread = f" ({result.objectives.mean:.6g} ±{result.objectives.sd:.2g})" if len(result.runs) > 1 else ""
+    return f"{result.objective:.6g}{spread}"
+
+
+def _silhouette(result: ClusterResult) -> str:
+    value = result.silhouettes.sampled
+    return "" if value is None else f"{value:.3f}"
+
+
+def _simplified_silhouette(result: ClusterResult) -> str:
+    value = result.silhouettes.simplified
+    return "" if value is None else f"{value:.3f}"
+
+
+def _sizes(result: ClusterResult) -> str:
+    sizes = result.sizes
+    return f"{sizes.smallest:,}/{sizes.median:,.0f}/{sizes.largest:,}"
+
+
+_CLUSTER_COLUMNS: tuple[tuple[Column, Callable[[ClusterResult], str]], ...] = (
+    (LAYER, lambda result: result.layer.layer),
+    (Column(name="clusters"), lambda result: f"{result.clusters:,}"),
+    (Column(name="split", is_right=False), lambda result: result.split),
+    (Column(name="NMI"), _metric("nmi")),
+    (Column(name="AMI"), _metric("ami")),
+    (Column(name="ARI"), _metric("ari")),
+    (Column(name="one-to-one", drop=1), _metric("hungarian")),
+    (Column(name="many-to-one", drop=2), _metric("many_to_one")),
+    (Column(name="purity", drop=3), _metric("purity")),
+    (Column(name="homogeneity", drop=10), _metric("homogeneity")),
+    (Column(name="completeness", drop=9), _metric("completeness")),
+    (Column(name="Fowlkes-Mallows", drop=8), _metric("fowlkes_mallows")),
+    (Column(name="silhouette", drop=5), _silhouette),
+    (Column(name="simplified silhouette", drop=7), _simplified_silhouette),
+    (Column(name="objective", drop=4), _objective),
+    (Column(name="size (min/median/max)", drop=6), _sizes),
+)
+
+_CLUSTER_NOTE = (
+    "% with 95% interval; one-to-one: accuracy of the best match of clusters and classes; many-to-one: each cluster "
+    "predicts the majority class of its train images."
+)
 
 
 def evaluation_tables(results: Sequence[Result]) -> list[Table]:

@@ -16,7 +16,7 @@ from featbench.evaluate.clustering.evaluation import kmeans_results, numbers_of_
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, derived_layers
-from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
+from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, with_unlabelled
 from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
@@ -87,7 +87,8 @@ def _evaluate(
     }
     chosen = layers_of(features, names)
     train, val, _ = labels
-    numbers_of_clusters(config.kmeans.clusters, train)  # refuse impossible numbers of clusters before the search
+    # Refuse impossible numbers of clusters before the search.
+    numbers_of_clusters(config.kmeans.clusters, with_unlabelled(features, labels).train)
     if recipe := Recipe(**config.derive.model_dump()):
         chosen = derived_layers(chosen, recipe, train, memory=resources.bytes)
     few_shot: list[Result] = []
@@ -111,7 +112,7 @@ def _evaluate(
         )
     results += few_shot
     if config.kmeans.clusters and rank.rank == 0:
-        settings = config.kmeans.model_dump(include={"clusters", "normalize", "iterations", "restarts", "seed"})
+        settings = config.kmeans.model_dump(include={"clusters", "normalize", "iterations", "restarts", "seed", "ami"})
         results += kmeans_results(features, chosen, labels=labels, memory=resources.bytes, **settings)
     now = datetime.now(UTC)
     content = {

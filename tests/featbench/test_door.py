@@ -437,3 +437,21 @@ assert package.live.LiveModel is LiveModel and callable(featbench.extract)
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_kmeans_clusters_rows_without_labels_too(data):
+    train, labels, val, val_labels = data
+    partly = np.where(np.arange(80) % 2, labels, -1)
+    result = featbench.kmeans(train, partly, val, val_labels, clusters=4)
+    assert {split: len(each) for split, each in result.assignments.items()} == {"train": 80, "val": 40}
+    assert [each.num_labelled for each in result] == [40, 40]
+    assert result[0].objective == featbench.kmeans(*data, clusters=4)[0].objective
+    assert result.many_to_one == result.best[0].metrics.many_to_one.value
+    assert result.silhouette == result.best[0].silhouettes.sampled
+
+
+def test_kmeans_needs_no_labels(data):
+    result = featbench.kmeans(data[0], None, data[2], None, clusters=4, ami=False)
+    assert (result.nmi, result.hungarian, result.many_to_one) == (None, None, None)
+    assert result.silhouette is not None
+    assert "no labels, so no label metrics" in repr(result)

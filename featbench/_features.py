@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featbench._arrays import ArrayError, labels_of, layers_of, warn_of_equal_splits
+from featbench._clusterings import StoredClustering
 from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
+from featbench.evaluate.clustering.kept import kept_clusterings
 from featbench.evaluate.features.labels import Labelled, LabelSource, MatchedLabels, matched_labels, with_unlabelled
 from featbench.evaluate.features.layers import EvalLayer, stored_layer
 from featbench.evaluate.features.memory_layer import layer_in_memory
@@ -172,6 +174,11 @@ class StoredFeatures(Features):
         return StoredArray(
             key, partial(self.feature_set.layer, split, layer), (self.num_rows(split), *info.shape), dtype
         )
+
+    @property
+    def clusterings(self) -> list[StoredClustering]:
+        """Clusterings that are kept in it; those that are damaged are left out."""
+        return [StoredClustering(self.feature_set, kept) for kept in kept_clusterings(self.feature_set)[0]]
 
     def paths(self, split: str) -> list[str]:
         """What each image of a split is called."""

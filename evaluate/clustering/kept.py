@@ -228,7 +228,7 @@ def _described(
 def _split(features: FeatureSet, kept: KeptClustering, split: str, arrays: Mapping[str, Any]) -> SplitClusters:
     clusters_N, rows_N = arrays[split], arrays.get(f"{split}_rows")
     if rows_N is None:
-        rows_N = _rows_of_earlier_versions(features, split)
+        rows_N = _rows_of_earlier_versions(features, split, len(clusters_N))
     num_rows = features.split(split).num_rows
     if clusters_N.dtype != np.int64 or clusters_N.shape != rows_N.shape:
         raise ValueError(f"{split} has {len(clusters_N):,} clusters for {len(rows_N):,} rows")
@@ -237,11 +237,11 @@ def _split(features: FeatureSet, kept: KeptClustering, split: str, arrays: Mappi
     return SplitClusters(rows_N=rows_N, clusters_N=clusters_N, distances_N=arrays.get(f"{split}_distances"))
 
 
-def _rows_of_earlier_versions(features: FeatureSet, split: str) -> Ints:
-    """Rows with a label and a readable image, or all readable ones if none has a label."""
+def _rows_of_earlier_versions(features: FeatureSet, split: str, num_clustered: int) -> Ints:
+    """All readable rows, or those of them with a label, whichever there are as many of."""
     valid = features.valid(split)
-    labelled = valid & (features.labels(split) >= 0)
-    return np.flatnonzero(labelled if labelled.any() else valid).astype(np.int64)
+    rows_N = np.flatnonzero(valid).astype(np.int64)
+    return rows_N if len(rows_N) == num_clustered else np.flatnonzero(valid & (features.labels(split) >= 0))
 
 
 def _all_in(values: Ints, size: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import featbench
+from tests.clusterings import keep
 from tests.conftest import make_features
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -455,3 +457,33 @@ def test_kmeans_needs_no_labels(data):
     assert (result.nmi, result.hungarian, result.many_to_one) == (None, None, None)
     assert result.silhouette is not None
     assert "no labels, so no label metrics" in repr(result)
+
+
+def test_kept_clusterings_are_listed_and_read(tmp_path):
+    random = np.random.default_rng(0)
+    values = {split: {"x": random.normal(size=(num, 3)).astype("f4")} for split, num in (("train", 20), ("val", 9))}
+    made = make_features(
+        tmp_path / "made", values, {split: np.arange(len(each["x"])) for split, each in values.items()}
+    )
+    features = featbench.open(made.path)
+    assert features.clusterings == []
+    arrays = keep(made, "x", 4, seed=5)
+    (found,) = features.clusterings
+    assert (found.layer, found.clusters, found.settings["seed"], found.is_current) == ("x", 4, 5, True)
+    assert found.objective == pytest.approx((arrays["train_distances"] ** 2).sum())
+    assert np.array_equal(found.centroids, arrays["centroids"])
+    for split in values:
+        assert np.array_equal(found.assignments[split], arrays[split])
+        assert np.array_equal(found.rows[split], arrays[f"{split}_rows"])
+        assert np.array_equal(found.distances[split], arrays[f"{split}_distances"])
+    assert repr(found).startswith("<StoredClustering of 'x': 4 clusters, objective ")
+
+
+def test_a_damaged_clustering_is_refused_when_it_is_read(tmp_path):
+    labels = {split: np.arange(5) for split in ("train", "val")}
+    made = make_features(tmp_path / "made", {split: {"x": np.eye(5, dtype="f4")} for split in labels}, labels)
+    keep(made, "x", 2)
+    (found,) = featbench.open(made.path).clusterings
+    shutil.rmtree(next((made.path / "clusters").glob("x-2-*")))
+    with pytest.raises(featbench.BenchError, match="is damaged or gone. Cluster with `bench evaluate --features made"):
+        found.centroids  # noqa: B018

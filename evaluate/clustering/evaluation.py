@@ -144,36 +144,81 @@ def cluster(
             rows = rows_per_block(memory or free_memory() // 2, dim=layer.dim)
             arrays, facts = find(layer, count, train, val, settings, rows)
             seconds = round(time.perf_counter() - start, 3)
-            samples = samples or {
-                labelled.split: sample_of(layer.select(labelled), normalize=normalize, seed=seed)
-                for labelled in (train, val)
-            }
-            metrics = _against_classes(arrays, train, val, count=count, ami=ami)
-            runs = facts.get("runs") or [{name: facts.get(name, seed) for name in ("seed", "objective", "iterations")}]
-            for labelled in (train, val):
-                clusters_N, distances_N = arrays[labelled.split], arrays.get(f"{labelled.split}_distances")
-                results.append(
-                    ClusterResult(
-                        layer=layer.facts,
-                        counts=counts_of(train, val),
-                        split=labelled.split,
-                        clusters=count,
-                        seed=facts.get("seed", seed),
-                        num_labelled=labelled.num_labelled,
-                        metrics=metrics[labelled.split],
-                        sizes=cluster_sizes(clusters_N, count),
-                        silhouettes=_silhouettes(arrays, labelled.split, samples[labelled.split]),
-                        objective=facts["objective"],
-                        mean_squared_distance=None if distances_N is None else float((distances_N**2).mean()),
-                        iterations=facts["iterations"],
-                        runs=tuple(KmeansRun(**run) for run in runs),
-                        num_reseeded=facts.get("num_reseeded"),
-                        certified=facts.get("certified", False),
-                        engine=facts.get("engine"),
-                        seconds=seconds,
-                        assignments=clusters_N,
-                    )
-                )
+            samples = samples or samples_of(layer, train, val, normalize=normalize, seed=seed)
+            results += results_of(
+                layer, arrays, facts, train, val, count=count, samples=samples, seed=seed, ami=ami, seconds=seconds
+            )
+    return results
+
+
+def samples_of(
+    layer: EvalLayer, train: Labelled, val: Labelled, *, normalize: bool, seed: int
+) -> dict[str, tuple[Ints, Doubles]]:
+    """Read a sample of the rows of each split, for the exact silhouette."""
+    return {
+        labelled.split: sample_of(layer.select(labelled), normalize=normalize, seed=seed) for labelled in (train, val)
+    }
+
+
+def results_of(
+    layer: EvalLayer,
+    arrays: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    train: Labelled,
+    val: Labelled,
+    *,
+    count: int,
+    samples: Mapping[str, tuple[Ints, Doubles]],
+    seed: int,
+    ami: bool,
+    seconds: float,
+) -> list[ClusterResult]:
+    """Describe one clustering: one result for each split.
+
+    Parameters
+    ----------
+    layer, train, val
+        What was clustered.
+    arrays, facts
+        The clustering, as it is cached.
+    count : int
+        Number of clusters.
+    samples : mapping
+        Result of `samples_of`.
+    seed : int
+        Of the run, if the facts do not say it.
+    ami : bool
+        Whether to compute the adjusted mutual information.
+    seconds : float
+        What it took to find.
+    """
+    metrics = _against_classes(arrays, train, val, count=count, ami=ami)
+    runs = facts.get("runs") or [{name: facts.get(name, seed) for name in ("seed", "objective", "iterations")}]
+    results = []
+    for labelled in (train, val):
+        clusters_N, distances_N = arrays[labelled.split], arrays.get(f"{labelled.split}_distances")
+        results.append(
+            ClusterResult(
+                layer=layer.facts,
+                counts=counts_of(train, val),
+                split=labelled.split,
+                clusters=count,
+                seed=facts.get("seed", seed),
+                num_labelled=labelled.num_labelled,
+                metrics=metrics[labelled.split],
+                sizes=cluster_sizes(clusters_N, count),
+                silhouettes=_silhouettes(arrays, labelled.split, samples[labelled.split]),
+                objective=facts["objective"],
+                mean_squared_distance=None if distances_N is None else float((distances_N**2).mean()),
+                iterations=facts["iterations"],
+                runs=tuple(KmeansRun(**run) for run in runs),
+                num_reseeded=facts.get("num_reseeded"),
+                certified=facts.get("certified", False),
+                engine=facts.get("engine"),
+                seconds=seconds,
+                assignments=clusters_N,
+            )
+        )
     return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -114,10 +114,36 @@ def _evaluate(
     if config.kmeans.clusters and rank.rank == 0:
         settings = config.kmeans.model_dump(include={"clusters", "normalize", "iterations", "restarts", "seed", "ami"})
         results += kmeans_results(features, chosen, labels=labels, memory=resources.bytes, **settings)
+    if rank.rank:
+        return EvaluationReport(features=features, results=results, path=None, is_first=False)
+    return save_report(features, results, config.model_dump(mode="json"), start=start)
+
+
+def save_report(
+    features: FeatureSet, results: list[Result], settings: Mapping[str, Any], *, start: float
+) -> EvaluationReport:
+    """Save results in the feature set, with what they were made from; if it is read-only, only warn.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        What was evaluated.
+    results : list of Result
+        The results.
+    settings : mapping
+        Of the evaluation; anything that can be written as JSON.
+    start : float
+        `time.perf_counter()` at the beginning.
+
+    Raises
+    ------
+    EvaluationError
+        If the feature set was renamed, removed or replaced meanwhile.
+    """
     now = datetime.now(UTC)
     content = {
         "records": records_of(results),
-        "settings": config.model_dump(mode="json"),
+        "settings": settings,
         "made_from": dict(features.manifest.made_from),
         "fingerprint": features.manifest.fingerprint,
         "software": {"python": platform.python_version(), **_versions()},
@@ -125,8 +151,6 @@ def _evaluate(
         "created": now.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    if rank.rank:
-        return EvaluationReport(features=features, results=results, path=None, is_first=False)
     refuse_if_gone(features)
     try:
         saved = features.save_result(now.strftime("%Y%m%dT%H%M%S.%fZ"), content)

@@ -11,6 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import termios
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,15 +30,34 @@ TRAINED = (
 )  # fmt: skip
 
 
+COLUMNS = 80
+"""Width of the terminal whose output is shown."""
+
+
 def output_of(commands: tuple[tuple[str | Path, ...], ...]) -> str:
-    """Run commands in an empty folder, and return what the last one prints."""
+    """Run commands in an empty folder, and return what the last one prints in a terminal without colours."""
     with tempfile.TemporaryDirectory() as folder:
         for words in commands:
-            ran = subprocess.run(
+            ours, theirs = os.openpty()
+            termios.tcsetwinsize(theirs, (50, COLUMNS))
+            with subprocess.Popen(
                 [sys.executable, "-m", "featbench", *map(str, words), "--quiet"],
-                cwd=folder, stdout=subprocess.PIPE, text=True, check=True,
-            )  # fmt: skip
-    return ran.stdout
+                cwd=folder, stdout=theirs, env={**os.environ, "TERM": "dumb"},
+            ) as ran:  # fmt: skip
+                os.close(theirs)
+                printed = b"".join(iter(partial(_read, ours), b""))
+            if ran.returncode:
+                raise subprocess.CalledProcessError(ran.returncode, ran.args)
+            os.close(ours)
+    return printed.decode().replace("\r\n", "\n")
+
+
+def _read(terminal: int) -> bytes:
+    """Read what is there; nothing once no process has the terminal open, which is an error of the system."""
+    try:
+        return os.read(terminal, 2**16)
+    except OSError:
+        return b""
 
 
 def demo() -> str:

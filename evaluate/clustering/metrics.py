@@ -49,7 +49,8 @@ def cluster_metrics(table: Contingency, *, class_of_cluster_K: Ints | None = Non
     References
     ----------
     Rosenberg and Hirschberg, "V-measure: a conditional entropy-based external cluster evaluation measure", EMNLP 2007.
-    Kuhn, "The Hungarian method for the assignment problem", 1955. Manning et al., "Introduction to information
+    Kuhn, "The Hungarian method for the assignment problem", 1955. Johnson, "Why doesn't EM find good HMM POS-taggers?",
+    EMNLP 2007 (one-to-one and many-to-one accuracy). Manning et al., "Introduction to information
     retrieval", 2008, sec. 16.3 (purity). Others: see `featbench.evaluate.clustering.contingency`.
 
     Examples
@@ -124,8 +125,8 @@ def simplified_silhouette(distances_N: Doubles, others_N: Doubles, *, is_alone_N
 
     References
     ----------
-    Hruschka et al., "Evolutionary search for optimal fuzzy c-means clustering", FUZZ-IEEE 2004; Vendramin et al.,
-    "Relative clustering validity criteria: a comparative overview", 2010.
+    Hruschka et al., "Evolving clusters in gene-expression data", Information Sciences 2006; Vendramin et al., "Relative
+    clustering validity criteria: a comparative overview", 2010.
 
     Examples
     --------

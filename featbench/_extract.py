@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from featbench._arrays import labels_of
+from featbench._errors import naming_arguments
 from featbench._features import Features, MemoryFeatures, StoredFeatures
 from featbench.extract.errors import DatasetError, ModelError
 from featbench.extract.live import LiveModel, TensorSource, checked_batch, extract_live, tapped
@@ -25,6 +26,7 @@ from featbench.store.typing import Array
 Data = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 
 
+@naming_arguments
 def extract(
     model: nn.Module,
     data: Mapping[str, Data],

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from featbench._arrays import ArrayError, labels_of, layers_of, warn_of_equal_splits
 from featbench._clusterings import StoredClustering
+from featbench._errors import naming_arguments
 from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
 from featbench.evaluate.clustering.kept import kept_clusterings
 from featbench.evaluate.features.labels import Labelled, LabelSource, MatchedLabels, matched_labels, with_unlabelled
@@ -31,6 +32,7 @@ from featbench.store.typing import Array, Bools, Floats, Ints
 Layers = str | Sequence[str] | None
 
 
+@naming_arguments
 def open(path: str | os.PathLike[str]) -> Features:
     """Open a feature set for reading.
 

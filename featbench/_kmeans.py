@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from featbench._arrays import ArrayError, whole_numbers
+from featbench._errors import naming_arguments
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
 from featbench.evaluate.clustering.evaluation import cluster
@@ -140,6 +141,7 @@ class ClusterResults(Sequence[ClusterResult]):
         return "\n".join([f"ClusterResults of {self._name}, on val:", *lines])
 
 
+@naming_arguments
 def kmeans(
     train: object,
     train_labels: object = None,

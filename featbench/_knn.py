@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from featbench._arrays import ArrayError, whole_numbers
+from featbench._errors import naming_arguments
 from featbench._features import Features, Layers, MemoryFeatures
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
@@ -114,6 +115,7 @@ class KnnResults(Sequence[KnnResult]):
         return tuple(result for result in self.results if isinstance(result, KnnResult))
 
 
+@naming_arguments
 def knn(
     train: object,
     train_labels: object = None,

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -15,16 +17,26 @@ from PIL import Image
 
 from featbench.__main__ import main
 from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, make_ready, open_or_create
+from featbench.store.typing import Array, Bools, Floats, Ints
 from tests.peak import STATUS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared"))
 
+Bench = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs the command line with these arguments."""
+
+Records = Callable[..., list[dict[str, Any]]]
+"""Runs `bench evaluate` with these arguments and returns its records."""
+
+Arrays = tuple[dict[str, dict[str, Floats]], dict[str, Ints]]
+"""Features by split and layer, and labels by split."""
+
 needs_proc = pytest.mark.skipif(not STATUS.exists(), reason="reads the peak of memory from Linux's /proc")
 
 
 @pytest.fixture(scope="session")
-def shared():
+def shared() -> Path:
     """Reference features, photographs and weights; they are not part of the repository."""
     if not (SHARED / "reference").is_dir():
         pytest.skip(f"the reference material is not at {SHARED}; name its folder in BENCH_SHARED")
@@ -32,17 +44,17 @@ def shared():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_catalogue_of_the_user(tmp_path_factory):
+def _no_catalogue_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 
 
 @pytest.fixture
-def bench_process(tmp_path):
+def bench_process(tmp_path: Path) -> Bench:
     """Run the command line in a process of its own, in an empty folder."""
 
-    def run(*arguments, env=None):
+    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "featbench", *map(str, arguments)],
             cwd=tmp_path,
@@ -56,34 +68,35 @@ def bench_process(tmp_path):
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch, capfd):
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bench:
     """Run the command line in an empty folder, within this process: importing torch takes seconds."""
 
-    def run(*arguments):
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()
         out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, stop.value.code or 0, out, err)
+        return subprocess.CompletedProcess(list(map(str, arguments)), int(stop.value.code or 0), out, err)
 
     return run
 
 
 @pytest.fixture
-def records(bench):
+def records(bench: Bench) -> Records:
     """Run `bench evaluate --json` and return its records."""
 
-    def run(*arguments):
+    def run(*arguments: object) -> list[dict[str, Any]]:
         result = bench("evaluate", *arguments, "--json", "--quiet")
         assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
+        found: list[dict[str, Any]] = json.loads(result.stdout)
+        return found
 
     return run
 
 
-def save_image(path, *, seed=0, size=(40, 30), mode="RGB"):
+def save_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Path:
     """Write one photograph-like image: smooth colours that depend on the seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
@@ -93,7 +106,7 @@ def save_image(path, *, seed=0, size=(40, 30), mode="RGB"):
 
 
 @pytest.fixture
-def photographs(tmp_path):
+def photographs(tmp_path: Path) -> Path:
     """A folder of 3 classes: 5, 4 and 3 images of train, 3, 2 and 2 of val, of different sizes."""
     root = tmp_path / "photographs"
     seed = 0
@@ -106,17 +119,17 @@ def photographs(tmp_path):
 
 
 def make_features(
-    path,
-    features,
-    labels,
+    path: Path,
+    features: Mapping[str, Mapping[str, Array]],
+    labels: Mapping[str, Array],
     *,
-    class_names=None,
-    rows_per_chunk=8,
-    dtype="float32",
-    compression="none",
-    valid=None,
-    made_from=None,
-):
+    class_names: Mapping[str, Sequence[str]] | None = None,
+    rows_per_chunk: int = 8,
+    dtype: str = "float32",
+    compression: str = "none",
+    valid: Mapping[str, Bools] | None = None,
+    made_from: dict[str, Any] | None = None,
+) -> FeatureSet:
     """Make a complete feature set of arrays: {split: {layer: (N, ...)}} and {split: (N,)}."""
     names = class_names or {
         split: tuple(f"class {i}" for i in range(int(each.max()) + 1)) for split, each in labels.items()
@@ -147,7 +160,13 @@ def make_features(
     return FeatureSet.open(path)
 
 
-def write_pending(features, values, *, valid=None, limit=None):
+def write_pending(
+    features: FeatureSet,
+    values: Mapping[str, Mapping[str, Array]],
+    *,
+    valid: Mapping[str, Bools] | None = None,
+    limit: int | None = None,
+) -> None:
     """Write the chunks that are missing, at most `limit` of them."""
     writer = ChunkWriter(features)
     for work in features.pending(list(values["train"]))[:limit]:
@@ -157,7 +176,7 @@ def write_pending(features, values, *, valid=None, limit=None):
 
 
 @pytest.fixture
-def arrays():
+def arrays() -> Arrays:
     """Random features of two layers and labels: 50 rows of train, 21 of val."""
     random = np.random.default_rng(7)
     sizes = {"train": 50, "val": 21}
@@ -173,28 +192,28 @@ def arrays():
 
 
 @pytest.fixture
-def two_gpus(monkeypatch):
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Two GPUs that are none: their indexes lie on the CPU; the settings of each that is made are noted."""
-    made = []
+    made: list[Any] = []
 
     class Index:
-        def __init__(self, resources, dim, metric, config):
+        def __init__(self, resources: object, dim: int, metric: int, config: Any) -> None:
             self.index = faiss.IndexFlat(dim, metric)
             self.stored_as = np.float16 if config.useFloat16 else np.float32
             self.reset = self.index.reset
             made.append(config)
 
-        def add(self, features):
+        def add(self, features: Floats) -> None:
             self.index.add(features.astype(self.stored_as).astype(np.float32))
 
-        def search(self, queries, k):
+        def search(self, queries: Floats, k: int) -> Any:
             return self.index.search(queries.astype(self.stored_as).astype(np.float32), k)
 
     class Resources:
-        def setTempMemory(self, size):
+        def setTempMemory(self, size: int) -> None:
             assert size <= 2**30
 
-        def setPinnedMemory(self, size):
+        def setPinnedMemory(self, size: int) -> None:
             assert size <= 2**30
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)

@@ -256,4 +256,4 @@ def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet:
         return
     print_results(evaluation_tables(report.results), report.records, form)
     if report.path and form == "text":
-        typer.echo(f"Kept with its provenance in {report.path}", err=True)
+        typer.echo(f"Results and what made them are in {report.path}", err=True)

@@ -18,7 +18,6 @@ from featbench.evaluate.results import (
     ClusterResult,
     FewShotResult,
     KnnResult,
-    LayerFacts,
     NeighboursResult,
     Record,
     Result,
@@ -42,13 +41,11 @@ LAYER = Column(name="layer", is_right=False)
 
 
 def accuracy_table(knn: Sequence[KnnResult]) -> Table:
-    """Make the table of kNN accuracies by one protocol; the best top-1 of each layer is bold."""
+    """Make the table of kNN accuracies by one protocol; the best top-1 is bold."""
     first = knn[0]
     has_temperature = any(result.temperature is not None for result in knn)
     has_duplicates = first.accuracy.num_duplicates is not None
-    best: dict[LayerFacts, float] = {}
-    for result in knn:
-        best[result.layer] = max(result.top1, best.get(result.layer, 0.0))
+    best = max(result.top1 for result in knn)
     rows = []
     for result in knn:
         accuracy, row = result.accuracy, [result.layer.layer, f"{result.layer.dim:,}", str(result.k)]
@@ -74,7 +71,7 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
         ),
         rows=tuple(rows),
         notes=tuple(_accuracy_notes(knn, has_duplicates=has_duplicates)),
-        bold=frozenset((i, top1) for i, result in enumerate(knn) if result.top1 == best[result.layer]),
+        bold=frozenset((i, top1) for i, result in enumerate(knn) if result.top1 == best),
         num_grouped=2,
     )
 

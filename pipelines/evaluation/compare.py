@@ -102,9 +102,9 @@ def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
     if differing:
         row = differing[0]
         raise EvaluationError(
-            f"{first.name} and {second.name} differ in val images or labels in {len(differing):,} rows, first in row "
-            f"{row}: {paths[0][row]} ({names[0][row]}) and {paths[1][row]} ({names[1][row]}). A comparison needs the "
-            f"same images in the same order. Extract both from the same dataset."
+            f"{first.name} and {second.name} differ in val images or labels in {len(differing):,} of {len(names[0]):,} "
+            f"rows, first in row {row}: {paths[0][row]} ({names[0][row]}) and {paths[1][row]} ({names[1][row]}). A "
+            f"comparison needs the same images in the same order. Extract both from the same dataset."
         )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -487,3 +488,9 @@ def test_a_damaged_clustering_is_refused_when_it_is_read(tmp_path):
     shutil.rmtree(next((made.path / "clusters").glob("x-2-*")))
     with pytest.raises(featbench.BenchError, match="is damaged or gone. Cluster with `bench evaluate --features made"):
         found.centroids  # noqa: B018
+
+
+def test_errors_name_arguments_and_not_options(data: tuple[Any, ...]) -> None:
+    with pytest.raises(featbench.BenchError, match=r'Allow that with memory="\d+MiB"') as error:
+        featbench.knn(*data, memory="16MiB")
+    assert "--" not in str(error.value)

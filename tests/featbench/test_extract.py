@@ -124,7 +124,7 @@ def test_another_model_or_other_images_are_refused(model, data, tmp_path, monkey
             featbench.extract(model, data, **settings)
     model.load_state_dict(state)
     other = {**data, "val": TensorDataset(1 - data["val"].tensors[0], data["val"].tensors[1])}
-    with pytest.raises(featbench.BenchError, match="val has other images"):
+    with pytest.raises(featbench.BenchError, match="val has other images(.|\n)*another name.*with overwrite=True"):
         featbench.extract(model, other, **settings)
     monkeypatch.setattr(Net, "forward", lambda self, images: self.fc(2 * self.body(2 * images).mean(dim=(2, 3))))
     with pytest.raises(featbench.BenchError, match="code has changed"):

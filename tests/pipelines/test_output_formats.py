@@ -144,6 +144,14 @@ def test_markdown_escapes_what_it_would_interpret():
     assert shown.splitlines()[-1] == "| \\_x\\_ a_b \\*y\\* \\`z\\` \\<b\\> \\[l\\](u) &amp;amp; \\\\ |"
 
 
+def test_the_best_top1_alone_is_bold(bench, features):
+    command = ("evaluate", "--features", "mine", "--k", "1,3,9", "--quiet")
+    best = max(record["top1"] for record in json.loads(bench(*command, "--json").stdout))
+    bold = re.findall(r"\*\*(\S+) ±\S+\*\*", bench(*command, "--markdown").stdout)
+    assert bold
+    assert set(bold) == {f"{100 * best:.1f}"}
+
+
 def test_latex_is_escaped_and_has_the_rules_of_booktabs(bench, features):
     out = bench(*ASKED, "--latex").stdout
     assert out.count(r"\toprule") == out.count(r"\bottomrule") == out.count(r"\begin{table}") >= 4

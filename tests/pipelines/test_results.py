@@ -90,7 +90,7 @@ def test_other_queries_are_never_compared(bench, two):
     make_features(two / "c", features, labels, class_names=names)
     result = bench("compare", "a", "c", "--layers", "x", "--k", "5")
     assert result.returncode == 2
-    assert "differ in val images or labels in 1 rows, first in row 7" in result.stderr
+    assert "differ in val images or labels in 1 of 40 rows, first in row 7" in result.stderr
 
 
 def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_says():

@@ -392,7 +392,7 @@ class ClusterResult:
         """Return the result as a flat dict."""
         metrics = dict.fromkeys(CLUSTER_METRICS) if self.metrics is None else self.metrics.record()
         return asdict(self.layer) | asdict(self.counts) | {
-            "task": "kmeans", "protocol": "kmeans", "split": self.split, "clusters": self.clusters,
+            "task": "kmeans", "protocol": "kmeans", "split": self.split, "clusters": self.clusters, "seed": self.seed,
             "num_labelled": self.num_labelled,
         } | metrics | {
             "simplified_silhouette": self.silhouettes.simplified,

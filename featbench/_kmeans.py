@@ -117,7 +117,7 @@ class ClusterResults(Sequence[ClusterResult]):
     @property
     def records(self) -> list[Record]:
         """All results as flat dicts with the same keys."""
-        return uniform([result.record() | {"seed": result.seed} for result in self.results])
+        return uniform([result.record() for result in self.results])
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the records as a data frame; needs pandas."""

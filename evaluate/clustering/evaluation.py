@@ -17,7 +17,7 @@ from featbench.evaluate.clustering.metrics import (
     is_alone,
     labelled_contingency,
     sample_of,
-    silhouette,
+    sampled_silhouettes,
     simplified_silhouette,
 )
 from featbench.evaluate.errors import EvaluationError
@@ -144,7 +144,8 @@ def cluster(
             rows = rows_per_block(memory or free_memory() // 2, dim=layer.dim)
             arrays, facts = find(layer, count, train, val, settings, rows)
             seconds = round(time.perf_counter() - start, 3)
-            samples = samples or samples_of(layer, train, val, normalize=normalize, seed=seed)
+            if "silhouettes" not in facts:
+                samples = samples or samples_of(layer, train, val, normalize=normalize, seed=seed)
             results += results_of(
                 layer, arrays, facts, train, val, count=count, samples=samples, seed=seed, ami=ami, seconds=seconds
             )
@@ -184,7 +185,7 @@ def results_of(
     count : int
         Number of clusters.
     samples : mapping
-        Result of `samples_of`.
+        Result of `samples_of`; not used if the facts have the `silhouettes` of samples.
     seed : int
         Of the run, if the facts do not say it.
     ami : bool
@@ -193,7 +194,7 @@ def results_of(
         What it took to find.
     """
     metrics = _against_classes(arrays, train, val, count=count, ami=ami)
-    runs = facts.get("runs") or [{name: facts.get(name, seed) for name in ("seed", "objective", "iterations")}]
+    sampled = facts.get("silhouettes") or sampled_silhouettes(samples, arrays)
     results = []
     for labelled in (train, val):
         clusters_N, distances_N = arrays[labelled.split], arrays.get(f"{labelled.split}_distances")
@@ -207,11 +208,11 @@ def results_of(
                 num_labelled=labelled.num_labelled,
                 metrics=metrics[labelled.split],
                 sizes=cluster_sizes(clusters_N, count),
-                silhouettes=_silhouettes(arrays, labelled.split, samples[labelled.split]),
+                silhouettes=_silhouettes(arrays, labelled.split, sampled[labelled.split]),
                 objective=facts["objective"],
                 mean_squared_distance=None if distances_N is None else float((distances_N**2).mean()),
                 iterations=facts["iterations"],
-                runs=tuple(KmeansRun(**run) for run in runs),
+                runs=_runs(facts, seed),
                 num_reseeded=facts.get("num_reseeded"),
                 certified=facts.get("certified", False),
                 engine=facts.get("engine"),
@@ -258,16 +259,21 @@ def _against_classes(
     }
 
 
-def _silhouettes(arrays: Mapping[str, Any], split: str, sample: tuple[Ints, Doubles]) -> Silhouettes:
+def _silhouettes(arrays: Mapping[str, Any], split: str, sampled: Mapping[str, Any]) -> Silhouettes:
     """Silhouettes of one split; a row of train that is its cluster's only one is the centroid itself."""
-    (positions, features_SD), clusters_N, distances_N = sample, arrays[split], arrays.get(f"{split}_distances")
-    alone_N = is_alone(clusters_N) if split == "train" else None
-    return Silhouettes(
-        simplified=None
-        if distances_N is None
-        else simplified_silhouette(distances_N, arrays[f"{split}_others"], is_alone_N=alone_N),
-        sampled=silhouette(features_SD, clusters_N[positions]),
-        num_sampled=len(positions),
+    clusters_N, distances_N, others_N = (arrays.get(f"{split}{suffix}") for suffix in ("", "_distances", "_others"))
+    simplified = None
+    if clusters_N is not None and distances_N is not None and others_N is not None:
+        alone_N = is_alone(clusters_N) if split == "train" else None
+        simplified = simplified_silhouette(distances_N, others_N, is_alone_N=alone_N)
+    return Silhouettes(simplified=simplified, sampled=sampled["silhouette"], num_sampled=sampled["num_rows"])
+
+
+def _runs(facts: Mapping[str, Any], seed: int) -> tuple[KmeansRun, ...]:
+    """All runs; older clusterings are of one, and hold its facts as those of the clustering."""
+    return tuple(
+        KmeansRun(seed=run.get("seed", seed), objective=run["objective"], iterations=run["iterations"])
+        for run in facts.get("runs") or [facts]
     )
 
 
@@ -330,7 +336,9 @@ def search_clusters(
         split: assign(selection, found, rows_per_block=rows, normalize=settings["normalize"])
         for split, selection in data.items()
     }
-    facts = {"objective": found.objective, "iterations": found.iterations}
+    samples = samples_of(layer, train, val, normalize=settings["normalize"], seed=settings["seed"])
+    silhouettes = sampled_silhouettes(samples, clusters_of)
+    facts = {"objective": found.objective, "iterations": found.iterations, "silhouettes": silhouettes}
     return clusters_of | {"centroids": found.centroids_KD}, facts
 
 

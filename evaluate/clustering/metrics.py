@@ -7,6 +7,9 @@ Shape suffixes:  N rows   K clusters   D feature dimension
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from featbench.evaluate.clustering.contingency import (
@@ -168,6 +171,29 @@ def sample_of(data: Selection, *, normalize: bool, seed: int) -> tuple[Ints, Dou
         features_SD[filled : filled + len(block.rows)] = block.features
         filled += len(block.rows)
     return positions, features_SD
+
+
+def sampled_silhouettes(
+    samples: Mapping[str, tuple[Ints, Doubles]], clusters_of: Mapping[str, Ints]
+) -> dict[str, dict[str, Any]]:
+    """Compute the exact silhouette of a sample of each split.
+
+    Parameters
+    ----------
+    samples : mapping
+        What `sample_of` returns, by split.
+    clusters_of : mapping of str to ndarray of shape (n,), dtype=int64
+        Cluster of each row, by split.
+
+    Returns
+    -------
+    dict of str to dict
+        By split: `silhouette`, a float or None as `silhouette` returns it, and `num_rows` of the sample.
+    """
+    return {
+        split: {"silhouette": silhouette(features_SD, clusters_of[split][positions]), "num_rows": len(positions)}
+        for split, (positions, features_SD) in samples.items()
+    }
 
 
 def silhouette(features_ND: Doubles, clusters_N: Ints) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from featbench.evaluate.knn.protocols import KnnProtocol
@@ -219,16 +219,34 @@ def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, 
 def cluster_table(results: Sequence[ClusterResult]) -> Table:
     """Make the table of cluster metrics; columns in which no result has a value are left out."""
     shown = [column for column in _CLUSTER_COLUMNS if any(column[1](result) for result in results)]
-    notes = [_CLUSTER_NOTE] if any(result.metrics for result in results) else []
-    if (runs := len(results[0].runs)) > 1:
-        notes.append(f"Best of {runs} runs; objective: with mean and standard deviation of the runs.")
     return Table(
         title=f"{results[0].layer.features}: k-means on train",
         columns=tuple(column for column, _ in shown),
         rows=tuple(tuple(cell(result) for _, cell in shown) for result in results),
-        notes=tuple(notes),
+        notes=tuple(_cluster_notes(results)),
         num_grouped=2,
     )
+
+
+def _cluster_notes(results: Sequence[ClusterResult]) -> Iterator[str]:
+    first = results[0]
+    if any(result.metrics for result in results):
+        yield (
+            "% with 95% interval; one-to-one: accuracy of the best match of clusters and classes; many-to-one: each "
+            "cluster predicts the majority class of its train images."
+        )
+    labelled = {result.split: (result.num_labelled, len(result.assignments)) for result in results}
+    if any(0 < some < every for some, every in labelled.values()):
+        counts = ", ".join(f"{some:,} of {every:,} {split}" for split, (some, every) in labelled.items())
+        yield f"Images with a label, which these metrics count: {counts}."
+    empty = [result for result in results if result.split == "train" and result.sizes.num_empty]
+    if empty:
+        counts = ", ".join(f"{each.layer.layer} {each.sizes.num_empty:,} of {each.clusters:,}" for each in empty)
+        yield f"Clusters without a train image: {counts}."
+    if len(first.runs) > 1:
+        yield f"Best of {len(first.runs)} runs; objective: with mean and standard deviation of the runs."
+    if all(result.certified for result in results):
+        yield "Nearest centroids certified exact."
 
 
 def _metric(name: str) -> Callable[[ClusterResult], str]:
@@ -282,11 +300,6 @@ _CLUSTER_COLUMNS: tuple[tuple[Column, Callable[[ClusterResult], str]], ...] = (
     (Column(name="simplified silhouette", drop=7), _simplified_silhouette),
     (Column(name="objective", drop=4), _objective),
     (Column(name="size (min/median/max)", drop=6), _sizes),
-)
-
-_CLUSTER_NOTE = (
-    "% with 95% interval; one-to-one: accuracy of the best match of clusters and classes; many-to-one: each cluster "
-    "predicts the majority class of its train images."
 )
 
 

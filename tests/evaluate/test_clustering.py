@@ -130,6 +130,16 @@ def test_records_hold_what_the_clustering_says_of_itself() -> None:
     assert (of_train["num_labelled"], of_val["num_labelled"]) == (4, 3)
 
 
+def test_a_sampled_silhouette_is_kept_with_the_clustering(partly, monkeypatch) -> None:
+    made, *_ = partly
+    first = evaluate_kmeans(made, ["x"], clusters=[3])
+    monkeypatch.setattr("featbench.evaluate.clustering.evaluation.sampled_silhouettes", None)
+    monkeypatch.setattr("featbench.evaluate.clustering.evaluation.sample_of", None)
+    again = evaluate_kmeans(made, ["x"], clusters=[3])
+    assert [record["silhouette"] for record in again] == [record["silhouette"] for record in first]
+    assert [record["silhouette_rows"] for record in again] == [59, 23]
+
+
 def test_a_clustering_of_an_older_version_lacks_only_what_it_did_not_keep(partly) -> None:
     made, *_ = partly
     arrays = {"train": np.arange(59) % 3, "val": np.arange(23) % 3}

@@ -76,7 +76,7 @@ def test_a_column_without_values_is_not_shown() -> None:
     table = cluster_table([result_of(metrics=None)])
     assert [column.name for column in table.columns][:3] == ["layer", "clusters", "split"]
     assert not {"NMI", "one-to-one", "many-to-one", "purity"} & {column.name for column in table.columns}
-    assert table.notes == ()
+    assert table.notes == ("Clusters without a train image: layer4 1 of 10,000.", "Nearest centroids certified exact.")
     assert "silhouette" in as_text(table, width=80).plain
 
 
@@ -84,6 +84,14 @@ def test_several_runs_are_shown_with_their_spread() -> None:
     text = as_text(cluster_table([result_of(seeds=3)])).plain
     assert "1234.5 (1235.5 ±1)" in text
     assert "Best of 3 runs" in text
+
+
+def test_notes_say_what_limits_the_numbers() -> None:
+    partly = [result_of("train", num_labelled=5), result_of("val", num_labelled=0, metrics=None)]
+    assert "Images with a label, which these metrics count: 5 of 8 train, 0 of 8 val." in cluster_table(partly).notes
+    assert "Clusters without a train image: layer4 1 of 10,000." in cluster_table(partly).notes
+    older = cluster_table([result_of("train", certified=False, sizes=cluster_sizes(np.arange(8), 8)), result_of("val")])
+    assert len(older.notes) == 1
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,13 +15,15 @@ from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.neighbours.approximate import num_training_rows, recalls, search_approximately
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import UNDEFINED, search
-from tests.conftest import make_features
+from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.store import FeatureSet
+from tests.conftest import Bench, Records, make_features
 from tests.evaluate.test_questions import cosines
 from tests.evaluate.test_search import awkward, cut, held, with_threads
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "inner_product", "euclidean"])
-def test_an_index_that_looks_everywhere_finds_everything(similarity) -> None:
+def test_an_index_that_looks_everywhere_finds_everything(similarity: Similarity) -> None:
     chosen = held(awkward("random", 500, 8, 1)), held(awkward("random", 30, 8, 2))
     exact = search(*chosen, k=10, similarity=similarity, plan=cut(99))
     found, truth = search_approximately(
@@ -64,7 +69,7 @@ def test_rows_of_zeros_come_last_here_too() -> None:
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_a_database_of_zeros_alone_has_lists_too(similarity) -> None:
+def test_a_database_of_zeros_alone_has_lists_too(similarity: Similarity) -> None:
     chosen = held(np.zeros((20, 4), np.float32)), held(awkward("random", 3, 4, 2))
     found, _ = search_approximately(*chosen, k=5, similarity=similarity, index="Flat", plan=cut(), memory=2**20)
     assert found.rows_QK.tolist() == [[0, 1, 2, 3, 4]] * 3
@@ -96,7 +101,7 @@ def test_a_database_of_zeros_alone_has_lists_too(similarity) -> None:
         ("PQ3", "faiss makes no such index|can't train"),
     ],
 )
-def test_an_index_that_faiss_does_not_know_is_refused(index, message) -> None:
+def test_an_index_that_faiss_does_not_know_is_refused(index: str, message: str) -> None:
     chosen = held(awkward("random", 100, 4, 1)), held(awkward("random", 3, 4, 2))
     with pytest.raises(EvaluationError, match=message):
         search_approximately(*chosen, k=5, similarity="cosine", index=index, plan=cut(), memory=2**20)
@@ -117,7 +122,7 @@ def test_rows_whose_squares_float32_cannot_hold_are_refused() -> None:
 
 
 @pytest.mark.parametrize("index", ["HNSW8", "IVF8_HNSW4,Flat", "IVF16,SQ8"])
-def test_neither_blocks_nor_memory_nor_threads_change_what_an_index_finds(index) -> None:
+def test_neither_blocks_nor_memory_nor_threads_change_what_an_index_finds(index: str) -> None:
     """Only a part is found, so that it shows."""
     chosen = held(awkward("random", 2000, 8, 1), rows_per_chunk=100), held(awkward("random", 600, 8, 2))
     settings = {"k": 20, "similarity": "cosine", "index": index}
@@ -150,17 +155,17 @@ def test_an_index_that_would_not_fit_is_refused_after_its_first_block() -> None:
     assert recalls(*search_approximately(*chosen, **settings, memory=3 * 2**20))[-1] > 0.1
 
 
-def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path) -> None:
+def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path: Path) -> None:
     """And each k comes with its own recall: the part of the true k nearest among the first k of one list."""
     values, queries = awkward("random", 2000, 16, 1), awkward("random", 100, 16, 2)
     labels = {"train": np.arange(2000) % 4, "val": np.arange(100) % 4}
 
-    def make(name):
+    def make(name: str) -> FeatureSet:
         return make_features(
             tmp_path / name, {"train": {"x": values}, "val": {"x": queries}}, labels, rows_per_chunk=256
         )
 
-    def asked(made, *ks, **more):
+    def asked(made: FeatureSet, *ks: int, **more: bool) -> list[dict[str, Any]]:
         return evaluate_knn(made, ["x"], k=ks, index="IVF16,Flat", **more)
 
     fresh, used = make("fresh"), make("used")
@@ -197,7 +202,7 @@ def test_an_answer_does_not_depend_on_what_was_asked_before(tmp_path) -> None:
     assert alone["recall"] == pytest.approx(of_all, abs=0.03), "a sample of 1,000, none its own neighbour"
 
 
-def test_the_command_line_says_that_neighbours_are_approximate(tmp_path, bench, records) -> None:
+def test_the_command_line_says_that_neighbours_are_approximate(tmp_path: Path, bench: Bench, records: Records) -> None:
     values = awkward("random", 400, 6, 1)
     features = {"train": {"x": values}, "val": {"x": values[:50]}}
     labels = {split: np.arange(len(each["x"])) % 4 for split, each in features.items()}

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,7 +20,9 @@ from featbench.evaluate.neighbours.backends import EngineChoice, choose_engine, 
 from featbench.evaluate.neighbours.engine import SearchRequest
 from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K, FlatEngine
 from featbench.evaluate.neighbours.search import search
+from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.evaluate.neighbours.tiled_engine import Float32Products, TiledEngine
+from featbench.store.typing import Floats, Ints
 from tests.conftest import ROOT
 from tests.evaluate.test_search import assert_equal, awkward, cut, held
 
@@ -60,14 +64,14 @@ def test_an_older_processor_finds_the_same_lists_to_the_bit() -> None:
     ("device", "chosen"),
     [("auto", 0), ("gpu", 0), ("gpu:1", 1), ("auto:2", 0), ("auto:3", 1), ("cpu", None), ("cpu:1", None)],
 )
-def test_a_rank_takes_the_gpu_of_its_number(two_gpus, device, chosen) -> None:
+def test_a_rank_takes_the_gpu_of_its_number(two_gpus: list[Any], device: str, chosen: int | None) -> None:
     values = awkward("random", 100, 4, 1)
     found = search(held(values), held(values[:5]), k=3, similarity="cosine", plan=cut(60, device=device))
     assert {config.device for config in two_gpus} == ({chosen} if chosen is not None else set())
     assert (found.rows_QK[:, 0] == np.arange(5)).all()
 
 
-def test_a_gpu_stores_rows_in_float16_if_requested_and_only_for_the_cosine(two_gpus) -> None:
+def test_a_gpu_stores_rows_in_float16_if_requested_and_only_for_the_cosine(two_gpus: list[Any]) -> None:
     values = awkward("random", 3000, 16, 1)
     for similarity, formats in (("cosine", {True}), ("euclidean", {False}), ("inner_product", {False})):
         two_gpus.clear()
@@ -80,7 +84,7 @@ def test_a_gpu_stores_rows_in_float16_if_requested_and_only_for_the_cosine(two_g
         assert_equal(low, full.rows_QK, full.similarities_QK)
 
 
-def test_queries_that_low_precision_cannot_certify_are_searched_again_in_float32(two_gpus) -> None:
+def test_queries_that_low_precision_cannot_certify_are_searched_again_in_float32(two_gpus: list[Any]) -> None:
     """800 rows on an arc: within 2^-11 of one another, far enough apart for float32."""
     angles = np.linspace(0, 0.03, 800)
     values = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -96,11 +100,11 @@ def test_the_next_block_is_loaded_while_one_is_searched() -> None:
     loaded, num_blocks = threading.Semaphore(0), 4
 
     class Index(faiss.IndexFlat):
-        def add(self, features):
+        def add(self, features: Floats) -> None:
             super().add(features)
             loaded.release()
 
-        def search(self, queries, k):
+        def search(self, queries: Floats, k: int) -> tuple[Floats, Ints]:
             assert loaded.acquire(timeout=20), "no block was loaded meanwhile"
             return super().search(queries, k)
 
@@ -118,7 +122,9 @@ def test_the_next_block_is_loaded_while_one_is_searched() -> None:
     assert np.isin(np.argsort(-(values[:3] @ values.T), axis=1)[:, :5], found.rows_QC).all()
 
 
-def test_more_neighbours_than_a_gpu_can_return_are_searched_on_the_cpu_with_a_warning(two_gpus, caplog) -> None:
+def test_more_neighbours_than_a_gpu_can_return_are_searched_on_the_cpu_with_a_warning(
+    two_gpus: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     values = awkward("random", 2500, 4, 1)
     found = search(held(values), held(values[:3]), k=2100, similarity="cosine", plan=cut(9999, device="gpu", k=2100))
     assert not two_gpus
@@ -126,7 +132,7 @@ def test_more_neighbours_than_a_gpu_can_return_are_searched_on_the_cpu_with_a_wa
     assert f"at most {MAX_GPU_K} neighbours" in caplog.text
 
 
-def test_a_missing_gpu_is_refused(monkeypatch) -> None:
+def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     with pytest.raises(EvaluationError, match="faiss sees no GPU"):
         choose_engine("gpu:0", "auto", k=5, similarity="cosine", multiplications=1)
@@ -147,7 +153,7 @@ def test_low_precision_is_refused_where_there_is_none() -> None:
         ("", False),
     ],
 )
-def test_bfloat16_is_used_where_the_processor_has_instructions_for_it(tmp_path, cpuinfo, has) -> None:
+def test_bfloat16_is_used_where_the_processor_has_instructions_for_it(tmp_path: Path, cpuinfo: str, has: bool) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert multiplies_bfloat16(tmp_path / "cpuinfo") is has
     assert not multiplies_bfloat16(tmp_path / "none")
@@ -163,7 +169,9 @@ def test_bfloat16_is_used_where_the_processor_has_instructions_for_it(tmp_path, 
         ("float32", True, True, None),
     ],
 )
-def test_bfloat16_serves_long_searches_only(monkeypatch, precision, is_long, has, low) -> None:
+def test_bfloat16_serves_long_searches_only(
+    monkeypatch: pytest.MonkeyPatch, precision: str, is_long: bool, has: bool, low: str | None
+) -> None:
     monkeypatch.setattr(backends, "multiplies_bfloat16", lambda: has)
     chosen = choose_engine("cpu", precision, k=5, similarity="cosine", multiplications=10**16 if is_long else 10**9)
     assert chosen.low == low
@@ -182,11 +190,13 @@ def test_bfloat16_certifies_most_queries_of_realistic_sizes() -> None:
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_an_engine_with_larger_errors_than_it_says_is_noticed(monkeypatch, caplog, similarity) -> None:
+def test_an_engine_with_larger_errors_than_it_says_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, similarity: Similarity
+) -> None:
     """As one would be that multiplies in a format of fewer bits without being asked."""
 
     class Sloppy(Float32Products):
-        def fill(self, queries, rows, scores_QR):
+        def fill(self, queries: slice, rows: slice, scores_QR: Floats) -> None:
             super().fill(queries, rows, scores_QR)
             scores_QR *= np.float32(1 - 2**-9)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +15,20 @@ from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_layer
+from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn import classification
 from featbench.evaluate.knn.classification import evaluate_knn, uniform
 from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
 from featbench.evaluate.neighbours import cache
 from featbench.evaluate.neighbours import cached_search as neighbours
-from tests.conftest import make_features
+from featbench.evaluate.neighbours.search import Neighbours
+from featbench.store import FeatureSet
+from featbench.store.typing import Floats, Ints
+from tests.conftest import Bench, Records, make_features
 
 
-def clustered(num_rows, seed, classes=3):
+def clustered(num_rows: int, seed: int, classes: int = 3) -> tuple[Floats, Ints]:
     """Features that lie around one direction for each class."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, num_rows)
@@ -31,20 +37,22 @@ def clustered(num_rows, seed, classes=3):
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path: Path) -> FeatureSet:
     train, val = clustered(120, 1), clustered(40, 2)
     features = {"train": {"x": train[0]}, "val": {"x": val[0]}}
     return make_features(tmp_path / "f", features, {"train": train[1], "val": val[1]}, rows_per_chunk=16)
 
 
-def count_searches(monkeypatch):
+def count_searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     searches = []
     original = neighbours.search
     monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["k"]) or original(*a, **k))
     return searches
 
 
-def test_one_search_serves_every_smaller_k_every_temperature_and_rule(made, monkeypatch) -> None:
+def test_one_search_serves_every_smaller_k_every_temperature_and_rule(
+    made: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     searches = count_searches(monkeypatch)
     first = evaluate_knn(made, ["x"], k=[1, 5, 20], temperature=[0.07, 0.5])
     assert len(first) == 6
@@ -59,7 +67,9 @@ def test_one_search_serves_every_smaller_k_every_temperature_and_rule(made, monk
     assert searches == [20, 21, 5]
 
 
-def test_lists_of_other_features_are_never_reused(tmp_path, monkeypatch, made) -> None:
+def test_lists_of_other_features_are_never_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: FeatureSet
+) -> None:
     """The same layer, extracted again with other values, is recognized by its checksums."""
     searches = count_searches(monkeypatch)
     evaluate_knn(made, ["x"], k=[5])
@@ -74,7 +84,9 @@ def test_lists_of_other_features_are_never_reused(tmp_path, monkeypatch, made) -
     assert len(searches) == 2
 
 
-def test_a_damaged_list_is_computed_again(made, monkeypatch, caplog) -> None:
+def test_a_damaged_list_is_computed_again(
+    made: FeatureSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     first = evaluate_knn(made, ["x"], k=[5])
     searches = count_searches(monkeypatch)
     chunk = next(path for path in (made.path / "neighbours").rglob("c/*/*") if path.is_file() and "rows" in str(path))
@@ -88,7 +100,7 @@ def test_a_damaged_list_is_computed_again(made, monkeypatch, caplog) -> None:
     assert again[0]["top1"] == first[0]["top1"]
 
 
-def test_classes_are_matched_by_name_and_not_by_number(tmp_path) -> None:
+def test_classes_are_matched_by_name_and_not_by_number(tmp_path: Path) -> None:
     """Each split numbers its classes by itself; a missing class shifts all numbers."""
     values = np.eye(3, dtype=np.float32)
     features = {"train": {"x": values}, "val": {"x": values[1:]}}
@@ -97,7 +109,9 @@ def test_classes_are_matched_by_name_and_not_by_number(tmp_path) -> None:
     assert evaluate_knn(made, ["x"], k=[1])[0]["top1"] == 1
 
 
-def test_a_class_that_train_lacks_counts_as_wrong_and_is_named(tmp_path, caplog) -> None:
+def test_a_class_that_train_lacks_counts_as_wrong_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     values = np.eye(3, dtype=np.float32)
     features = {"train": {"x": values[:2]}, "val": {"x": values}}
     names = {"train": ("ant", "bee"), "val": ("ant", "bee", "cat")}
@@ -110,7 +124,7 @@ def test_a_class_that_train_lacks_counts_as_wrong_and_is_named(tmp_path, caplog)
     assert "(cat)" in caplog.text
 
 
-def test_one_command_warns_once_of_the_rows_that_it_leaves_out(tmp_path, bench) -> None:
+def test_one_command_warns_once_of_the_rows_that_it_leaves_out(tmp_path: Path, bench: Bench) -> None:
     """kNN, few-shot and k-means match the labels together; comparing two layers of one set too."""
     data = {"train": clustered(60, 1), "val": clustered(20, 2)}
     labels = {split: np.where(np.arange(len(each)) == 3, -1, each) for split, (_, each) in data.items()}
@@ -129,7 +143,7 @@ def test_one_command_warns_once_of_the_rows_that_it_leaves_out(tmp_path, bench) 
             assert result.stderr.count(f"rows of {split} without a label") == 1, result.stderr
 
 
-def test_the_accuracies_of_many_classes_count_rows_once(made, monkeypatch) -> None:
+def test_the_accuracies_of_many_classes_count_rows_once(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each class took minutes for 30,000 classes."""
     counted = []
     original = classification.counts_of
@@ -139,7 +153,7 @@ def test_the_accuracies_of_many_classes_count_rows_once(made, monkeypatch) -> No
     assert len(counted) == 1
 
 
-def test_rows_without_label_or_image_are_left_out_and_counted(tmp_path) -> None:
+def test_rows_without_label_or_image_are_left_out_and_counted(tmp_path: Path) -> None:
     train, val = clustered(60, 1), clustered(30, 2)
     labels = {"train": train[1].copy(), "val": val[1].copy()}
     labels["train"][5], labels["val"][3] = -1, -1
@@ -161,7 +175,9 @@ def test_rows_without_label_or_image_are_left_out_and_counted(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("lacking", [("val",), ("train",), ("train", "val")])
-def test_without_labels_neighbours_are_found_and_rows_are_clustered(tmp_path, caplog, lacking) -> None:
+def test_without_labels_neighbours_are_found_and_rows_are_clustered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lacking: tuple[str, ...]
+) -> None:
     values = {split: clustered(count, seed)[0] for split, count, seed in (("train", 60, 1), ("val", 20, 2))}
     labels = {split: np.where(split in lacking, -1, np.arange(len(each)) % 3) for split, each in values.items()}
     names = {split: () if split in lacking else ("a", "b", "c") for split in labels}
@@ -192,7 +208,7 @@ def test_without_labels_neighbours_are_found_and_rows_are_clustered(tmp_path, ca
             evaluate_kmeans(made, ["x"], clusters=[3, "classes"])
 
 
-def test_predictions_need_no_labels_of_the_queries(tmp_path) -> None:
+def test_predictions_need_no_labels_of_the_queries(tmp_path: Path) -> None:
     values = {"train": np.eye(3, dtype=np.float32), "val": np.eye(3, dtype=np.float32)[[2, 0]]}
     labels = {"train": np.arange(3), "val": np.full(2, -1)}
     features = {split: {"x": each} for split, each in values.items()}
@@ -202,14 +218,16 @@ def test_predictions_need_no_labels_of_the_queries(tmp_path) -> None:
     assert found.labels_Q.tolist() == [-1, -1]
 
 
-def test_too_many_clusters_are_refused_before_the_search(made, bench) -> None:
+def test_too_many_clusters_are_refused_before_the_search(made: FeatureSet, bench: Bench) -> None:
     result = bench("evaluate", "--features", "f", "--store", made.path.parent, "--k", "1", "--clusters", "5,121")
     assert result.returncode == 2
     assert "clusters must be in [1, 120], the rows to cluster; got 121" in result.stderr
     assert not list((made.path / "neighbours").glob("x-*"))
 
 
-def test_many_layers_side_by_side_are_kept_under_a_name_that_a_folder_can_have(tmp_path, records) -> None:
+def test_many_layers_side_by_side_are_kept_under_a_name_that_a_folder_can_have(
+    tmp_path: Path, records: Records
+) -> None:
     values, labels = clustered(30, 1)
     names = [f"transformer.encoder.blocks.{index}.norm1.output" for index in range(12)]
     features = {split: dict.fromkeys(names, values) for split in ("train", "val")}
@@ -221,7 +239,7 @@ def test_many_layers_side_by_side_are_kept_under_a_name_that_a_folder_can_have(t
     assert all(len(path.name.encode()) < 160 for path in made.path.glob("*/*"))
 
 
-def test_a_layer_without_numbers_is_refused_by_its_shape(made, monkeypatch) -> None:
+def test_a_layer_without_numbers_is_refused_by_its_shape(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     from featbench.store import LayerInfo
 
     monkeypatch.setattr(type(made), "layer_info", lambda *_: LayerInfo(tap="x", pooling=None, shape=(0,)))
@@ -230,7 +248,9 @@ def test_a_layer_without_numbers_is_refused_by_its_shape(made, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("what", ["renamed", "removed", "replaced"])
-def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(tmp_path, bench, monkeypatch, what) -> None:
+def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """And nothing is left under its old name."""
     values, labels = clustered(60, 1)
     features = {split: {"x": values} for split in ("train", "val")}
@@ -240,7 +260,7 @@ def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(tmp_path, be
     )
     original = neighbours.search
 
-    def search_and_lose(*arguments, **settings):
+    def search_and_lose(*arguments: Selection, **settings: Any) -> Neighbours:
         found = original(*arguments, **settings)
         made.path.rename(tmp_path / "features/g")
         if what == "removed":
@@ -257,21 +277,21 @@ def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(tmp_path, be
     assert not any((made.path / "neighbours").glob("x-*"))
 
 
-def test_k_beyond_the_database_is_refused_before_the_search(made, monkeypatch) -> None:
+def test_k_beyond_the_database_is_refused_before_the_search(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     searches = count_searches(monkeypatch)
     with pytest.raises(EvaluationError, match=r"k must be in \[1, 120\], the labelled rows of train; got 121, 500"):
         evaluate_knn(made, ["x"], k=[5, 121, 500])
     assert not searches
 
 
-def test_a_protocols_own_k_gives_way_to_a_small_database(made, caplog) -> None:
+def test_a_protocols_own_k_gives_way_to_a_small_database(made: FeatureSet, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         records = evaluate_knn(made, ["x"])
     assert [record["k"] for record in records] == [10, 20, 100]
     assert "instead of" in caplog.text
 
 
-def test_row_order_of_the_database_changes_no_accuracy(tmp_path, made) -> None:
+def test_row_order_of_the_database_changes_no_accuracy(tmp_path: Path, made: FeatureSet) -> None:
     train, val = clustered(120, 1), clustered(40, 2)
     order = np.random.default_rng(0).permutation(120)
     shuffled = make_features(
@@ -283,7 +303,7 @@ def test_row_order_of_the_database_changes_no_accuracy(tmp_path, made) -> None:
         assert first["top1"] == second["top1"]
 
 
-def test_clusters_are_kept_and_both_splits_are_measured(made, monkeypatch) -> None:
+def test_clusters_are_kept_and_both_splits_are_measured(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate_kmeans(made, ["x"], clusters=["classes", 5])
     assert [(record["clusters"], record["split"]) for record in first] == [
         (3, "train"), (3, "val"), (5, "train"), (5, "val"),
@@ -297,7 +317,7 @@ def test_clusters_are_kept_and_both_splits_are_measured(made, monkeypatch) -> No
 @pytest.mark.parametrize(("length", "is_reused"), [(0.0, True), (1e-11, True), (9e-13, False), (1e-30, False)])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_results_of_older_versions_are_reused_unless_a_row_is_shorter_than_they_could_tell(
-    tmp_path, monkeypatch, split, length, is_reused
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, length: float, is_reused: bool
 ) -> None:
     """They took every length below 1e-12 to be 1e-12; without such rows their cosines are today's."""
     data = {"train": clustered(60, 1), "val": clustered(20, 2)}
@@ -322,7 +342,7 @@ def test_results_of_older_versions_are_reused_unless_a_row_is_shorter_than_they_
     assert not is_reused or [record["top1"] for record in records] == [record["top1"] for record in before]
 
 
-def test_all_records_have_the_same_keys(made) -> None:
+def test_all_records_have_the_same_keys(made: FeatureSet) -> None:
     records = uniform(evaluate_knn(made, ["x"], k=[1]) + evaluate_kmeans(made, ["x"], clusters=[2]))
     assert len({tuple(record) for record in records}) == 1
     assert records[1]["top1"] is None

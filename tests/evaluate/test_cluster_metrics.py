@@ -6,7 +6,9 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,16 +36,17 @@ from featbench.evaluate.clustering.metrics import (
     simplified_silhouette,
 )
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.results import ClusterSizes
+from featbench.evaluate.results import ClusterMetrics, ClusterSizes
+from featbench.store.typing import Doubles, Ints
 from tests.conftest import ROOT, needs_proc
 from tests.evaluate.test_search import held
 
 
-def measured(clusters, labels, **settings):
+def measured(clusters: Ints, labels: Ints, **settings: Any) -> ClusterMetrics:
     return cluster_metrics(Contingency.of(np.asarray(clusters), np.asarray(labels)), **settings)
 
 
-def random_labellings():
+def random_labellings() -> Iterator[tuple[Ints, Ints]]:
     """Clusters and labels, from independent to equal, with any number of rows, clusters and classes."""
     random = np.random.default_rng(5)
     for trial in range(60):
@@ -53,7 +56,7 @@ def random_labellings():
         yield np.where(random.random(count) < 0.7, labels, clusters) if trial % 3 else clusters, labels
 
 
-def awkward_labellings():
+def awkward_labellings() -> Iterator[tuple[Ints, Ints]]:
     random = np.random.default_rng(6)
     one, alone, some = np.zeros(12, int), np.arange(12), random.integers(0, 4, 12)
     yield from itertools.product((one, alone, some, some[::-1] * 1000), repeat=2)
@@ -95,7 +98,7 @@ def test_one_to_one_accuracy_and_purity_are_those_of_their_definitions() -> None
 
 
 @pytest.mark.parametrize("num_clusters", [2, 4, 6])
-def test_the_best_match_is_that_of_all_matches(num_clusters) -> None:
+def test_the_best_match_is_that_of_all_matches(num_clusters: int) -> None:
     random = np.random.default_rng(num_clusters)
     labels = random.integers(0, 4, 200)
     clusters = np.where(random.random(200) < 0.6, labels % num_clusters, random.integers(0, num_clusters, 200))
@@ -107,7 +110,7 @@ def test_the_best_match_is_that_of_all_matches(num_clusters) -> None:
     assert measured(clusters, labels).hungarian.value == best / 200
 
 
-def many_to_one(clusters, labels, train_clusters, train_labels):
+def many_to_one(clusters: Ints, labels: Ints, train_clusters: Ints, train_labels: Ints) -> tuple[int, int]:
     """Accuracy of clusters named by train, one row at a time; the lowest of equally frequent classes."""
     votes = {}
     for cluster, label in zip(train_clusters.tolist(), train_labels.tolist(), strict=True):
@@ -205,7 +208,7 @@ def test_the_adjusted_mutual_information_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "num_clusters"), [(1200, 1500), (1500, 1100)])
-def test_the_best_match_of_many_classes_is_that_of_the_whole_table(num_classes, num_clusters) -> None:
+def test_the_best_match_of_many_classes_is_that_of_the_whole_table(num_classes: int, num_clusters: int) -> None:
     random = np.random.default_rng(1)
     labels = random.integers(0, num_classes, 6000)
     clusters = np.where(random.random(6000) < 0.4, labels % num_clusters, random.integers(0, num_clusters, 6000))
@@ -248,7 +251,7 @@ def test_sizes_are_counted_with_empty_clusters() -> None:
     assert cluster_sizes(np.array([0, 0, 1]), 2) == ClusterSizes(smallest=1, median=1.5, largest=2, num_empty=0)
 
 
-def to_centroids(values, centroids):
+def to_centroids(values: Doubles, centroids: Doubles) -> tuple[Ints, Doubles, Doubles]:
     """Nearest centroid of each row, the distance to it, and to the nearest other one, by definition."""
     distances = np.sort(np.linalg.norm(values[:, None] - centroids[None], axis=2), axis=1)
     return np.linalg.norm(values[:, None] - centroids[None], axis=2).argmin(1), *distances[:, :2].T
@@ -271,7 +274,7 @@ def test_the_simplified_silhouette_is_that_of_a_loop() -> None:
         assert simplified_silhouette(np.array([extreme]), np.array([2 * extreme])) == 0.5
 
 
-def silhouette_by_definition(values, clusters):
+def silhouette_by_definition(values: Doubles, clusters: Ints) -> float:
     total = 0.0
     for index, cluster in enumerate(clusters):
         means = {
@@ -285,7 +288,7 @@ def silhouette_by_definition(values, clusters):
 
 
 @pytest.mark.parametrize("offset", [0, 1e6])
-def test_the_silhouette_is_that_of_its_definition(offset) -> None:
+def test_the_silhouette_is_that_of_its_definition(offset: float) -> None:
     random = np.random.default_rng(3)
     values, clusters = random.standard_normal((40, 3)) + offset, random.integers(0, 4, 40)
     clusters[0] = 9  # alone
@@ -295,7 +298,7 @@ def test_the_silhouette_is_that_of_its_definition(offset) -> None:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_sample_is_rows_at_random_in_order(normalize) -> None:
+def test_the_sample_is_rows_at_random_in_order(normalize: bool) -> None:
     values = np.random.default_rng(4).standard_normal((3 * SAMPLED_ROWS, 2)).astype(np.float32)
     rows = np.flatnonzero(np.arange(len(values)) % 4)
     data = Selection(layer=held(values).layer, rows=rows)
@@ -318,7 +321,7 @@ def test_a_sample_of_few_rows_is_all_of_them() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "num_clusters"), [(1000, 16_000), (8142, 8142)])
-def test_over_a_million_labels_take_seconds(num_classes, num_clusters) -> None:
+def test_over_a_million_labels_take_seconds(num_classes: int, num_clusters: int) -> None:
     """With long-tailed sizes, of which most differ."""
     import time
 

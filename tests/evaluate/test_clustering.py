@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,17 @@ from featbench.evaluate.features.labels import Labelled, matched_labels, with_un
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.memory_layer import layer_in_memory
 from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.store import FeatureSet
+from featbench.store.typing import Bools, Floats, Ints
 from tests.conftest import make_features
 
 NUM_ROWS = {"train": 60, "val": 24}
 
+Partly = tuple[FeatureSet, dict[str, Ints], dict[str, Bools]]
+"""A feature set, its labels, and which rows are valid."""
 
-def rows_of(split, num_classes=3):
+
+def rows_of(split: str, num_classes: int = 3) -> tuple[Floats, Ints]:
     """Rows in well separated groups, and the group of each."""
     random = np.random.default_rng(len(split))
     labels = np.arange(NUM_ROWS[split]) % num_classes
@@ -27,7 +33,7 @@ def rows_of(split, num_classes=3):
 
 
 @pytest.fixture
-def partly(tmp_path):
+def partly(tmp_path: Path) -> Partly:
     """Every other row has a label; row 7 of each split is unreadable."""
     values, labels, valid = {}, {}, {}
     for split, count in NUM_ROWS.items():
@@ -39,7 +45,7 @@ def partly(tmp_path):
     return make_features(tmp_path / "f", features, labels, valid=valid), labels, valid
 
 
-def test_rows_without_labels_are_clustered_and_left_out_of_label_metrics_alone(partly) -> None:
+def test_rows_without_labels_are_clustered_and_left_out_of_label_metrics_alone(partly: Partly) -> None:
     made, labels, valid = partly
     for result in kmeans_results(made, ["x"], clusters=[3]):
         split, all_labels = result.split, labels[result.split][valid[result.split]]
@@ -54,14 +60,14 @@ def test_rows_without_labels_are_clustered_and_left_out_of_label_metrics_alone(p
         assert result.counts.num_classes == 3
 
 
-def test_knn_keeps_to_rows_with_labels(partly) -> None:
+def test_knn_keeps_to_rows_with_labels(partly: Partly) -> None:
     made, labels, valid = partly
     (record,) = evaluate_knn(made, ["x"], k=[1])
     counts = [int((valid[split] & (labels[split] >= 0)).sum()) for split in NUM_ROWS]
     assert [record["num_train"], record["num_val"]] == counts == [29, 11]
 
 
-def test_the_number_of_classes_is_that_of_labelled_train_rows_and_all_rows_can_be_clusters(partly) -> None:
+def test_the_number_of_classes_is_that_of_labelled_train_rows_and_all_rows_can_be_clusters(partly: Partly) -> None:
     made, *_ = partly
     train = with_unlabelled(made, matched_labels(made)).train
     assert numbers_of_clusters(["classes", 59], train) == [3, 59]
@@ -70,7 +76,7 @@ def test_the_number_of_classes_is_that_of_labelled_train_rows_and_all_rows_can_b
 
 
 @pytest.mark.parametrize("lacking", [("train",), ("train", "val")])
-def test_a_lack_of_labels_is_said_once(tmp_path, caplog, lacking) -> None:
+def test_a_lack_of_labels_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, lacking: str) -> None:
     values = {split: rows_of(split) for split in NUM_ROWS}
     labels = {split: np.full_like(each, -1) if split in lacking else each for split, (_, each) in values.items()}
     names = {split: () if split in lacking else ("a", "b", "c") for split in labels}
@@ -88,7 +94,7 @@ def test_a_lack_of_labels_is_said_once(tmp_path, caplog, lacking) -> None:
         assert record["num_labelled"] == (0 if record["split"] in lacking else NUM_ROWS[record["split"]])
 
 
-def labelled(split, labels):
+def labelled(split: str, labels: Ints) -> Labelled:
     return Labelled(split=split, rows=np.arange(len(labels)), labels=np.asarray(labels))
 
 
@@ -130,7 +136,7 @@ def test_records_hold_what_the_clustering_says_of_itself() -> None:
     assert (of_train["num_labelled"], of_val["num_labelled"]) == (4, 3)
 
 
-def test_a_sampled_silhouette_is_kept_with_the_clustering(partly, monkeypatch) -> None:
+def test_a_sampled_silhouette_is_kept_with_the_clustering(partly: Partly, monkeypatch: pytest.MonkeyPatch) -> None:
     made, *_ = partly
     first = evaluate_kmeans(made, ["x"], clusters=[3])
     monkeypatch.setattr("featbench.evaluate.clustering.evaluation.sampled_silhouettes", None)
@@ -140,7 +146,7 @@ def test_a_sampled_silhouette_is_kept_with_the_clustering(partly, monkeypatch) -
     assert [record["silhouette_rows"] for record in again] == [59, 23]
 
 
-def test_a_clustering_of_an_older_version_lacks_only_what_it_did_not_keep(partly) -> None:
+def test_a_clustering_of_an_older_version_lacks_only_what_it_did_not_keep(partly: Partly) -> None:
     made, *_ = partly
     arrays = {"train": np.arange(59) % 3, "val": np.arange(23) % 3}
     parts = with_unlabelled(made, matched_labels(made))[:2]

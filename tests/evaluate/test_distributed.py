@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.neighbours.planning import Resources
-from featbench.store import load_cached
+from featbench.store import FeatureSet, load_cached
+from featbench.store.typing import Doubles, Ints
 from tests.conftest import ROOT, make_features
 
 RANK = """
@@ -43,7 +45,7 @@ print(evaluate_knn(features, ["x"], k=[9], index=sys.argv[4] or None,
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path: Path) -> tuple[FeatureSet, FeatureSet]:
     """The same features twice; the first has been searched by one process."""
     random = np.random.default_rng(0)
     features = {
@@ -55,32 +57,32 @@ def two(tmp_path):
     return alone, together
 
 
-def kept(features):
+def kept(features: FeatureSet) -> dict[str, Doubles | Ints]:
     """The lists of the only search, and the names of everything else that lies there."""
     names = [path.name for path in (features.path / "neighbours").iterdir() if path.is_dir()]
     assert len(names) == 1, names
     return load_cached(features, "neighbours", names[0])[0]
 
 
-def rank(features, shards, delay, index=""):
+def rank(features: FeatureSet, shards: int, delay: float, index: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", RANK, str(features.path), str(shards), str(delay), index]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def assert_same(first, second):
+def assert_same(first: dict[str, Doubles | Ints], second: dict[str, Doubles | Ints]) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert np.array_equal(first[name], second[name])
 
 
 @pytest.mark.parametrize("shards", [2, 3, 50])
-def test_one_process_may_search_all_shards(two, shards) -> None:
+def test_one_process_may_search_all_shards(two: tuple[FeatureSet, FeatureSet], shards: int) -> None:
     alone, together = two
     evaluate_knn(together, ["x"], k=[9], resources=Resources(num_shards=shards))
     assert_same(kept(alone), kept(together))
 
 
-def test_three_ranks_find_the_same_lists_to_the_bit(two) -> None:
+def test_three_ranks_find_the_same_lists_to_the_bit(two: tuple[FeatureSet, FeatureSet]) -> None:
     alone, together = two
     ranks = [rank(together, 3, 0.3) for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
@@ -89,7 +91,7 @@ def test_three_ranks_find_the_same_lists_to_the_bit(two) -> None:
     assert_same(kept(alone), kept(together))
 
 
-def test_an_index_is_made_by_one_rank(two) -> None:
+def test_an_index_is_made_by_one_rank(two: tuple[FeatureSet, FeatureSet]) -> None:
     _, together = two
     ranks = [rank(together, 3, 0.3, "IVF2,Flat") for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
@@ -98,7 +100,7 @@ def test_an_index_is_made_by_one_rank(two) -> None:
     kept(together)
 
 
-def test_the_shard_of_a_rank_that_died_is_taken_by_another(two) -> None:
+def test_the_shard_of_a_rank_that_died_is_taken_by_another(two: tuple[FeatureSet, FeatureSet]) -> None:
     alone, together = two
     doomed = rank(together, 2, 60)
     assert doomed.stdout.readline() == "searching\n"
@@ -112,7 +114,9 @@ def test_the_shard_of_a_rank_that_died_is_taken_by_another(two) -> None:
     assert_same(kept(alone), kept(together))
 
 
-def test_the_ranks_of_a_launcher_share_the_search_and_the_first_reports(two, tmp_path) -> None:
+def test_the_ranks_of_a_launcher_share_the_search_and_the_first_reports(
+    two: tuple[FeatureSet, FeatureSet], tmp_path: Path
+) -> None:
     alone, together = two
     command = [sys.executable, "-m", "featbench", "evaluate", "--store", str(tmp_path), "--features", "b",
                "--k", "9", "--json", "--quiet"]  # fmt: skip

@@ -28,25 +28,25 @@ ROUNDED_SUM = 1 + Fraction(1, 2**10)
 """What bounds that are sums are enlarged by."""
 
 
-def gamma(count, rounding):
+def gamma(count: int, rounding: float) -> Fraction:
     """Higham's bound of `count` rounding errors, n u / (1 - n u), exactly."""
     lost = count * Fraction(rounding)
     return lost / (1 - lost)
 
 
-def errors_of(dim):
+def errors_of(dim: int) -> int:
     """Two for each product and sum, of which one is for scaling both rows, and 32 to spare."""
     return 2 * dim + 32
 
 
-def flushed(dim, *lengths):
+def flushed(dim: int, *lengths: float) -> Fraction:
     """Three inner products of numbers that are lost below float32's smallest normal number."""
     return 3 * dim * Fraction(2) ** -126 * (1 + sum(map(Fraction, lengths)))
 
 
 @pytest.mark.parametrize("rounding", [FLOAT32, FLOAT64])
 @pytest.mark.parametrize("dim", [1, 2, 7, 512, 4096])
-def test_a_relative_error_is_highams_gamma(dim, rounding) -> None:
+def test_a_relative_error_is_highams_gamma(dim: int, rounding: float) -> None:
     error = relative_error(dim, rounding)
     assert error == pytest.approx(float(gamma(errors_of(dim), rounding)), rel=1e-12)
     assert error >= gamma(2 * dim, rounding), "less than the errors of a product of scaled rows"
@@ -69,7 +69,7 @@ def test_an_error_in_float32_is_relative_to_the_lengths() -> None:
 
 
 @pytest.mark.parametrize(("length", "longest"), [(0.0, 0.0), (0.0, 2.0), (4.0, 0.0)])
-def test_numbers_too_small_for_float32_have_an_error_too(length, longest) -> None:
+def test_numbers_too_small_for_float32_have_an_error_too(length: float, longest: float) -> None:
     """A product of lengths of which one is 0 has no other."""
     error = float32_error(np.array([length]), longest, 8, "inner_product")
     assert error.absolute_Q[0] == float(flushed(8, length, longest))
@@ -156,7 +156,7 @@ def test_scores_are_finite_where_the_product_of_lengths_is_below_2_to_the_126() 
 
 
 @pytest.mark.parametrize("kind", ["cosine", "inner_product", "euclidean"])
-def test_the_highest_similarity_of_a_pair_is_its_own_and_the_error_of_its_product(kind) -> None:
+def test_the_highest_similarity_of_a_pair_is_its_own_and_the_error_of_its_product(kind: str) -> None:
     """With a million dimensions, whose error in float64 is large enough to be seen."""
     dim, products = 10**6, np.array([[10.0, -3.0, 1.0], [2.0, 0.5, 0.0]])
     lengths_Q, lengths_R = np.array([5.0, 0.5]), np.array([3.0, 4.0, 7.0])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from pydantic import ValidationError
 from featbench.evaluate.config import EvaluateConfig
 from featbench.pipelines.evaluation.run import evaluate
 from featbench.pipelines.terminal.progress import Progress
-from featbench.store import BenchError
+from featbench.store import BenchError, FeatureSet
 from tests.conftest import make_features
 
 NUMBERS = (1, 2, 3, 0, -1, -(10**20), 7, 20, 21, 10**6, 2**31 - 1, 2**31, 2**63, 10**20, 0.5, 1e-320, 1e308, math.nan)
@@ -80,10 +83,10 @@ TREE = {
 }
 
 
-def settings(random):
+def settings(random: np.random.Generator) -> dict[str, Any]:
     """A configuration of which most is usual and some is not."""
 
-    def pick(values, usual=2):
+    def pick(values: list[Any] | tuple[str, ...], usual: int = 2) -> Any:
         """One of the first, mostly."""
         return values[int(random.integers(usual if random.random() < 0.96 else len(values)))]
 
@@ -95,7 +98,7 @@ def settings(random):
     return made
 
 
-def sets(folder):
+def sets(folder: Path) -> Iterator[FeatureSet]:
     """Feature sets of 20 rows: ordinary ones, huge, tiny, equal, of zeros, and without labels."""
     values = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
     labels = np.arange(20) % 3
@@ -110,7 +113,7 @@ def sets(folder):
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("seed", range(2))
-def test_every_question_is_answered_or_refused_in_one_message(tmp_path, seed) -> None:
+def test_every_question_is_answered_or_refused_in_one_message(tmp_path: Path, seed: int) -> None:
     made = list(sets(tmp_path))
     random = np.random.default_rng(seed)
     answered = 0

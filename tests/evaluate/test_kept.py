@@ -14,7 +14,8 @@ import pytest
 from featbench.evaluate.clustering.kept import choose_clusterings, kept_clusterings, load_clustering
 from featbench.evaluate.errors import EvaluationError
 from featbench.store import FeatureSet, save_cached
-from tests.conftest import make_features
+from featbench.store.typing import Doubles, Floats, Ints
+from tests.conftest import Bench, make_features
 
 SETTINGS = {
     "normalize": True, "spherical": False, "init": "k-means++", "restarts": 10, "iterations": 100, "tolerance": 1e-6,
@@ -23,7 +24,9 @@ SETTINGS = {
 NUM_ROWS = {"train": 20, "val": 12}
 
 
-def keep(features, layer, count, *, earlier=False, **settings):
+def keep(
+    features: FeatureSet, layer: str, count: int, *, earlier: bool = False, **settings: int | str
+) -> dict[str, Doubles | Floats | Ints]:
     """Keep a clustering in which row i is in cluster i % count; returns its arrays."""
     arrays = {"centroids": np.random.default_rng(count).normal(size=(count, features.layer_info(layer).dim))}
     if earlier:
@@ -50,7 +53,7 @@ def keep(features, layer, count, *, earlier=False, **settings):
 
 
 @pytest.fixture
-def features(tmp_path):
+def features(tmp_path: Path) -> FeatureSet:
     """Two layers; row 2 has no label, and the image of row 3 could not be read."""
     random = np.random.default_rng(0)
     labels = {split: np.arange(num_rows) % 3 for split, num_rows in NUM_ROWS.items()}
@@ -64,7 +67,7 @@ def features(tmp_path):
     return make_features(tmp_path / "features/mine", values, labels, valid=valid)
 
 
-def test_clusterings_are_listed_in_order_of_layers_and_counts_with_what_made_them(features):
+def test_clusterings_are_listed_in_order_of_layers_and_counts_with_what_made_them(features: FeatureSet) -> None:
     for layer, count, settings in (("a", 10, {}), ("a", 3, {"spherical": True, "seed": 4}), ("b", 3, {})):
         keep(features, layer, count, **settings)
     found, faults = kept_clusterings(features)
@@ -77,7 +80,9 @@ def test_clusterings_are_listed_in_order_of_layers_and_counts_with_what_made_the
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_clustering_is_loaded_with_its_rows_also_if_an_earlier_version_kept_it(features, earlier):
+def test_a_clustering_is_loaded_with_its_rows_also_if_an_earlier_version_kept_it(
+    features: FeatureSet, earlier: bool
+) -> None:
     arrays = keep(features, "a", 3, earlier=earlier)
     (kept,) = choose_clusterings(features)
     loaded = load_clustering(features, kept)
@@ -91,7 +96,7 @@ def test_a_clustering_is_loaded_with_its_rows_also_if_an_earlier_version_kept_it
     assert kept.certified != earlier
 
 
-def test_clusterings_of_features_that_changed_are_not_chosen(features, tmp_path):
+def test_clusterings_of_features_that_changed_are_not_chosen(features: FeatureSet, tmp_path: Path) -> None:
     keep(features, "a", 3)
     keep(features, "b", 3)
     values = {split: {name: features.layer(split, name).read() for name in "ba"} for split in NUM_ROWS}
@@ -108,7 +113,7 @@ def test_clusterings_of_features_that_changed_are_not_chosen(features, tmp_path)
         choose_clusterings(other)
 
 
-def test_unknown_layers_and_numbers_of_clusters_are_refused_saying_which_are_kept(features):
+def test_unknown_layers_and_numbers_of_clusters_are_refused_saying_which_are_kept(features: FeatureSet) -> None:
     with pytest.raises(EvaluationError, match=r"no clustering is kept[.] Cluster with `bench evaluate --features mine"):
         choose_clusterings(features)
     keep(features, "a", 3)
@@ -122,7 +127,9 @@ def test_unknown_layers_and_numbers_of_clusters_are_refused_saying_which_are_kep
             choose_clusterings(features, **asked)
 
 
-def test_damaged_clusterings_and_those_of_version_0_1_0_are_named_and_never_used(features, tmp_path):
+def test_damaged_clusterings_and_those_of_version_0_1_0_are_named_and_never_used(
+    features: FeatureSet, tmp_path: Path
+) -> None:
     for count in (2, 3, 4, 5):
         keep(features, "a", count)
     facts, codes, chunk, bad = (features.path / f"clusters/a-{count}-0" for count in (2, 3, 4, 5))
@@ -156,7 +163,7 @@ def test_damaged_clusterings_and_those_of_version_0_1_0_are_named_and_never_used
         ("train_rows", np.arange(2, 21)),  # a row that does not exist
     ],
 )
-def test_rows_and_clusters_that_do_not_exist_are_refused(features, name, values):
+def test_rows_and_clusters_that_do_not_exist_are_refused(features: FeatureSet, name: str, values: Ints) -> None:
     arrays = keep(features, "a", 3)
     (kept,) = choose_clusterings(features)
     facts = json.loads((features.path / "clusters/a-3-0/zarr.json").read_text())["attributes"]["facts"]
@@ -165,7 +172,7 @@ def test_rows_and_clusters_that_do_not_exist_are_refused(features, name, values)
         load_clustering(features, kept)
 
 
-def test_info_lists_clusterings_and_how_to_use_them(features, bench):
+def test_info_lists_clusterings_and_how_to_use_them(features: FeatureSet, bench: Bench) -> None:
     assert "kept clusterings" not in bench("info", "mine").stdout
     keep(features, "a", 3, init="random")
     shown = bench("info", "mine").stdout

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import faiss
 import numpy as np
 import pytest
@@ -14,12 +18,13 @@ from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.clustering.kmeans import assign, kmeans
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
+from featbench.store.typing import Doubles, Floats, Ints
 from tests.conftest import make_features
 from tests.evaluate.test_search import Held, held
 
 
 @pytest.fixture
-def blobs(tmp_path):
+def blobs(tmp_path: Path) -> tuple[Floats, Selection]:
     values, labels = make_blobs(600, 8, centers=6, cluster_std=1.5, random_state=0)
     values = values.astype(np.float32)
     features = {"train": {"x": values}, "val": {"x": values[:50]}}
@@ -28,7 +33,7 @@ def blobs(tmp_path):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_objective_is_within_a_hundredth_of_scikit_learns(blobs, normalize) -> None:
+def test_the_objective_is_within_a_hundredth_of_scikit_learns(blobs: tuple[Floats, Selection], normalize: bool) -> None:
     values, data = blobs
     if normalize:
         values = values / np.linalg.norm(values, axis=1, keepdims=True)
@@ -41,7 +46,7 @@ def test_the_objective_is_within_a_hundredth_of_scikit_learns(blobs, normalize) 
     assert ours.objective == pytest.approx(distances.min(1).sum(), rel=1e-5)
 
 
-def test_block_size_changes_nothing_but_rounding(blobs) -> None:
+def test_block_size_changes_nothing_but_rounding(blobs: tuple[Floats, Selection]) -> None:
     _, data = blobs
     first, again = (kmeans(data, 6, rows_per_block=rows, normalize=False) for rows in (64, 600))
     assert first.objective == pytest.approx(again.objective, rel=1e-6)
@@ -49,7 +54,7 @@ def test_block_size_changes_nothing_but_rounding(blobs) -> None:
     assert adjusted_rand_score(*clusters) == 1
 
 
-def test_every_row_takes_part_though_the_start_is_a_sample(tmp_path) -> None:
+def test_every_row_takes_part_though_the_start_is_a_sample(tmp_path: Path) -> None:
     """Faiss alone would train on 256 rows a cluster and leave the others out."""
     random = np.random.default_rng(0)
     values = random.standard_normal((3000, 4)).astype(np.float32)
@@ -63,7 +68,7 @@ def test_every_row_takes_part_though_the_start_is_a_sample(tmp_path) -> None:
     assert np.allclose(ours.centroids_KD, means, atol=1e-4)
 
 
-def test_as_many_clusters_as_rows_and_no_more(tmp_path) -> None:
+def test_as_many_clusters_as_rows_and_no_more(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2
     features = {"train": {"x": values}, "val": {"x": values}}
     made = make_features(tmp_path / "f", features, {s: np.zeros(6, int) for s in features}, rows_per_chunk=4)
@@ -75,7 +80,7 @@ def test_as_many_clusters_as_rows_and_no_more(tmp_path) -> None:
         kmeans(data, 0, rows_per_block=4)
 
 
-def test_one_cluster_is_the_mean(blobs) -> None:
+def test_one_cluster_is_the_mean(blobs: tuple[Floats, Selection]) -> None:
     values, data = blobs
     ours = kmeans(data, 1, rows_per_block=100, normalize=False)
     assert ours.centroids_KD == pytest.approx(values.mean(axis=0, dtype=np.float64)[None], rel=1e-5)
@@ -83,7 +88,7 @@ def test_one_cluster_is_the_mean(blobs) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_the_start_is_faiss_k_means_of_the_sample(seed) -> None:
+def test_the_start_is_faiss_k_means_of_the_sample(seed: int) -> None:
     """Results of one seed stay the same: faiss gets the next number."""
     values = np.random.default_rng(0).standard_normal((900, 4)).astype(np.float32)
     peer = faiss.Kmeans(4, 8, niter=25, nredo=10, seed=seed + 1, min_points_per_centroid=1)
@@ -93,7 +98,7 @@ def test_the_start_is_faiss_k_means_of_the_sample(seed) -> None:
 
 
 @pytest.mark.parametrize("iterations", [2, 3, 4])
-def test_iterations_are_scikit_learns_from_the_same_start(iterations) -> None:
+def test_iterations_are_scikit_learns_from_the_same_start(iterations: int) -> None:
     """The centroids that count are those of which the objective is, one step after each pass but the last."""
     values = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
     start, ours = (
@@ -110,7 +115,7 @@ def test_iterations_are_scikit_learns_from_the_same_start(iterations) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [0, 1e-6, 0.5])
-def test_a_pass_that_finds_nothing_to_improve_is_the_last(tolerance) -> None:
+def test_a_pass_that_finds_nothing_to_improve_is_the_last(tolerance: float) -> None:
     values = np.array([[0, 0], [0, 2], [10, 0], [10, 2]], np.float32)
     ours = kmeans(held(values), 2, rows_per_block=4, normalize=False, tolerance=tolerance)
     assert (ours.objective, ours.iterations) == (4, 2)
@@ -123,7 +128,7 @@ def test_an_improvement_below_the_tolerance_ends_it() -> None:
     assert kmeans(held(values), 8, rows_per_block=1000, normalize=False, tolerance=0).iterations > 4
 
 
-def test_a_cluster_of_one_row_moves_onto_it_and_one_of_none_stays(monkeypatch) -> None:
+def test_a_cluster_of_one_row_moves_onto_it_and_one_of_none_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array([[0, 1], [1, 0], [8, 8]], np.float32)
     start = np.array([[0, 0], [9, 9], [50, 50]], np.float32)
     monkeypatch.setattr(featbench.evaluate.clustering.kmeans, "_initial_centroids", lambda *args, **settings: start)
@@ -133,13 +138,13 @@ def test_a_cluster_of_one_row_moves_onto_it_and_one_of_none_stays(monkeypatch) -
 
 
 @pytest.mark.parametrize(("rows_per_block", "reads"), [(4, 1), (5, 1), (3, 3)])
-def test_rows_that_fit_into_one_block_are_read_once(rows_per_block, reads) -> None:
+def test_rows_that_fit_into_one_block_are_read_once(rows_per_block: int, reads: int) -> None:
     """Else they are read for the sample, and again in every pass."""
 
     class Counted(Held):
         num_reads = 0
 
-        def map_blocks(self, *arguments):
+        def map_blocks(self, *arguments: Any) -> Iterator[Any]:
             self.num_reads += 1
             return super().map_blocks(*arguments)
 
@@ -149,12 +154,12 @@ def test_rows_that_fit_into_one_block_are_read_once(rows_per_block, reads) -> No
     assert layer.num_reads == reads
 
 
-def test_few_rows_for_each_cluster_are_no_reason_for_a_warning(capfd) -> None:
+def test_few_rows_for_each_cluster_are_no_reason_for_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     kmeans(held(np.eye(8, dtype=np.float32)), 8, rows_per_block=4)
     assert capfd.readouterr() == ("", "")
 
 
-def four_groups(seed=0):
+def four_groups(seed: int = 0) -> tuple[Ints, Doubles]:
     """Four groups of rows, far apart."""
     random = np.random.default_rng(seed)
     labels = np.arange(400) % 4
@@ -163,7 +168,7 @@ def four_groups(seed=0):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("offset", [0, 1000, 100_000])
-def test_an_offset_of_all_rows_changes_no_clustering(offset, normalize) -> None:
+def test_an_offset_of_all_rows_changes_no_clustering(offset: int, normalize: bool) -> None:
     """Squares of 100,000 hide differences of 1 in float32; scikit-learn answers in float64."""
     _, values = four_groups()
     stored = (values + offset).astype(np.float32)
@@ -179,7 +184,7 @@ def test_an_offset_of_all_rows_changes_no_clustering(offset, normalize) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-18, 1e-9, 1, 1e9, 1e20, 1e37])
-def test_numbers_whose_squares_float32_cannot_hold_are_clustered_like_any_others(factor) -> None:
+def test_numbers_whose_squares_float32_cannot_hold_are_clustered_like_any_others(factor: float) -> None:
     labels, values = four_groups()
     stored = (values * factor).astype(np.float32)
     ours = kmeans(held(stored), 4, rows_per_block=150, normalize=False)
@@ -189,12 +194,12 @@ def test_numbers_whose_squares_float32_cannot_hold_are_clustered_like_any_others
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31 - 1, 10**30])
-def test_seeds_that_faiss_cannot_count_are_refused(seed) -> None:
+def test_seeds_that_faiss_cannot_count_are_refused(seed: int) -> None:
     with pytest.raises(EvaluationError, match="seed must be in"):
         kmeans(held(np.eye(3, dtype=np.float32)), 2, rows_per_block=3, seed=seed)
 
 
-def test_records_say_how_many_passes_were_made(tmp_path) -> None:
+def test_records_say_how_many_passes_were_made(tmp_path: Path) -> None:
     labels, values = four_groups()
     features = {split: {"x": values.astype(np.float32)} for split in ("train", "val")}
     made = make_features(tmp_path / "f", features, {"train": labels, "val": labels}, rows_per_chunk=400)
@@ -207,7 +212,7 @@ def test_records_say_how_many_passes_were_made(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1e20])
-def test_numbers_far_from_0_in_units_that_float32_cannot_square_are_clustered_too(factor) -> None:
+def test_numbers_far_from_0_in_units_that_float32_cannot_square_are_clustered_too(factor: float) -> None:
     labels, values = four_groups()
     stored = ((values + 1000) * factor).astype(np.float32)
     ours = kmeans(held(stored), 4, rows_per_block=150, normalize=False)

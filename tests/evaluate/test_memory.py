@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from featbench.store import (
     load_cached,
     open_or_create,
 )
-from tests.conftest import ROOT, make_features, needs_proc
+from tests.conftest import ROOT, Bench, make_features, needs_proc
 
 MIB = 2**20
 DIM = 256
@@ -43,14 +44,14 @@ print(peak_kb())
 """
 
 
-def peak_mib(path, memory_mib):
+def peak_mib(path: Path, memory_mib: int) -> float:
     command = [sys.executable, "-c", MEASURE, str(path), str(memory_mib)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(result.stdout.split()[-1]) / 1024
 
 
 @needs_proc
-def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path) -> None:
+def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     peaks = {}
     for num_rows in (20_000, 200_000):  # 20 and 195 MiB of features
@@ -66,7 +67,7 @@ def test_a_database_ten_times_as_large_takes_no_more_than_was_allowed(tmp_path) 
 
 @needs_proc
 @pytest.mark.slow
-def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path) -> None:
+def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path: Path) -> None:
     """2,000,000 x 256 on disk, 2,000 queries, 1 GiB: below 1.3 GiB in all, and what is found with all in memory."""
     num_rows, num_queries = 2_000_000, 2_000
     made = tmp_path / "f"
@@ -84,7 +85,7 @@ def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path) ->
     assert np.array_equal(found.similarities_QK, kept["similarities"])
 
 
-def write_random(path, num_rows, num_queries):
+def write_random(path: Path, num_rows: int, num_queries: int) -> FeatureSet:
     """A feature set of random rows, written chunk by chunk."""
     sizes = {"train": num_rows, "val": num_queries}
     rows = {
@@ -107,7 +108,7 @@ def write_random(path, num_rows, num_queries):
 @pytest.mark.parametrize("memory", [100, 150, 300, 1000, 5000, 50_000])
 @pytest.mark.parametrize("dim", [16, 2048, 100_000])
 @pytest.mark.parametrize("num_queries", [10, 5000, 100_000])
-def test_a_plan_fits_or_is_refused_with_the_memory_that_would_do(memory, dim, num_queries) -> None:
+def test_a_plan_fits_or_is_refused_with_the_memory_that_would_do(memory: int, dim: int, num_queries: int) -> None:
     sizes = {
         "num_rows": 10**6, "rows_per_chunk": 64, "dim": dim, "num_queries": num_queries, "k": 200,
         "room": room_for(200), "num_blocks": 3, "num_threads": 2,
@@ -125,8 +126,8 @@ def test_a_plan_fits_or_is_refused_with_the_memory_that_would_do(memory, dim, nu
     assert 1 <= queries_at_once <= num_queries
 
 
-def test_free_memory_is_that_of_the_tightest_control_group(tmp_path) -> None:
-    def write(path, text):
+def test_free_memory_is_that_of_the_tightest_control_group(tmp_path: Path) -> None:
+    def write(path: str, text: str) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
 
@@ -148,7 +149,7 @@ def test_free_memory_is_that_of_the_tightest_control_group(tmp_path) -> None:
     assert free_memory(tmp_path) == 150
 
 
-def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, bench) -> None:
+def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path: Path, bench: Bench) -> None:
     values = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     features = {split: {"x": values} for split in ("train", "val")}
     make_features(tmp_path / "features/f", features, {split: np.arange(50) % 2 for split in features})
@@ -162,14 +163,16 @@ def test_more_than_the_memory_is_refused_with_the_least_that_would_do(tmp_path, 
     assert "must be an amount of memory such as 8GiB" in result.stderr
 
 
-def test_the_memory_of_torch_is_planned_for_and_bfloat16_left_out_if_it_does_not_fit(monkeypatch) -> None:
+def test_the_memory_of_torch_is_planned_for_and_bfloat16_left_out_if_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its libraries take more than a small search is allowed in all."""
     monkeypatch.setattr(backends, "multiplies_bfloat16", lambda: True)
     sizes = {
         "num_rows": 10**7, "rows_per_chunk": 64, "dim": 512, "num_queries": 10**4, "k": 20, "similarity": "cosine",
     }  # fmt: skip
 
-    def planned(mib, precision):
+    def planned(mib: int, precision: str) -> SearchPlan:
         return plan_search(Resources(memory=mib * MIB, device="cpu", precision=precision), **sizes)
 
     monkeypatch.setitem(sys.modules, "torch", sys)  # as if it were imported
@@ -188,7 +191,7 @@ def test_the_memory_of_torch_is_planned_for_and_bfloat16_left_out_if_it_does_not
 def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need() -> None:
     sizes = {"num_rows": 10**6, "rows_per_chunk": 1024, "dim": 512, "num_queries": 10**4, "k": 20}
 
-    def planned(mib, shares):
+    def planned(mib: int, shares: int) -> SearchPlan:
         resources = Resources(memory=mib * MIB, device="cpu", precision="float32")
         return plan_search(resources, similarity="cosine", **sizes, memory_shares=shares)
 

@@ -9,10 +9,11 @@ import pytest
 from scipy.stats import binomtest
 
 from featbench.evaluate.metrics import mean_per_class, paired_difference, proportion
+from featbench.store.typing import Bools
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (1, 3), (400, 597)])
-def test_wilsons_interval_holds_the_rates_that_a_score_test_accepts(hits, count) -> None:
+def test_wilsons_interval_holds_the_rates_that_a_score_test_accepts(hits: int, count: int) -> None:
     """Its ends solve |p - hits/count| = z sqrt(p (1 - p) / count)."""
     estimate = proportion(np.arange(count) < hits)
     assert estimate.value == hits / count
@@ -25,12 +26,12 @@ def test_wilsons_interval_holds_the_rates_that_a_score_test_accepts(hits, count)
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (0, 1), (1, 3), (7, 8), (400, 597), (49_999, 50_000)])
-def test_wilsons_interval_is_scipys(hits, count) -> None:
+def test_wilsons_interval_is_scipys(hits: int, count: int) -> None:
     estimate, peers = proportion(np.arange(count) < hits), binomtest(hits, count).proportion_ci(method="wilson")
     assert (estimate.low, estimate.high) == pytest.approx((peers.low, peers.high), rel=1e-12, abs=1e-15)
 
 
-def paired(*, neither=0, only_first, only_second, both=0):
+def paired(*, neither: int = 0, only_first: int, only_second: int, both: int = 0) -> tuple[Bools, Bools]:
     """Whether each of two classifiers is right, of queries in the cells of a 2 x 2 table."""
     cells = [(False, False)] * neither + [(True, False)] * only_first + [(False, True)] * only_second
     first, second = zip(*cells, *[(True, True)] * both, strict=True)
@@ -57,7 +58,7 @@ def test_the_paired_interval_stays_within_what_a_difference_can_be() -> None:
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 1), (1, 7), (7, 1), (4, 26), (5, 5)])
-def test_mcnemars_p_value_is_the_binomial_sum(only_first, only_second) -> None:
+def test_mcnemars_p_value_is_the_binomial_sum(only_first: int, only_second: int) -> None:
     """Twice the chance of a split at least so uneven, by tosses of a fair coin."""
     differing, fewer = only_first + only_second, min(only_first, only_second)
     expected = min(1, 2 * sum(math.comb(differing, each) for each in range(fewer + 1)) / 2**differing)

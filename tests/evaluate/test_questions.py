@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS, KnnProtocol
 from featbench.evaluate.knn.retrieval import retrieval_metrics
 from featbench.evaluate.neighbours.cached_search import find_neighbours
-from tests.conftest import make_features
+from featbench.store import FeatureSet
+from featbench.store.typing import Doubles, Floats, Ints
+from tests.conftest import Bench, make_features
 
 
-def around_centres(num_rows, seed, classes=4, dim=6):
+def around_centres(num_rows: int, seed: int, classes: int = 4, dim: int = 6) -> tuple[Floats, Ints]:
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, num_rows)
     centres = np.random.default_rng(9).standard_normal((classes, dim)) * 1.2
@@ -30,12 +33,12 @@ def around_centres(num_rows, seed, classes=4, dim=6):
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> dict[str, tuple[Floats, Ints]]:
     return {"train": around_centres(80, 1), "val": around_centres(30, 2)}
 
 
 @pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
+def made(data: dict[str, tuple[Floats, Ints]], tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     return make_features(
         tmp_path_factory.mktemp("questions") / "f",
         {split: {"x": values} for split, (values, _) in data.items()},
@@ -45,12 +48,12 @@ def made(data, tmp_path_factory):
     )
 
 
-def cosines(database, queries):
+def cosines(database: Floats, queries: Floats) -> Doubles:
     database, queries = database.astype(np.float64), queries.astype(np.float64)
     return queries @ database.T / np.linalg.norm(database, axis=1) / np.linalg.norm(queries, axis=1)[:, None]
 
 
-def voted(similarities, labels, k, temperature):
+def voted(similarities: Doubles, labels: Ints, k: int, temperature: float) -> Ints:
     """Class with the largest vote, one query at a time."""
     winners = []
     for row in similarities:
@@ -62,7 +65,9 @@ def voted(similarities, labels, k, temperature):
     return np.array(winners)
 
 
-def test_leave_one_out_never_counts_a_row_as_its_own_neighbour(made, data) -> None:
+def test_leave_one_out_never_counts_a_row_as_its_own_neighbour(
+    made: FeatureSet, data: dict[str, tuple[Floats, Ints]]
+) -> None:
     values, labels = data["train"]
     similarities = cosines(values, values)
     np.fill_diagonal(similarities, -np.inf)
@@ -75,7 +80,7 @@ def test_leave_one_out_never_counts_a_row_as_its_own_neighbour(made, data) -> No
     assert all(sorted([*row, query]) == list(range(80)) for query, row in enumerate(found.rows_QK.tolist()))
 
 
-def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path) -> None:
+def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path: Path) -> None:
     values = np.tile(np.eye(2, dtype=np.float32), (5, 1))
     labels = np.array([0, 1] * 5)
     copies = make_features(
@@ -89,7 +94,9 @@ def test_leave_one_out_drops_the_query_and_not_its_copies(tmp_path) -> None:
     assert found.rows_QK.tolist()[8] == [0, 2], "the query was not among the first three"
 
 
-def test_several_protocols_share_one_search_for_each_similarity(made, monkeypatch) -> None:
+def test_several_protocols_share_one_search_for_each_similarity(
+    made: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featbench.evaluate.neighbours import cached_search as neighbours
 
     searches = []
@@ -104,14 +111,16 @@ def test_several_protocols_share_one_search_for_each_similarity(made, monkeypatc
     assert all(record["certified"] for record in records)
 
 
-def test_a_protocol_whose_preprocessing_was_another_is_pointed_out(made, caplog) -> None:
+def test_a_protocol_whose_preprocessing_was_another_is_pointed_out(
+    made: FeatureSet, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         evaluate_knn(made, ["x"], protocol=["dino", "vissl"], k=[5])
     assert "preprocessed otherwise than protocol dino does: interpolation bilinear, not bicubic" in caplog.text
     assert "protocol vissl does" not in caplog.text
 
 
-def test_top5_of_a_protocol_is_counted_as_its_project_does(made) -> None:
+def test_top5_of_a_protocol_is_counted_as_its_project_does(made: FeatureSet) -> None:
     by_name = {r["protocol"]: r for r in evaluate_knn(made, ["x"], protocol=list(PROTOCOLS), k=[3])}
     assert by_name["dino"]["top5_protocol"] <= by_name["dinov2"]["top5_protocol"]
     assert by_name["dinov2"]["top5_protocol"] == by_name["dinov2"]["top5_filled"] == 1, "four classes"
@@ -121,7 +130,9 @@ def test_top5_of_a_protocol_is_counted_as_its_project_does(made) -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "known"), [(6, {"dino", "vissl"}), (16, {"dino", "vissl"}), (17, set())])
-def test_top5_of_a_protocol_is_only_claimed_where_its_project_has_one(tmp_path, num_classes, known) -> None:
+def test_top5_of_a_protocol_is_only_claimed_where_its_project_has_one(
+    tmp_path: Path, num_classes: int, known: set[str]
+) -> None:
     """Where classes without a vote can take a place, torch's own order of equal scores decides."""
     scores = torch.zeros(1, num_classes)
     assert (scores.sort(1, True)[1].tolist() == [list(range(num_classes))]) == bool(known)
@@ -136,7 +147,7 @@ def test_top5_of_a_protocol_is_only_claimed_where_its_project_has_one(tmp_path, 
     assert places["dino"] is not None, "every place has a vote"
 
 
-def test_a_protocol_of_ones_own_is_taken_like_any_other(made, data) -> None:
+def test_a_protocol_of_ones_own_is_taken_like_any_other(made: FeatureSet, data: dict[str, tuple[Floats, Ints]]) -> None:
     rule = KnnProtocol(k=(3,), temperature=(0.5,))
     record = evaluate_knn(made, ["x"], protocol={"mine": rule})[0]
     (values, labels), (queries, expected) = data["train"], data["val"]
@@ -144,7 +155,7 @@ def test_a_protocol_of_ones_own_is_taken_like_any_other(made, data) -> None:
     assert record["protocol"] == "mine"
 
 
-def test_near_duplicates_are_counted_and_left_out(tmp_path, data) -> None:
+def test_near_duplicates_are_counted_and_left_out(tmp_path: Path, data: dict[str, tuple[Floats, Ints]]) -> None:
     (values, labels), (queries, wanted) = data["train"], data["val"]
     queries = queries.copy()
     queries[:4] = values[:4] * 3
@@ -161,7 +172,9 @@ def test_near_duplicates_are_counted_and_left_out(tmp_path, data) -> None:
         evaluate_knn(made, ["x"], protocol="vissl", duplicates=0.9)
 
 
-def test_retrieval_metrics_are_those_of_their_definitions(made, data) -> None:
+def test_retrieval_metrics_are_those_of_their_definitions(
+    made: FeatureSet, data: dict[str, tuple[Floats, Ints]]
+) -> None:
     (values, labels), (queries, wanted) = data["train"], data["val"]
     similarities = cosines(values, queries)
     precisions, maps, recalls = [], [], []
@@ -182,7 +195,7 @@ def test_retrieval_metrics_are_those_of_their_definitions(made, data) -> None:
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 0.1])
 @pytest.mark.parametrize("dim", [1, 3, 64, 2048])
-def test_every_copy_has_a_cosine_of_one(tmp_path, dim, factor) -> None:
+def test_every_copy_has_a_cosine_of_one(tmp_path: Path, dim: int, factor: float) -> None:
     """Also of rows that were scaled: by 3, float32 rounds each number."""
     random = np.random.default_rng(dim)
     values = random.standard_normal((100, dim)).astype(np.float32)
@@ -195,7 +208,7 @@ def test_every_copy_has_a_cosine_of_one(tmp_path, dim, factor) -> None:
     assert evaluate_knn(made, ["x"], k=[1], duplicates=1)[0]["num_duplicates"] == 100
 
 
-def test_a_row_that_differs_is_no_copy(tmp_path) -> None:
+def test_a_row_that_differs_is_no_copy(tmp_path: Path) -> None:
     """By one part in ten thousand, in one of 64 numbers."""
     values = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
     queries = values.copy()
@@ -206,7 +219,9 @@ def test_a_row_that_differs_is_no_copy(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_retrieval_without_a_relevant_row_says_so_and_leaves_the_rest(tmp_path, bench, leave_one_out) -> None:
+def test_retrieval_without_a_relevant_row_says_so_and_leaves_the_rest(
+    tmp_path: Path, bench: Bench, leave_one_out: bool
+) -> None:
     values, _ = around_centres(30, 1)
     labels = {"train": np.arange(30) if leave_one_out else np.arange(30) % 3, "val": np.arange(30) % 3}
     names = {"train": tuple(map(str, range(30))), "val": ("x", "y", "z")}
@@ -227,7 +242,9 @@ def test_retrieval_refuses_lists_that_are_too_short() -> None:
         retrieval_metrics(np.zeros((1, 2), int), np.array([0]), np.array([3]), k=[1])
 
 
-def test_a_few_shot_try_is_a_search_among_the_drawn_images_alone(made, data) -> None:
+def test_a_few_shot_try_is_a_search_among_the_drawn_images_alone(
+    made: FeatureSet, data: dict[str, tuple[Floats, Ints]]
+) -> None:
     (values, labels), (queries, wanted) = data["train"], data["val"]
     train, _, _ = matched_labels(made)
     accuracies = []
@@ -242,7 +259,9 @@ def test_a_few_shot_try_is_a_search_among_the_drawn_images_alone(made, data) -> 
     assert (record["num_train"], record["shots"], record["tries"]) == (8, "2", 3)
 
 
-def test_a_try_with_fewer_images_than_neighbours_is_voted_on_by_those_that_fit(made, caplog) -> None:
+def test_a_try_with_fewer_images_than_neighbours_is_voted_on_by_those_that_fit(
+    made: FeatureSet, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = {shots: evaluate_few_shot(made, ["x"], shots=[shots], tries=1, k=[5, 9, 20]) for shots in (1, 2, 3)}
     assert {shots: [r["k"] for r in records] for shots, records in asked.items()} == {1: [4], 2: [5], 3: [5, 9]}
     assert "a try with 2 per class has 8 labelled rows, so k is [5] instead of [5, 9, 20]" in caplog.text
@@ -251,7 +270,7 @@ def test_a_try_with_fewer_images_than_neighbours_is_voted_on_by_those_that_fit(m
     assert [r["k"] for r in evaluate_few_shot(made, ["x"], shots=["10%"], tries=1)] == [8]
 
 
-def test_accuracies_of_classes_and_confusions_add_up(made) -> None:
+def test_accuracies_of_classes_and_confusions_add_up(made: FeatureSet) -> None:
     records = evaluate_knn(made, ["x"], k=[5], per_class=True)
     classes = [record for record in records if record["task"] == "class"]
     assert sum(r["num_val"] * r["top1"] for r in classes) == pytest.approx(30 * records[0]["top1"])
@@ -263,7 +282,7 @@ def test_accuracies_of_classes_and_confusions_add_up(made) -> None:
     assert (last.name, last.top1.value, last.num_queries) == ("c", 0, 1)
 
 
-def test_probabilities_add_up_to_one_for_every_k(made, data) -> None:
+def test_probabilities_add_up_to_one_for_every_k(made: FeatureSet, data: dict[str, tuple[Floats, Ints]]) -> None:
     (values, labels), (queries, _) = data["train"], data["val"]
     for k in (1, 4, 20):
         found = predict(made, stored_layer(made, "x"), name="dino", protocol=PROTOCOLS["dino"], k=k)
@@ -276,7 +295,7 @@ def test_probabilities_add_up_to_one_for_every_k(made, data) -> None:
 
 
 @pytest.mark.parametrize("names", [["vissl", "solo_euclidean", "dino"], ["dino", "solo_euclidean", "vissl"]])
-def test_protocols_come_in_the_order_that_was_asked_for(made, names) -> None:
+def test_protocols_come_in_the_order_that_was_asked_for(made: FeatureSet, names: list[str]) -> None:
     records = evaluate_knn(made, ["x"], protocol=names, k=[3, 1], retrieval=True, per_class=True)
     assert list(dict.fromkeys(r["protocol"] for r in records if r["task"] == "knn")) == names
     assert [r["k"] for r in records if r["task"] == "knn" and r["protocol"] == "dino"] == [3, 1]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore, similarities
+from featbench.store.typing import Doubles, Floats, Ints
 from tests.evaluate.test_search import Held
 
 KINDS = ["cosine", "inner_product", "euclidean"]
 
 
-def one_by_one(database, queries, rows_QK, kind):
+def one_by_one(database: Floats, queries: Floats, rows_QK: Ints, kind: str) -> Doubles:
     """Every pair alone, in float64; -inf where there is no row."""
     found = np.full(rows_QK.shape, -np.inf)
     for (query, place), row in np.ndenumerate(rows_QK):
@@ -26,7 +29,7 @@ def one_by_one(database, queries, rows_QK, kind):
     return found
 
 
-def peak_of(call):
+def peak_of(call: Callable[..., Any]) -> int:
     """Bytes that numpy and Python hold at once during a call, besides what they hold already."""
     tracemalloc.start()
     try:
@@ -36,12 +39,12 @@ def peak_of(call):
         tracemalloc.stop()
 
 
-def rows_of(num_rows, dim, seed=0):
+def rows_of(num_rows: int, dim: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).standard_normal((num_rows, dim)).astype(np.float32)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 255, 256, 257, 700])
-def test_lengths_are_those_of_float64_however_many_rows(num_rows) -> None:
+def test_lengths_are_those_of_float64_however_many_rows(num_rows: int) -> None:
     values = rows_of(num_rows, 1024)  # 256 rows of float64 are 2 MiB
     expected = [np.sqrt(np.square(row.astype(np.float64)).sum()) for row in values]
     assert lengths_of_rows(values).tolist() == expected
@@ -65,7 +68,7 @@ def test_similarities_are_those_of_their_definitions() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [3, 1024])
 @pytest.mark.parametrize("rows_per_chunk", [1, 7, 400])
-def test_lists_are_scored_as_one_by_one(kind, dim, rows_per_chunk) -> None:
+def test_lists_are_scored_as_one_by_one(kind: str, dim: int, rows_per_chunk: int) -> None:
     random = np.random.default_rng(1)
     database, queries = rows_of(400, dim), rows_of(6, dim, seed=2)
     database[3] = 0
@@ -92,7 +95,7 @@ def test_chunks_are_told_apart_whatever_their_number() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scoring_lists_needs_little_memory(kind) -> None:
+def test_scoring_lists_needs_little_memory(kind: str) -> None:
     """4,096 pairs of one chunk are 32 MiB in float64, and a copy of both sides another 32."""
     database, queries = rows_of(1024, 1024), rows_of(4, 1024, seed=2)
     layer, lengths = Held(database, rows_per_chunk=1024), lengths_of_rows(queries)
@@ -101,7 +104,7 @@ def test_scoring_lists_needs_little_memory(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_two_megabytes_are_scored_pair_by_pair(kind) -> None:
+def test_rows_of_two_megabytes_are_scored_pair_by_pair(kind: str) -> None:
     """A pair is copied, 2 MiB each, and multiplied in float64, 4 MiB."""
     layer, queries = Held(np.ones((4, 2**19), np.float32)), np.ones((2, 2**19), np.float32)
     lengths, rows_QK = lengths_of_rows(queries), np.array([[0, 1], [2, 3]])

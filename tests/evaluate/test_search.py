@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.features.selection import RowBlock, Selection
 from featbench.evaluate.neighbours.backends import choose_engine
 from featbench.evaluate.neighbours.planning import SearchPlan
-from featbench.evaluate.neighbours.search import UNDEFINED, merged, search
+from featbench.evaluate.neighbours.search import UNDEFINED, Neighbours, merged, search
+from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store import Block
+from featbench.store.typing import Doubles, Floats, Ints
 from tests.conftest import make_features
 
 
-def brute_force(database, queries, similarity, k):
+def brute_force(database: Floats, queries: Floats, similarity: Similarity, k: int) -> tuple[Ints, Doubles]:
     """Every pair, one by one, in float64; ordered by similarity, then by row; cosines with zeros last."""
     database, queries = database.astype(np.float64), queries.astype(np.float64)
     rows, similarities = [], []
@@ -38,12 +43,19 @@ def brute_force(database, queries, similarity, k):
     return np.array(rows), np.array(similarities)
 
 
-def cut(rows_per_block=1000, queries_at_once=1000, device="auto", precision="auto", k=5, similarity="cosine"):
+def cut(
+    rows_per_block: int = 1000,
+    queries_at_once: int = 1000,
+    device: str = "auto",
+    precision: str = "auto",
+    k: int = 5,
+    similarity: Similarity = "cosine",
+) -> SearchPlan:
     engine = choose_engine(device, precision, k=k, similarity=similarity, multiplications=1)
     return SearchPlan(rows_per_block=rows_per_block, queries_at_once=queries_at_once, engine=engine)
 
 
-def assert_equal(found, rows, similarities):
+def assert_equal(found: Neighbours, rows: Ints, similarities: Doubles) -> None:
     """To the bit."""
     assert np.array_equal(found.rows_QK, rows)
     assert np.array_equal(found.similarities_QK, similarities)
@@ -54,26 +66,30 @@ class Held:
 
     key = "held"
 
-    def __init__(self, values, rows_per_chunk=7):
+    def __init__(self, values: Floats, rows_per_chunk: int = 7) -> None:
         self.values, self.rows_per_chunk = values, rows_per_chunk
         self.num_rows, self.dim = values.shape
 
-    def map_blocks(self, prepare, rows_per_block, chunks=None):
+    def map_blocks(
+        self, prepare: Callable[..., Any], rows_per_block: int, chunks: range | None = None
+    ) -> Iterator[RowBlock]:
         chunks = chunks or range(-(-self.num_rows // self.rows_per_chunk))
         step = max(1, rows_per_block // self.rows_per_chunk) * self.rows_per_chunk
         stop = min(chunks.stop * self.rows_per_chunk, self.num_rows)
         for start in range(chunks.start * self.rows_per_chunk, stop, step):
             yield prepare(Block(start=start, features=self.values[start : min(start + step, stop)].copy()))
 
-    def peek(self, chunk):
+    def peek(self, chunk: int) -> Floats:
         return self.values[chunk * self.rows_per_chunk : (chunk + 1) * self.rows_per_chunk]
 
 
-def held(values, **settings):
+def held(values: Floats, **settings: int) -> Selection:
     return Selection(layer=Held(values, **settings), rows=np.arange(len(values)))
 
 
-def selections(path, database, queries, *, rows_per_chunk=7, train=None):
+def selections(
+    path: Path, database: Floats, queries: Floats, *, rows_per_chunk: int = 7, train: Ints | None = None
+) -> tuple[Selection, Selection]:
     features = {"train": {"x": database}, "val": {"x": queries}}
     labels = {split: np.zeros(len(layers["x"]), int) for split, layers in features.items()}
     made = make_features(path, features, labels, rows_per_chunk=rows_per_chunk)
@@ -84,7 +100,7 @@ def selections(path, database, queries, *, rows_per_chunk=7, train=None):
     )
 
 
-def awkward(kind, num_rows, dim, seed):
+def awkward(kind: str, num_rows: int, dim: int, seed: int) -> Floats:
     """Features that break careless searches."""
     random = np.random.default_rng(seed)
     values = random.standard_normal((num_rows, dim)).astype(np.float32)
@@ -127,7 +143,7 @@ ENGINES = (("cpu", "float32"), ("cpu", "low"), ("faiss-cpu", "float32"), ("gpu",
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize(("device", "precision"), ENGINES)
 def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
-    two_gpus, device, precision, similarity, kind, dim
+    two_gpus: list[Any], device: str, precision: str, similarity: Similarity, kind: str, dim: int
 ) -> None:
     """At k below, at and near the number of rows; for any block size, queries at once, threads, ranks and engine."""
     engine = {"device": device, "precision": precision, "similarity": similarity}
@@ -148,20 +164,22 @@ def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
 
 
 @cache
-def problem(kind, num_rows, dim, similarity):
+def problem(
+    kind: str, num_rows: int, dim: int, similarity: Similarity
+) -> tuple[tuple[Selection, Selection], tuple[Ints, Doubles]]:
     """Database and 12 queries, and the answer."""
     database, queries = awkward(kind, num_rows, dim, 1), awkward(kind, 12, dim, 2)
     return (held(database), held(queries)), brute_force(database, queries, similarity, num_rows)
 
 
-def with_threads(count):
+def with_threads(count: int) -> None:
     import faiss
 
     faiss.omp_set_num_threads(count)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_queries_that_float32_cannot_certify_are_searched_again(similarity) -> None:
+def test_queries_that_float32_cannot_certify_are_searched_again(similarity: Similarity) -> None:
     random = awkward("random", 3000, 8, 1)
     assert search(held(random), held(random[:5]), k=9, similarity=similarity, plan=cut()).rechecked.tolist() == []
     equal = np.ones((3000, 8), np.float32)
@@ -182,7 +200,7 @@ def test_rows_that_differ_less_than_float32_can_tell_are_put_in_the_right_order(
     assert len(found.rechecked) == 1
 
 
-def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path) -> None:
+def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path: Path) -> None:
     database = -np.ones((12, 3), np.float32)
     database[[2, 5]] = 0
     queries = np.array([[1, 1, 1], [0, 0, 0]], np.float32)
@@ -194,7 +212,7 @@ def test_rows_of_zeros_are_last_under_the_cosine_and_counted(tmp_path) -> None:
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dim", [1, 64, 515])
-def test_block_size_changes_no_bit(similarity, dim) -> None:
+def test_block_size_changes_no_bit(similarity: Similarity, dim: int) -> None:
     chosen = held(awkward("duplicates", 300, dim, 1)), held(awkward("random", 40, dim, 2))
     first = search(*chosen, k=50, similarity=similarity, plan=cut(1000))
     for rows_per_block in (1, 49, 128):
@@ -203,14 +221,14 @@ def test_block_size_changes_no_bit(similarity, dim) -> None:
         assert np.array_equal(first.similarities_QK, again.similarities_QK)
 
 
-def test_equal_similarities_are_ordered_by_row(tmp_path) -> None:
+def test_equal_similarities_are_ordered_by_row(tmp_path: Path) -> None:
     database = np.tile(np.eye(3, dtype=np.float32), (8, 1))
     found = search(*selections(tmp_path / "f", database, database[:3]), k=8, similarity="cosine", plan=cut(5))
     assert found.rows_QK.tolist() == [list(range(i, 24, 3)) for i in range(3)]
     assert (found.similarities_QK == 1).all()
 
 
-def test_rows_that_take_no_part_are_never_neighbours(tmp_path) -> None:
+def test_rows_that_take_no_part_are_never_neighbours(tmp_path: Path) -> None:
     database = awkward("random", 50, 6, 1)
     database[10] = np.nan_to_num(database[10])
     chosen = selections(tmp_path / "f", database, database[:5], train=np.flatnonzero(np.arange(50) % 4 != 1))
@@ -218,7 +236,7 @@ def test_rows_that_take_no_part_are_never_neighbours(tmp_path) -> None:
     assert sorted(found.rows_QK[0].tolist()) == np.flatnonzero(np.arange(50) % 4 != 1).tolist()
 
 
-def test_k_can_be_all_rows_and_no_more(tmp_path) -> None:
+def test_k_can_be_all_rows_and_no_more(tmp_path: Path) -> None:
     chosen = selections(tmp_path / "f", awkward("random", 12, 3, 1), awkward("random", 2, 3, 2))
     assert search(*chosen, k=12, similarity="cosine", plan=cut(5)).rows_QK.shape == (2, 12)
     for k in (0, 13):
@@ -226,7 +244,7 @@ def test_k_can_be_all_rows_and_no_more(tmp_path) -> None:
             search(*chosen, k=k, similarity="cosine", plan=cut(5))
 
 
-def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path) -> None:
+def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path: Path) -> None:
     """They reach a store only by other programs: the writer refuses them."""
     database = awkward("random", 30, 4, 1)
     features = {"train": {"x": database}, "val": {"x": database[:4]}}
@@ -243,7 +261,7 @@ def test_rows_of_nan_that_take_part_are_refused_by_number(tmp_path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_a_gpu_finds_the_same_neighbours(tmp_path, similarity) -> None:
+def test_a_gpu_finds_the_same_neighbours(tmp_path: Path, similarity: Similarity) -> None:
     import faiss
 
     if not getattr(faiss, "get_num_gpus", int)():

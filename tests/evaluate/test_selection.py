@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,12 @@ from tests.conftest import make_features
 @pytest.mark.parametrize("left_out", [[], [0], [3, 4, 5, 20, 49], list(range(8, 30))])
 @pytest.mark.parametrize("unit_length", [False, True])
 def test_rows_that_take_part_are_all_there_once(
-    tmp_path, monkeypatch, rows_per_block, pieces, left_out, unit_length
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows_per_block: int,
+    pieces: int,
+    left_out: list[int],
+    unit_length: bool,
 ) -> None:
     monkeypatch.setattr(selection, "_PIECE_BYTES", pieces)
     values = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
@@ -34,7 +41,7 @@ def test_rows_that_take_part_are_all_there_once(
     assert np.allclose(np.concatenate([block[1] for block in blocks]), expected, rtol=1e-6)
 
 
-def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tmp_path) -> None:
+def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tmp_path: Path) -> None:
     """The square of 1e-30 is 0 in float32."""
     values = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
     values[7] *= np.float32(1e-30)
@@ -55,7 +62,7 @@ def test_rows_too_short_for_float32_are_scaled_as_the_others_and_are_no_zeros(tm
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-41, 1e-38, 1e-30, 1e-20, 1e-13, 1e-12, 1.0, 1e18, 1e30, 1e38])
-def test_rows_of_every_length_that_float32_can_have_are_scaled_to_length_1(size) -> None:
+def test_rows_of_every_length_that_float32_can_have_are_scaled_to_length_1(size: float) -> None:
     """Whatever lies beside them: ordinary rows come out the same to the bit."""
     values = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
     alone = values[1:].copy()

@@ -7,9 +7,10 @@ import pytest
 
 from featbench.evaluate.neighbours.error_bounds import ErrorBound
 from featbench.evaluate.neighbours.shortlist import Shortlist, room_for
+from featbench.store.typing import Doubles, Floats
 
 
-def offered(scores_QN, *, k, errors_Q, rows_at_once, relative=0.0):
+def offered(scores_QN: Floats, *, k: int, errors_Q: Doubles, rows_at_once: int, relative: float = 0.0) -> Shortlist:
     """Offer all scores, some rows at a time; row n is called 10 n."""
     shortlist = Shortlist(len(scores_QN), k)
     shortlist.error = ErrorBound(absolute_Q=errors_Q, relative=relative)
@@ -20,7 +21,7 @@ def offered(scores_QN, *, k, errors_Q, rows_at_once, relative=0.0):
     return shortlist
 
 
-def made(kind, num_queries, num_rows):
+def made(kind: str, num_queries: int, num_rows: int) -> Floats:
     random = np.random.default_rng(3)
     scores = random.standard_normal((num_queries, num_rows)).astype(np.float32)
     if kind == "rising":  # every row is better than those before
@@ -40,7 +41,7 @@ def made(kind, num_queries, num_rows):
 @pytest.mark.parametrize("error", [0.0, 0.05, np.inf])
 @pytest.mark.parametrize("rows_at_once", [1, 100, 1024])
 @pytest.mark.parametrize("k", [1, 20])
-def test_what_is_lost_scored_no_more_than_the_floor(kind, error, rows_at_once, k) -> None:
+def test_what_is_lost_scored_no_more_than_the_floor(kind: str, error: float, rows_at_once: int, k: int) -> None:
     scores_QN = made(kind, 70, 2000)
     shortlist = offered(scores_QN, k=k, errors_Q=np.full(70, error), rows_at_once=rows_at_once)
     assert shortlist.rows_QC.shape[1] <= room_for(k)
@@ -55,7 +56,7 @@ def test_what_is_lost_scored_no_more_than_the_floor(kind, error, rows_at_once, k
 
 
 @pytest.mark.parametrize("rows_at_once", [7, 1024])
-def test_every_row_within_two_errors_of_the_kth_score_is_kept(rows_at_once) -> None:
+def test_every_row_within_two_errors_of_the_kth_score_is_kept(rows_at_once: int) -> None:
     scores_QN = made("random", 30, 3000)
     errors_Q = np.linspace(0, 0.02, 30)
     shortlist = offered(scores_QN, k=50, errors_Q=errors_Q, rows_at_once=rows_at_once)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from featbench.evaluate.knn.protocols import Vote
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
+from featbench.store.typing import Doubles, Ints
 
 
-def neighbours(seed=0, queries=40, k=30, classes=6):
+def neighbours(seed: int = 0, queries: int = 40, k: int = 30, classes: int = 6) -> tuple[Doubles, Ints]:
     random = np.random.default_rng(seed)
     return -np.sort(-random.uniform(-1, 1, (queries, k)), axis=1), random.integers(0, classes, (queries, k))
 
 
-def ranking_by_hand(similarities, labels, weigh, k):
+def ranking_by_hand(similarities: Doubles, labels: Ints, weigh: Callable[..., Any], k: int) -> list[list[int]]:
     """Score, then nearest neighbour: one neighbour at a time."""
     ranked = []
     for row, classes in zip(similarities, labels, strict=True):
@@ -38,7 +42,9 @@ def ranking_by_hand(similarities, labels, weigh, k):
         ("inverse_distance", None, lambda s: 1 / (1e-5 - s)),
     ],
 )
-def test_classes_are_ranked_as_by_hand(k, vote, temperature, weigh) -> None:
+def test_classes_are_ranked_as_by_hand(
+    k: int, vote: Vote, temperature: float | None, weigh: Callable[..., Any]
+) -> None:
     similarities, labels = neighbours()
     if vote == "inverse_distance":
         similarities = similarities - 1
@@ -87,7 +93,7 @@ def test_repeated_classes_add_up() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [3, 50_000, 3_000_000])
-def test_slices_of_queries_change_nothing(num_classes) -> None:
+def test_slices_of_queries_change_nothing(num_classes: int) -> None:
     similarities, labels = neighbours(classes=3)
     weights = vote_weights(similarities, vote="exponential", temperature=0.1)
     few = ClassVotes.of(labels, num_classes=3).ranking(weights, k=9)
@@ -100,7 +106,7 @@ def test_classes_without_a_vote_have_their_place_behind_the_others() -> None:
     assert votes.places_among_unvoted(np.array([2]), k=1)[0] == 2
 
 
-def scikit_learns_votes(k):
+def scikit_learns_votes(k: int) -> tuple[ClassVotes, Doubles, Doubles]:
     """Ballot, weights, and the probabilities of scikit-learn's classifier with the same weights."""
     random = np.random.default_rng(5)
     rows, queries, labels = random.standard_normal((60, 3)), random.standard_normal((25, 3)), np.arange(60) % 7
@@ -111,7 +117,7 @@ def scikit_learns_votes(k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_probabilities_are_scikit_learns(k) -> None:
+def test_probabilities_are_scikit_learns(k: int) -> None:
     votes, weights, expected = scikit_learns_votes(k)
     assert votes.probabilities(weights, k=k) == pytest.approx(expected, rel=1e-12)
     ranked, probabilities = votes.ranking_with_probabilities(weights, k=k, top=3)
@@ -120,14 +126,14 @@ def test_probabilities_are_scikit_learns(k) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 12])
-def test_a_complete_ranking_puts_classes_without_a_vote_last_by_number(k) -> None:
+def test_a_complete_ranking_puts_classes_without_a_vote_last_by_number(k: int) -> None:
     votes, weights, expected = scikit_learns_votes(k)
     by_number = np.argsort(-expected, axis=1, kind="stable")  # two classes with a vote never tie here
     assert np.array_equal(votes.complete_ranking(weights, k=k), by_number)
 
 
 @pytest.mark.parametrize(("num_queries", "num_classes"), [(400, 100_000), (4, 6_000_000)])
-def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, num_classes) -> None:
+def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries: int, num_classes: int) -> None:
     """400 queries of 100,000 classes have 320 MB of scores in float64; of 6 million, one query has 48 MB."""
     labels = np.random.default_rng(0).integers(0, num_classes, (num_queries, 3))
     tracemalloc.start()
@@ -139,13 +145,13 @@ def test_memory_for_votes_does_not_grow_with_classes_and_queries(num_queries, nu
 
 
 @pytest.mark.parametrize("k", [0, 31])
-def test_k_beyond_the_neighbours_is_refused(k) -> None:
+def test_k_beyond_the_neighbours_is_refused(k: int) -> None:
     similarities, labels = neighbours()
     with pytest.raises(ValueError, match=r"k must be in \[1, 30\]"):
         ClassVotes.of(labels, num_classes=6).ranking(similarities, k=k)
 
 
 @pytest.mark.parametrize("temperature", [None, 0.0, -1.0, float("nan")])
-def test_a_temperature_that_is_not_positive_is_refused(temperature) -> None:
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float | None) -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
         vote_weights(np.zeros((1, 1)), vote="exponential", temperature=temperature)

@@ -6,12 +6,13 @@ import hashlib
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from featbench.store import list_cached, load_cached, save_cached
-from tests.conftest import make_features
+from featbench.store import FeatureSet, list_cached, load_cached, save_cached
+from tests.conftest import Arrays, make_features
 
 KIND, KEY = "neighbours", "res5-cosine-0123456789abcdef"
 VALUES = {"rows": np.arange(12).reshape(4, 3), "similarities": np.linspace(1, 0, 12).reshape(4, 3)}
@@ -19,19 +20,19 @@ FACTS = {"recall": 0.64, "engine": "faiss IVF4,Flat", "num_zeros": 12, "of": {"s
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     made = make_features(tmp_path / "f", *arrays)
     save_cached(made, KIND, KEY, VALUES, FACTS)
     return made
 
 
-def edit(path, old, new):
+def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
 
 
-def test_a_cached_result_is_loaded_as_saved(made) -> None:
+def test_a_cached_result_is_loaded_as_saved(made: FeatureSet) -> None:
     values, facts = load_cached(made, KIND, KEY)
     assert facts == FACTS
     assert all(np.array_equal(values[name], VALUES[name]) for name in VALUES)
@@ -57,7 +58,7 @@ def test_a_cached_result_is_loaded_as_saved(made) -> None:
     ],
 )
 def test_a_changed_fact_name_type_or_shape_is_damage_with_one_warning(
-    made, caplog: pytest.LogCaptureFixture, file, old, new
+    made: FeatureSet, caplog: pytest.LogCaptureFixture, file: str, old: str, new: str
 ) -> None:
     edit(made.path / KIND / KEY / file, old, new)
     with caplog.at_level(logging.WARNING):
@@ -70,7 +71,7 @@ def test_a_changed_fact_name_type_or_shape_is_damage_with_one_warning(
     assert load_cached(made, KIND, KEY)[1] == FACTS
 
 
-def test_another_shape_of_the_same_bytes_is_damage(made) -> None:
+def test_another_shape_of_the_same_bytes_is_damage(made: FeatureSet) -> None:
     for file in ("rows/zarr.json", "zarr.json"):
         path = made.path / KIND / KEY / file
         content = json.loads(path.read_bytes())
@@ -83,14 +84,14 @@ def test_another_shape_of_the_same_bytes_is_damage(made) -> None:
     assert load_cached(made, KIND, KEY) is None
 
 
-def test_a_result_under_another_key_is_not_loaded(made) -> None:
+def test_a_result_under_another_key_is_not_loaded(made: FeatureSet) -> None:
     """Someone renamed a folder, or copied it into another feature set's."""
     shutil.copytree(made.path / KIND / KEY, made.path / KIND / "res4-cosine-0123456789abcdef")
     assert load_cached(made, KIND, "res4-cosine-0123456789abcdef") is None
     assert load_cached(made, KIND, KEY) is not None
 
 
-def test_results_of_version_0_1_0_are_loaded_only_if_the_caller_checks_the_facts(made) -> None:
+def test_results_of_version_0_1_0_are_loaded_only_if_the_caller_checks_the_facts(made: FeatureSet) -> None:
     path = made.path / KIND / KEY / "zarr.json"
     content = json.loads(path.read_bytes())
     digests = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in VALUES.items()}
@@ -104,7 +105,7 @@ def test_results_of_version_0_1_0_are_loaded_only_if_the_caller_checks_the_facts
     assert load_cached(made, KIND, KEY, without_digest=True) is None
 
 
-def test_keys_may_have_any_length(made) -> None:
+def test_keys_may_have_any_length(made: FeatureSet) -> None:
     long = "+".join(f"layer{number}.1.conv2.AvgPool2d_8_8_0" for number in range(20))
     for key in (long, long + "x"):
         save_cached(made, KIND, key, VALUES, FACTS | {"key": key})
@@ -112,7 +113,7 @@ def test_keys_may_have_any_length(made) -> None:
     assert load_cached(made, KIND, long + "x")[1]["key"] == long + "x"
 
 
-def test_results_are_listed_by_key_with_the_facts_and_shapes_that_were_saved(made) -> None:
+def test_results_are_listed_by_key_with_the_facts_and_shapes_that_were_saved(made: FeatureSet) -> None:
     save_cached(made, KIND, "a-first-1", {"one": np.zeros(3)}, {"size": 1})
     (made.path / KIND / ".b.claim").touch()
     (made.path / KIND / ".c.0123456789abcdef0123456789abcdef.partial").mkdir()
@@ -134,7 +135,9 @@ def test_results_are_listed_by_key_with_the_facts_and_shapes_that_were_saved(mad
         ("{", "", "Extra data"),
     ],
 )
-def test_of_a_damaged_result_only_the_fault_is_listed(made, caplog: pytest.LogCaptureFixture, old, new, fault) -> None:
+def test_of_a_damaged_result_only_the_fault_is_listed(
+    made: FeatureSet, caplog: pytest.LogCaptureFixture, old: str, new: str, fault: str
+) -> None:
     edit(made.path / KIND / KEY / "zarr.json", old, new)
     (found,) = list_cached(made, KIND)
     assert (found.key, found.facts, found.shapes) == (KEY, {}, {})
@@ -142,7 +145,7 @@ def test_of_a_damaged_result_only_the_fault_is_listed(made, caplog: pytest.LogCa
     assert not caplog.records
 
 
-def test_results_without_metadata_or_of_version_0_1_0_are_listed_with_their_fault(made) -> None:
+def test_results_without_metadata_or_of_version_0_1_0_are_listed_with_their_fault(made: FeatureSet) -> None:
     path = made.path / KIND / KEY / "zarr.json"
     content = json.loads(path.read_bytes())
     content["attributes"] = {"facts": FACTS, "sha256": {}}

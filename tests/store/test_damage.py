@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from featbench.store import DamagedError, FeatureSet, verify
 from featbench.store.verification import repair
-from tests.conftest import make_features, write_pending
+from tests.conftest import Arrays, make_features, write_pending
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     return make_features(tmp_path / "f", *arrays)
 
 
-def flip(path, at):
+def flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("at", [0, 100, -1, -5])
-def test_a_flipped_bit_of_a_chunk_is_refused_by_name(made, at) -> None:
+def test_a_flipped_bit_of_a_chunk_is_refused_by_name(made: FeatureSet, at: int) -> None:
     flip(made.path / "train/res5/c/2/0", at)
     with pytest.raises(DamagedError, match=r"train/res5, chunk 2: .*verify.*--repair"):
         made.layer("train", "res5").read()
     assert [fault.where for fault in verify(made.path)] == ["train/res5 chunk 2"]
 
 
-def test_a_shorter_chunk_is_refused_with_both_sizes(made) -> None:
+def test_a_shorter_chunk_is_refused_with_both_sizes(made: FeatureSet) -> None:
     path = made.path / "val/res4/c/0/0/0/0"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DamagedError, match=r"val/res4, chunk 0: .*has 506 bytes, 516 were written"):
@@ -38,14 +39,14 @@ def test_a_shorter_chunk_is_refused_with_both_sizes(made) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b""])
-def test_a_missing_or_empty_chunk_is_refused(made, content) -> None:
+def test_a_missing_or_empty_chunk_is_refused(made: FeatureSet, content: bytes | None) -> None:
     path = made.path / "train/res5/c/1/0"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(DamagedError, match="train/res5, chunk 1"):
         made.layer("train", "res5").read()
 
 
-def test_a_chunk_in_anothers_place_is_refused(made) -> None:
+def test_a_chunk_in_anothers_place_is_refused(made: FeatureSet) -> None:
     """Both are intact, so only the journal tells them apart."""
     shutil.copy(made.path / "train/res5/c/0/0", made.path / "train/res5/c/1/0")
     with pytest.raises(DamagedError, match="train/res5, chunk 1: .*journalled"):
@@ -53,14 +54,14 @@ def test_a_chunk_in_anothers_place_is_refused(made) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels", "paths", "valid"])
-def test_damaged_labels_paths_and_flags_are_refused(made, name) -> None:
+def test_damaged_labels_paths_and_flags_are_refused(made: FeatureSet, name: str) -> None:
     flip(made.path / f"val/{name}/c/0", 0)
     with pytest.raises(DamagedError, match=f"val/{name}"):
         getattr(made, name)("val")
 
 
 @pytest.mark.parametrize("key", ["train/res5", "train/labels", "val/res4"])
-def test_changed_metadata_of_an_array_is_refused(made, key) -> None:
+def test_changed_metadata_of_an_array_is_refused(made: FeatureSet, key: str) -> None:
     """Zarr reads another shape or type from the same bytes without a word."""
     path = made.path / key / "zarr.json"
     path.write_text(path.read_text().replace("float32", "float16").replace("int64", "uint64"))
@@ -70,14 +71,14 @@ def test_changed_metadata_of_an_array_is_refused(made, key) -> None:
         made.labels(split) if name == "labels" else made.layer(split, name).read()
 
 
-def test_a_changed_manifest_is_refused(made) -> None:
+def test_a_changed_manifest_is_refused(made: FeatureSet) -> None:
     path = made.path / "zarr.json"
     path.write_text(path.read_text().replace("fake", "real"))
     with pytest.raises(DamagedError, match="manifest is not what was written"):
         FeatureSet.open(made.path)
 
 
-def test_a_torn_last_record_does_not_count_and_is_removed(made, arrays) -> None:
+def test_a_torn_last_record_does_not_count_and_is_removed(made: FeatureSet, arrays: Arrays) -> None:
     path = made.journals / "rank-00000.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     again = FeatureSet.open(made.path)
@@ -87,7 +88,7 @@ def test_a_torn_last_record_does_not_count_and_is_removed(made, arrays) -> None:
     assert not list(verify(made.path))
 
 
-def test_a_changed_record_is_refused(made) -> None:
+def test_a_changed_record_is_refused(made: FeatureSet) -> None:
     path = made.journals / "rank-00000.jsonl"
     flip(path, path.read_bytes().index(b"res5"))
     again = FeatureSet.open(made.path)
@@ -99,7 +100,9 @@ def test_a_changed_record_is_refused(made) -> None:
 @pytest.mark.parametrize(
     "target", ["train/res5/c/3/0", "val/valid/c/1", "journals/rank-00000.jsonl", "train/labels/c/0"]
 )
-def test_after_a_repair_only_damaged_chunks_are_rewritten_with_the_same_bytes(made, arrays, target) -> None:
+def test_after_a_repair_only_damaged_chunks_are_rewritten_with_the_same_bytes(
+    made: FeatureSet, arrays: Arrays, target: str
+) -> None:
     features, labels = arrays
     before = {path: path.read_bytes() for path in made.path.rglob("c/**/*") if path.is_file()}
     flip(made.path / target, 5)
@@ -117,7 +120,7 @@ def test_after_a_repair_only_damaged_chunks_are_rewritten_with_the_same_bytes(ma
 
 @pytest.mark.parametrize("key", ["zarr.json", "train/zarr.json", "val/res4/zarr.json", "journals/zarr.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{}"])
-def test_metadata_is_restored_byte_by_byte(made, key, content) -> None:
+def test_metadata_is_restored_byte_by_byte(made: FeatureSet, key: str, content: bytes | None) -> None:
     path = made.path / key
     before = path.read_bytes()
     path.unlink() if content is None else path.write_bytes(content)
@@ -127,7 +130,7 @@ def test_metadata_is_restored_byte_by_byte(made, key, content) -> None:
     assert not list(verify(made.path))
 
 
-def test_a_damaged_copy_of_the_metadata_is_rewritten(made) -> None:
+def test_a_damaged_copy_of_the_metadata_is_rewritten(made: FeatureSet) -> None:
     copy = made.journals / "metadata.json"
     before = copy.read_bytes()
     flip(copy, 200)
@@ -136,7 +139,7 @@ def test_a_damaged_copy_of_the_metadata_is_rewritten(made) -> None:
     assert copy.read_bytes() == before
 
 
-def test_a_copy_from_before_a_layer_was_added_does_not_remove_the_layer(made, arrays) -> None:
+def test_a_copy_from_before_a_layer_was_added_does_not_remove_the_layer(made: FeatureSet, arrays: Arrays) -> None:
     """A run that is killed between the manifest and its copy leaves such a one."""
     copy = made.journals / "metadata.json"
     old = copy.read_bytes()
@@ -151,7 +154,7 @@ def test_a_copy_from_before_a_layer_was_added_does_not_remove_the_layer(made, ar
     assert "more" in FeatureSet.open(made.path).manifest.layers
 
 
-def test_what_cannot_be_restored_is_reported(made) -> None:
+def test_what_cannot_be_restored_is_reported(made: FeatureSet) -> None:
     (made.path / "zarr.json").write_bytes(b"")
     (made.journals / "metadata.json").unlink()
     assert repair(made.path) == []

@@ -25,13 +25,15 @@ from featbench.store import (
     verify,
 )
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
-from tests.conftest import make_features, write_pending
+from tests.conftest import Arrays, make_features, write_pending
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["none", "zstd", "lz4"])
 @pytest.mark.parametrize("rows_per_chunk", [1, 8, 64])
-def test_features_are_read_as_they_were_written(tmp_path: Path, arrays, dtype, compression, rows_per_chunk) -> None:
+def test_features_are_read_as_they_were_written(
+    tmp_path: Path, arrays: Arrays, dtype: str, compression: str, rows_per_chunk: int
+) -> None:
     features, labels = arrays
     made = make_features(
         tmp_path / "f", features, labels, dtype=dtype, compression=compression, rows_per_chunk=rows_per_chunk
@@ -48,7 +50,7 @@ def test_features_are_read_as_they_were_written(tmp_path: Path, arrays, dtype, c
             assert np.array_equal(made.layer(split, name).read(), expected)
 
 
-def test_another_program_reads_the_arrays_with_plain_zarr(tmp_path: Path, arrays) -> None:
+def test_another_program_reads_the_arrays_with_plain_zarr(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", features, labels)
     group = zarr.open(str(tmp_path / "f"), mode="r")
@@ -80,7 +82,7 @@ def test_chunks_that_equal_the_fill_value_are_written_too(tmp_path: Path) -> Non
     assert not list(verify(made.path))
 
 
-def test_chunks_in_no_journal_are_pending(tmp_path: Path, arrays) -> None:
+def test_chunks_in_no_journal_are_pending(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
@@ -94,7 +96,7 @@ def test_chunks_in_no_journal_are_pending(tmp_path: Path, arrays) -> None:
     assert len(made.pending(["res5", "res4"])) == 6
 
 
-def test_an_incomplete_layer_is_refused_by_name(tmp_path: Path, arrays) -> None:
+def test_an_incomplete_layer_is_refused_by_name(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     add_layers(made, {"res4": LayerInfo(tap="res4", pooling=None, shape=(4, 2, 2))})
@@ -104,14 +106,14 @@ def test_an_incomplete_layer_is_refused_by_name(tmp_path: Path, arrays) -> None:
     FeatureSet.open(tmp_path / "f").layer("val", "res4").read()
 
 
-def test_a_chunk_file_in_no_journal_does_not_count(tmp_path: Path, arrays) -> None:
+def test_a_chunk_file_in_no_journal_does_not_count(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     (made.journals / "rank-00000.jsonl").unlink()
     assert len(FeatureSet.open(tmp_path / "f").pending(["res5"])) == 10
 
 
-def test_other_settings_are_refused_and_listed(tmp_path: Path, arrays) -> None:
+def test_other_settings_are_refused_and_listed(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", features, labels, made_from={"model": {"trunk": "resnet18"}, "seed": 1})
     before = (tmp_path / "f/zarr.json").read_bytes()
@@ -123,7 +125,7 @@ def test_other_settings_are_refused_and_listed(tmp_path: Path, arrays) -> None:
     assert (tmp_path / "f/zarr.json").read_bytes() == before
 
 
-def test_other_labels_are_other_settings(tmp_path: Path, arrays) -> None:
+def test_other_labels_are_other_settings(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", features, labels)
     changed = {**labels, "val": (labels["val"] + 1) % 3}
@@ -131,14 +133,14 @@ def test_other_labels_are_other_settings(tmp_path: Path, arrays) -> None:
         make_features(tmp_path / "f", features, changed)
 
 
-def test_a_layers_name_cannot_be_given_to_another_tap(tmp_path: Path, arrays) -> None:
+def test_a_layers_name_cannot_be_given_to_another_tap(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     with pytest.raises(MismatchError, match="layer 'res5' exists as tap res5"):
         add_layers(made, {"res5": LayerInfo(tap="layer4.0", pooling=None, shape=(6,))})
 
 
-def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path: Path, arrays) -> None:
+def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     features["val"]["res5"][4, 2] = 70_000
     with pytest.raises(StoreError, match=r"'res5' has values beyond float16.*row 4 \(val/4\.jpg\).*--dtype float32"):
@@ -146,7 +148,7 @@ def test_a_value_that_float16_cannot_hold_is_refused_by_row(tmp_path: Path, arra
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_by_row(tmp_path: Path, arrays, value) -> None:
+def test_values_that_are_not_finite_are_refused_by_row(tmp_path: Path, arrays: Arrays, value: float) -> None:
     features, labels = arrays
     features["val"]["res4"][9, 1, 0, 0] = value
     with pytest.raises(StoreError, match=r"'res4' has NaN or infinite values in 1 of the rows.*row 9 \(val/9\.jpg\)"):
@@ -154,7 +156,7 @@ def test_values_that_are_not_finite_are_refused_by_row(tmp_path: Path, arrays, v
     assert FeatureSet.open(tmp_path / "f").num_committed("val", "res4") == 1, "the chunk before it stays committed"
 
 
-def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path: Path, arrays) -> None:
+def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     valid = {split: np.arange(len(each)) % 5 != 2 for split, each in labels.items()}
     made = make_features(tmp_path / "f", features, labels, valid=valid)
@@ -163,7 +165,7 @@ def test_rows_that_could_not_be_read_are_stored_as_nan_and_marked(tmp_path: Path
     assert not list(verify(made.path))
 
 
-def test_a_newer_format_is_refused(tmp_path: Path, arrays) -> None:
+def test_a_newer_format_is_refused(tmp_path: Path, arrays: Arrays) -> None:
     make_features(tmp_path / "f", *arrays)
     path = tmp_path / "f/zarr.json"
     content = json.loads(path.read_text())
@@ -174,7 +176,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, arrays) -> None:
         FeatureSet.open(tmp_path / "f")
 
 
-def test_a_folder_that_is_not_a_feature_set_is_refused(tmp_path: Path, arrays) -> None:
+def test_a_folder_that_is_not_a_feature_set_is_refused(tmp_path: Path, arrays: Arrays) -> None:
     make_features(tmp_path / "resnet50", *arrays)
     (tmp_path / "empty").mkdir()
     zarr.create_group(str(tmp_path / "foreign"))
@@ -186,7 +188,7 @@ def test_a_folder_that_is_not_a_feature_set_is_refused(tmp_path: Path, arrays) -
         FeatureSet.open(tmp_path / "foreign")
 
 
-def test_an_unknown_layer_or_split_is_refused_with_a_suggestion(tmp_path: Path, arrays) -> None:
+def test_an_unknown_layer_or_split_is_refused_with_a_suggestion(tmp_path: Path, arrays: Arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     with pytest.raises(StoreError, match="Did you mean res5"):
         made.layer("train", "res_5")
@@ -194,7 +196,7 @@ def test_an_unknown_layer_or_split_is_refused_with_a_suggestion(tmp_path: Path, 
         made.layer("trian", "res5")
 
 
-def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_path: Path, arrays) -> None:
+def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_path: Path, arrays: Arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     code = (
         "import sys, time; from pathlib import Path; from featbench.store import FeatureSet\n"
@@ -212,7 +214,7 @@ def test_two_extractions_at_once_are_refused_and_a_dead_one_is_taken_over(tmp_pa
         assert str(os.getpid()) in (made.journals / "lock").read_text()
 
 
-def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, arrays) -> None:
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, arrays: Arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     leftover = tmp_path / f"f/train/res5/c/0/.0.{'a' * 32}.partial"
     leftover.write_bytes(b"half")
@@ -220,7 +222,7 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, arrays) -> None:
     assert not leftover.exists()
 
 
-def test_a_full_disk_is_one_message_and_written_chunks_stay(tmp_path: Path, arrays) -> None:
+def test_a_full_disk_is_one_message_and_written_chunks_stay(tmp_path: Path, arrays: Arrays) -> None:
     """RLIMIT_FSIZE stands in for a full disk: the system refuses to let a file grow."""
     features, labels = arrays
     make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
@@ -253,7 +255,7 @@ print(len(features.pending(["big"])), len(work))
     assert not list((tmp_path / "f").rglob("*.partial"))
 
 
-def test_rows_of_another_shape_are_refused(tmp_path: Path, arrays) -> None:
+def test_rows_of_another_shape_are_refused(tmp_path: Path, arrays: Arrays) -> None:
     """Zarr cuts off what does not fit, without a word."""
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
@@ -263,14 +265,16 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path, arrays) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e39])
-def test_values_that_vanish_or_overflow_in_the_stored_type_are_refused(tmp_path: Path, arrays, factor) -> None:
+def test_values_that_vanish_or_overflow_in_the_stored_type_are_refused(
+    tmp_path: Path, arrays: Arrays, factor: float
+) -> None:
     features, labels = arrays
     scaled = {s: {"res5": v["res5"].astype(np.float64) * factor} for s, v in features.items()}
     with pytest.raises(StoreError, match=r"below float16's smallest|beyond float32's largest"):
         make_features(tmp_path / "f", scaled, labels, dtype="float16" if factor < 1 else "float32")
 
 
-def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path: Path, arrays) -> None:
+def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     journal = made.journals / "rank-00000.jsonl"
@@ -279,7 +283,7 @@ def test_a_killed_run_can_be_resumed_with_more_layers(tmp_path: Path, arrays) ->
     assert not list(verify(tmp_path / "f"))
 
 
-def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path: Path, arrays) -> None:
+def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     valid = {split: np.arange(len(each)) != 3 for split, each in labels.items()}
@@ -287,7 +291,7 @@ def test_images_that_become_unreadable_between_two_layers_are_noticed(tmp_path: 
         make_features(tmp_path / "f", features, labels, valid=valid)
 
 
-def test_layers_added_by_another_process_stay(tmp_path: Path, arrays) -> None:
+def test_layers_added_by_another_process_stay(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", {s: {"res5": v["res5"]} for s, v in features.items()}, labels)
     late = FeatureSet.open(tmp_path / "f")
@@ -307,7 +311,7 @@ def test_two_classes_of_one_name_are_refused() -> None:
         rows.info()
 
 
-def test_a_damaged_feature_set_can_be_replaced(tmp_path: Path, arrays) -> None:
+def test_a_damaged_feature_set_can_be_replaced(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     (made.path / "zarr.json").write_text("{")
@@ -319,7 +323,7 @@ def test_a_damaged_feature_set_can_be_replaced(tmp_path: Path, arrays) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_chunk_too_large_for_memory_is_refused_before_anything_is_written(tmp_path: Path, arrays) -> None:
+def test_a_chunk_too_large_for_memory_is_refused_before_anything_is_written(tmp_path: Path, arrays: Arrays) -> None:
     made = make_features(tmp_path / "f", *arrays)
     with pytest.raises(StoreError, match=r"would take 3\.0 GiB"):
         add_layers(made, {"wide": LayerInfo(tap="wide", pooling=None, shape=(10**8,))})

@@ -7,26 +7,29 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from featbench.store import BenchError, DamagedError, FeatureSet, StoreError, load_cached, save_cached, verify
+from featbench.store import BenchError, DamagedError, Fault, FeatureSet, StoreError, load_cached, save_cached, verify
 from featbench.store.creation import remove
 from featbench.store.durable import write_durably
 from featbench.store.lock import join_run
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
+from featbench.store.typing import Floats
 from featbench.store.verification import repair
-from tests.conftest import make_features, write_pending
+from tests.conftest import Arrays, make_features, write_pending
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     return make_features(tmp_path / "store/f", *arrays)
 
 
-def edit_manifest(made, change):
+def edit_manifest(made: FeatureSet, change: Callable[..., Any]) -> None:
     """Change the manifest, with a digest that is right."""
     path = made.path / "zarr.json"
     document = json.loads(path.read_bytes())
@@ -35,14 +38,14 @@ def edit_manifest(made, change):
     path.write_text(json.dumps(document, indent=2))
 
 
-def edit_copy(made, change):
+def edit_copy(made: FeatureSet, change: Callable[..., Any]) -> None:
     path = made.journals / "metadata.json"
     files = json.loads(path.read_bytes())["files"]
     change(files)
     path.write_text(json.dumps({"files": files, "sha256": digest_of(files)}))
 
 
-def everything_but(folder, made):
+def everything_but(folder: Path, made: FeatureSet) -> dict[str, Any]:
     return {
         path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(made.path)
     }
@@ -52,7 +55,7 @@ OUTSIDE = ["../../outside/zarr.json", "/tmp/outside-of-a-feature-set/zarr.json",
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
-def test_repair_writes_nothing_that_a_copy_names_outside_of_the_set(tmp_path: Path, made, key) -> None:
+def test_repair_writes_nothing_that_a_copy_names_outside_of_the_set(tmp_path: Path, made: FeatureSet, key: str) -> None:
     before = everything_but(tmp_path, made)
     edit_copy(made, lambda files: files.update({key: "owned"}))
     (made.path / "train/zarr.json").unlink()
@@ -72,9 +75,9 @@ ELSEWHERE = ["../x", "/x", "a//b", ".x", "", "..", "a\x00b", "a\n", "a/zarr.json
     [(where, name) for where in ("layers", "splits", "metadata") for name in ELSEWHERE]
     + [("layers", "labels"), ("layers", "zarr.json"), ("layers", "a/b"), ("splits", "a/b")],
 )
-def test_a_manifest_whose_names_lead_elsewhere_is_refused(made, where, name) -> None:
+def test_a_manifest_whose_names_lead_elsewhere_is_refused(made: FeatureSet, where: str, name: str) -> None:
 
-    def change(manifest):
+    def change(manifest: dict[str, Any]) -> None:
         manifest[where][name] = next(iter(manifest[where].values()))
 
     edit_manifest(made, change)
@@ -100,8 +103,8 @@ def test_a_manifest_whose_names_lead_elsewhere_is_refused(made, where, name) -> 
         (("made_from",), [1]),
     ],
 )
-def test_a_manifest_with_values_of_another_kind_is_refused(made, path, value) -> None:
-    def change(manifest):
+def test_a_manifest_with_values_of_another_kind_is_refused(made: FeatureSet, path: tuple[str, ...], value: Any) -> None:
+    def change(manifest: dict[str, Any]) -> None:
         for key in path[:-1]:
             manifest = manifest[key]
         manifest[path[-1]] = value
@@ -111,12 +114,12 @@ def test_a_manifest_with_values_of_another_kind_is_refused(made, path, value) ->
         FeatureSet.open(made.path)
 
 
-def test_a_manifest_with_a_key_of_a_later_version_is_read(made) -> None:
+def test_a_manifest_with_a_key_of_a_later_version_is_read(made: FeatureSet) -> None:
     edit_manifest(made, lambda manifest: manifest.update(colour="blue"))
     assert set(FeatureSet.open(made.path).manifest.layers) == {"res4", "res5"}
 
 
-def write_what_is_pending(path, features):
+def write_what_is_pending(path: Path, features: dict[str, dict[str, Floats]]) -> bool:
     """Return whether it was written."""
     try:
         again = FeatureSet.open(path)
@@ -128,7 +131,9 @@ def write_what_is_pending(path, features):
 
 
 @pytest.mark.parametrize("target", ["journals", "journals/lock", "journals/rank-00000.jsonl", "train/res5", "train"])
-def test_nothing_is_written_through_a_link_that_leads_out(tmp_path: Path, made, arrays, target) -> None:
+def test_nothing_is_written_through_a_link_that_leads_out(
+    tmp_path: Path, made: FeatureSet, arrays: Arrays, target: str
+) -> None:
     """The lock would be emptied, the journal appended to, chunks written."""
     path, outside = made.path / target, tmp_path / "outside"
     journal = made.journals / "rank-00000.jsonl"
@@ -143,7 +148,7 @@ def test_nothing_is_written_through_a_link_that_leads_out(tmp_path: Path, made, 
 
 
 @pytest.mark.parametrize("content", [b"[]", b"7", b'{"run": 1}', b'{"run":"a","host":"b","pid":"c","since":"d"}', b"["])
-def test_a_lock_file_with_invalid_contents_names_no_holder(made, content) -> None:
+def test_a_lock_file_with_invalid_contents_names_no_holder(made: FeatureSet, content: bytes) -> None:
     with made.lock("one"):
         (made.journals / "lock").write_bytes(content)
         with pytest.raises(StoreError, match="an unknown process"), FeatureSet.open(made.path).lock("two"):
@@ -151,7 +156,7 @@ def test_a_lock_file_with_invalid_contents_names_no_holder(made, content) -> Non
 
 
 @pytest.mark.parametrize("text", ['{"key":"../x","size":9,"crc32c":1}', '{"key":3}', "[]", "{", '{"key":"train/x"}'])
-def test_a_journal_line_that_no_writer_writes_is_damage(made, text) -> None:
+def test_a_journal_line_that_no_writer_writes_is_damage(made: FeatureSet, text: str) -> None:
     import google_crc32c
 
     journal = made.journals / "rank-00000.jsonl"
@@ -163,7 +168,7 @@ def test_a_journal_line_that_no_writer_writes_is_damage(made, text) -> None:
     assert not list(verify(made.path))
 
 
-def test_writing_is_refused_where_a_lock_could_end_unnoticed(made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_is_refused_where_a_lock_could_end_unnoticed(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """POSIX's locks end when any part of the process closes the file, and a process never excludes itself."""
     monkeypatch.delattr(fcntl, "F_OFD_SETLK")
     with pytest.raises(StoreError, match="no locks of open files"), made.lock():
@@ -171,7 +176,7 @@ def test_writing_is_refused_where_a_lock_could_end_unnoticed(made, monkeypatch: 
     assert made.layer("train", "res5").read().shape == (50, 6)
 
 
-def test_a_lock_survives_other_openings_and_closings_of_its_file(made) -> None:
+def test_a_lock_survives_other_openings_and_closings_of_its_file(made: FeatureSet) -> None:
     path = made.journals / "lock"
     with join_run(path, "one"):
         path.read_text()
@@ -191,13 +196,13 @@ def test_a_file_is_written_durably_below_folders_that_are_durable_in_their_paren
     assert folders == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
 
 
-def test_a_name_that_is_too_long_is_not_called_a_full_disk(tmp_path: Path, arrays) -> None:
+def test_a_name_that_is_too_long_is_not_called_a_full_disk(tmp_path: Path, arrays: Arrays) -> None:
     with pytest.raises(StoreError, match="too long for the file system. Choose a shorter one"):
         make_features(tmp_path / ("x" * 250), *arrays)
 
 
 @pytest.mark.root
-def test_a_set_that_is_a_mount_point_is_not_called_a_full_disk(tmp_path: Path, made) -> None:
+def test_a_set_that_is_a_mount_point_is_not_called_a_full_disk(tmp_path: Path, made: FeatureSet) -> None:
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     subprocess.run(["mount", "--bind", made.path, mounted], check=True)
@@ -215,7 +220,9 @@ FILES = ["zarr.json", "journals/metadata.json", "journals/rank-00000.jsonl", "jo
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
-def test_pipes_devices_and_folders_in_place_of_files_neither_block_nor_are_written_to(made, arrays, kind) -> None:
+def test_pipes_devices_and_folders_in_place_of_files_neither_block_nor_are_written_to(
+    made: FeatureSet, arrays: Arrays, kind: str
+) -> None:
     """Reading a pipe never ends without a writer, and /dev/zero never ends."""
     save_cached(made, "neighbours", "k", {"rows": np.arange(3)}, {})
     for name in FILES:
@@ -238,14 +245,14 @@ def test_pipes_devices_and_folders_in_place_of_files_neither_block_nor_are_writt
         assert not list(verify(made.path))
 
 
-def repaired(path):
+def repaired(path: Path) -> None:
     try:
         return repair(path)
     except StoreError:
         return None
 
 
-def within_seconds(act):
+def within_seconds(act: Callable[..., Any]) -> bool | list[DamagedError | Fault] | None:
     """Do it, unless it waits."""
     before = signal.signal(signal.SIGALRM, lambda *arguments: pytest.fail("it waits"))
     signal.alarm(20)

@@ -12,20 +12,23 @@ import pytest
 from featbench.store import (
     ChunkWriter,
     FeatureSet,
+    Manifest,
     MismatchError,
     SplitRows,
     StoreError,
+    Work,
     WorkQueue,
     open_or_create,
     verify,
 )
 from featbench.store.creation import make_ready
-from tests.conftest import make_features
+from featbench.store.typing import Floats
+from tests.conftest import Arrays, make_features
 
 LAYERS = ["res4", "res5"]
 
 
-def begun(path, arrays, *, trunk):
+def begun(path: Path, arrays: Arrays, *, trunk: str) -> FeatureSet:
     """Make a feature set of which no chunk is written, and what belongs into it."""
     features, labels = arrays
     made = make_features(path, features, labels, made_from={"model": {"trunk": trunk}})
@@ -35,18 +38,18 @@ def begun(path, arrays, *, trunk):
     return FeatureSet.open(path)
 
 
-def write_one(made, writer, work, features):
+def write_one(made: FeatureSet, writer: ChunkWriter, work: Work, features: dict[str, dict[str, Floats]]) -> None:
     rows = made.grid(work.split).rows(work.chunk)
     values = {name: each[rows.start : rows.stop] for name, each in features[work.split].items()}
     writer.write(work, values, np.ones(len(rows), np.bool_))
 
 
-def content(path):
+def content(path: Path) -> dict[Path, bytes]:
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
-def other(tmp_path, arrays):
+def other(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     """Another model's feature set, half finished, beside the one that a run is about to write."""
     made = begun(tmp_path / "other", arrays, trunk="two")
     writer = ChunkWriter(made)
@@ -55,7 +58,9 @@ def other(tmp_path, arrays):
     return made
 
 
-def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(tmp_path: Path, arrays, other) -> None:
+def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(
+    tmp_path: Path, arrays: Arrays, other: FeatureSet
+) -> None:
     made = begun(tmp_path / "f", arrays, trunk="one")
     made.pending(LAYERS)
     shutil.rmtree(made.path)
@@ -70,7 +75,9 @@ def test_a_set_that_was_replaced_between_opening_and_locking_is_refused(tmp_path
     }
 
 
-def test_journals_of_a_set_that_was_made_again_with_the_same_settings_are_read_again(tmp_path: Path, arrays) -> None:
+def test_journals_of_a_set_that_was_made_again_with_the_same_settings_are_read_again(
+    tmp_path: Path, arrays: Arrays
+) -> None:
     """Another run replaced it by --overwrite with the same settings: what was done before is gone."""
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels, made_from={"model": {"trunk": "one"}})
@@ -83,7 +90,9 @@ def test_journals_of_a_set_that_was_made_again_with_the_same_settings_are_read_a
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("how", ["renamed", "replaced", "removed"])
-def test_a_running_writer_stops_when_its_folder_is(tmp_path: Path, arrays, other, how, rank) -> None:
+def test_a_running_writer_stops_when_its_folder_is(
+    tmp_path: Path, arrays: Arrays, other: FeatureSet, how: str, rank: int
+) -> None:
     """Each rank finds out for itself, whether it came first or not."""
     features, _ = arrays
     made = begun(tmp_path / "f", arrays, trunk="one")
@@ -115,7 +124,9 @@ def test_a_running_writer_stops_when_its_folder_is(tmp_path: Path, arrays, other
         assert not [fault for fault in verify(moved.path) if "pending" not in fault.what]
 
 
-def test_writes_after_an_unnoticed_rename_go_into_the_renamed_folder(tmp_path: Path, arrays, other) -> None:
+def test_writes_after_an_unnoticed_rename_go_into_the_renamed_folder(
+    tmp_path: Path, arrays: Arrays, other: FeatureSet
+) -> None:
     """Between the last look at the path and the write there is always a moment."""
     features, _ = arrays
     made = begun(tmp_path / "f", arrays, trunk="one")
@@ -133,7 +144,7 @@ def test_writes_after_an_unnoticed_rename_go_into_the_renamed_folder(tmp_path: P
     assert not [fault for fault in verify(moved.path) if "pending" not in fault.what]
 
 
-def test_a_lock_that_was_removed_stops_the_run_that_held_it(tmp_path: Path, arrays) -> None:
+def test_a_lock_that_was_removed_stops_the_run_that_held_it(tmp_path: Path, arrays: Arrays) -> None:
     made = begun(tmp_path / "f", arrays, trunk="one")
     with made.lock() as lock:
         lock.share()
@@ -143,7 +154,7 @@ def test_a_lock_that_was_removed_stops_the_run_that_held_it(tmp_path: Path, arra
             write_one(made, writer, made.pending(LAYERS)[0], arrays[0])
 
 
-def test_a_layer_is_not_added_to_a_set_that_was_replaced(tmp_path: Path, arrays, other) -> None:
+def test_a_layer_is_not_added_to_a_set_that_was_replaced(tmp_path: Path, arrays: Arrays, other: FeatureSet) -> None:
     made = begun(tmp_path / "f", arrays, trunk="one")
     info = {"more": made.manifest.layers["res5"]}
     shutil.rmtree(made.path)
@@ -154,7 +165,7 @@ def test_a_layer_is_not_added_to_a_set_that_was_replaced(tmp_path: Path, arrays,
     assert content(made.path) == before
 
 
-def test_overwriting_a_link_replaces_its_target_and_keeps_the_link(tmp_path: Path, arrays) -> None:
+def test_overwriting_a_link_replaces_its_target_and_keeps_the_link(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -173,18 +184,18 @@ def test_overwriting_a_link_replaces_its_target_and_keeps_the_link(tmp_path: Pat
         assert [path.name for path in link.iterdir()] == ["f"]
 
 
-def _rows(made):
+def _rows(made: FeatureSet) -> dict[str, SplitRows]:
     return {
         split: SplitRows(labels=made.labels(split), paths=made.paths(split), class_names=info.class_names)
         for split, info in made.manifest.splits.items()
     }
 
 
-def _other(manifest):
+def _other(manifest: Manifest) -> Manifest:
     return dataclasses.replace(manifest, made_from={"model": {"trunk": "two"}}, layers={}, metadata={})
 
 
-def test_files_of_a_user_that_look_like_leftovers_survive(tmp_path: Path, arrays) -> None:
+def test_files_of_a_user_that_look_like_leftovers_survive(tmp_path: Path, arrays: Arrays) -> None:
     """Layers and feature sets whose names look like leftovers belong to the user."""
     features, labels = arrays
     named = {split: {"x.partial": layers["res5"], "y": layers["res5"]} for split, layers in features.items()}
@@ -201,7 +212,9 @@ def test_files_of_a_user_that_look_like_leftovers_survive(tmp_path: Path, arrays
     assert not doomed.exists()
 
 
-def test_a_running_writer_stops_when_another_set_is_copied_over_its_own(tmp_path: Path, arrays, other) -> None:
+def test_a_running_writer_stops_when_another_set_is_copied_over_its_own(
+    tmp_path: Path, arrays: Arrays, other: FeatureSet
+) -> None:
     """Folder and lock are the same files as before, their contents are not."""
     features, _ = arrays
     made = begun(tmp_path / "f", arrays, trunk="one")

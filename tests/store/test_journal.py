@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,22 +17,22 @@ RECORDS = [Record(key=f"train/x/c/{i}/0", size=100 + i, crc32c=2**32 - 1 - i) fo
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     (tmp_path / "journals").mkdir()
     return tmp_path / "journals/rank-00003.jsonl"
 
 
-def opened(path):
+def opened(path: Path) -> Journal:
     """Open the journal of a feature set."""
     return Journal(Folder(path.parent.parent), f"journals/{path.name}")
 
 
 @pytest.fixture
-def synced(monkeypatch):
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Inodes of the files and folders that reach the disk, in order."""
     inodes, fsync = [], os.fsync
 
-    def noted(descriptor):
+    def noted(descriptor: int) -> None:
         inodes.append(os.fstat(descriptor).st_ino)
         fsync(descriptor)
 
@@ -38,14 +40,14 @@ def synced(monkeypatch):
     return inodes
 
 
-def flip(path, line):
+def flip(path: Path, line: int) -> None:
     """Change one bit of one line, of which the first is 1."""
     lines = path.read_bytes().splitlines(keepends=True)
     lines[line - 1] = lines[line - 1][:20] + bytes([lines[line - 1][20] ^ 1]) + lines[line - 1][21:]
     path.write_bytes(b"".join(lines))
 
 
-def crc32c(content):
+def crc32c(content: bytes) -> int:
     """Castagnoli's polynomial, bit by bit."""
     register = 2**32 - 1
     for byte in content:
@@ -55,7 +57,7 @@ def crc32c(content):
     return register ^ 2**32 - 1
 
 
-def test_a_line_is_the_checksum_of_its_text_and_the_text(path) -> None:
+def test_a_line_is_the_checksum_of_its_text_and_the_text(path: Path) -> None:
     assert crc32c(b"123456789") == 0xE3069283, "the check value of CRC-32C"
     opened(path).append(RECORDS[:2])
     for line, record in zip(path.read_bytes().splitlines(), RECORDS, strict=False):
@@ -64,7 +66,7 @@ def test_a_line_is_the_checksum_of_its_text_and_the_text(path) -> None:
         assert (text["key"], text["size"], text["crc32c"]) == (record.key, record.size, record.crc32c)
 
 
-def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced) -> None:
+def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path: Path, synced: list[int]) -> None:
     journal = opened(path)
     journal.append(RECORDS[:1])
     assert synced == [each.stat().st_ino for each in (path.parent.parent, path, path.parent)]
@@ -72,7 +74,7 @@ def test_a_new_journals_name_is_on_disk_once_its_first_records_are(path, synced)
     assert synced[3:] == [path.stat().st_ino], "the name is there already"
 
 
-def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced) -> None:
+def test_an_intact_journal_is_left_alone_when_it_is_opened(path: Path, synced: list[int]) -> None:
     opened(path).append(RECORDS)
     before = path.stat().st_ino, path.stat().st_mtime_ns
     synced.clear()
@@ -82,7 +84,7 @@ def test_an_intact_journal_is_left_alone_when_it_is_opened(path, synced) -> None
 
 
 @pytest.mark.parametrize("torn", [1, 2, 30])
-def test_what_follows_the_last_line_feed_is_cut_off(path, torn) -> None:
+def test_what_follows_the_last_line_feed_is_cut_off(path: Path, torn: int) -> None:
     opened(path).append(RECORDS[:2])
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:torn])
@@ -93,7 +95,7 @@ def test_what_follows_the_last_line_feed_is_cut_off(path, torn) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_record_counts_once_its_line_is_complete(path) -> None:
+def test_a_record_counts_once_its_line_is_complete(path: Path) -> None:
     opened(path).append(RECORDS[:3])
     whole = path.read_bytes()
     first, second, _ = whole.splitlines(keepends=True)
@@ -111,7 +113,7 @@ def test_a_record_counts_once_its_line_is_complete(path) -> None:
 
 
 @pytest.mark.parametrize("line", [1, 2, 5])
-def test_a_damaged_line_is_refused_by_its_number(path, line) -> None:
+def test_a_damaged_line_is_refused_by_its_number(path: Path, line: int) -> None:
     opened(path).append(RECORDS[:5])
     flip(path, line)
     with pytest.raises(DamagedError, match=rf"rank-00003\.jsonl: line {line} is not what was written"):
@@ -120,7 +122,7 @@ def test_a_damaged_line_is_refused_by_its_number(path, line) -> None:
 
 
 @pytest.mark.parametrize("line", [4, 6])
-def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(path, line) -> None:
+def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(path: Path, line: int) -> None:
     opened(path).append(RECORDS[:3])
     reader = JournalReader(path.parent)
     reader.update()
@@ -133,7 +135,7 @@ def test_lines_are_numbered_from_the_beginning_though_only_new_ones_are_read(pat
         reader.update()
 
 
-def test_rewriting_removes_damaged_lines_and_rejected_records(path) -> None:
+def test_rewriting_removes_damaged_lines_and_rejected_records(path: Path) -> None:
     opened(path).append(RECORDS[:4])
     flip(path, 2)
     dropped = rewrite_journals(Folder(path.parent.parent), lambda record: record.key != RECORDS[3].key)
@@ -141,7 +143,7 @@ def test_rewriting_removes_damaged_lines_and_rejected_records(path) -> None:
     assert list(JournalReader(path.parent).update().values()) == [RECORDS[0], RECORDS[2]]
 
 
-def test_a_journal_from_which_nothing_is_removed_is_not_rewritten(path) -> None:
+def test_a_journal_from_which_nothing_is_removed_is_not_rewritten(path: Path) -> None:
     opened(path).append(RECORDS)
     before = path.stat().st_ino, path.stat().st_mtime_ns
     assert rewrite_journals(Folder(path.parent.parent), lambda record: True) == []
@@ -150,13 +152,13 @@ def test_a_journal_from_which_nothing_is_removed_is_not_rewritten(path) -> None:
 
 @pytest.mark.parametrize("name", ["size", "crc32c"])
 @pytest.mark.parametrize("value", ["100", 1.0, True, None])
-def test_a_record_of_other_types_is_damage_though_its_checksum_is_right(path, name, value) -> None:
+def test_a_record_of_other_types_is_damage_though_its_checksum_is_right(path: Path, name: str, value: Any) -> None:
     text = json.dumps({"key": "train/x/c/0/0", "size": 100, "crc32c": 7, name: value}).encode()
     path.write_bytes(b"%08x %b\n" % (crc32c(text), text))
     assert damaged_lines(path.parent) == ["rank-00003.jsonl line 1"]
 
 
-def test_arrays_are_journalled_by_the_second_part_of_their_keys(path) -> None:
+def test_arrays_are_journalled_by_the_second_part_of_their_keys(path: Path) -> None:
     keys = ["train/x/c/0/0", "val/y/c/3", "val/x/c/1/0", "zarr.json"]
     opened(path).append([Record(key=key, size=1, crc32c=1) for key in keys])
     assert journalled(path.parent) == {"x", "y"}

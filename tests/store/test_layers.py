@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ from featbench.store.layers import LONGEST_NAME, checked_name, layers_of, split_
         ("res4", ("AvgPool2d", ([8], 3, 0))),
     ],
 )
-def test_all_spellings_of_a_layer_mean_the_same(spec) -> None:
+def test_all_spellings_of_a_layer_mean_the_same(spec: list[Any] | str | tuple[Any, ...]) -> None:
     assert LayerSpec.of(spec) == LayerSpec.of("res4:AvgPool2d(8,3,0)")
 
 
 @pytest.mark.parametrize("text", ["res5", "res4:AvgPool2d(8,3,0)", "a=res4:MaxPool2d(2x3,1,0)", "x:Identity()", "n=x"])
-def test_a_layer_reads_back_as_it_is_written(text) -> None:
+def test_a_layer_reads_back_as_it_is_written(text: str) -> None:
     assert str(LayerSpec.of(text)) == text
     assert LayerSpec.of(str(LayerSpec.of(text))) == LayerSpec.of(text)
 
@@ -67,7 +68,9 @@ def test_commas_in_brackets_do_not_separate_layers() -> None:
         ("n" * 79 + "/", "'n{79}/' cannot be the name"),
     ],
 )
-def test_an_invalid_layer_is_refused_with_the_reason(spec, message) -> None:
+def test_an_invalid_layer_is_refused_with_the_reason(
+    spec: int | list[int | list[Any] | str] | str, message: str
+) -> None:
     with pytest.raises(StoreError, match=message):
         LayerSpec.of(spec)
 
@@ -81,7 +84,9 @@ def test_an_invalid_layer_is_refused_with_the_reason(spec, message) -> None:
         ([[4, 6], [1, 2], [2, 3]], [(4, 6), (1, 2), (2, 3)]),
     ],
 )
-def test_windows_are_adjacent_without_padding_by_default(args, pairs) -> None:
+def test_windows_are_adjacent_without_padding_by_default(
+    args: list[int | list[int]], pairs: list[tuple[int, int]]
+) -> None:
     """As in torch: the stride is the kernel, the padding 0 and at most half the kernel in each direction."""
     for op in ("AvgPool2d", "MaxPool2d"):
         assert list(LayerSpec.of(["res4", [op, args]]).pooling.args) == pairs
@@ -91,7 +96,9 @@ def test_windows_are_adjacent_without_padding_by_default(args, pairs) -> None:
     ("kernel", "padding"), [((4, 6), (3, 3)), ((4, 6), (2, 4)), ((1, 1), (1, 0)), ((3, 3), (2, 2))]
 )
 @pytest.mark.parametrize("op", ["AvgPool2d", "MaxPool2d"])
-def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(op, kernel, padding) -> None:
+def test_padding_beyond_half_the_kernel_is_refused_as_torch_does(
+    op: str, kernel: tuple[int, int], padding: tuple[int, int]
+) -> None:
     """Torch would say so only after the model has run."""
     torch = pytest.importorskip("torch")
     layer = getattr(torch.nn, op)(kernel, 1, padding)
@@ -111,12 +118,12 @@ def test_an_operation_without_arguments_needs_no_list_of_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["res5", "labels", "res4.AvgPool2d_8_3_0", "_x-1"])
-def test_valid_names_pass(name) -> None:
+def test_valid_names_pass(name: str) -> None:
     assert checked_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/a", "a\0", "zarr.json", ".hidden", None, 7, ["a"]])
-def test_a_name_that_could_lead_elsewhere_is_damage(name) -> None:
+def test_a_name_that_could_lead_elsewhere_is_damage(name: Any) -> None:
     with pytest.raises(DamagedError, match="not a name that this program writes"):
         checked_name(name)
 

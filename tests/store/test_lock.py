@@ -14,11 +14,11 @@ import pytest
 
 from featbench.store import ChunkWriter, FeatureSet, StoreError, WorkQueue
 from featbench.store.lock import join_run
-from tests.conftest import ROOT, make_features
+from tests.conftest import ROOT, Arrays, make_features
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     """Feature set without chunks: 7 of train, 3 of val are pending."""
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
@@ -28,13 +28,13 @@ def made(tmp_path, arrays):
     return FeatureSet.open(tmp_path / "f")
 
 
-def test_a_second_run_is_refused_with_host_pid_and_age_of_the_first(made) -> None:
+def test_a_second_run_is_refused_with_host_pid_and_age_of_the_first(made: FeatureSet) -> None:
     named = rf"process {os.getpid()} on {os.uname().nodename}, for 0 min"
     with made.lock("one"), pytest.raises(StoreError, match=named), made.lock("two"):
         pass
 
 
-def test_processes_of_one_run_come_in_once_the_first_has_prepared(made) -> None:
+def test_processes_of_one_run_come_in_once_the_first_has_prepared(made: FeatureSet) -> None:
     with made.lock("one") as first:
         assert first.is_first
         first.share()
@@ -43,7 +43,7 @@ def test_processes_of_one_run_come_in_once_the_first_has_prepared(made) -> None:
             assert not third.is_first
 
 
-def test_a_dead_run_is_taken_over(made) -> None:
+def test_a_dead_run_is_taken_over(made: FeatureSet) -> None:
     code = "import sys, time; from pathlib import Path; from featbench.store import FeatureSet\n"
     code += f"with FeatureSet.open(Path({str(made.path)!r})).lock('dead') as lock:\n"
     code += "    lock.share(); lock.claim(2**20); print('held', flush=True); time.sleep(60)"
@@ -56,7 +56,7 @@ def test_a_dead_run_is_taken_over(made) -> None:
         assert lock.claim(2**20)
 
 
-def test_a_forked_process_does_not_keep_the_lock(made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_does_not_keep_the_lock(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that decode images outlive a killed rank by seconds."""
     monkeypatch.setattr("featbench.store.lock.PATIENCE_S", 60)  # a loaded machine is slow to run the new process
     with made.lock("one"):
@@ -70,7 +70,7 @@ def test_a_forked_process_does_not_keep_the_lock(made, monkeypatch: pytest.Monke
         child.join()
 
 
-def test_a_byte_has_one_holder_until_it_is_released(made) -> None:
+def test_a_byte_has_one_holder_until_it_is_released(made: FeatureSet) -> None:
     with made.lock("one") as first:
         first.share()
         with made.lock("one") as second:
@@ -82,7 +82,7 @@ def test_a_byte_has_one_holder_until_it_is_released(made) -> None:
             assert second.claim(7)
 
 
-def test_journals_are_never_shared(made) -> None:
+def test_journals_are_never_shared(made: FeatureSet) -> None:
     with made.lock("one") as first:
         first.share()
         with made.lock("one") as second:
@@ -100,7 +100,7 @@ def test_a_lock_of_a_feature_set_that_was_replaced_does_not_count(tmp_path: Path
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 12])
-def test_ranks_that_take_turns_partition_the_pending_chunks(made, world_size) -> None:
+def test_ranks_that_take_turns_partition_the_pending_chunks(made: FeatureSet, world_size: int) -> None:
     layers = ["res4", "res5"]
     with made.lock("one") as first:
         first.share()
@@ -117,7 +117,7 @@ def test_ranks_that_take_turns_partition_the_pending_chunks(made, world_size) ->
     assert sorted(taken) == expected
 
 
-def test_a_chunk_that_another_rank_has_written_is_not_handed_out(made, arrays) -> None:
+def test_a_chunk_that_another_rank_has_written_is_not_handed_out(made: FeatureSet, arrays: Arrays) -> None:
     features, _ = arrays
     with made.lock("one") as lock:
         lock.share()

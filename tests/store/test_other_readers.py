@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.conftest import make_features
+from featbench.store import FeatureSet
+from tests.conftest import Arrays, make_features
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     return make_features(tmp_path / "made", *arrays)
 
 
-def test_every_array_names_its_dimensions_and_no_name_has_two_lengths(made) -> None:
+def test_every_array_names_its_dimensions_and_no_name_has_two_lengths(made: FeatureSet) -> None:
     group = zarr.open_group(made.path, mode="r")
     for split in ("train", "val"):
         lengths = {}
@@ -30,7 +31,7 @@ def test_every_array_names_its_dimensions_and_no_name_has_two_lengths(made) -> N
         assert set(lengths) == {"row", "res4_channel", "res4_height", "res4_width", "res5_feature"}
 
 
-def test_xarray_opens_a_split(made, arrays) -> None:
+def test_xarray_opens_a_split(made: FeatureSet, arrays: Arrays) -> None:
     xarray = pytest.importorskip("xarray")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -42,7 +43,7 @@ def test_xarray_opens_a_split(made, arrays) -> None:
     assert dict(dataset.sizes) == {"row": 50, "res4_channel": 4, "res4_height": 2, "res4_width": 2, "res5_feature": 6}
 
 
-def test_all_json_files_among_the_results_are_results(made) -> None:
+def test_all_json_files_among_the_results_are_results(made: FeatureSet) -> None:
     made.save_result("first", {"records": [1]})
     made.save_result("second", {"records": [2]})
     found = [json.loads(path.read_text())["records"] for path in sorted((made.path / "results").glob("*.json"))]

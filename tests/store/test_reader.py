@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import featbench.store.reader
-from featbench.store import DamagedError
+from featbench.store import DamagedError, FeatureSet
+from featbench.store.typing import Floats
 from tests.conftest import make_features
 
 KINDS = [("float32", "none"), ("float16", "none"), ("float32", "zstd")]
 
 
-def made_of(path, values, *, rows_per_chunk, **settings):
+def made_of(path: Path, values: Floats, *, rows_per_chunk: int, **settings: str) -> FeatureSet:
     features = {split: {"x": values} for split in ("train", "val")}
     labels = {split: np.zeros(len(values), int) for split in features}
     return make_features(path, features, labels, rows_per_chunk=rows_per_chunk, **settings)
 
 
 @pytest.fixture
-def values():
+def values() -> Floats:
     return np.random.default_rng(0).standard_normal((29, 6)).astype(np.float32)
 
 
 @pytest.mark.parametrize(("dtype", "compression"), KINDS)
-def test_peeking_returns_a_chunk_as_written(tmp_path: Path, values, dtype, compression) -> None:
+def test_peeking_returns_a_chunk_as_written(tmp_path: Path, values: Floats, dtype: str, compression: str) -> None:
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8, dtype=dtype, compression=compression).layer("val", "x")
     expected = values.astype(dtype).astype(np.float32)
     for chunk in range(4):
@@ -40,7 +43,9 @@ def test_peeking_returns_a_chunk_as_written(tmp_path: Path, values, dtype, compr
 
 @pytest.mark.parametrize(("dtype", "compression"), KINDS)
 @pytest.mark.parametrize("change", [b"\0", None])
-def test_peeking_refuses_a_chunk_of_another_size(tmp_path: Path, values, dtype, compression, change) -> None:
+def test_peeking_refuses_a_chunk_of_another_size(
+    tmp_path: Path, values: Floats, dtype: str, compression: str, change: bytes | None
+) -> None:
     made = made_of(tmp_path / "f", values, rows_per_chunk=8, dtype=dtype, compression=compression)
     layer, path = made.layer("val", "x"), made.path / "val/x/c/1/0"
     content = path.read_bytes()
@@ -51,7 +56,7 @@ def test_peeking_refuses_a_chunk_of_another_size(tmp_path: Path, values, dtype, 
 
 @pytest.mark.parametrize("most", [1, 7, 100])
 def test_reads_that_return_less_than_asked_are_continued(
-    tmp_path: Path, values, monkeypatch: pytest.MonkeyPatch, most
+    tmp_path: Path, values: Floats, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
     preadv = os.preadv
@@ -62,10 +67,12 @@ def test_reads_that_return_less_than_asked_are_continued(
     assert np.array_equal(layer.read(), values)
 
 
-def test_a_file_that_ends_while_it_is_read_is_refused(tmp_path: Path, values, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_ends_while_it_is_read_is_refused(
+    tmp_path: Path, values: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, calls = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x"), []
 
-    def ended(file, into, at):
+    def ended(file: int, into: list[memoryview], at: int) -> int:
         calls.append(at)
         assert len(calls) < 100, "asks for ever"
         return 0
@@ -88,7 +95,7 @@ def test_no_more_than_two_blocks_are_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows_per_block", [1, 8, 20, 29, 100])
-def test_chunks_are_read_in_order_all_or_some(tmp_path: Path, values, rows_per_block) -> None:
+def test_chunks_are_read_in_order_all_or_some(tmp_path: Path, values: Floats, rows_per_block: int) -> None:
     layer = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x")
     for chunks in (range(0, 4), range(0, 1), range(1, 3), range(2, 4), range(3, 4)):
         blocks = list(layer.map_blocks(lambda block: (block.start, block.features.copy()), rows_per_block, chunks))
@@ -96,12 +103,12 @@ def test_chunks_are_read_in_order_all_or_some(tmp_path: Path, values, rows_per_b
         assert np.array_equal(np.concatenate([each for _, each in blocks]), values[chunks.start * 8 : chunks.stop * 8])
 
 
-def test_every_failed_read_is_raised(tmp_path: Path, values, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_failed_read_is_raised(tmp_path: Path, values: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are read ahead; one beyond the last would fail in a thread that nobody asks."""
     futures = []
 
     class Noted(ThreadPoolExecutor):
-        def submit(self, *arguments, **settings):
+        def submit(self, *arguments: Callable[..., Any] | int, **settings: Any) -> Any:
             futures.append(super().submit(*arguments, **settings))
             return futures[-1]
 

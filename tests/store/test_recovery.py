@@ -14,15 +14,15 @@ import zarr
 from featbench.store import DamagedError, FeatureSet, StoreError, verify
 from featbench.store.creation import remove
 from featbench.store.verification import repair
-from tests.conftest import make_features
+from tests.conftest import Arrays, make_features
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     return make_features(tmp_path / "f", *arrays)
 
 
-def chunks(path):
+def chunks(path: Path) -> dict[Path, bytes]:
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("c/**/*") if file.is_file()}
 
 
@@ -33,7 +33,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_set_without_a_part_can_be_repaired_and_extracted_again(made, arrays, part) -> None:
+def test_a_set_without_a_part_can_be_repaired_and_extracted_again(made: FeatureSet, arrays: Arrays, part: str) -> None:
     before = chunks(made.path)
     path = made.path / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -46,7 +46,7 @@ def test_a_set_without_a_part_can_be_repaired_and_extracted_again(made, arrays, 
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_set_without_a_part_can_be_replaced(made, arrays, part) -> None:
+def test_a_set_without_a_part_can_be_replaced(made: FeatureSet, arrays: Arrays, part: str) -> None:
     path = made.path / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     remove(made.path)
@@ -55,7 +55,7 @@ def test_a_set_without_a_part_can_be_replaced(made, arrays, part) -> None:
     assert not list(verify(made.path))
 
 
-def test_a_set_without_journals_is_refused_with_advice(made) -> None:
+def test_a_set_without_journals_is_refused_with_advice(made: FeatureSet) -> None:
     shutil.rmtree(made.journals)
     with pytest.raises(DamagedError, match=r"no folder 'journals'.*verify .* --repair"), made.lock():
         pass
@@ -73,7 +73,9 @@ def test_a_folder_that_is_no_feature_set_is_neither_replaced_nor_repaired(tmp_pa
     assert [path.name for path in mine.iterdir()] == ["zarr.json"]
 
 
-def test_a_set_is_deleted_only_once_its_name_is_gone_for_good(made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_deleted_only_once_its_name_is_gone_for_good(
+    made: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a power cut could bring back the half of it that was left, under its name."""
     done = []
     for name in ("rename", "fsync", "unlink"):
@@ -85,12 +87,12 @@ def test_a_set_is_deleted_only_once_its_name_is_gone_for_good(made, monkeypatch:
     assert done[:3] == ["rename", "fsync", "unlink"]
 
 
-def more(arrays):
+def more(arrays: Arrays) -> Arrays:
     features, labels = arrays
     return {split: {**layers, "more": layers["res5"] * 2} for split, layers in features.items()}, labels
 
 
-def test_the_copy_of_the_metadata_is_renewed_by_the_next_start(made, arrays) -> None:
+def test_the_copy_of_the_metadata_is_renewed_by_the_next_start(made: FeatureSet, arrays: Arrays) -> None:
     copy = made.journals / "metadata.json"
     old = copy.read_bytes()
     make_features(made.path, *more(arrays))
@@ -103,7 +105,7 @@ def test_the_copy_of_the_metadata_is_renewed_by_the_next_start(made, arrays) -> 
         assert not list(verify(made.path))
 
 
-def test_repair_never_restores_a_manifest_without_a_journalled_layer(made, arrays) -> None:
+def test_repair_never_restores_a_manifest_without_a_journalled_layer(made: FeatureSet, arrays: Arrays) -> None:
     copy = made.journals / "metadata.json"
     old = copy.read_bytes()
     make_features(made.path, *more(arrays))
@@ -118,7 +120,7 @@ def test_repair_never_restores_a_manifest_without_a_journalled_layer(made, array
     assert not list(verify(made.path))
 
 
-def test_adding_a_layer_keeps_what_the_copy_knows_of_damaged_metadata(made, arrays) -> None:
+def test_adding_a_layer_keeps_what_the_copy_knows_of_damaged_metadata(made: FeatureSet, arrays: Arrays) -> None:
     path = made.path / "val/res5/zarr.json"
     before = path.read_bytes()
     path.write_bytes(before.replace(b"float32", b"float64"))
@@ -130,7 +132,7 @@ def test_adding_a_layer_keeps_what_the_copy_knows_of_damaged_metadata(made, arra
     assert not list(verify(made.path))
 
 
-def consolidate(path, *parts):
+def consolidate(path: Path, *parts: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part in parts or ("",):
@@ -138,7 +140,9 @@ def consolidate(path, *parts):
 
 
 @pytest.mark.parametrize("parts", [("",), ("train", "val", ""), ("val",)])
-def test_consolidated_metadata_is_no_damage_and_hides_no_layer(made, arrays, parts) -> None:
+def test_consolidated_metadata_is_no_damage_and_hides_no_layer(
+    made: FeatureSet, arrays: Arrays, parts: tuple[str, ...]
+) -> None:
     root = (made.path / "zarr.json").read_bytes()
     consolidate(made.path, *parts)
     assert not list(verify(made.path))
@@ -153,7 +157,7 @@ def test_consolidated_metadata_is_no_damage_and_hides_no_layer(made, arrays, par
     assert list(manifest) == list(json.loads(root))
 
 
-def test_damage_besides_consolidated_metadata_is_noticed_and_repaired(made) -> None:
+def test_damage_besides_consolidated_metadata_is_noticed_and_repaired(made: FeatureSet) -> None:
     path = made.path / "zarr.json"
     before = path.read_bytes()
     consolidate(made.path)

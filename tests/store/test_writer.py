@@ -18,11 +18,12 @@ from featbench.store import (
     make_ready,
     open_or_create,
 )
-from tests.conftest import make_features
+from featbench.store.typing import Array, Bools, Doubles
+from tests.conftest import Arrays, make_features
 
 
 @pytest.fixture
-def made(tmp_path, arrays):
+def made(tmp_path: Path, arrays: Arrays) -> FeatureSet:
     """A complete layer res5, and a layer more of which nothing is written."""
     features, labels = arrays
     made = make_features(
@@ -32,7 +33,7 @@ def made(tmp_path, arrays):
     return made
 
 
-def write(made, values, *, chunk=1, valid=None):
+def write(made: FeatureSet, values: Doubles, *, chunk: int = 1, valid: Bools | None = None) -> None:
     work = next(work for work in made.pending(["more"]) if (work.split, work.chunk) == ("val", chunk))
     return ChunkWriter(made, rank=1).write(work, {"more": values}, np.ones(8, bool) if valid is None else valid)
 
@@ -48,7 +49,9 @@ NAMED = [
     ("value", "what"),
     [(np.nan, "NaN or infinite values"), (1e6, "values beyond float16's largest"), (1e-9, "only values below float16")],
 )
-def test_values_that_cannot_be_stored_are_refused_by_row_of_which_three_are_named(made, value, what) -> None:
+def test_values_that_cannot_be_stored_are_refused_by_row_of_which_three_are_named(
+    made: FeatureSet, value: float, what: str
+) -> None:
     for bad, named in NAMED:
         values = np.ones((8, 2))
         values[bad] = value
@@ -58,7 +61,7 @@ def test_values_that_cannot_be_stored_are_refused_by_row_of_which_three_are_name
     assert not (made.path / "val/more/c").exists()
 
 
-def test_rows_that_hold_some_zeros_or_small_values_are_stored(made) -> None:
+def test_rows_that_hold_some_zeros_or_small_values_are_stored(made: FeatureSet) -> None:
     values = np.ones((8, 2))
     values[0], values[1], values[2] = 0, (0, 1), (1e-9, 1)
     write(made, values)
@@ -68,13 +71,13 @@ def test_rows_that_hold_some_zeros_or_small_values_are_stored(made) -> None:
     assert np.array_equal(stored, values.astype(np.float16))
 
 
-def test_rows_that_were_readable_before_and_no_longer_are_are_counted_and_the_first_named(made) -> None:
+def test_rows_that_were_readable_before_and_no_longer_are_are_counted_and_the_first_named(made: FeatureSet) -> None:
     valid = ~np.isin(np.arange(8), [3, 5])
     with pytest.raises(StoreError, match=r"2 images of val can no longer be read.*the first is val/11\.jpg"):
         write(made, np.ones((8, 2)), valid=valid)
 
 
-def test_values_of_images_that_could_not_be_read_do_not_count(tmp_path: Path, arrays) -> None:
+def test_values_of_images_that_could_not_be_read_do_not_count(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     valid = {split: np.arange(len(each)) != 9 for split, each in labels.items()}
     for each in (np.nan, 1e39, 1e-60):
@@ -88,7 +91,7 @@ def test_values_of_images_that_could_not_be_read_do_not_count(tmp_path: Path, ar
 
 
 @pytest.fixture
-def with_digests(tmp_path):
+def with_digests(tmp_path: Path) -> tuple[FeatureSet, Array]:
     """Ten rows in chunks of 4, whose layer x was made from images of digests 1 to 10; row 6 has none."""
     rows = {"val": SplitRows(labels=np.zeros(10, np.int64), paths=[f"{i}.jpg" for i in range(10)], class_names=("a",))}
     manifest = Manifest(
@@ -108,7 +111,7 @@ def with_digests(tmp_path):
     return made, digests
 
 
-def write_layer(made, layer, digests):
+def write_layer(made: FeatureSet, layer: str, digests: Array) -> None:
     writer = ChunkWriter(made)
     for work in made.pending([layer]):
         rows = made.grid(work.split).rows(work.chunk)
@@ -119,7 +122,9 @@ def write_layer(made, layer, digests):
 @pytest.mark.parametrize(
     ("changed", "named"), [([5], r"5\.jpg"), ([4, 7], r"4\.jpg.*7\.jpg"), ([9], r"9\.jpg"), ([0], r"0\.jpg")]
 )
-def test_other_images_under_the_same_names_are_refused_by_name(with_digests, changed, named) -> None:
+def test_other_images_under_the_same_names_are_refused_by_name(
+    with_digests: tuple[FeatureSet, Array], changed: list[int], named: str
+) -> None:
     made, digests = with_digests
     digests[changed] = 99
     with pytest.raises(StoreError, match=rf"images of val are not those .* made from: {named}\. Their names"):
@@ -127,7 +132,7 @@ def test_other_images_under_the_same_names_are_refused_by_name(with_digests, cha
 
 
 @pytest.mark.parametrize("digest", [0, 1, 99])
-def test_images_without_a_digest_are_not_compared(with_digests, digest) -> None:
+def test_images_without_a_digest_are_not_compared(with_digests: tuple[FeatureSet, Array], digest: int) -> None:
     """Neither those that had none before, nor those that have none now."""
     made, digests = with_digests
     digests[6] = digest

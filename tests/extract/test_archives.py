@@ -8,17 +8,20 @@ import os
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
 from featbench.extract.data.archives import members
+from featbench.extract.data.image_sources import ListedSource
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import ChangedError, DataError
 
 
-def packed(folder, archive, *, inside="", compression=zipfile.ZIP_STORED):
+def packed(folder: Path, archive: Path, *, inside: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
     """Pack a folder in an order of its own: the reverse."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), reverse=True)
     if archive.suffix == ".zip":
@@ -32,7 +35,7 @@ def packed(folder, archive, *, inside="", compression=zipfile.ZIP_STORED):
     return archive
 
 
-def shard(folder, split, *, label):
+def shard(folder: Path, split: str, *, label: Callable[..., Any]) -> None:
     """Write a split as a WebDataset of two shards, in the folder's order."""
     classes = sorted(path.name for path in (folder / split).iterdir())
     images = sorted((folder / split).rglob("*.jpg"), key=lambda path: (str(path.parent), path.name))
@@ -46,7 +49,7 @@ def shard(folder, split, *, label):
                 made.addfile(info, io.BytesIO(text.encode()))
 
 
-def same_images(ours, theirs):
+def same_images(ours: dict[str, ListedSource], theirs: dict[str, ListedSource]) -> None:
     for split in ("train", "val"):
         assert ours[split].rows.labels.tolist() == theirs[split].rows.labels.tolist()
         for row in range(len(theirs[split].rows.labels)):
@@ -62,7 +65,9 @@ def same_images(ours, theirs):
         ("all.zip", {}),
     ],
 )
-def test_an_archive_of_the_folder_is_the_folder(photographs: Path, tmp_path: Path, name, options) -> None:
+def test_an_archive_of_the_folder_is_the_folder(
+    photographs: Path, tmp_path: Path, name: str, options: dict[str, int | str]
+) -> None:
     folder = open_sources(source="folder", root=photographs)
     archive = open_sources(source="folder", root=packed(photographs, tmp_path / name, **options))
     same_images(archive, folder)
@@ -71,7 +76,7 @@ def test_an_archive_of_the_folder_is_the_folder(photographs: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("inside", ["", "val/"])
-def test_each_split_may_be_an_archive(photographs: Path, inside) -> None:
+def test_each_split_may_be_an_archive(photographs: Path, inside: str) -> None:
     folder = open_sources(source="folder", root=photographs)
     root = Path(shutil.copytree(photographs, photographs.parent / "mixed"))
     packed(root / "val", root / "val.tar", inside=inside)
@@ -85,13 +90,13 @@ def test_a_zip_with_sizes_after_the_files_is_read(photographs: Path, tmp_path: P
     """As `zip` writes to a pipe."""
 
     class Pipe(io.RawIOBase):
-        def __init__(self, file):
+        def __init__(self, file: IO[bytes]) -> None:
             self.file = file
 
-        def writable(self):
+        def writable(self) -> bool:
             return True
 
-        def write(self, data):
+        def write(self, data: bytes) -> int:
             return self.file.write(data)
 
     with (tmp_path / "all.zip").open("wb") as file, zipfile.ZipFile(Pipe(file), "w", zipfile.ZIP_DEFLATED) as made:
@@ -128,7 +133,7 @@ def test_archives_that_cannot_be_read_in_place_are_refused(photographs: Path, tm
 
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/outside.jpg", "a/../../b.jpg"])
-def test_a_path_that_leads_out_of_an_archive_is_refused(tmp_path: Path, name) -> None:
+def test_a_path_that_leads_out_of_an_archive_is_refused(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as made:
         made.writestr(name, b"x")
     with pytest.raises(DataError, match="leads out of the archive"):
@@ -150,7 +155,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_shards_give_the_images_and_labels_of_the_folder(photographs: Path, label) -> None:
+def test_shards_give_the_images_and_labels_of_the_folder(photographs: Path, label: str) -> None:
     for split in ("train", "val"):
         shard(photographs, split, label=LABELS[label])
     folder = open_sources(source="folder", root=photographs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ FILES = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -68,7 +70,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def found(name):
+def found(name: str) -> dict[str, str]:
     with watching_code() as ran:
         trunk = build_trunk(name)
         trunk(torch.zeros(1, 3, 4, 4))
@@ -90,7 +92,9 @@ def found(name):
     ],
 )
 @pytest.mark.parametrize("times", [1, 2])
-def test_every_file_that_the_model_came_from_is_covered_however_it_is_loaded(folder, name, files, times) -> None:
+def test_every_file_that_the_model_came_from_is_covered_however_it_is_loaded(
+    folder: Path, name: str, files: set[str], times: int
+) -> None:
     """Also the second time in a process, when Python imports nothing again."""
     for _ in range(times):
         made = found(name)
@@ -99,7 +103,7 @@ def test_every_file_that_the_model_came_from_is_covered_however_it_is_loaded(fol
     assert all(made[file] == hashlib.sha256((root / file).read_bytes()).hexdigest() for file in files)
 
 
-def test_a_module_of_the_users_named_like_an_installed_one_counts(folder) -> None:
+def test_a_module_of_the_users_named_like_an_installed_one_counts(folder: Path) -> None:
     (folder / "colorsys.py").write_text("ONE = 1\n")
     (folder / "own.py").write_text("import colorsys, net, json, torchvision\nassert colorsys.ONE\nmake = net.Net\n")
     known = sys.modules.pop("colorsys", None)
@@ -111,7 +115,9 @@ def test_a_module_of_the_users_named_like_an_installed_one_counts(folder) -> Non
             sys.modules["colorsys"] = known
 
 
-def test_names_do_not_depend_on_where_the_code_is(folder, tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_do_not_depend_on_where_the_code_is(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = tmp_path_factory.mktemp("library")
     (library / "layers").mkdir()
     (library / "layers" / "deep.py").write_text(NET)
@@ -122,7 +128,7 @@ def test_names_do_not_depend_on_where_the_code_is(folder, tmp_path_factory, monk
         sys.modules.pop(name, None)
 
 
-def test_code_that_has_changed_since_it_was_loaded_is_refused(folder) -> None:
+def test_code_that_has_changed_since_it_was_loaded_is_refused(folder: Path) -> None:
     found("by_import.py:make")
     (folder / "net.py").write_text(NET + "# changed\n")
     with pytest.raises(ModelError, match=r"net.py has changed since it was loaded"):

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +24,11 @@ from featbench.extract.decoders import BatchRows, Decoders
 from featbench.extract.errors import DecoderError, OutOfMemoryError, RemoteError
 from featbench.store import BenchError, Work
 from featbench.store.layout import RowRange
+from featbench.store.typing import Array
 from tests.conftest import ROOT
 
 
-def rows_of_batch(start, stop):
+def rows_of_batch(start: int, stop: int) -> BatchRows:
     work = Work(split="train", chunk=0, layers=("res5",), valid=True)
     return BatchRows(work=work, rows=RowRange(start=start, stop=stop))
 
@@ -36,20 +39,20 @@ LARGE = (4, 3, 1024, 1024)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from Linux's /proc")
 
 
-def pixels_of(batch):
+def pixels_of(batch: BatchRows) -> tuple[Array, tuple[int, int]]:
     start = batch.rows.start
     random = np.random.default_rng(start)
     return random.integers(0, 256, LARGE, dtype=np.uint8), (start, os.getpid())
 
 
-def is_alive(pid):
+def is_alive(pid: int | str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition: Callable[..., Any], seconds: int = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -72,8 +75,8 @@ def test_pixels_and_notes_come_whole_from_several_processes() -> None:
 @pytest.mark.parametrize(
     ("number", "text"), [(signal.SIGKILL, "most likely memory ran out"), (signal.SIGSEGV, "died of SIGSEGV")]
 )
-def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text) -> None:
-    def dies(batch):
+def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number: int, text: str) -> None:
+    def dies(batch: BatchRows) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.disable()
         os.kill(os.getpid(), number)
@@ -90,7 +93,7 @@ def test_a_process_that_is_killed_is_reported_at_once_with_its_rows(number, text
 def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
 
-    def dies_halfway(descriptor, data):
+    def dies_halfway(descriptor: int, data: bytes) -> int:
         if len(data) < 1_000_000:
             return real(descriptor, data)
         real(descriptor, data[: len(data) // 2])
@@ -102,7 +105,7 @@ def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch: pytest.Mo
 
 
 def test_what_a_process_raises_is_raised_here() -> None:
-    def raises(batch):
+    def raises(batch: BatchRows) -> None:
         raise {0: BenchError("no such file"), 4: MemoryError(), 8: RecursionError("too deep")}[batch.rows.start]
 
     with Decoders(raises, workers=1) as pool:
@@ -119,10 +122,10 @@ def test_what_a_process_raises_is_raised_here() -> None:
 
 def test_an_error_that_cannot_be_sent_is_sent_as_its_text() -> None:
     class Odd(BenchError):
-        def __init__(self, one, two):
+        def __init__(self, one: str, two: str) -> None:
             super().__init__(f"{one} {two}")
 
-    def raises(batch):
+    def raises(batch: BatchRows) -> None:
         raise Odd("an odd", "error")
 
     with Decoders(raises, workers=1) as pool, pytest.raises(BenchError, match="^an odd error$"):
@@ -144,14 +147,14 @@ def test_closing_ends_processes_that_are_stuck_and_ignore_signals() -> None:
     assert all(future.done() for future in futures)
 
 
-def hangs(batch):
+def hangs(batch: BatchRows) -> None:
     time.sleep(600)
 
 
 @pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(2)])
 @pytest.mark.parametrize("platform", [sys.platform, "another"])
 def test_processes_end_with_a_parent_that_is_killed_or_exits_at_once(
-    monkeypatch: pytest.MonkeyPatch, end, platform
+    monkeypatch: pytest.MonkeyPatch, end: Callable[..., Any], platform: str
 ) -> None:
     monkeypatch.setattr(lifetime.sys, "platform", platform)
     monkeypatch.setattr(decoders.sys, "platform", "linux")
@@ -201,7 +204,7 @@ def test_too_few_file_descriptors_or_processes_are_a_message_that_says_what_to_d
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    def refuses():
+    def refuses() -> None:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "fork", refuses)
@@ -210,7 +213,7 @@ def test_too_few_file_descriptors_or_processes_are_a_message_that_says_what_to_d
 
 
 def test_nothing_is_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*arguments, **settings):
+    def refuses(*arguments: Any, **settings: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("_multiprocessing.SemLock", refuses)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +50,10 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def models():
+def models() -> Callable[..., Model]:
     built: dict[str, Model] = {}
 
-    def get(kind):
+    def get(kind: str) -> Model:
         if kind not in built:
             name, options, heads, layer = TRUNKS[kind]
             trunk = build_trunk(name, options, heads=heads, seed=5)
@@ -68,7 +70,7 @@ def models():
     return get
 
 
-def load(model, content, **options):
+def load(model: Model, content: dict[str, Any], **options: str) -> tuple[torch.Tensor, str]:
     """Fill the poisoned model from a checkpoint's content; return its layer, and how the file was read."""
     trunk = model.taps.trunk
     found = find_weights(content, wanted=names_of(trunk), where="w.pth", **options)
@@ -78,29 +80,31 @@ def load(model, content, **options):
     return layer, found.read_as
 
 
-def under(prefix, state, *, drop=("fc.", "head.")):
+def under(
+    prefix: str, state: dict[str, torch.Tensor], *, drop: tuple[str, str] = ("fc.", "head.")
+) -> dict[str, torch.Tensor]:
     """The trunk's state under a prefix, without a classifier, as self-supervised projects have it."""
     return {prefix + key: value for key, value in state.items() if not key.startswith(drop)}
 
 
-def noise(*names, shape=(3, 3)):
+def noise(*names: str, shape: tuple[int, int] = (3, 3)) -> dict[str, torch.Tensor]:
     """Tensors that belong to other parts."""
     return {name: torch.rand(shape) for name in names}
 
 
-def other(prefix, state):
+def other(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Another encoder of the same shapes and other values."""
     return {key: torch.full_like(value, 0.123) for key, value in under(prefix, state).items()}
 
 
-def split(state):
+def split(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The trunk's and the heads' state of a model with heads."""
     trunk = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
     heads = {key.removeprefix("heads."): value for key, value in state.items() if key.startswith("heads.")}
     return trunk, heads
 
 
-def vissl(state):
+def vissl(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     trunk, heads = split(state) if any(key.startswith("trunk.") for key in state) else (state, {})
     model = {"trunk": under("_feature_blocks.", trunk), "heads": heads}
     return {
@@ -111,7 +115,7 @@ def vissl(state):
     }
 
 
-def vissl_dino(state):
+def vissl_dino(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     trunk, heads = split(state)
     teacher = under("momentum_teacher.module.trunk.", trunk) | under("momentum_teacher.module.heads.", heads)
     student = {"trunk": other("", trunk), "heads": other("", heads)}
@@ -121,7 +125,7 @@ def vissl_dino(state):
     }
 
 
-def classy_regnet(state):
+def classy_regnet(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """VISSL names the stages res2 to res5, ClassyVision names the parts of a block otherwise than torchvision."""
     renamed = {}
     for key, value in state.items():
@@ -134,7 +138,7 @@ def classy_regnet(state):
     return {"classy_state_dict": {"base_model": {"model": {"trunk": renamed, "heads": {}}}}}
 
 
-def moco(state):
+def moco(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     trunk, heads = split(state)
     query = under("module.encoder_q.", trunk) | {
         f"module.encoder_q.fc.{key.removeprefix('0.clf.')}": value for key, value in heads.items()
@@ -144,51 +148,51 @@ def moco(state):
     return {"epoch": 200, "arch": "resnet18", "state_dict": query | key_encoder | rest, "optimizer": {"state": {}}}
 
 
-def moco_v1(state):
+def moco_v1(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     content = under("module.encoder_q.", state) | noise("module.encoder_q.fc.weight", "module.encoder_q.fc.bias")
     return {"state_dict": content | other("module.encoder_k.", state) | noise("module.queue")}
 
 
-def moco_v3(state):
+def moco_v3(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     base = under("module.base_encoder.", state) | noise("module.base_encoder.head.0.weight")
     return {"state_dict": base | other("module.momentum_encoder.", state) | noise("module.predictor.0.weight")}
 
 
-def simsiam(state):
+def simsiam(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     encoder = under("module.encoder.", state) | noise("module.encoder.fc.0.weight", "module.encoder.fc.6.bias")
     return {"epoch": 100, "state_dict": encoder | noise("module.predictor.0.weight")}
 
 
-def simclr(state):
+def simclr(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     trunk, heads = split(state)
     head = {f"backbone.fc.{key.removeprefix('0.clf.')}": value for key, value in heads.items()}
     return {"epoch": 9, "arch": "resnet18", "state_dict": under("backbone.", trunk) | head}
 
 
-def simclr_encoder(state):
+def simclr_encoder(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     return under("encoder.", state) | noise("projector.0.weight", "projector.2.weight")
 
 
-def byol(state):
+def byol(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     online = under("online_encoder.net.", state) | noise("online_encoder.projector.net.0.weight")
     return online | other("target_encoder.net.", state) | noise("online_predictor.net.0.weight")
 
 
-def byol_networks(state):
+def byol_networks(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     online = under("module.online_network.encoder.", state) | noise("module.online_network.projetion.net.0.weight")
     return {"model": online | other("module.target_network.encoder.", state) | noise("module.predictor.net.0.weight")}
 
 
-def barlow_twins(state):
+def barlow_twins(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     model = under("module.backbone.", state) | noise("module.projector.0.weight", "module.bn.running_mean")
     return {"epoch": 300, "model": model, "optimizer": {"state": {}}}
 
 
-def vicreg(state):
+def vicreg(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {"epoch": 300, "model": under("module.backbone.", state) | noise("module.projector.0.weight")}
 
 
-def swav(state):
+def swav(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     trunk, heads = split(state)
     head = {
         "module." + key.removeprefix("0.").replace("prototypes0.", "prototypes."): value for key, value in heads.items()
@@ -196,7 +200,7 @@ def swav(state):
     return under("module.", trunk) | head
 
 
-def deepcluster(state):
+def deepcluster(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     trunk, heads = split(state)
     head = {
         "module." + key.removeprefix("0.").replace("prototypes0.", "prototypes.prototypes0."): value
@@ -205,7 +209,7 @@ def deepcluster(state):
     return {"epoch": 1, "state_dict": under("module.", trunk) | head, "optimizer": {}}
 
 
-def dino(state):
+def dino(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     trunk, heads = split(state)
     names = {key: key.removeprefix("0.").replace("prototypes0.", "last_layer.") for key in heads}
     teacher = under("backbone.", trunk) | {f"head.{names[key]}": value for key, value in heads.items()}
@@ -213,14 +217,14 @@ def dino(state):
     return {"student": student, "teacher": teacher, "optimizer": {"state": {}}, "epoch": 100, "dino_loss": {}}
 
 
-def ibot(state):
+def ibot(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     teacher = under("module.backbone.", state) | noise(
         "module.backbone.masked_embed", "module.head.last_layer.weight_v"
     )
     return {"student": other("module.backbone.", state) | noise("module.head.mlp.0.weight"), "teacher": teacher}
 
 
-def dinov2_training(state):
+def dinov2_training(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The backbone's blocks lie in chunks for FSDP."""
     teacher = {}
     for key, value in under("backbone.", state).items():
@@ -228,12 +232,12 @@ def dinov2_training(state):
     return {"teacher": teacher | noise("dino_head.mlp.0.weight", "ibot_head.mlp.0.weight", "backbone.mask_token")}
 
 
-def mae(state):
+def mae(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     model = under("", state) | noise("mask_token", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight")
     return {"model": model | noise("decoder_pred.weight"), "epoch": 800, "scaler": {"scale": 1.0}}
 
 
-def solo_learn(state):
+def solo_learn(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     content = under("backbone.", state) | noise("classifier.weight", "projector.0.weight")
     return {
         "epoch": 1,
@@ -243,7 +247,7 @@ def solo_learn(state):
     }
 
 
-def ijepa(state):
+def ijepa(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {
         "encoder": other("module.", state),
         "predictor": noise("module.predictor_embed.weight"),
@@ -252,7 +256,7 @@ def ijepa(state):
     }
 
 
-def lightly(state):
+def lightly(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """A LightningModule with the children of a ResNet, but for the last, as a sequence."""
     numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     names = {key: re.sub(r"^\w+", lambda m: str(numbers.get(m[0])), key) for key in under("", state)}
@@ -260,7 +264,7 @@ def lightly(state):
     return {"state_dict": content, "pytorch-lightning_version": "2.0"}
 
 
-def transformers_vit(state):
+def transformers_vit(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     content = {}
     for key, value in under("", state).items():
         key = key.replace("blocks.", "encoder.layer.").replace("attn.proj.", "attention.output.dense.")
@@ -277,7 +281,7 @@ def transformers_vit(state):
     return content | noise("classifier.weight", "vit.pooler.dense.weight")
 
 
-def transformers_dinov2(state):
+def transformers_dinov2(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     content = {}
     for key, value in under("", state).items():
         key = key.replace("blocks.", "encoder.layer.").replace("attn.proj.", "attention.output.dense.")
@@ -293,7 +297,7 @@ def transformers_dinov2(state):
     return content | noise("embeddings.mask_token")
 
 
-def transformers_resnet(state):
+def transformers_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     content = {}
     for key, value in under("", state).items():
         key = key.replace("conv1.", "embedder.embedder.convolution.", 1) if key.startswith("conv1") else key
@@ -351,7 +355,7 @@ IDS = [f"{number}-{read_as}-{kind}" for number, (_, kind, read_as) in enumerate(
 
 @pytest.mark.parametrize(("write", "kind", "read_as"), CASES, ids=IDS)
 def test_a_checkpoint_gives_the_features_of_the_model_that_it_was_saved_from(
-    models, tmp_path: Path, write, kind, read_as
+    models: Callable[..., Model], tmp_path: Path, write: Callable[..., Any], kind: str, read_as: str
 ) -> None:
     model = models(kind)
     torch.save(write(model.state), tmp_path / "w.pth")
@@ -361,7 +365,9 @@ def test_a_checkpoint_gives_the_features_of_the_model_that_it_was_saved_from(
 
 
 @pytest.mark.parametrize(("write", "kind", "read_as"), CASES, ids=IDS)
-def test_a_checkpoint_with_one_mismatch_is_refused(models, write, kind, read_as) -> None:
+def test_a_checkpoint_with_one_mismatch_is_refused(
+    models: Callable[..., Model], write: Callable[..., Any], kind: str, read_as: str
+) -> None:
     model = models(kind)
     first = next(key for key in model.state if key.endswith("weight") and model.state[key].ndim == 4)
     broken = {
@@ -380,18 +386,20 @@ def test_a_checkpoint_with_one_mismatch_is_refused(models, write, kind, read_as)
     ("write", "kind"),
     [(vissl, "resnet18 + mlp"), (moco, "resnet18 + mlp"), (swav, "resnet18 + swav"), (dino, "vit + dino")],
 )
-def test_a_checkpoint_without_the_head_that_is_evaluated_is_refused(models, write, kind) -> None:
+def test_a_checkpoint_without_the_head_that_is_evaluated_is_refused(
+    models: Callable[..., Model], write: Callable[..., Any], kind: str
+) -> None:
     model = models(kind)
     headless = {key: value for key, value in model.state.items() if not key.startswith("heads.")}
     with pytest.raises(WeightsError, match=r"missing +\d+  heads\.0\."):
         load(model, write(headless))
 
 
-def student_only(content):
+def student_only(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "teacher"}
 
 
-def without(content, *beginnings):
+def without(content: dict[str, dict[str, torch.Tensor]], *beginnings: str) -> dict[str, dict[str, torch.Tensor]]:
     state = content.get("state_dict", content)
     kept = {key: value for key, value in state.items() if not key.startswith(beginnings)}
     return {"state_dict": kept} if "state_dict" in content else kept
@@ -407,14 +415,16 @@ def without(content, *beginnings):
         (lambda state: without(solo_learn(state), "backbone."), "resnet18", "online", "momentum"),
     ],
 )
-def test_the_student_is_not_loaded_as_the_teacher(models, make, kind, evaluated, held) -> None:
+def test_the_student_is_not_loaded_as_the_teacher(
+    models: Callable[..., Model], make: Callable[..., Any], kind: str, evaluated: str, held: str
+) -> None:
     """The same shapes and other features: the other encoder is taken only if it is asked for."""
     model = models(kind)
     with pytest.raises(WeightsError, match=rf"expected the branch {evaluated}.*only {held}.*branch={held}"):
         load(model, make(model.state))
 
 
-def test_the_other_encoder_is_loaded_on_request(models) -> None:
+def test_the_other_encoder_is_loaded_on_request(models: Callable[..., Model]) -> None:
     model = models("resnet18")
     layer, how = load(model, moco_v1(model.state), branch="key")
     assert how == "MoCo, key"
@@ -424,7 +434,7 @@ def test_the_other_encoder_is_loaded_on_request(models) -> None:
         load(model, moco_v1(model.state), branch="teacher")
 
 
-def test_a_deeper_model_of_the_same_shapes_is_refused(models) -> None:
+def test_a_deeper_model_of_the_same_shapes_is_refused(models: Callable[..., Model]) -> None:
     """Name by name, ResNet-101 holds a whole ResNet-50; its features would be computed with 17 blocks missing."""
     trunk = build_trunk("resnet50", {})
     taps = TappedTrunk(trunk, name="resnet50", layers=layers_of(["res4"]))
@@ -435,14 +445,14 @@ def test_a_deeper_model_of_the_same_shapes_is_refused(models) -> None:
         load_strictly(trunk, build_trunk("resnet101", {}).state_dict(), used=used, where="w.pth")
 
 
-def test_registers_that_the_model_lacks_are_refused(models) -> None:
+def test_registers_that_the_model_lacks_are_refused(models: Callable[..., Model]) -> None:
     model = models("vit")
     more = {"register_tokens": torch.ones(1, 4, 24)}
     with pytest.raises(WeightsError, match=r"register_tokens(.|\n)*weights.ignore=\[register_tokens\]"):
         load(model, model.state | more)
 
 
-def test_a_given_location_is_used_and_nothing_else(models) -> None:
+def test_a_given_location_is_used_and_nothing_else(models: Callable[..., Model]) -> None:
     model = models("resnet18")
     content = {"nets": {"a": {f"x.{key}": value for key, value in model.state.items()} | noise("y.w")}}
     layer, how = load(model, content, key="nets.a", remove_prefix="x.")
@@ -458,7 +468,7 @@ def test_a_given_location_is_used_and_nothing_else(models) -> None:
         load(model, content, key="nets.a", branch="student")
 
 
-def test_a_file_with_colliding_names_is_refused(models) -> None:
+def test_a_file_with_colliding_names_is_refused(models: Callable[..., Model]) -> None:
     """One of the two would overwrite the other."""
     model = models("resnet18")
     content = {"state_dict": under("model.", model.state) | other("backbone.", model.state)}
@@ -477,14 +487,16 @@ def test_the_names_of_torchvisions_densenet_weights_are_todays() -> None:
     assert renamed.keys() == state.keys()
 
 
-def test_a_given_location_with_vissls_names_finds_trunk_and_heads(models) -> None:
+def test_a_given_location_with_vissls_names_finds_trunk_and_heads(models: Callable[..., Model]) -> None:
     model = models("vit + dino")
     layer, _ = load(model, vissl_dino(model.state), key="loss", remove_prefix="momentum_teacher.module.")
     assert torch.equal(layer, model.expected)
 
 
 @pytest.mark.parametrize("position_resize", ["bicubic", "offset", "antialias"])
-def test_position_embeddings_are_interpolated_for_another_size(models, position_resize) -> None:
+def test_position_embeddings_are_interpolated_for_another_size(
+    models: Callable[..., Model], position_resize: str
+) -> None:
     """A ramp of positions stays one; the class token's position stays as it is; and it is reported."""
     state = dict(models("vit").state)
     ramp = torch.linspace(0, 1, 4)
@@ -507,7 +519,7 @@ def test_position_embeddings_are_interpolated_for_another_size(models, position_
     assert rows[-1, 0, 0].item() == pytest.approx(1, abs=0.1)
 
 
-def test_position_embeddings_of_another_width_are_refused(models) -> None:
+def test_position_embeddings_of_another_width_are_refused(models: Callable[..., Model]) -> None:
     model = models("vit")
     state = model.state | {"pos_embed": torch.rand(1, 17, 25)}
     with pytest.raises(WeightsError, match=r"pos_embed is \(1, 17, 25\), the model has \(1, 17, 24\)"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,49 +21,49 @@ from tests.conftest import save_image
 CLASSES = ["cat", "dog's", "émeu bleu"]
 
 
-def rows_of(root, split):
+def rows_of(root: Path, split: str) -> tuple[list[str], list[int]]:
     """Paths and class numbers of a split of the photographs, in the folder's order."""
     paths = sorted((root / split).rglob("*.jpg"), key=lambda path: (str(path.parent), path.name))
     return [str(path.relative_to(root)) for path in paths], [CLASSES.index(path.parent.name) for path in paths]
 
 
-def write_npy(folder, split, paths, labels):
+def write_npy(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     np.save(folder / f"{split}.npy", np.array(paths))
     np.save(folder / f"{split}_labels.npy", np.array(labels))
     return {f"{split}_list": folder / f"{split}.npy", f"{split}_labels": folder / f"{split}_labels.npy"}
 
 
-def write_bytes_npy(folder, split, paths, labels):
+def write_bytes_npy(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     np.save(folder / f"{split}.npy", np.array([path.encode() for path in paths]))
     np.save(folder / f"{split}_labels.npy", np.array([CLASSES[label] for label in labels]))
     return {f"{split}_list": folder / f"{split}.npy", f"{split}_labels": folder / f"{split}_labels.npy"}
 
 
-def write_txt(folder, split, paths, labels):
+def write_txt(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     text = "".join(f"/{path} {label}\n" for path, label in zip(paths, labels, strict=True))
     (folder / f"{split}.txt").write_text(text)
     return {f"{split}_list": folder / f"{split}.txt"}
 
 
-def write_places205(folder, split, paths, labels):
+def write_places205(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     """Its lists end in .csv and are separated by spaces."""
     write_txt(folder, split, paths, labels).popitem()[1].rename(folder / f"{split}.csv")
     return {f"{split}_list": folder / f"{split}.csv"}
 
 
-def write_csv(folder, split, paths, labels):
+def write_csv(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     text = "".join(f'{row},"{path}",{CLASSES[labels[row]]}\n' for row, path in enumerate(paths))
     (folder / f"{split}.csv").write_text(f"row,path,class\n{text}")
     return {f"{split}_list": folder / f"{split}.csv"}
 
 
-def write_two_csvs(folder, split, paths, labels):
+def write_two_csvs(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     (folder / f"{split}.csv").write_text("path\n" + "\n".join(paths) + "\n")
     (folder / f"{split}_labels.csv").write_text("class\n" + "\n".join(CLASSES[label] for label in labels) + "\n")
     return {f"{split}_list": folder / f"{split}.csv", f"{split}_labels": folder / f"{split}_labels.csv"}
 
 
-def write_json(folder, split, paths, labels):
+def write_json(folder: Path, split: str, paths: list[str], labels: list[int]) -> dict[str, Path]:
     content = {
         "images": [{"id": 7 * row, "file_name": path} for row, path in enumerate(paths)],
         "annotations": [{"image_id": 7 * row, "category_id": 10 + label} for row, label in enumerate(labels)][::-1],
@@ -71,7 +73,7 @@ def write_json(folder, split, paths, labels):
     return {f"{split}_list": folder / f"{split}.json"}
 
 
-def lists(root, folder, write):
+def lists(root: Path, folder: Path, write: Callable[..., Any]) -> dict[str, Path]:
     return {
         key: value for split in ("train", "val") for key, value in write(folder, split, *rows_of(root, split)).items()
     }
@@ -80,7 +82,9 @@ def lists(root, folder, write):
 @pytest.mark.parametrize(
     "write", [write_npy, write_bytes_npy, write_txt, write_places205, write_csv, write_two_csvs, write_json]
 )
-def test_every_kind_of_list_gives_the_rows_of_the_folder(photographs: Path, tmp_path: Path, write) -> None:
+def test_every_kind_of_list_gives_the_rows_of_the_folder(
+    photographs: Path, tmp_path: Path, write: Callable[..., Any]
+) -> None:
     listed = open_sources(source="filelist", root=photographs, **lists(photographs, tmp_path, write))
     folder = open_sources(source="folder", root=photographs)
     for split in ("train", "val"):
@@ -130,7 +134,7 @@ def test_numbers_index_the_names_of_a_list_of_classes(photographs: Path, tmp_pat
     assert rows.labels.tolist() == rows_of(photographs, "val")[1]
 
 
-def broken(photographs, folder, fault):
+def broken(photographs: Path, folder: Path, fault: str) -> dict[str, Path]:
     """Lists with one fault each."""
     given = lists(photographs, folder, write_npy)
     paths, labels = rows_of(photographs, "train")
@@ -193,7 +197,7 @@ def broken(photographs, folder, fault):
         ("columns", r"train\.csv: line 2 is 'train/cat/001\.jpg': expected a path and a label"),
     ],
 )
-def test_a_list_with_a_fault_is_refused_by_name(photographs: Path, tmp_path: Path, fault, message) -> None:
+def test_a_list_with_a_fault_is_refused_by_name(photographs: Path, tmp_path: Path, fault: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_sources(source="filelist", root=photographs, **broken(photographs, tmp_path, fault))
 
@@ -224,7 +228,7 @@ NUMBERS = [3, 1, 2]
 
 
 @pytest.fixture
-def imagenet(tmp_path):
+def imagenet(tmp_path: Path) -> Path:
     """Three classes: train in class folders, val flat, with the labels 2, 0, 1, 0 of the sorted classes."""
     root = tmp_path / "imagenet"
     for wnid in WNIDS:
@@ -234,7 +238,7 @@ def imagenet(tmp_path):
     return root
 
 
-def write_devkit(root):
+def write_devkit(root: Path) -> Path:
     data = root / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
     synsets = np.array(
@@ -247,14 +251,14 @@ def write_devkit(root):
     return data.parent
 
 
-def write_solution(root):
+def write_solution(root: Path) -> None:
     names = [
         f"ILSVRC2012_val_{number:08d},{WNIDS[label]} 1 2 3 4" for number, label in enumerate((2, 0, 1, 0), start=1)
     ]
     (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(names[::-1]) + "\n")
 
 
-def test_flat_val_is_labelled_by_the_development_kit(imagenet) -> None:
+def test_flat_val_is_labelled_by_the_development_kit(imagenet: Path) -> None:
     devkit = write_devkit(imagenet)
     rows = open_sources(source="folder", root=imagenet)["val"].rows
     assert rows.labels.tolist() == [2, 0, 1, 0]
@@ -265,7 +269,7 @@ def test_flat_val_is_labelled_by_the_development_kit(imagenet) -> None:
     assert packed["val"].rows.labels.tolist() == [2, 0, 1, 0]
 
 
-def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet) -> None:
+def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet: Path) -> None:
     write_devkit(imagenet)
     unpacked = open_sources(source="folder", root=imagenet)["val"].rows
     with tarfile.open(imagenet / "val.tar", "w") as made:
@@ -278,7 +282,7 @@ def test_flat_val_may_be_an_archive_as_it_is_distributed(imagenet) -> None:
     assert packed.open(3).size == (40, 30)
 
 
-def test_flat_val_is_labelled_by_a_list(imagenet, caplog: pytest.LogCaptureFixture) -> None:
+def test_flat_val_is_labelled_by_a_list(imagenet: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_solution(imagenet)
     assert open_sources(source="folder", root=imagenet)["val"].rows.labels.tolist() == [2, 0, 1, 0]
     (imagenet / "val.txt").write_text("".join(f"ILSVRC2012_val_{n:08d}.JPEG {n % 3}\n" for n in range(1, 6)))
@@ -288,7 +292,7 @@ def test_flat_val_is_labelled_by_a_list(imagenet, caplog: pytest.LogCaptureFixtu
     assert "labels whose image is not there: 1" in caplog.text
 
 
-def test_flat_val_without_labels_stops_or_warns(imagenet) -> None:
+def test_flat_val_without_labels_stops_or_warns(imagenet: Path) -> None:
     with pytest.raises(DataError, match=r"train has 3 class folders, val has 4 images and no class folder.*val_labels"):
         open_sources(source="folder", root=imagenet)
     unlabelled = open_sources(source="folder", root=imagenet, on_class_fault="warn")
@@ -304,13 +308,13 @@ def test_flat_val_without_labels_stops_or_warns(imagenet) -> None:
         ("".join(f"ILSVRC2012_val_{n:08d}.JPEG\n" for n in range(1, 5)), "expected a path and a label"),
     ],
 )
-def test_labels_that_do_not_fit_a_flat_val_are_refused(imagenet, text, message) -> None:
+def test_labels_that_do_not_fit_a_flat_val_are_refused(imagenet: Path, text: str, message: str) -> None:
     (imagenet / "labels.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         open_sources(source="folder", root=imagenet, val_labels="labels.txt")
 
 
-def test_a_damaged_development_kit_is_refused(imagenet) -> None:
+def test_a_damaged_development_kit_is_refused(imagenet: Path) -> None:
     devkit = write_devkit(imagenet)
     (devkit / "data" / "meta.mat").write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(DataError, match=r"meta\.mat is not that of ImageNet's development kit"):
@@ -321,7 +325,7 @@ def test_a_damaged_development_kit_is_refused(imagenet) -> None:
 
 
 @pytest.mark.parametrize("truth", ["1\nx\n", "9999999\n", "\x00\n"])
-def test_a_development_kit_with_other_numbers_is_refused(imagenet, truth) -> None:
+def test_a_development_kit_with_other_numbers_is_refused(imagenet: Path, truth: str) -> None:
     (write_devkit(imagenet) / "data/ILSVRC2012_validation_ground_truth.txt").write_text(truth)
     with pytest.raises(DataError, match="does not hold one of data/meta.mat's numbers"):
         open_sources(source="folder", root=imagenet)
@@ -329,7 +333,7 @@ def test_a_development_kit_with_other_numbers_is_refused(imagenet, truth) -> Non
 
 @pytest.mark.parametrize("kind", ["large", "large archive", "cut", "changed"])
 def test_a_hostile_development_kit_is_refused_without_reading_it_all(
-    imagenet, monkeypatch: pytest.MonkeyPatch, kind
+    imagenet: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(labels, "MOST_BYTES", 2**18)
     source = devkit = write_devkit(imagenet)

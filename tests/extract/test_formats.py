@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,11 +37,11 @@ IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def state():
+def state() -> dict[str, torch.Tensor]:
     return build_trunk("vit", VIT, seed=5).state_dict()
 
 
-def features(path):
+def features(path: Path) -> torch.Tensor:
     """The features of a ViT with the weights of a file, as the pipeline loads them."""
     taps = TappedTrunk(build_trunk("vit", VIT, seed=6), name="vit", layers=layers_of(["flatten"]))
     taps.probe(IMAGE)
@@ -47,12 +49,12 @@ def features(path):
     return taps(IMAGE)["flatten"]
 
 
-def tar(path):
+def tar(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.add(__file__, "w.pth")
 
 
-def zipped(path, *names):
+def zipped(path: Path, *names: str) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(name, b"x")
@@ -89,31 +91,31 @@ def zipped(path, *names):
         ("w", lambda p: p.mkdir(), "a folder without model.safetensors.*It contains nothing"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_kind_is_named(tmp_path: Path, name, write, message) -> None:
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, write: Callable[..., Any], message: str) -> None:
     write(tmp_path / name)
     with pytest.raises(WeightsError, match=message) as error:
         read_checkpoint(tmp_path / name)
     assert "Copy it again" not in str(error.value) or message == "empty"
 
 
-def test_arrays_under_the_models_names_are_read_from_an_npz(tmp_path: Path, state) -> None:
+def test_arrays_under_the_models_names_are_read_from_an_npz(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in state.items()})
     torch.save(state, tmp_path / "w.pth")
     assert torch.equal(features(tmp_path / "w.npz"), features(tmp_path / "w.pth"))
 
 
-def test_safetensors_are_recognized_by_their_bytes(tmp_path: Path, state) -> None:
+def test_safetensors_are_recognized_by_their_bytes(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.bin")
     torch.save(state, tmp_path / "w.pth")
     assert torch.equal(features(tmp_path / "w.bin"), features(tmp_path / "w.pth"))
 
 
 class Doubled(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 2, 3)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.conv(images) * 2
 
 
@@ -129,7 +131,7 @@ def test_the_command_advised_for_torchscript_saves_its_state_dict(tmp_path: Path
     assert torch.equal(saved["conv.weight"], model.conv.weight)
 
 
-def test_a_flipped_bit_in_the_numbers_of_a_file_is_found(tmp_path: Path, state) -> None:
+def test_a_flipped_bit_in_the_numbers_of_a_file_is_found(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     """`torch.load` does not compare the checksums that `torch.save` writes."""
     torch.save(state, tmp_path / "w.pth")
     data = bytearray((tmp_path / "w.pth").read_bytes())
@@ -139,7 +141,7 @@ def test_a_flipped_bit_in_the_numbers_of_a_file_is_found(tmp_path: Path, state) 
         features(tmp_path / "w.pth")
 
 
-def test_a_file_without_checksums_is_read(tmp_path: Path, state) -> None:
+def test_a_file_without_checksums_is_read(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -149,7 +151,7 @@ def test_a_file_without_checksums_is_read(tmp_path: Path, state) -> None:
     assert features(tmp_path / "w.pth").isfinite().all()
 
 
-def contents(state):
+def contents(state: dict[str, torch.Tensor]) -> Iterator[Any]:
     """What stands in checkpoints besides tensors, and structures that no one expects."""
     first = next(iter(state))
     yield from (
@@ -176,7 +178,7 @@ def contents(state):
     )  # fmt: skip
 
 
-def test_odd_checkpoints_are_loaded_or_refused_by_message(tmp_path: Path, state) -> None:
+def test_odd_checkpoints_are_loaded_or_refused_by_message(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     """No traceback; what is loaded has the features of the state dict that it holds."""
     torch.save(state, tmp_path / "w.pth")
     right = features(tmp_path / "w.pth")
@@ -193,7 +195,7 @@ def test_odd_checkpoints_are_loaded_or_refused_by_message(tmp_path: Path, state)
     assert loaded >= 5
 
 
-def mutated(data, rng):
+def mutated(data: bytes, rng: random.Random) -> bytearray:
     data = bytearray(data)
     kind = rng.randrange(5)
     if kind == 0:
@@ -213,7 +215,7 @@ def mutated(data, rng):
     return data
 
 
-def written(folder, state, how):
+def written(folder: Path, state: dict[str, torch.Tensor], how: str) -> Path:
     if how == "safetensors":
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "w.safetensors")
         return folder / "w.safetensors"
@@ -225,7 +227,7 @@ def written(folder, state, how):
 
 
 @pytest.mark.parametrize("how", ["pth", "legacy", "safetensors", "npz"])
-def test_damaged_checkpoints_are_refused_by_message(tmp_path: Path, state, how) -> None:
+def test_damaged_checkpoints_are_refused_by_message(tmp_path: Path, state: dict[str, torch.Tensor], how: str) -> None:
     """Safetensors and legacy files have no checksums: there, a changed number can't be seen."""
     path = written(tmp_path, state, how)
     data, right = path.read_bytes(), features(path)
@@ -243,7 +245,9 @@ def test_damaged_checkpoints_are_refused_by_message(tmp_path: Path, state, how) 
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_damaged_files_of_a_hub_folder_are_refused_by_message(tmp_path: Path, state, name) -> None:
+def test_damaged_files_of_a_hub_folder_are_refused_by_message(
+    tmp_path: Path, state: dict[str, torch.Tensor], name: str
+) -> None:
     save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "a.safetensors")
     config = {"model_type": "vit", "hidden_size": 24, "num_attention_heads": 2, "patch_size": 8, "image_size": 16}
     (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
@@ -273,7 +277,7 @@ def test_damaged_files_of_a_hub_folder_are_refused_by_message(tmp_path: Path, st
 
 
 @pytest.mark.parametrize("length", [0x80, 0x108, 0x8B1F & ~7, 0x4B50, 0x1480])
-def test_a_safetensors_file_is_read_whatever_the_length_of_its_header_looks_like(tmp_path: Path, length) -> None:
+def test_a_safetensors_file_is_read_whatever_the_length_of_its_header_looks_like(tmp_path: Path, length: int) -> None:
     """It begins with that length; 0x80, with which pickles begin, is the first byte of one file in 32."""
     file = tmp_path / "w.safetensors"
     least = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from featbench.extract.model.heads import build_heads
 FEATURES = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
 
 
-def built(name, **parameters):
+def built(name: str, **parameters: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A head in eval mode, with statistics of batch norm that do something, and its state."""
     torch.manual_seed(1)
     head = build_heads([(name, parameters)])[0].eval().requires_grad_(False)
@@ -21,16 +23,16 @@ def built(name, **parameters):
     return head, head.state_dict()
 
 
-def linear(state, name, x):
+def linear(state: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
 
 
-def norm(state, name, x):
+def norm(state: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
     return (x - mean) / torch.sqrt(var + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
-def close(a, b):
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-5)
 
 
@@ -74,7 +76,7 @@ def test_swavs_head_gives_the_embedding_of_unit_length() -> None:
 
 
 @pytest.mark.parametrize("use_bn", [False, True])
-def test_dinos_head_gives_the_logits_of_unit_bottlenecks(use_bn) -> None:
+def test_dinos_head_gives_the_logits_of_unit_bottlenecks(use_bn: bool) -> None:
     head, state = built("dino_head", in_dim=12, num_clusters=[6], hidden_dim=8, bottleneck_dim=4, use_bn=use_bn)
     x, step = FEATURES, 0
     for _ in range(2):

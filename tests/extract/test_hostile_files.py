@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,14 +30,14 @@ from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError, ImageError, OutOfMemoryError, UnavailableError
 from featbench.extract.transform import Transform
 from featbench.store import BenchError
-from tests.conftest import ROOT, save_image
+from tests.conftest import ROOT, Bench, save_image
 
 
 @contextmanager
-def within(seconds):
+def within(seconds: int) -> Iterator[None]:
     """Fail what does not end."""
 
-    def late(number, frame):
+    def late(number: int, frame: object) -> None:
         raise TimeoutError(f"not done after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
@@ -48,7 +50,7 @@ def within(seconds):
 
 
 @contextmanager
-def limited(kind, amount):
+def limited(kind: int, amount: int) -> Iterator[None]:
     """Allow this process no more open files, or memory, than that."""
     soft, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (amount, hard))
@@ -58,12 +60,12 @@ def limited(kind, amount):
         resource.setrlimit(kind, (soft, hard))
 
 
-def memory_in_use():
+def memory_in_use() -> int:
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def special(path, kind):
+def special(path: Path, kind: str) -> Path:
     if kind == "FIFO":
         os.mkfifo(path)
     elif kind == "socket":
@@ -79,7 +81,7 @@ def special(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder", "link to a FIFO"])
-def test_special_files_never_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind) -> None:
+def test_special_files_never_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(tmp_path)  # names of sockets are short
     with within(20), pytest.raises(ImageError, match=r"a\.png: cannot be read as an image: a .*, not a regular file"):
         read_picture(special(tmp_path / "a.png", kind), name="a.png")
@@ -108,25 +110,25 @@ def test_a_postscript_file_is_not_handed_to_another_program(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2), (1, 10_000)])
-def test_a_narrow_image_that_would_grow_too_large_is_an_error_by_name(size) -> None:
+def test_a_narrow_image_that_would_grow_too_large_is_an_error_by_name(size: tuple[int, int]) -> None:
     with within(20), pytest.raises(ImageError, match=r"strip\.png: .* it would have [\d,]+ pixels"):
         Transform(resize=256 if 1 not in size else 1024, crop=224).pixels(Image.new("RGB", size), name="strip.png")
 
 
-def one_image_zip(path, content, *, compression=zipfile.ZIP_DEFLATED):
+def one_image_zip(path: Path, content: bytes, *, compression: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", compression) as made:
         made.writestr("a.png", content)
     return path
 
 
-def read_first(archive):
+def read_first(archive: Path) -> bytes:
     member = next(iter(members(archive)))
     with archive.open("rb") as file:
         return read_member(archive, file.fileno(), start=member.start, size=member.size)
 
 
 @pytest.mark.parametrize("factor", [0.5, 100])
-def test_a_zip_member_that_lies_about_its_size_is_unpacked_no_further(tmp_path: Path, factor) -> None:
+def test_a_zip_member_that_lies_about_its_size_is_unpacked_no_further(tmp_path: Path, factor: float) -> None:
     content = bytes(10 * 2**20)
     archive = one_image_zip(tmp_path / "all.zip", content)
     changed = bytearray(archive.read_bytes())
@@ -149,7 +151,7 @@ def test_a_zip_member_of_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_flipped_bit_of_a_zip_member_is_found_by_its_checksum(tmp_path: Path, compression) -> None:
+def test_a_flipped_bit_of_a_zip_member_is_found_by_its_checksum(tmp_path: Path, compression: int) -> None:
     content = np.random.default_rng(0).bytes(3000)
     archive = one_image_zip(tmp_path / "all.zip", content, compression=compression)
     assert read_first(archive) == content
@@ -177,20 +179,20 @@ def test_malformed_lists_are_refused_with_a_message(tmp_path: Path) -> None:
         list_files(txt_list, root=tmp_path)
 
 
-def seeds_of(tmp_path):
+def seeds_of(tmp_path: Path) -> Iterator[Any]:
     """A small valid file of each kind, and what reads it."""
     for name in ("a", "b"):
         save_image(tmp_path / f"{name}.png")
 
-    def image(path):
+    def image(path: Path) -> int:
         return np.asarray(read_picture(path, name=path.name).image).sum()
 
-    def archive(path):
+    def archive(path: Path) -> None:
         for member in members(path):
             with path.open("rb") as file:
                 read_picture(read_member(path, file.fileno(), start=member.start, size=member.size), name=member.path)
 
-    def filelist(path):
+    def filelist(path: Path) -> None:
         list_files(path, root=tmp_path, on_missing="skip")
 
     for ending in ("jpg", "png", "bmp", "gif", "webp", "tiff", "ppm"):
@@ -215,7 +217,7 @@ def seeds_of(tmp_path):
     yield json.dumps(content).encode(), "x.json", filelist
 
 
-def mutated(content, random):
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
     """Flip bits, cut, repeat, or put in bytes that mean something elsewhere."""
     changed = bytearray(content)
     for _ in range(int(random.integers(1, 5))):
@@ -238,7 +240,7 @@ def mutated(content, random):
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_every_change_of_a_file_is_at_most_an_error_message(tmp_path: Path, count) -> None:
+def test_every_change_of_a_file_is_at_most_an_error_message(tmp_path: Path, count: int) -> None:
     """16 kinds of files; each is read, or refused with a BenchError, within seconds."""
     random = np.random.default_rng(count)
     read = refused = 0
@@ -258,7 +260,7 @@ def test_every_change_of_a_file_is_at_most_an_error_message(tmp_path: Path, coun
     assert refused > count
 
 
-def test_an_image_that_cannot_be_read_is_skipped_and_others_are_not(tmp_path: Path, bench) -> None:
+def test_an_image_that_cannot_be_read_is_skipped_and_others_are_not(tmp_path: Path, bench: Bench) -> None:
     for split in ("train", "val"):
         for number in range(3):
             save_image(tmp_path / "d" / split / "cat" / f"{number}.png", seed=number)
@@ -294,7 +296,7 @@ def test_archives_whose_names_have_a_nul_or_are_not_utf8_are_read_or_refused_wit
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path: Path, archive) -> None:
+def test_an_image_is_not_blamed_for_too_few_open_files(tmp_path: Path, archive: bool) -> None:
     for split in ("train", "val"):
         save_image(tmp_path / "d" / split / "a" / "0.png")
     if archive:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ MODES = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb(mode) -> None:
+def test_every_mode_becomes_rgb(mode: str) -> None:
     image = to_rgb(Image.new(mode, (5, 4)))
     assert (image.mode, image.size) == ("RGB", (5, 4))
 
@@ -48,7 +50,7 @@ def test_sixteen_bit_grayscale_is_scaled_and_not_clipped(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "gif", "webp", "tiff", "ppm"])
-def test_files_of_many_kinds_are_read(tmp_path: Path, ending) -> None:
+def test_files_of_many_kinds_are_read(tmp_path: Path, ending: str) -> None:
     assert read_picture(save_image(tmp_path / f"a.{ending}"), name="a").image.size == (40, 30)
 
 
@@ -62,7 +64,9 @@ def test_files_of_many_kinds_are_read(tmp_path: Path, ending) -> None:
     ],
 )
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, spoil, message, ending) -> None:
+def test_what_cannot_be_read_is_named_with_the_reason(
+    tmp_path: Path, spoil: Callable[..., Any], message: str, ending: str
+) -> None:
     path = save_image(tmp_path / f'it\'s a "file".{ending}', size=(200, 160))
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ImageError, match=message) as error:

@@ -7,7 +7,9 @@ import json
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +18,15 @@ from featbench.extract.data.filelists import list_files, numbered
 from featbench.extract.data.list_formats import read_list
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError
+from featbench.store import SplitRows
+from featbench.store.typing import Ints
 from tests.conftest import save_image
 
 JUNK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(140)
 
 
 @pytest.fixture
-def numeric_folders(tmp_path):
+def numeric_folders(tmp_path: Path) -> Path:
     """Class folders 0 to 11, a flat val, and which class each of its images is of."""
     root = tmp_path / "numeric"
     for name in range(12):
@@ -31,11 +35,11 @@ def numeric_folders(tmp_path):
     return root
 
 
-def names_of(rows):
+def names_of(rows: SplitRows) -> list[str | None]:
     return [rows.class_names[label] if label >= 0 else None for label in rows.labels.tolist()]
 
 
-def test_a_label_that_is_the_name_of_a_class_is_that_class(numeric_folders) -> None:
+def test_a_label_that_is_the_name_of_a_class_is_that_class(numeric_folders: Path) -> None:
     """Folders are in alphabetical order, in which 10 comes before 2 (CSAILVision/places365#22)."""
     lines = "".join(f"v{name:02d}.png,{name}\n" for name in range(12))
     (numeric_folders / "val.csv").write_text("path,label\n" + lines)
@@ -43,7 +47,7 @@ def test_a_label_that_is_the_name_of_a_class_is_that_class(numeric_folders) -> N
     assert names_of(sources["val"].rows) == [str(name) for name in range(12)]
 
 
-def test_numbers_that_may_be_names_or_indices_of_classes_are_refused(numeric_folders, tmp_path: Path) -> None:
+def test_numbers_that_may_be_names_or_indices_of_classes_are_refused(numeric_folders: Path, tmp_path: Path) -> None:
     (numeric_folders / "train" / "0").rename(numeric_folders / "train" / "12")
     lines = "".join(f"v{name:02d}.png,{name}\n" for name in range(12))
     (numeric_folders / "val.csv").write_text("path,label\n" + lines)
@@ -65,7 +69,9 @@ def test_numbers_that_may_be_names_or_indices_of_classes_are_refused(numeric_fol
         (["1_12", "11_2", "+112", "112"], None, ["1_12", "11_2", "+112", "112"]),
     ],
 )
-def test_labels_mean_these_classes(tmp_path: Path, labels, classes, expected) -> None:
+def test_labels_mean_these_classes(
+    tmp_path: Path, labels: Ints | list[str], classes: list[str] | None, expected: list[str | None]
+) -> None:
     numbers, names = numbered(labels, classes, where=tmp_path / "list")
     assert [names[number] if number >= 0 else None for number in numbers.tolist()] == expected
 
@@ -84,7 +90,12 @@ def test_an_image_with_two_labels_is_refused_by_name(photographs: Path, tmp_path
         open_sources(source="folder", root=photographs, val_labels=labels)
 
 
-def coco(path, annotations, *, categories=((1, "person"), (2, "dog"))):
+def coco(
+    path: Path,
+    annotations: list[tuple[int, int | None]],
+    *,
+    categories: tuple[tuple[int, str], tuple[int, str]] = ((1, "person"), (2, "dog")),
+) -> Path:
     content = {
         "images": [{"id": number, "file_name": f"{number}.png"} for number in range(3)],
         "annotations": [{"image_id": image, "category_id": category} for image, category in annotations],
@@ -127,7 +138,7 @@ def test_a_list_with_an_ambiguous_column_of_labels_is_refused(tmp_path: Path) ->
         read_list(where)
 
 
-def hugging_face(folder, **columns):
+def hugging_face(folder: Path, **columns: tuple[list[int | None], Callable[..., Any]]) -> Path:
     datasets = pytest.importorskip("datasets")
     buffer = io.BytesIO()
     from PIL import Image
@@ -175,7 +186,7 @@ LEAVINGS = (
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip", "nested zip"])
 def test_system_files_are_never_images(
-    photographs: Path, tmp_path: Path, kind, caplog: pytest.LogCaptureFixture
+    photographs: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = open_sources(source="folder", root=photographs)
     for name in LEAVINGS:

@@ -48,20 +48,20 @@ def test_a_path_that_occurs_twice_is_found() -> None:
 
 
 @pytest.fixture
-def settled(photographs, tmp_path, monkeypatch):
+def settled(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The photographs, listed long after they were last changed, and a folder where any listing is cached."""
     monkeypatch.setattr(listing_cache, "MANY", 1)
     age(photographs)
     return photographs, tmp_path / "cache"
 
 
-def age(root, by=10 * 10**9):
+def age(root: Path, by: int = 10 * 10**9) -> None:
     for path in (root, *root.rglob("*")):
         then = path.stat().st_mtime_ns - by
         os.utime(path, ns=(then, then))
 
 
-def counted(monkeypatch):
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count how often a split is listed from its files."""
     from featbench.extract.data import sources
 
@@ -71,7 +71,7 @@ def counted(monkeypatch):
     return calls
 
 
-def test_a_cached_listing_equals_the_listing(settled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_listing_equals_the_listing(settled: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root, folder = settled
     calls = counted(monkeypatch)
     first = open_sources(source="folder", root=root, cache=folder)
@@ -85,7 +85,7 @@ def test_a_cached_listing_equals_the_listing(settled, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "rewrite", "damage the listing"])
 def test_a_cached_listing_is_made_again_when_something_has_changed(
-    settled, monkeypatch: pytest.MonkeyPatch, change
+    settled: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     root, folder = settled
     open_sources(source="folder", root=root, cache=folder)
@@ -107,7 +107,9 @@ def test_a_cached_listing_is_made_again_when_something_has_changed(
     assert again["train"].rows.info() == open_sources(source="folder", root=root)["train"].rows.info()
 
 
-def test_any_flipped_bit_of_a_cached_listing_means_listing_again(settled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_flipped_bit_of_a_cached_listing_means_listing_again(
+    settled: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, folder = settled
     fresh = open_sources(source="folder", root=root, cache=folder)
     place = max(folder.iterdir(), key=lambda path: path.stat().st_size)
@@ -136,7 +138,7 @@ def test_a_listing_of_a_folder_that_was_just_changed_is_not_cached(
 
 @pytest.mark.parametrize(("change", "message"), [("vanish", "is gone"), ("rewrite", "was changed since")])
 def test_an_image_that_changed_after_it_was_listed_is_an_error_by_name(
-    settled, monkeypatch: pytest.MonkeyPatch, change, message
+    settled: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: str, message: str
 ) -> None:
     root, folder = settled
     monkeypatch.setattr(listing_cache, "SAMPLE", 1)  # only row 0 is looked up before the listing is believed

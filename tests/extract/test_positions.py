@@ -14,7 +14,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
-from featbench.extract.weights.loading import load_weights
+from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.store.layers import layers_of
 
 SMALL = {"dim": 24, "depth": 1, "num_heads": 2, "patch_size": 4}
@@ -26,7 +26,13 @@ KINDS = {
 }
 
 
-def loaded(tmp_path, saved_for, image_size, options, **weights):
+def loaded(
+    tmp_path: Path,
+    saved_for: tuple[int, int],
+    image_size: tuple[int, int],
+    options: dict[str, int | str],
+    **weights: tuple[int, int],
+) -> tuple[torch.nn.Module, torch.nn.Module, LoadedWeights]:
     """Save a random ViT for one size of images, load it into one for another; both, and the report."""
     torch.manual_seed(0)
     source = build_trunk("vit", {**SMALL, **options, "image_size": saved_for})
@@ -41,7 +47,7 @@ def loaded(tmp_path, saved_for, image_size, options, **weights):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_square_file_is_interpolated_to_a_grid_of_as_many_patches(
-    tmp_path: Path, kind, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """12 x 12 and 9 x 16 are both 144; the right values are timm's."""
     with caplog.at_level(logging.WARNING):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -59,7 +61,7 @@ class Computed(torch.nn.Module):
 
 
 @pytest.fixture
-def own(tmp_path):
+def own(tmp_path: Path) -> str:
     (tmp_path / "net.py").write_text(OWN)
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
     import numpy as np
@@ -79,13 +81,15 @@ def own(tmp_path):
         ("sets_its_seed", {}),
     ],
 )
-def test_a_function_whose_weights_do_not_come_from_the_seed_is_refused(own, function, options) -> None:
+def test_a_function_whose_weights_do_not_come_from_the_seed_is_refused(
+    own: str, function: str, options: dict[str, bool | str]
+) -> None:
     with pytest.raises(ModelError, match=r"the same for every seed.*weights\.as_built=true"):
         build_random(own + function, options)
 
 
 @pytest.mark.parametrize("function", ["loads", "random_by_other_means", "Computed"])
-def test_a_function_that_draws_or_computes_its_weights_is_random(own, function) -> None:
+def test_a_function_that_draws_or_computes_its_weights_is_random(own: str, function: str) -> None:
     first, again, other = (build_random(own + function, {}, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -102,7 +106,9 @@ def test_a_function_that_draws_or_computes_its_weights_is_random(own, function) 
         ("timm:resnet18", {"pretrained_cfg": "a1_in1k"}),
     ],
 )
-def test_options_of_a_library_that_load_weights_are_refused(name, options) -> None:
+def test_options_of_a_library_that_load_weights_are_refused(
+    name: str, options: dict[str, bool | dict[str, str] | str]
+) -> None:
     with pytest.raises(ModelError, match=rf"model\.options\.{next(iter(options))}=.* would load weights"):
         build_trunk(name, options)
 
@@ -111,7 +117,7 @@ def test_options_of_a_library_that_load_weights_are_refused(name, options) -> No
     ("name", "options"),
     [("resnet18", {"weights": None, "num_classes": 3}), ("timm:resnet18", {"pretrained": False, "num_classes": 3})],
 )
-def test_options_that_load_nothing_are_left_to_the_library(name, options) -> None:
+def test_options_that_load_nothing_are_left_to_the_library(name: str, options: dict[str, int | None]) -> None:
     assert build_random(name, options).fc.out_features == 3
 
 
@@ -123,5 +129,5 @@ def test_a_tag_of_timms_names_preprocessing_and_loads_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "deit_tiny_distilled_patch16_224"])
-def test_timms_random_models_are_not_refused(name) -> None:
+def test_timms_random_models_are_not_refused(name: str) -> None:
     build_random(f"timm:{name}", {"num_classes": 3})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from featbench.extract.data.datasets import DigitsSource, TorchvisionSource
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError
+from featbench.store.typing import Ints
 from tests.conftest import save_image
 
 
@@ -45,7 +47,7 @@ def test_a_folder_without_images_says_what_it_expected_and_found(tmp_path: Path)
 
 
 @pytest.mark.parametrize("root", [None, "missing"])
-def test_a_missing_root_is_refused(tmp_path: Path, root) -> None:
+def test_a_missing_root_is_refused(tmp_path: Path, root: str | None) -> None:
     with pytest.raises(DataError, match="--data"):
         open_sources(source="folder", root=root and tmp_path / root)
 
@@ -93,7 +95,7 @@ def test_digits_are_split_as_documented() -> None:
         DigitsSource("test")
 
 
-def idx(values):
+def idx(values: Ints) -> bytes:
     """The file format of MNIST."""
     head = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
     return head + values.astype(np.uint8).tobytes()
@@ -121,7 +123,7 @@ def test_torchvisions_data_sets_are_read_if_their_files_exist(tmp_path: Path) ->
         ({"dataset": "CIFAR10", "train_split": "trian"}, "splits train and test; got 'trian'"),
     ],
 )
-def test_a_missing_data_set_is_refused(tmp_path: Path, options, message) -> None:
+def test_a_missing_data_set_is_refused(tmp_path: Path, options: dict[str, str | None], message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_sources(source="torchvision", root=tmp_path, **{"val_split": "test", **options})
 
@@ -129,13 +131,13 @@ def test_a_missing_data_set_is_refused(tmp_path: Path, options, message) -> None
 class Gives:
     """A data set that keeps its labels in some form and gives others with each image."""
 
-    def __init__(self, kept, given):
+    def __init__(self, kept: list[int | None] | None, given: list[float | None]) -> None:
         self.targets, self.given = kept, given
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.given)
 
-    def __getitem__(self, row):
+    def __getitem__(self, row: int) -> tuple[Image.Image, float]:
         return Image.new("RGB", (4, 4)), self.given[row]
 
 
@@ -147,12 +149,14 @@ class Gives:
         (None, [1, 0, None], [1, 0, -1]),
     ],
 )
-def test_labels_of_torchvisions_data_sets_are_one_number_for_each_image(kept, given, expected) -> None:
+def test_labels_of_torchvisions_data_sets_are_one_number_for_each_image(
+    kept: list[int | None] | torch.Tensor | None, given: list[int | None], expected: list[int]
+) -> None:
     assert TorchvisionSource(Gives(kept, given), "X", "train").rows.labels.tolist() == expected
 
 
 @pytest.mark.parametrize("given", [[torch.zeros(40)] * 3, [{"boxes": 1}] * 3, [0.5, 1.5, 2.5], ["a", "b", "c"]])
-def test_labels_of_torchvisions_data_sets_must_be_one_integer(given) -> None:
+def test_labels_of_torchvisions_data_sets_must_be_one_integer(given: list[Any]) -> None:
     with pytest.raises(DataError, match=r"torchvision's X returns .* expected one integer.*target_type"):
         TorchvisionSource(Gives(None, given), "X", "train")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,107 +23,107 @@ OWN = "own.py:net"
 class Net(nn.Module):
     """A trunk of 16 numbers; the classifiers are called as no library calls them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 16, 5, 2), nn.BatchNorm2d(16)
         self.pool, self.linear, self.other = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 5), nn.Linear(16, 4)
         self.weight = nn.Parameter(torch.randn(5, 16))
 
-    def trunk(self, images):
+    def trunk(self, images: torch.Tensor) -> torch.Tensor:
         return F.relu(self.norm(self.conv(images))).mean((2, 3))
 
 
 class Plain(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return self.linear(self.trunk(images))
 
 
 class ByKeyword(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return {"logits": self.linear(input=self.trunk(images))}
 
 
 class Scaled(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return (self.linear(self.trunk(images)) * 2 + 1).log_softmax(1)
 
 
 class WeightNorm(Net):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.utils.parametrizations.weight_norm(nn.Linear(16, 5, bias=False))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return self.linear(self.trunk(images))
 
 
 class Pointwise(Net):
     """Scores at each position, then their mean, as SqueezeNet has it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.scores = nn.Conv2d(16, 5, 1)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return F.relu(self.scores(F.relu(self.norm(self.conv(images))))).mean((2, 3))
 
 
 class AfterAModule(Net):
     """The classifier is no module, but a module gives what goes in."""
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return F.linear(self.pool(F.relu(self.norm(self.conv(images)))).flatten(1), self.weight)
 
 
 class Embedding(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return F.normalize(self.linear(self.trunk(images)))
 
 
 class Rectified(Net):
     """The last layer but one of VGG, say."""
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return F.relu(self.linear(self.trunk(images)))
 
 
 class Projected(Net):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.last = nn.BatchNorm1d(5)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return self.last(self.linear(self.trunk(images)))
 
 
 class Residual(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         features = self.trunk(images)
         return features + features @ torch.eye(16)
 
 
 class Functional(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return F.linear(self.trunk(images), self.weight)
 
 
 class Twice(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return self.linear(self.trunk(images)) + self.linear(self.trunk(images.flip(3)))
 
 
 class Averaged(Net):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.third = nn.Linear(16, 5)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         features = self.trunk(images)
         return (self.linear(features) + self.third(features)) / 2
 
 
 class TwoOutputs(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         features = self.trunk(images)
         return {"colour": self.linear(features), "shape": self.other(features)}
 
@@ -133,46 +135,46 @@ class Results:
 
 
 class TwoFields(TwoOutputs):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return Results(**super().forward(images))
 
 
 class Complex(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return torch.fft.fft(self.trunk(images))
 
 
 class ThroughNumpy(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return torch.from_numpy(self.linear(self.trunk(images)).numpy().copy())
 
 
 @pytest.fixture
-def images():
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 
 
-def made(kind):
+def made(kind: type[Any]) -> torch.nn.Module:
     torch.manual_seed(0)
     net = kind().eval().requires_grad_(False)
     net.norm.running_var.uniform_(0.5, 1.5)
     return net
 
 
-def layer(net, tap, images, name=OWN):
+def layer(net: torch.nn.Module, tap: str, images: torch.Tensor, name: str = OWN) -> torch.Tensor:
     taps = TappedTrunk(net, name=name, layers=[LayerSpec.of(f"x={tap}")])
     taps.probe(images[:1])
     return taps(images)["x"]
 
 
 @pytest.mark.parametrize("kind", [Plain, ByKeyword, Scaled, WeightNorm, Pointwise, AfterAModule])
-def test_flatten_is_the_input_of_the_classifier_whatever_its_name(kind, images) -> None:
+def test_flatten_is_the_input_of_the_classifier_whatever_its_name(kind: type[Any], images: torch.Tensor) -> None:
     net = made(kind)
     assert torch.allclose(layer(net, "flatten", images), net.trunk(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Embedding, Rectified, Projected, Residual])
-def test_flatten_is_the_output_of_a_model_without_a_classifier(kind, images) -> None:
+def test_flatten_is_the_output_of_a_model_without_a_classifier(kind: type[Any], images: torch.Tensor) -> None:
     net = made(kind)
     assert torch.equal(layer(net, "flatten", images), net(images))
 
@@ -189,12 +191,14 @@ def test_flatten_is_the_output_of_a_model_without_a_classifier(kind, images) -> 
         (ThroughNumpy, "could not be followed back to the image"),
     ],
 )
-def test_ambiguous_flatten_is_refused_with_what_can_be_tapped(kind, message, images) -> None:
+def test_ambiguous_flatten_is_refused_with_what_can_be_tapped(
+    kind: type[Any], message: str, images: torch.Tensor
+) -> None:
     with pytest.raises(ModelError, match=message):
         layer(made(kind), "flatten", images)
 
 
-def test_a_modules_input_is_tapped_also_where_it_is_called_by_keyword(images) -> None:
+def test_a_modules_input_is_tapped_also_where_it_is_called_by_keyword(images: torch.Tensor) -> None:
     for kind in (Plain, ByKeyword, TwoOutputs):
         net = made(kind)
         assert torch.equal(layer(net, "linear|input", images), net.trunk(images))
@@ -216,12 +220,12 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def timm():
+def timm() -> ModuleType:
     return pytest.importorskip("timm", reason="timm is an extra")
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_final_tokens_are_those_of_timms_forward_features(timm, name) -> None:
+def test_final_tokens_are_those_of_timms_forward_features(timm: ModuleType, name: str) -> None:
     """facebookresearch/xcit#27: XCiT's and CaiT's class token joins after `blocks`, ConViT's after some of them."""
     side = 56 if "patch14" in name else 64
     trunk = build_trunk(f"timm:{name}", {**SMALL[name], "img_size": side}, seed=1, image_size=(side, side))
@@ -243,8 +247,8 @@ def test_final_tokens_are_those_of_timms_forward_features(timm, name) -> None:
     assert torch.allclose(layers["lastBLK.Identity"], torch.cat((tokens[:, :1], tokens[:, prefix:]), 1), atol=1e-5)
 
 
-def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm) -> None:
-    def views(name):
+def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm: ModuleType) -> None:
+    def views(name: str) -> set[str]:
         return {tap.name for tap in list_taps(f"timm:{name}", SMALL[name]) if tap.name.startswith(("blk", "concat"))}
 
     assert views("xcit_nano_12_p16_224") == {"blkPOOL0", "blkPOOL1", "concatPOOL2", "concatBLK2"}
@@ -259,7 +263,7 @@ def test_a_class_token_is_offered_only_of_blocks_that_have_it(timm) -> None:
         )
 
 
-def test_patches_after_a_block_are_all_of_them(timm) -> None:
+def test_patches_after_a_block_are_all_of_them(timm: ModuleType) -> None:
     """Not one fewer, where the class token is not among them yet."""
     name = "cait_xxs24_224"
     trunk = build_trunk(f"timm:{name}", {**SMALL[name], "img_size": 56}, seed=1, image_size=(56, 56))
@@ -272,7 +276,7 @@ def test_patches_after_a_block_are_all_of_them(timm) -> None:
         assert torch.allclose(got, trunk.norm(seen["tokens"]).mean(1), atol=1e-6)
 
 
-def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm) -> None:
+def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm: ModuleType) -> None:
     name = "deit_tiny_distilled_patch16_224"
     taps = list_taps(f"timm:{name}", SMALL[name])
     assert "flatten" not in {tap.name for tap in taps}
@@ -288,7 +292,9 @@ def test_a_model_with_two_classifiers_of_timms_has_no_flatten(timm) -> None:
         ("efficientvim_m1", {"depths": [1, 1, 1]}),
     ],
 )
-def test_the_layers_of_a_model_with_several_classifiers_are_listed_without_flatten(timm, name, options) -> None:
+def test_the_layers_of_a_model_with_several_classifiers_are_listed_without_flatten(
+    timm: ModuleType, name: str, options: dict[str, list[int | list[int]]]
+) -> None:
     side = 240 if "crossvit" in name else 224
     taps = list_taps(f"timm:{name}", options, image_size=side)
     assert taps
@@ -313,7 +319,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("in_constructor", [True, False])
-def test_the_layers_of_a_model_that_computes_with_values_are_listed(tmp_path: Path, in_constructor) -> None:
+def test_the_layers_of_a_model_that_computes_with_values_are_listed(tmp_path: Path, in_constructor: bool) -> None:
     """Such as timm's ViTamin, whose constructor does; tensors without memory have no values."""
     (tmp_path / "own.py").write_text(COMPUTING.format(in_constructor=in_constructor))
     taps = {tap.name: tap.shape for tap in list_taps(f"{tmp_path}/own.py:Net", image_size=32)}

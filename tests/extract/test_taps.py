@@ -19,12 +19,12 @@ from featbench.store.layers import layers_of
 
 
 @pytest.fixture(scope="module")
-def images():
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def resnet():
+def resnet() -> torch.nn.Module:
     trunk = build_trunk("resnet50", {}, seed=3)
     for module in trunk.modules():  # running statistics of its own, so that batch norm does something
         if isinstance(module, nn.BatchNorm2d):
@@ -33,7 +33,9 @@ def resnet():
     return trunk
 
 
-def tapped(trunk, name, specs, images):
+def tapped(
+    trunk: torch.nn.Module, name: str, specs: list[str] | tuple[str, ...], images: torch.Tensor
+) -> dict[str, torch.Tensor]:
     taps = TappedTrunk(trunk, name=name, layers=layers_of(specs))
     infos = taps.probe(images[:1])
     layers = taps(images)
@@ -43,7 +45,7 @@ def tapped(trunk, name, specs, images):
     return layers
 
 
-def by_hand(trunk, images):
+def by_hand(trunk: torch.nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """ResNet's forward pass, step by step, with VISSL's names."""
     with torch.inference_mode():
         steps = {"conv1": trunk.relu(trunk.bn1(trunk.conv1(images))).clone()}
@@ -55,7 +57,7 @@ def by_hand(trunk, images):
     return steps
 
 
-def test_vissls_names_mean_vissls_activations(resnet, images) -> None:
+def test_vissls_names_mean_vissls_activations(resnet: torch.nn.Module, images: torch.Tensor) -> None:
     expected = by_hand(resnet, images)
     names = list(expected)
     layers = tapped(resnet, "resnet50", [f"{name}:Identity" for name in names], images)
@@ -63,13 +65,13 @@ def test_vissls_names_mean_vissls_activations(resnet, images) -> None:
         assert torch.equal(layers[f"{name}.Identity"], expected[name]), name
 
 
-def test_a_bare_layer_is_the_mean_over_height_and_width(resnet, images) -> None:
+def test_a_bare_layer_is_the_mean_over_height_and_width(resnet: torch.nn.Module, images: torch.Tensor) -> None:
     layers = tapped(resnet, "resnet50", ["res4", "flatten"], images)
     assert torch.equal(layers["res4"], by_hand(resnet, images)["res4"].mean((2, 3)))
     assert layers["flatten"].shape == (2, 2048)
 
 
-def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet, images) -> None:
+def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet: torch.nn.Module, images: torch.Tensor) -> None:
     """One of VISSL's faults: asked for res5 and res4, it swaps them."""
     names = ["res5", "conv1", "res4:AvgPool2d(2,1,0)"]
     first = tapped(resnet, "resnet50", names, images)
@@ -78,13 +80,15 @@ def test_every_order_of_layers_gives_the_same_arrays_by_name(resnet, images) -> 
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_a_module_that_runs_several_times_is_tapped_at_its_last_run(resnet, images) -> None:
+def test_a_module_that_runs_several_times_is_tapped_at_its_last_run(
+    resnet: torch.nn.Module, images: torch.Tensor
+) -> None:
     """A bottleneck's only ReLU runs three times; its last output is the block's."""
     layers = tapped(resnet, "resnet50", ["layer3.2.relu", "layer3.2"], images)
     assert torch.equal(layers["layer3.2.relu"], layers["layer3.2"])
 
 
-def test_an_activation_is_safe_from_in_place_operations_after_it(images) -> None:
+def test_an_activation_is_safe_from_in_place_operations_after_it(images: torch.Tensor) -> None:
     """features.0 of SqueezeNet is followed by a ReLU that overwrites it."""
     trunk = build_trunk("squeezenet1_0", {}, seed=0)
     layer = tapped(trunk, "squeezenet1_0", ["features.0:Identity"], images)["features.0.Identity"]
@@ -93,7 +97,7 @@ def test_an_activation_is_safe_from_in_place_operations_after_it(images) -> None
     assert (layer < 0).any()
 
 
-def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_run_it(images) -> None:
+def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_run_it(images: torch.Tensor) -> None:
     options = {"patch_size": 16, "dim": 24, "depth": 3, "num_heads": 2}
     vit = build_trunk("vit", options, seed=1, image_size=(64, 64))
     with torch.inference_mode():
@@ -111,7 +115,7 @@ def test_the_final_norm_is_tapped_at_its_own_run_and_not_where_views_of_tokens_r
         assert torch.allclose(got, want, atol=1e-6), name
 
 
-def test_the_forward_pass_stops_after_the_last_tap(resnet, images) -> None:
+def test_the_forward_pass_stops_after_the_last_tap(resnet: torch.nn.Module, images: torch.Tensor) -> None:
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res2", "conv1"]))
     taps.probe(images[:1])
     ran = []
@@ -125,7 +129,7 @@ def test_the_forward_pass_stops_after_the_last_tap(resnet, images) -> None:
     assert ran == ["layer1"]
 
 
-def test_batches_do_not_leak_into_one_another(resnet, images) -> None:
+def test_batches_do_not_leak_into_one_another(resnet: torch.nn.Module, images: torch.Tensor) -> None:
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res3"]))
     taps.probe(images[:1])
     first = taps(images)["res3"]
@@ -133,7 +137,7 @@ def test_batches_do_not_leak_into_one_another(resnet, images) -> None:
     assert torch.equal(taps(images)["res3"], first)
 
 
-def test_regnets_and_squeezenets_have_taps(images) -> None:
+def test_regnets_and_squeezenets_have_taps(images: torch.Tensor) -> None:
     layers = tapped(
         build_trunk("regnet_y_400mf", {}), "regnet_y_400mf", ["conv1", "res3", "res5", "avgpool", "flatten"], images
     )
@@ -152,7 +156,7 @@ def test_regnets_and_squeezenets_have_taps(images) -> None:
         ("convnext_tiny", {"features.1.0.block.3": 384, "features.1.0.block.6": 96, "features.7": 768, "avgpool": 768}),
     ],
 )
-def test_the_channel_axis_is_found(name, dims) -> None:
+def test_the_channel_axis_is_found(name: str, dims: dict[str, int]) -> None:
     """Some maps are (B, H, W, C): a mean over the last two axes would mix channels."""
     image = torch.rand(1, 3, 224, 224)
     trunk = build_trunk(name)
@@ -173,7 +177,7 @@ def test_a_map_of_unknown_axes_is_refused_except_with_identity() -> None:
     assert tapped(build_trunk("maxvit_t"), "maxvit_t", [f"{tap}:Identity"], image)
 
 
-def test_only_what_the_layers_need_counts_as_used(resnet, images) -> None:
+def test_only_what_the_layers_need_counts_as_used(resnet: torch.nn.Module, images: torch.Tensor) -> None:
     taps = TappedTrunk(resnet, name="resnet50", layers=layers_of(["res4"]))
     taps.probe(images[:1])
     used = taps.modules_used(images[:1])
@@ -203,7 +207,7 @@ def test_the_weights_of_attention_count_as_used_though_never_called() -> None:
         ("vit_b_32", "encoder.layers.encoder_layer_0.self_attention.out_proj", "never runs"),
     ],
 )
-def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message) -> None:
+def test_a_tap_or_pooling_that_does_not_fit_is_refused(name: str, spec: str, message: str) -> None:
     image = torch.zeros(1, 3, 64, 64) if name == "resnet18" else torch.zeros(1, 3, 224, 224)
     with pytest.raises(ModelError, match=message):
         TappedTrunk(build_trunk(name, {}), name=name, layers=[LayerSpec.of(spec)]).probe(image)
@@ -216,7 +220,9 @@ def test_a_tap_or_pooling_that_does_not_fit_is_refused(name, spec, message) -> N
         (["res5:AvgPool2d(9,1,0)", "res5", "flatten:MaxPool2d(1,1,0)"], ["a map of at least", "a map of shape"]),
     ],
 )
-def test_all_wrong_taps_and_poolings_are_refused_together(resnet, images, specs, messages) -> None:
+def test_all_wrong_taps_and_poolings_are_refused_together(
+    resnet: torch.nn.Module, images: torch.Tensor, specs: list[str], messages: list[str]
+) -> None:
     with pytest.raises(ModelError) as refusal:
         tapped(resnet, "resnet50", specs, images)
     for message in messages:
@@ -231,7 +237,7 @@ def test_all_wrong_taps_and_poolings_are_refused_together(resnet, images, specs,
         ("resnet18", {"colour": 1}, r"cannot be built with model.options=\{'colour': 1\}"),
     ],
 )
-def test_an_unknown_trunk_or_option_is_refused(name, options, message) -> None:
+def test_an_unknown_trunk_or_option_is_refused(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_trunk(name, options)
 
@@ -248,7 +254,7 @@ def test_an_unknown_trunk_or_option_is_refused(name, options, message) -> None:
     ],
 )
 @pytest.mark.parametrize("axis", [1, 3])
-def test_poolings_are_torchs_modules_of_that_name(text, module, axis) -> None:
+def test_poolings_are_torchs_modules_of_that_name(text: str, module: torch.nn.Module, axis: int) -> None:
     activation = torch.rand(2, 5, 7, 6)
     pooling = LayerSpec.of(f"x:{text}").pooling
     given = activation.permute(0, 2, 3, 1) if axis == 3 and pooling.op != "Identity" else activation

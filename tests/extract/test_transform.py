@@ -12,14 +12,14 @@ from torchvision.transforms import InterpolationMode
 from featbench.extract.transform import Transform
 
 
-def photograph(size, seed=0):
+def photograph(size: tuple[int, int], seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 @pytest.mark.parametrize("size", [(400, 711), (333, 257), (64, 64), (100, 300)])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
-def test_pixels_and_numbers_are_those_of_torchvisions_transforms(size, interpolation) -> None:
+def test_pixels_and_numbers_are_those_of_torchvisions_transforms(size: tuple[int, int], interpolation: str) -> None:
     image = photograph(size)
     ours = Transform(resize=96, crop=64, interpolation=interpolation)
     peer = transforms.Compose(

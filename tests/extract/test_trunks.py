@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,13 @@ SMALL = {"dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8, "image_size": 3
 
 
 @pytest.fixture(scope="module")
-def images():
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def layers_at(trunk, name, specs, images):
+def layers_at(
+    trunk: torch.nn.Module, name: str, specs: list[str] | tuple[str, ...], images: torch.Tensor
+) -> dict[str, torch.Tensor]:
     taps = TappedTrunk(trunk, name=name, layers=layers_of(specs))
     taps.probe(images[:1])
     return taps(images)
@@ -44,7 +47,9 @@ def layers_at(trunk, name, specs, images):
         ({"depth": 50, "groups": 32, "width_per_group": 4}, "resnext50_32x4d"),
     ],
 )
-def test_a_resnet_by_its_parameters_is_torchvisions(images, options, same_as) -> None:
+def test_a_resnet_by_its_parameters_is_torchvisions(
+    images: torch.Tensor, options: dict[str, int], same_as: str
+) -> None:
     theirs = build_trunk(same_as, {}, seed=1)
     ours = build_trunk("resnet", options, seed=2)
     ours.load_state_dict({name: t for name, t in theirs.state_dict().items() if not name.startswith("fc.")})
@@ -72,7 +77,7 @@ def test_a_resnet_200_has_its_blocks() -> None:
     assert not {"layer2.24", "layer3.36"} & names
 
 
-def test_a_regnet_by_its_parameters_is_torchvisions(images) -> None:
+def test_a_regnet_by_its_parameters_is_torchvisions(images: torch.Tensor) -> None:
     theirs = build_trunk("regnet_y_400mf", {}, seed=1)
     options = {"depth": 16, "w_0": 48, "w_a": 27.89, "w_m": 2.09, "group_width": 8}
     ours = build_trunk("regnet", options, seed=2)
@@ -104,7 +109,7 @@ def test_every_trunk_of_the_table_can_be_built_and_has_an_output() -> None:
     assert set(TRUNKS) <= set(trunk_names())
 
 
-def torchvision_vit(state):
+def torchvision_vit(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The names that torchvision gives the same parameters."""
     renamed = {}
     for name, tensor in state.items():
@@ -117,7 +122,7 @@ def torchvision_vit(state):
     return renamed
 
 
-def test_a_vit_is_torchvisions_under_other_names(images) -> None:
+def test_a_vit_is_torchvisions_under_other_names(images: torch.Tensor) -> None:
     ours = build_trunk("vit", SMALL, seed=3)
     theirs = VisionTransformer(
         image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=96
@@ -131,7 +136,7 @@ def test_a_vit_is_torchvisions_under_other_names(images) -> None:
     assert all(torch.allclose(mine[name], others[name], atol=1e-5) for name in names)
 
 
-def test_a_vit_with_registers_and_layer_scale_is_what_its_definition_says(images) -> None:
+def test_a_vit_with_registers_and_layer_scale_is_what_its_definition_says(images: torch.Tensor) -> None:
     """One block, written out."""
     options = {**SMALL, "depth": 1, "layer_scale": True, "register_tokens": 2, "feed_forward": "swiglu"}
     vit = build_trunk("vit", options, seed=3)
@@ -161,7 +166,7 @@ def test_a_vit_with_registers_and_layer_scale_is_what_its_definition_says(images
     assert torch.allclose(layers["lastMAP.Identity"], expected[:, 3:].reshape(2, 4, 4, 24), atol=1e-5)
 
 
-def test_tokens_are_those_of_the_blocks_after_the_final_norm(images) -> None:
+def test_tokens_are_those_of_the_blocks_after_the_final_norm(images: torch.Tensor) -> None:
     vit = build_trunk("vit", SMALL, seed=4)
     tokens, normed = vit.embed(images), []
     for block in vit.blocks:
@@ -195,13 +200,13 @@ def test_tokens_are_those_of_the_blocks_after_the_final_norm(images) -> None:
 
 
 @pytest.mark.parametrize("tap", ["blkCLS3", "concatCLS4", "concatCLS0", "lastCLS1", "blkMAP0", "concatMAP1", "blkCLS"])
-def test_a_token_that_the_trunk_lacks_is_refused(images, tap) -> None:
+def test_a_token_that_the_trunk_lacks_is_refused(images: torch.Tensor, tap: str) -> None:
     """VISSL's vision transformer leaves such names out without a word."""
     with pytest.raises(ModelError, match=f"no tap '{tap}'. Did you mean"):
         TappedTrunk(build_trunk("vit", SMALL), name="vit", layers=layers_of([tap]))
 
 
-def test_without_a_class_token_its_taps_are_refused_and_the_output_is_the_mean(images) -> None:
+def test_without_a_class_token_its_taps_are_refused_and_the_output_is_the_mean(images: torch.Tensor) -> None:
     vit = build_trunk("vit", {**SMALL, "class_token": False})
     with pytest.raises(ModelError, match="no tap 'lastCLS'"):
         TappedTrunk(vit, name="vit", layers=layers_of(["lastCLS"]))
@@ -224,7 +229,7 @@ def test_a_vit_is_built_for_the_size_of_the_images() -> None:
         ViT(image_size=32, dim=12, depth=1, num_heads=2)(torch.rand(1, 3, 48, 48))
 
 
-def test_the_trunks_output_is_the_input_of_its_classifier(images) -> None:
+def test_the_trunks_output_is_the_input_of_its_classifier(images: torch.Tensor) -> None:
     for name in ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0"):
         trunk = build_trunk(name)
         seen = {}
@@ -237,7 +242,7 @@ def test_the_trunks_output_is_the_input_of_its_classifier(images) -> None:
         assert torch.equal(layers_at(trunk, name, ["flatten"], images)["flatten"], expected), name
 
 
-def test_the_classifier_does_not_count_as_used_where_only_its_input_is(images) -> None:
+def test_the_classifier_does_not_count_as_used_where_only_its_input_is(images: torch.Tensor) -> None:
     """A self-supervised checkpoint has none."""
     taps = TappedTrunk(build_trunk("resnet18"), name="resnet18", layers=layers_of(["flatten"]))
     taps.probe(images)
@@ -279,7 +284,7 @@ def lazy():
 
 
 def test_a_users_model_is_loaded_from_a_file_and_running_its_code_is_announced(
-    tmp_path: Path, images, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, images: torch.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     name = f"{tmp_path}/own.py:make"
@@ -310,7 +315,7 @@ def test_a_users_model_is_loaded_from_a_package(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_a_users_model_that_fails_is_refused_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name, options, message
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, int], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
@@ -322,18 +327,18 @@ def test_a_users_model_that_fails_is_refused_with_the_reason(
 class Odd(nn.Module):
     """Channels last, and a tap whose first axis is not the batch."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(3, 7)
         self.windows = nn.Identity()
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.last(images.permute(0, 2, 3, 1))
         self.windows(maps.reshape(-1, 4, 4, 7))
         return maps.mean((1, 2))
 
 
-def test_the_channel_axis_of_a_users_model_is_the_one_unequal_to_the_others(images) -> None:
+def test_the_channel_axis_of_a_users_model_is_the_one_unequal_to_the_others(images: torch.Tensor) -> None:
     trunk = Odd().eval()
     layer = layers_at(trunk, "own.py:odd", ["last"], images)["last"]
     assert torch.allclose(layer, trunk(images), atol=1e-6)
@@ -349,7 +354,7 @@ def test_without_timm_its_models_are_refused_with_how_to_install_it(monkeypatch:
         build_trunk("timm:resnet18")
 
 
-def test_timms_models_are_built_by_name_and_have_vissls_taps(images) -> None:
+def test_timms_models_are_built_by_name_and_have_vissls_taps(images: torch.Tensor) -> None:
     timm = pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
     ours = layers_at(build_trunk("timm:resnet18", {}, seed=3), "timm:resnet18", ["conv1", "res4", "flatten"], images)
     torch.manual_seed(3)
@@ -369,7 +374,7 @@ def test_timms_models_are_built_by_name_and_have_vissls_taps(images) -> None:
     ("name", "same_as", "side"),
     [("vit_tiny_16", "vit_tiny_patch16_224", 32), ("dinov2_vits14", "vit_small_patch14_dinov2", 42)],
 )
-def test_a_vit_is_timms_under_the_same_names(name, same_as, side) -> None:
+def test_a_vit_is_timms_under_the_same_names(name: str, same_as: str, side: int) -> None:
     timm = pytest.importorskip("timm", reason="timm is an optional extra, and not installed")
     theirs = timm.create_model(same_as, pretrained=False, img_size=side, depth=2, num_classes=0).eval()
     ours = build_trunk(name, {"depth": 2, "image_size": side})
@@ -389,7 +394,7 @@ def test_a_vit_of_timms_is_built_for_the_size_of_the_images() -> None:
     assert layers["lastMAP.Identity"].shape == (1, 4, 4, 192)
 
 
-def test_heads_are_taps_each_by_its_name(images) -> None:
+def test_heads_are_taps_each_by_its_name(images: torch.Tensor) -> None:
     heads = [("mlp", {"dims": [512, 16], "use_relu": True}), ("identity", {}), ("mlp", {"dims": [16, 8]})]
     trunk = build_trunk("resnet18", {}, heads=heads, seed=2)
     names = ["heads", "res4", "heads.0", "heads.1", "flatten", "heads.2.clf.0"]
@@ -405,7 +410,7 @@ def test_heads_are_taps_each_by_its_name(images) -> None:
     assert all(torch.equal(layers[name], alone[name]) for name in alone)
 
 
-def test_a_head_that_does_not_fit_the_trunk_is_refused(images) -> None:
+def test_a_head_that_does_not_fit_the_trunk_is_refused(images: torch.Tensor) -> None:
     trunk = build_trunk("resnet18", {}, heads=[("mlp", {"dims": [2048, 128]})])
     with pytest.raises(ModelError, match=r"2x512 and 2048x128|1x512 and 2048x128"):
         layers_at(trunk, "resnet18", ["heads"], images)
@@ -421,7 +426,7 @@ def test_a_head_that_does_not_fit_the_trunk_is_refused(images) -> None:
         (("swav_head", {"dims": [8, 4], "use_bn": False, "num_clusters": [], "return_embeddings": False}), "nothing"),
     ],
 )
-def test_a_head_that_cannot_be_built_is_refused(head, message) -> None:
+def test_a_head_that_cannot_be_built_is_refused(head: tuple[str, dict[str, Any]], message: str) -> None:
     with pytest.raises(HeadError, match=message):
         build_trunk("resnet18", {}, heads=[head])
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import read_checkpoint, sha256_of_files, sha256_of_tensors
 from featbench.extract.weights.state_dicts import find_weights
-from featbench.extract.weights.strict import load_strictly, names_of, poison
+from featbench.extract.weights.strict import LoadReport, load_strictly, names_of, poison
 from featbench.extract.weights.torchvision import torchvision_weights
 from featbench.store.layers import layers_of
 
@@ -25,16 +27,18 @@ IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def state():
+def state() -> dict[str, torch.Tensor]:
     return build_trunk("resnet18", {}, seed=11).state_dict()
 
 
-def read_state_dict(path, **options):
+def read_state_dict(path: Path, **options: str) -> dict[str, torch.Tensor]:
     """The tensors of a file for a ResNet-18."""
     return find_weights(read_checkpoint(path), wanted=WANTED, where=str(path), **options).tensors
 
 
-def features_of(state, *, layers=("res4",), where="weights.pth"):
+def features_of(
+    state: dict[str, torch.Tensor], *, layers: tuple[str, ...] = ("res4",), where: str = "weights.pth"
+) -> tuple[torch.Tensor, LoadReport]:
     """Load into a poisoned ResNet-18 and return its features, as the pipeline does."""
     trunk = build_trunk("resnet18", {}, seed=99)
     taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(layers))
@@ -45,7 +49,7 @@ def features_of(state, *, layers=("res4",), where="weights.pth"):
 
 
 @pytest.fixture(scope="module")
-def expected(state):
+def expected(state: dict[str, torch.Tensor]) -> torch.Tensor:
     trunk = build_trunk("resnet18", {}, seed=11)
     taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(["res4"]))
     taps.probe(IMAGE)
@@ -64,7 +68,11 @@ def expected(state):
     ],
 )  # fmt: skip
 def test_a_file_gives_the_features_of_the_model_that_it_was_saved_from(
-    tmp_path: Path, state, expected, wrap, options
+    tmp_path: Path,
+    state: dict[str, torch.Tensor],
+    expected: torch.Tensor,
+    wrap: Callable[..., Any],
+    options: dict[str, str],
 ) -> None:
     torch.save(wrap(state), tmp_path / "w.pth")
     features, report = features_of(read_state_dict(tmp_path / "w.pth", **options))
@@ -72,12 +80,14 @@ def test_a_file_gives_the_features_of_the_model_that_it_was_saved_from(
     assert report.missing == ()
 
 
-def test_safetensors_give_the_same(tmp_path: Path, state, expected) -> None:
+def test_safetensors_give_the_same(tmp_path: Path, state: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     save_file({name: t.contiguous() for name, t in state.items()}, tmp_path / "w.safetensors")
     assert torch.equal(features_of(read_state_dict(tmp_path / "w.safetensors"))[0], expected)
 
 
-def test_weights_after_the_last_tap_may_be_missing_or_different(state, expected) -> None:
+def test_weights_after_the_last_tap_may_be_missing_or_different(
+    state: dict[str, torch.Tensor], expected: torch.Tensor
+) -> None:
     """A self-supervised checkpoint has no classifier, a fine-tuned one has another."""
     without = {name: t for name, t in state.items() if not name.startswith("fc.")}
     features, report = features_of(without)
@@ -89,38 +99,38 @@ def test_weights_after_the_last_tap_may_be_missing_or_different(state, expected)
     assert report.reshaped == ("fc.weight", "fc.bias")
 
 
-def test_a_missing_parameter_that_is_used_is_refused(state) -> None:
+def test_a_missing_parameter_that_is_used_is_refused(state: dict[str, torch.Tensor]) -> None:
     broken = {name: t for name, t in state.items() if name != "layer2.1.bn2.running_var"}
     with pytest.raises(WeightsError, match=r"99 of its 102 .*|101 of its 102 .*matched") as error:
         features_of(broken)
     assert "layer2.1.bn2.running_var" in str(error.value)
 
 
-def test_a_parameter_of_another_shape_is_refused(state) -> None:
+def test_a_parameter_of_another_shape_is_refused(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 3, 3\), the model has \(64, 3, 7, 7\)"):
         features_of(state | {"conv1.weight": torch.ones(64, 3, 3, 3)})
 
 
-def test_quantized_numbers_do_not_stand_for_floats(state) -> None:
+def test_quantized_numbers_do_not_stand_for_floats(state: dict[str, torch.Tensor]) -> None:
     small = torch.ones(64, 3, 7, 7, dtype=torch.int8)
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\.int8, the model has"):
         features_of(state | {"conv1.weight": small})
 
 
-def test_half_precision_does(state, expected) -> None:
+def test_half_precision_does(state: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     half = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     assert torch.allclose(features_of(half)[0], expected, rtol=0.1, atol=0.02)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "encoder.", "module.encoder_q.", "some.odd.wrapper."])
-def test_an_extra_prefix_is_named(state, prefix) -> None:
+def test_an_extra_prefix_is_named(state: dict[str, torch.Tensor], prefix: str) -> None:
     with pytest.raises(WeightsError) as error:
         features_of({prefix + name: t for name, t in state.items()})
     assert "0 of its 102 parameters and buffers were matched" in str(error.value)
     assert f"weights.remove_prefix={prefix}" in str(error.value)
 
 
-def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state) -> None:
+def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state: dict[str, torch.Tensor]) -> None:
     """Counts of all four kinds, and names."""
     broken = {name: t for name, t in state.items() if not name.startswith("layer1.0.bn1.")}
     broken |= {"conv1.weight": torch.ones(64, 3, 3, 3), "layer2.0.extra": torch.ones(1)}
@@ -136,12 +146,12 @@ def test_a_refusal_is_a_table_of_what_matched_and_what_did_not(state) -> None:
     assert "layer2.0.extra" in lines[4]
 
 
-def test_another_models_file_is_refused(state) -> None:
+def test_another_models_file_is_refused(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(WeightsError, match="Is it another model's file"):
         features_of(build_trunk("squeezenet1_0", {}).state_dict())
 
 
-def test_weights_that_were_not_loaded_would_show_as_nan(state) -> None:
+def test_weights_that_were_not_loaded_would_show_as_nan(state: dict[str, torch.Tensor]) -> None:
     """The second line of defence, should a module use what the first line thinks unused."""
     trunk = build_trunk("resnet18", {})
     taps = TappedTrunk(trunk, name="resnet18", layers=layers_of(["res4"]))
@@ -153,7 +163,7 @@ def test_weights_that_were_not_loaded_would_show_as_nan(state) -> None:
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
         import os
 
         return os.system, ("touch EXECUTED",)
@@ -177,7 +187,7 @@ class Evil:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_without_a_state_dict_is_refused_and_runs_no_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state, content, message
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor], content: Any, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "w.pth"
@@ -195,7 +205,7 @@ def test_a_file_without_a_state_dict_is_refused_and_runs_no_code(
 
 @pytest.mark.filterwarnings("ignore")
 def test_code_within_a_file_is_named_first_and_run_only_when_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": dict(state), "args": Evil(), "more": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
@@ -215,7 +225,7 @@ def test_code_within_a_legacy_file_is_named_too(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "w.pth")
 
 
-def test_all_files_of_a_hub_folder_are_read(tmp_path: Path, state) -> None:
+def test_all_files_of_a_hub_folder_are_read(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     """One file, or several with an index; the digest is that of all of them."""
     one, several = tmp_path / "one", tmp_path / "several"
     one.mkdir()
@@ -247,7 +257,9 @@ def test_all_files_of_a_hub_folder_are_read(tmp_path: Path, state) -> None:
     ("options", "message"),
     [({"key": "modle"}, "Did you mean model"), ({"remove_prefix": "zzz."}, "no name begins with 'zzz.'")],
 )
-def test_a_missing_key_or_prefix_is_refused(tmp_path: Path, state, options, message) -> None:
+def test_a_missing_key_or_prefix_is_refused(
+    tmp_path: Path, state: dict[str, torch.Tensor], options: dict[str, str], message: str
+) -> None:
     torch.save({"model": state}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=message):
         read_state_dict(tmp_path / "w.pth", **options)
@@ -259,7 +271,7 @@ def test_unknown_torchvision_weights_are_refused_with_a_suggestion() -> None:
     assert str(torchvision_weights("resnet50", "DEFAULT")) == "ResNet50_Weights.IMAGENET1K_V2"
 
 
-def test_the_digest_of_tensors_sees_every_value(state) -> None:
+def test_the_digest_of_tensors_sees_every_value(state: dict[str, torch.Tensor]) -> None:
     other = {name: t.clone() for name, t in state.items()}
     assert sha256_of_tensors(other) == sha256_of_tensors(state)
     other["fc.bias"][3] += 1e-6
@@ -285,7 +297,7 @@ def test_a_model_that_reads_the_version_of_its_state_dict_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("kept", ["0.", "1."])
-def test_a_shared_parameter_is_loaded_under_any_of_its_names(kept) -> None:
+def test_a_shared_parameter_is_loaded_under_any_of_its_names(kept: str) -> None:
     """As safetensors' `save_model` writes it: once."""
     block = torch.nn.Conv2d(3, 3, 1)
     trunk = torch.nn.Sequential(block, block)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,35 +22,35 @@ IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> torch.nn.Module:
     return build_trunk("resnet18", {}, seed=3)
 
 
 @pytest.fixture(scope="module")
-def expected(model):
+def expected(model: torch.nn.Module) -> torch.Tensor:
     with torch.inference_mode():
         return model.avgpool(nn.Sequential(*list(model.children())[:-2])(IMAGE)).flatten(1)
 
 
-def load(path, **weights):
+def load(path: Path, **weights: str) -> torch.Tensor:
     taps = TappedTrunk(build_trunk("resnet18", {}), name="resnet18", layers=layers_of(["flatten"]))
     taps.probe(IMAGE)
     load_weights(taps, IMAGE, WeightsConfig(file=path, **weights))
     return taps(IMAGE)["flatten"]
 
 
-def put(into, state):
+def put(into: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {into.format(*name.split(".", 1)): tensor for name, tensor in state.items()}
 
 
-def compiled(model):
+def compiled(model: nn.Module) -> nn.Module:
     """As torch.compile holds a model, without the seconds that importing its compiler takes."""
     outer = nn.Module()
     outer._orig_mod = model
     return outer
 
 
-def averaged(model):
+def averaged(model: nn.Module) -> dict[str, Any]:
     return torch.optim.swa_utils.AveragedModel(model).state_dict()
 
 
@@ -75,7 +77,9 @@ def averaged(model):
         ),
     ],
 )
-def test_a_file_with_names_from_wrappers_gives_the_models_features(tmp_path: Path, model, expected, write) -> None:
+def test_a_file_with_names_from_wrappers_gives_the_models_features(
+    tmp_path: Path, model: torch.nn.Module, expected: torch.Tensor, write: Callable[..., Any]
+) -> None:
     torch.save(write(model), tmp_path / "w.pth")
     assert torch.allclose(load(tmp_path / "w.pth"), expected, atol=1e-5)
 
@@ -90,7 +94,9 @@ def test_a_file_with_names_from_wrappers_gives_the_models_features(tmp_path: Pat
         lambda s: put("x.module.{}.{}", s) | {"other.weight": torch.ones(1)},
     ],
 )
-def test_following_the_advice_loads_the_file(tmp_path: Path, model, expected, write) -> None:
+def test_following_the_advice_loads_the_file(
+    tmp_path: Path, model: torch.nn.Module, expected: torch.Tensor, write: Callable[..., Any]
+) -> None:
     torch.save(write(model.state_dict()), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="names would match") as refusal:
         load(tmp_path / "w.pth")
@@ -101,17 +107,19 @@ def test_following_the_advice_loads_the_file(tmp_path: Path, model, expected, wr
 class Wrapped(nn.Module):
     """A model that itself calls a part `module`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.module = nn.Conv2d(3, 4, 3)
         self.fc = nn.Linear(4, 2)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.fc(self.module(images).mean((2, 3)))
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, torch.nn.DataParallel, compiled])
-def test_a_model_with_a_module_named_like_a_wrapper_keeps_the_name(tmp_path: Path, wrap) -> None:
+def test_a_model_with_a_module_named_like_a_wrapper_keeps_the_name(
+    tmp_path: Path, wrap: Callable[..., Any] | type[Any]
+) -> None:
     torch.manual_seed(0)
     source, trunk = Wrapped().eval(), Wrapped().eval()
     torch.save(wrap(source).state_dict(), tmp_path / "w.pth")
@@ -121,7 +129,9 @@ def test_a_model_with_a_module_named_like_a_wrapper_keeps_the_name(tmp_path: Pat
     assert torch.equal(trunk.module.weight, source.module.weight)
 
 
-def test_names_that_collide_without_wrappers_do_not_overwrite_each_other(tmp_path: Path, model) -> None:
+def test_names_that_collide_without_wrappers_do_not_overwrite_each_other(
+    tmp_path: Path, model: torch.nn.Module
+) -> None:
     state = model.state_dict()
     twice = put("{}.module.{}", state) | put("module.{}.{}", {n: t + 1 for n, t in state.items()})
     torch.save(twice, tmp_path / "w.pth")
@@ -130,7 +140,9 @@ def test_names_that_collide_without_wrappers_do_not_overwrite_each_other(tmp_pat
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path: Path, model, value) -> None:
+def test_parameters_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, model: torch.nn.Module, value: float
+) -> None:
     state = model.state_dict()
     state["layer2.0.conv1.weight"] = state["layer2.0.conv1.weight"].clone()
     state["layer2.0.conv1.weight"][0, 0, 0, 0] = value
@@ -148,7 +160,9 @@ def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path: Path, mode
         lambda t: t.to(torch.complex64),
     ],
 )
-def test_tensors_of_other_kinds_do_not_stand_for_floats(tmp_path: Path, model, change) -> None:
+def test_tensors_of_other_kinds_do_not_stand_for_floats(
+    tmp_path: Path, model: torch.nn.Module, change: Callable[..., Any]
+) -> None:
     state = model.state_dict()
     torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\."):

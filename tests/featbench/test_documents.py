@@ -15,11 +15,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import featbench
+from tests.conftest import Bench
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_the_code_on_the_page_about_python_runs(tmp_path, monkeypatch):
+def test_the_code_on_the_page_about_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     assert len(blocks) >= 4
@@ -30,7 +31,7 @@ def test_the_code_on_the_page_about_python_runs(tmp_path, monkeypatch):
     assert (tmp_path / "features/mine/zarr.json").exists()
 
 
-def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
+def test_the_code_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     random = torch.Generator().manual_seed(0)
     images, labels = torch.rand(120, 1, 8, 8, generator=random), torch.arange(120) % 4
@@ -43,13 +44,13 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), {"model": model, "train": train, "val": val, **arrays})
 
 
-def test_the_notebook_runs(capsys):
+def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     result = runpy.run_path(str(ROOT / "examples/notebook.py"))["result"]
     assert result.top1 > 0.9
     assert "NMI" in capsys.readouterr().out
 
 
-def trained(tmp_path, *options):
+def trained(tmp_path: Path, *options: str) -> str:
     """Run the example, and return what it prints."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; sys.argv[0] = 'example'; "
     code += f"runpy.run_path({str(ROOT / 'examples/simsiam_digits.py')!r}, run_name='__main__')"
@@ -60,7 +61,7 @@ def trained(tmp_path, *options):
     return ran.stdout
 
 
-def test_two_epochs_of_the_training_loop_run(tmp_path):
+def test_two_epochs_of_the_training_loop_run(tmp_path: Path) -> None:
     printed = trained(tmp_path, "--epochs", "2")
     assert re.search(r"epoch   2: loss -?\d\.\d+, kNN top-1 \d\d\.\d %", printed)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["epoch_001.pt", "epoch_002.pt"]
@@ -68,7 +69,7 @@ def test_two_epochs_of_the_training_loop_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_makes_layers_better_than_those_of_the_untrained_network(tmp_path, bench):
+def test_training_makes_layers_better_than_those_of_the_untrained_network(tmp_path: Path, bench: Bench) -> None:
     rows = re.findall(r"^(untrained|simsiam) +(.*)$", trained(tmp_path), re.MULTILINE)
     before, after = ([float(value) for value in values.split()] for _, values in rows)
     assert after[-1] > before[-1] + 2

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import featbench
+from featbench._features import StoredFeatures
+from featbench.store.typing import Floats, Ints
 from tests.clusterings import keep
-from tests.conftest import make_features
+from tests.conftest import Arrays, Bench, Records, make_features
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WHERE = {"features", "layer", "tap", "pooling", "weights", "fingerprint", "seconds"}
@@ -23,7 +25,7 @@ WHERE = {"features", "layer", "tap", "pooling", "weights", "fingerprint", "secon
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> tuple[Floats, Ints, Floats, Ints]:
     """Four classes, 80 rows of train and 40 of val with 8 numbers each, not quite separable."""
     random = np.random.default_rng(11)
     centres = random.standard_normal((4, 8))
@@ -35,11 +37,13 @@ def data():
     return values["train"], labels["train"], values["val"], labels["val"]
 
 
-def numbers(records):
+def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in WHERE} for record in records]
 
 
-def accuracy_by_loop(train, train_labels, val, val_labels, k, temperature):
+def accuracy_by_loop(
+    train: Floats, train_labels: Ints, val: Floats, val_labels: Ints, k: int, temperature: float
+) -> np.float64:
     """Wu et al. 2018 in float64, one query at a time."""
     train, val = train.astype(np.float64), val.astype(np.float64)
     train /= np.linalg.norm(train, axis=1, keepdims=True)
@@ -55,7 +59,7 @@ def accuracy_by_loop(train, train_labels, val, val_labels, k, temperature):
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
-def test_knn_of_arrays_is_that_of_a_loop_in_float64(data, k):
+def test_knn_of_arrays_is_that_of_a_loop_in_float64(data: tuple[Floats, Ints, Floats, Ints], k: int) -> None:
     result = featbench.knn(*data, k=k, temperature=0.07)
     assert result.top1 == accuracy_by_loop(*data, k, 0.07)
     assert result.top1 == np.mean(result.predictions == data[3])
@@ -63,7 +67,9 @@ def test_knn_of_arrays_is_that_of_a_loop_in_float64(data, k):
     assert all(record["certified"] for record in result.records)
 
 
-def test_arrays_give_the_records_of_the_command_line_on_the_same_features(data, records, bench, tmp_path):
+def test_arrays_give_the_records_of_the_command_line_on_the_same_features(
+    data: tuple[Floats, Ints, Floats, Ints], records: Records, bench: Bench, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "train.npz", features=data[0], labels=data[1])
     np.savez(tmp_path / "val.npz", features=data[2], labels=data[3])
     imported = bench("import", "--train", "train.npz", "--val", "val.npz", "--name", "same", "--layer", "features")
@@ -91,7 +97,7 @@ def test_arrays_give_the_records_of_the_command_line_on_the_same_features(data, 
     assert again[0].search.neighbours_reused, "what the command line has kept is used"
 
 
-def test_labels_may_be_written_in_any_way(data):
+def test_labels_may_be_written_in_any_way(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     import torch
 
     train, labels, val, val_labels = data
@@ -114,7 +120,7 @@ def test_labels_may_be_written_in_any_way(data):
         assert np.array_equal(result.predictions, names[expected.predictions])
 
 
-def test_splits_share_one_numbering_of_classes(data):
+def test_splits_share_one_numbering_of_classes(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     """Class 7 of val is class 7 of train, though val has fewer classes."""
     train, labels, val, val_labels = data
     some = val_labels >= 2
@@ -123,7 +129,7 @@ def test_splits_share_one_numbering_of_classes(data):
     assert result.top1 == np.mean(result.predictions == val_labels[some] + 5)
 
 
-def test_rows_without_a_label_are_left_out(data):
+def test_rows_without_a_label_are_left_out(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     train, labels, val, val_labels = data
     known = np.arange(80) % 5 > 0
     expected = featbench.knn(train[known], labels[known], val[3:], val_labels[3:], k=5)
@@ -139,13 +145,13 @@ def test_rows_without_a_label_are_left_out(data):
     )
 
 
-def test_without_labels_neighbours_are_found(data):
+def test_without_labels_neighbours_are_found(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     result = featbench.knn(data[0], None, data[2], k=3)
     assert (result.top1, result.predictions, len(result)) == (None, None, 0)
     assert np.array_equal(result.neighbours.rows, featbench.knn(*data, k=3).neighbours.rows)
 
 
-def test_tensors_of_every_float_are_taken_off_their_graph(data):
+def test_tensors_of_every_float_are_taken_off_their_graph(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     import torch
 
     train, labels, val, val_labels = data
@@ -158,7 +164,9 @@ def test_tensors_of_every_float_are_taken_off_their_graph(data):
         )
 
 
-def test_nothing_is_written_and_nothing_changed(data, tmp_path, monkeypatch):
+def test_nothing_is_written_and_nothing_changed(
+    data: tuple[Floats, Ints, Floats, Ints], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = [each.copy() for each in data]
     featbench.knn(*data, k=5)
@@ -168,7 +176,7 @@ def test_nothing_is_written_and_nothing_changed(data, tmp_path, monkeypatch):
     assert data[0].flags.writeable
 
 
-def test_several_layers_are_a_mapping(data):
+def test_several_layers_are_a_mapping(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     train, labels, val, val_labels = data
     result = featbench.knn({"a": train, "b": train[:, :2]}, labels, {"a": val, "b": val[:, :2]}, val_labels, k=5)
     assert [each.layer.layer for each in result] == ["a", "b"]
@@ -180,7 +188,7 @@ def test_several_layers_are_a_mapping(data):
     assert only.top1 == result[1].top1
 
 
-def test_the_best_of_several_speaks_for_them(data):
+def test_the_best_of_several_speaks_for_them(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     result = featbench.knn(*data, k=(1, 5, 20), temperature=(0.07, 0.5))
     assert [(each.k, each.temperature) for each in result] == [(k, t) for t in (0.07, 0.5) for k in (1, 5, 20)]
     assert result.top1 == max(each.top1 for each in result) == result.best.accuracy.top1.value
@@ -190,7 +198,7 @@ def test_the_best_of_several_speaks_for_them(data):
     assert result.to_pandas().equals(frame)
 
 
-def test_kmeans_gives_means_over_seeds(data):
+def test_kmeans_gives_means_over_seeds(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     result = featbench.kmeans(*data, clusters=4, seeds=3)
     of_val = [each for each in result if each.split == "val"]
     assert [each.seed for each in of_val] == [0, 1, 2]
@@ -201,7 +209,7 @@ def test_kmeans_gives_means_over_seeds(data):
     assert of_val[0].metrics.ari == pytest.approx(metrics.adjusted_rand_score(data[3], result.assignments["val"]))
 
 
-def test_float64_that_float32_cannot_tell_apart_is_warned_of(data):
+def test_float64_that_float32_cannot_tell_apart_is_warned_of(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     train, labels, val, val_labels = data
     with pytest.warns(UserWarning, match="rows that become equal") as caught:
         featbench.knn(train.astype(float) * 1e-3 + 1e8, labels, val.astype(float) * 1e-3 + 1e8, val_labels, k=5)
@@ -211,7 +219,7 @@ def test_float64_that_float32_cannot_tell_apart_is_warned_of(data):
         featbench.knn(train.astype(float), labels, val.astype(float), val_labels, k=5)
 
 
-def test_a_database_that_is_its_own_queries_is_warned_of(data):
+def test_a_database_that_is_its_own_queries_is_warned_of(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     with pytest.warns(UserWarning, match="leave_one_out=True"):
         featbench.knn(data[0], data[1], data[0].copy(), data[1], k=1)
     with warnings.catch_warnings():
@@ -220,13 +228,13 @@ def test_a_database_that_is_its_own_queries_is_warned_of(data):
     assert loo.top1 < 1
 
 
-def with_nan(values):
+def with_nan(values: Floats) -> Floats:
     values = values.copy()
     values[3, 2] = np.nan
     return values
 
 
-def sparse(values):
+def sparse(values: Floats) -> object:
     import torch
 
     return torch.from_numpy(values).to_sparse()
@@ -266,7 +274,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_is_a_value_error_that_says_why(data, fault):
+def test_what_cannot_be_is_a_value_error_that_says_why(data: tuple[Floats, Ints, Floats, Ints], fault: str) -> None:
     make, text = FAULTS[fault]
     arguments, settings = make(*data)
     with pytest.raises(ValueError, match=text) as error:
@@ -288,30 +296,32 @@ def test_what_cannot_be_is_a_value_error_that_says_why(data, fault):
         {"seeds": 1.5},
     ],
 )
-def test_what_cannot_be_clustered_is_a_value_error(data, settings):
+def test_what_cannot_be_clustered_is_a_value_error(
+    data: tuple[Floats, Ints, Floats, Ints], settings: dict[str, Any]
+) -> None:
     with pytest.raises(featbench.BenchError, match="must be"):
         featbench.kmeans(*data, **{"clusters": 2, **settings})
 
 
-def test_numbers_of_numpy_count_as_numbers(data):
+def test_numbers_of_numpy_count_as_numbers(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     assert len(featbench.kmeans(*data, clusters=np.array([2, 3]), seeds=np.int64(2))) == 8
     assert [each.k for each in featbench.knn(*data, k=np.array([1, 3]))] == [1, 3]
 
 
-def test_integers_that_float64_cannot_hold_are_warned_of(data):
+def test_integers_that_float64_cannot_hold_are_warned_of(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     values = np.full((80, 8), 2**60) + np.arange(80)[:, None]
     with pytest.warns(UserWarning, match="rows that become equal"):
         featbench.knn(values, data[1], values[:40], data[3], k=1)
 
 
 @pytest.fixture
-def features(tmp_path, arrays):
+def features(tmp_path: Path, arrays: Arrays) -> StoredFeatures:
     values, labels = arrays
     make_features(tmp_path / "made", values, labels)
     return featbench.open(tmp_path / "made")
 
 
-def test_an_opened_feature_set_shows_what_it_has(features, arrays, tmp_path):
+def test_an_opened_feature_set_shows_what_it_has(features: StoredFeatures, arrays: Arrays, tmp_path: Path) -> None:
     labels = arrays[1]
     assert featbench.open(str(tmp_path / "made")).fingerprint == features.fingerprint
     assert (features.layers, features.splits) == (("res4", "res5"), ("train", "val"))
@@ -327,7 +337,7 @@ def test_an_opened_feature_set_shows_what_it_has(features, arrays, tmp_path):
         features["train/res"]
 
 
-def test_labels_of_both_splits_count_the_same_names(tmp_path, arrays):
+def test_labels_of_both_splits_count_the_same_names(tmp_path: Path, arrays: Arrays) -> None:
     values, labels = arrays
     names = {"train": ("a", "b", "c"), "val": ("c", "d", "a")}
     make_features(tmp_path / "made", values, labels, class_names=names)
@@ -344,7 +354,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_arrays_are_indexed_as_numpy_does(features, arrays):
+def test_arrays_are_indexed_as_numpy_does(features: StoredFeatures, arrays: Arrays) -> None:
     for layer, expected in arrays[0]["train"].items():
         array = features[f"train/{layer}"]
         assert (array.shape, array.dtype, array.ndim, len(array)) == (expected.shape, expected.dtype, expected.ndim, 50)
@@ -353,7 +363,7 @@ def test_arrays_are_indexed_as_numpy_does(features, arrays):
             assert array[key].shape == expected[key].shape, key
 
 
-def test_arrays_follow_the_protocol_of_numpy(features, arrays):
+def test_arrays_follow_the_protocol_of_numpy(features: StoredFeatures, arrays: Arrays) -> None:
     expected, array = arrays[0]["train"]["res5"], features["train/res5"]
     assert np.array_equal(np.asarray(array), expected)
     assert np.asarray(array, np.float64).dtype == np.float64
@@ -365,14 +375,14 @@ def test_arrays_follow_the_protocol_of_numpy(features, arrays):
         np.array(array, copy=False)
 
 
-def test_only_the_chunks_that_rows_lie_in_are_read(features, tmp_path):
+def test_only_the_chunks_that_rows_lie_in_are_read(features: StoredFeatures, tmp_path: Path) -> None:
     (tmp_path / "made/train/res5/c/3/0").write_bytes(b"")
     assert features["train/res5"][:24].shape == (24, 6)
     with pytest.raises(featbench.BenchError, match="chunk 3"):
         features["train/res5"][24]
 
 
-def test_evaluating_what_was_opened_writes_only_if_asked(features, tmp_path):
+def test_evaluating_what_was_opened_writes_only_if_asked(features: StoredFeatures, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     first = featbench.knn(features, layers="res5", k=5)
     assert [len(each) for each in (first, featbench.knn(features, layers=["res4", "res5"], k=[1, 5]))] == [1, 4]
@@ -388,12 +398,12 @@ def test_evaluating_what_was_opened_writes_only_if_asked(features, tmp_path):
     assert set(first.predictions) <= set(features.class_names)
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(featbench.BenchError, match="no such feature set"):
         featbench.open(tmp_path / "none")
 
 
-def test_importing_loads_nothing_heavy_and_takes_no_time():
+def test_importing_loads_nothing_heavy_and_takes_no_time() -> None:
     heavy = {"torch", "faiss", "zarr", "numpy", "sklearn", "pydantic", "featbench.store", "featbench.evaluate"}
     code = (
         f"import json, sys, time; start = time.perf_counter(); import featbench; took = time.perf_counter() - start; "
@@ -408,7 +418,7 @@ def test_importing_loads_nothing_heavy_and_takes_no_time():
     assert min(seconds) < 0.05
 
 
-def test_every_name_is_there():
+def test_every_name_is_there() -> None:
     assert sorted(featbench.__all__) == featbench.__all__
     for name in featbench.__all__:
         assert getattr(featbench, name).__name__.removeprefix("featbench.") == name
@@ -424,7 +434,7 @@ FIRST += [
 
 
 @pytest.mark.parametrize("first", FIRST)
-def test_extract_is_a_function_and_a_package_whichever_is_used_first(first):
+def test_extract_is_a_function_and_a_package_whichever_is_used_first(first: str) -> None:
     code = f"""
 import inspect
 import featbench
@@ -442,7 +452,7 @@ assert package.live.LiveModel is LiveModel and callable(featbench.extract)
     assert ran.returncode == 0, ran.stderr
 
 
-def test_kmeans_clusters_rows_without_labels_too(data):
+def test_kmeans_clusters_rows_without_labels_too(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     train, labels, val, val_labels = data
     partly = np.where(np.arange(80) % 2, labels, -1)
     result = featbench.kmeans(train, partly, val, val_labels, clusters=4)
@@ -453,14 +463,14 @@ def test_kmeans_clusters_rows_without_labels_too(data):
     assert result.silhouette == result.best[0].silhouettes.sampled
 
 
-def test_kmeans_needs_no_labels(data):
+def test_kmeans_needs_no_labels(data: tuple[Floats, Ints, Floats, Ints]) -> None:
     result = featbench.kmeans(data[0], None, data[2], None, clusters=4, ami=False)
     assert (result.nmi, result.hungarian, result.many_to_one) == (None, None, None)
     assert result.silhouette is not None
     assert "no labels, so no label metrics" in repr(result)
 
 
-def test_kept_clusterings_are_listed_and_read(tmp_path):
+def test_kept_clusterings_are_listed_and_read(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     values = {split: {"x": random.normal(size=(num, 3)).astype("f4")} for split, num in (("train", 20), ("val", 9))}
     made = make_features(
@@ -480,7 +490,7 @@ def test_kept_clusterings_are_listed_and_read(tmp_path):
     assert repr(found).startswith("<StoredClustering of 'x': 4 clusters, objective ")
 
 
-def test_a_damaged_clustering_is_refused_when_it_is_read(tmp_path):
+def test_a_damaged_clustering_is_refused_when_it_is_read(tmp_path: Path) -> None:
     labels = {split: np.arange(5) for split in ("train", "val")}
     made = make_features(tmp_path / "made", {split: {"x": np.eye(5, dtype="f4")} for split in labels}, labels)
     keep(made, "x", 2)

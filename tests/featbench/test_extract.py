@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,22 +14,23 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import featbench
 from featbench.store import FeatureSet, verify
+from featbench.store.typing import Floats
 
 
 class Net(nn.Module):
     """A small network with batch norm, dropout and a classifier, of one channel."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
         self.fc = nn.Linear(6, 4)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.fc(self.body(images).mean(dim=(2, 3)))
 
 
 @pytest.fixture
-def model():
+def model() -> torch.nn.Module:
     torch.manual_seed(0)
     made = Net()
     made(torch.rand(16, 1, 8, 8))  # running statistics that are not the initial ones
@@ -33,7 +38,7 @@ def model():
 
 
 @pytest.fixture
-def data():
+def data() -> dict[str, TensorDataset]:
     random = torch.Generator().manual_seed(1)
     return {
         split: TensorDataset(torch.rand(num, 1, 8, 8, generator=random), torch.arange(num) % 4)
@@ -41,7 +46,7 @@ def data():
     }
 
 
-def expected(model, dataset):
+def expected(model: torch.nn.Module, dataset: TensorDataset) -> dict[str, Floats]:
     """Pooled features of the whole dataset at once, in eval mode."""
     was, images = model.training, dataset.tensors[0]
     model.eval()
@@ -52,7 +57,9 @@ def expected(model, dataset):
     return {name: values.numpy() for name, values in features.items()}
 
 
-def test_features_in_memory_are_those_of_the_model_in_eval_mode(model, data):
+def test_features_in_memory_are_those_of_the_model_in_eval_mode(
+    model: torch.nn.Module, data: dict[str, TensorDataset]
+) -> None:
     model.train()
     model.body[1].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -68,14 +75,16 @@ def test_features_in_memory_are_those_of_the_model_in_eval_mode(model, data):
     assert result.top1 == featbench.knn(*arrays, k=5).top1
 
 
-def test_the_mode_is_put_back_after_an_error(model, data):
+def test_the_mode_is_put_back_after_an_error(model: torch.nn.Module, data: dict[str, TensorDataset]) -> None:
     model.train()
     with pytest.raises(featbench.BenchError, match=r"no tap 'bodi'.*Did you mean body"):
         featbench.extract(model, data, layers="bodi")
     assert model.training
 
 
-def test_features_in_a_store_are_the_same_and_verify_clean(model, data, tmp_path):
+def test_features_in_a_store_are_the_same_and_verify_clean(
+    model: torch.nn.Module, data: dict[str, TensorDataset], tmp_path: Path
+) -> None:
     memory = featbench.extract(model, data, layers="body,fc")
     stored = featbench.extract(model, data, layers="body,fc", store=tmp_path, name="live")
     for key in memory:
@@ -85,13 +94,15 @@ def test_features_in_a_store_are_the_same_and_verify_clean(model, data, tmp_path
     assert featbench.knn(stored, layers="fc", k=5).top1 == featbench.knn(memory, layers="fc", k=5).top1
 
 
-def test_the_same_call_does_what_is_missing(model, data, tmp_path, monkeypatch):
+def test_the_same_call_does_what_is_missing(
+    model: torch.nn.Module, data: dict[str, TensorDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped after two chunks, it goes on; a layer is added; a third call computes nothing."""
     monkeypatch.setattr("featbench.extract.live.rows_per_chunk_for", lambda **_: 16)
     computed = []
     forward = Net.forward
 
-    def counting(self, images):
+    def counting(self: Net, images: torch.Tensor) -> torch.Tensor:
         if len(images) > 2:  # no probe
             computed.append(len(images))
             if len(computed) == 3:
@@ -113,7 +124,9 @@ def test_the_same_call_does_what_is_missing(model, data, tmp_path, monkeypatch):
     assert not computed
 
 
-def test_another_model_or_other_images_are_refused(model, data, tmp_path, monkeypatch):
+def test_another_model_or_other_images_are_refused(
+    model: torch.nn.Module, data: dict[str, TensorDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"layers": "body", "store": tmp_path, "name": "live"}
     before = featbench.extract(model, data, **settings)
     values = before["val/body"][:]
@@ -134,7 +147,9 @@ def test_another_model_or_other_images_are_refused(model, data, tmp_path, monkey
     assert not np.array_equal(replaced["val/body"], values)
 
 
-def test_a_loader_is_read_in_the_order_of_its_dataset(model, data, tmp_path):
+def test_a_loader_is_read_in_the_order_of_its_dataset(
+    model: torch.nn.Module, data: dict[str, TensorDataset], tmp_path: Path
+) -> None:
     loaders = {
         split: DataLoader(dataset, batch_size=8, shuffle=True, drop_last=True) for split, dataset in data.items()
     }
@@ -144,7 +159,7 @@ def test_a_loader_is_read_in_the_order_of_its_dataset(model, data, tmp_path):
         assert features.labels("train").tolist() == data["train"].tensors[1].tolist()
 
 
-def test_batches_of_any_kind_do_without_a_store(model, data):
+def test_batches_of_any_kind_do_without_a_store(model: torch.nn.Module, data: dict[str, TensorDataset]) -> None:
     batches = {split: list(DataLoader(dataset, batch_size=8)) for split, dataset in data.items()}
     of_generators = {split: iter(each) for split, each in batches.items()}
     for each in (batches, of_generators):
@@ -152,19 +167,21 @@ def test_batches_of_any_kind_do_without_a_store(model, data):
         assert np.allclose(features["val/body"], expected(model, data["val"])["body"], atol=1e-6)
 
 
-def test_labels_and_names_of_classes_come_from_the_dataset(model, data, tmp_path):
+def test_labels_and_names_of_classes_come_from_the_dataset(
+    model: torch.nn.Module, data: dict[str, TensorDataset], tmp_path: Path
+) -> None:
     class Named(Dataset):
         classes = ("ant", "bee", "cat", "dog")
 
-        def __init__(self, pairs, *, listed):
+        def __init__(self, pairs: TensorDataset, *, listed: bool) -> None:
             self.pairs = pairs
             if listed:
                 self.targets = [int(label) for _, label in pairs]
 
-        def __len__(self):
+        def __len__(self) -> int:
             return len(self.pairs)
 
-        def __getitem__(self, row):
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
             return self.pairs[row]
 
     subset = {"train": Subset(Named(data["train"], listed=True), range(1, 30)), "val": Named(data["val"], listed=False)}
@@ -174,31 +191,35 @@ def test_labels_and_names_of_classes_come_from_the_dataset(model, data, tmp_path
     assert features.labels("val").tolist() == [row % 4 for row in range(21)]
 
 
-def test_flatten_and_poolings_are_those_of_the_command_line(model, data):
+def test_flatten_and_poolings_are_those_of_the_command_line(
+    model: torch.nn.Module, data: dict[str, TensorDataset]
+) -> None:
     features = featbench.extract(model, data, layers=["flatten", "map=body:AdaptiveMaxPool2d(2)"])
     assert np.allclose(features["train/flatten"], expected(model, data["train"])["body"], atol=1e-6)
     assert features["train/map"].shape == (50, 6, 2, 2)
 
 
 class Endless(IterableDataset):
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter(())
 
 
 class Augmented(Dataset):
-    def __len__(self):
+    def __len__(self) -> int:
         return 3
 
-    def __getitem__(self, row):
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
         return torch.rand(1, 8, 8), 0
 
 
 class Masked(Net):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images * (torch.rand_like(images) > 0.5))
 
 
-def test_what_cannot_be_extracted_is_refused(model, data, tmp_path):
+def test_what_cannot_be_extracted_is_refused(
+    model: torch.nn.Module, data: dict[str, TensorDataset], tmp_path: Path
+) -> None:
     stored = {"layers": "body", "store": tmp_path, "name": "live"}
     with pytest.raises(ValueError, match="keys train and val; got train, test"):
         featbench.extract(model, {"train": data["train"], "test": data["val"]}, layers="body")

@@ -33,7 +33,7 @@ Layers = str | Sequence[str] | None
 
 
 @naming_arguments
-def open(path: str | os.PathLike[str]) -> Features:
+def open(path: str | os.PathLike[str]) -> StoredFeatures:
     """Open a feature set for reading.
 
     Parameters
@@ -43,7 +43,7 @@ def open(path: str | os.PathLike[str]) -> Features:
 
     Returns
     -------
-    Features
+    StoredFeatures
         A mapping from `split/layer` to arrays that are read when they are used.
 
     Raises

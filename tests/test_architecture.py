@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -34,12 +35,12 @@ EXCEPTIONS = {"evaluate/neighbours/bfloat16.py": {"torch"}}
 """Modules that are loaded only where they are used."""
 
 
-def python_files(*folders):
+def python_files(*folders: str) -> list[Path]:
     """Every Python file of the packages, or of these folders."""
     return sorted(chain.from_iterable((ROOT / each).rglob("*.py") for each in folders or ("featbench", *PACKAGES)))
 
 
-def module_of(path):
+def module_of(path: Path) -> str:
     """Dotted name under which a file of the packages is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts if parts[0] == "featbench" else ("featbench", *parts)
@@ -49,7 +50,7 @@ def module_of(path):
 MODULES = {module_of(path) for path in python_files()}
 
 
-def imported(path):
+def imported(path: Path) -> Iterator[tuple[str, int]]:
     """Each module that a file imports, with the line; also within functions and under TYPE_CHECKING."""
     stack = [ast.parse(path.read_text())]
     while stack:
@@ -65,7 +66,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_only_what_lies_below_them(package):
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
     files = python_files(package)
     assert files
     for path in files:
@@ -78,19 +79,19 @@ def test_packages_import_only_what_lies_below_them(package):
             assert top not in banned, f"{path}:{line} imports {name}, which {package} must do without"
 
 
-def test_nothing_is_imported_by_the_bare_name_of_a_folder():
+def test_nothing_is_imported_by_the_bare_name_of_a_folder() -> None:
     """From the repository's root, `import store` would work, and load a second copy of every class."""
     for path in python_files("featbench", *PACKAGES, "tests", "benchmarks"):
         for name, line in imported(path):
             assert name.split(".")[0] not in PACKAGES, f"{path}:{line} imports {name}, not featbench.{name}"
 
 
-def acyclic(arrows):
+def acyclic(arrows: dict[str, set[str]]) -> None:
     """Raise `graphlib.CycleError`, which names the modules, if imports go round in a circle."""
     TopologicalSorter(arrows).prepare()
 
 
-def test_no_modules_import_each_other():
+def test_no_modules_import_each_other() -> None:
     """Nor within functions, nor for types alone."""
     arrows = {}
     for path in python_files():
@@ -99,13 +100,13 @@ def test_no_modules_import_each_other():
     acyclic(arrows)
 
 
-def room_of(name):
+def room_of(name: str) -> str:
     """Folder of a module, by its path; a module that lies directly in one of the four is a room by itself."""
     return ".".join(name.split(".")[:3])
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_rooms_import_each_other(package):
+def test_no_rooms_import_each_other(package: str) -> None:
     arrows = {}
     for path in python_files(package):
         room = room_of(module_of(path))
@@ -124,13 +125,13 @@ def test_no_rooms_import_each_other(package):
         ("featbench.pipelines.config.pipeline, featbench.pipelines.evaluation.run", {"torch", "torchvision"}),
     ],
 )
-def test_a_package_loads_without_what_it_does_not_need(module, absent):
+def test_a_package_loads_without_what_it_does_not_need(module: str, absent: set[str]) -> None:
     code = f"import sys, {module}; print(sorted({absent!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
 
 
-def test_what_is_tested_is_this_repository():
+def test_what_is_tested_is_this_repository() -> None:
     import featbench.evaluate
     import featbench.extract
     import featbench.pipelines
@@ -140,7 +141,7 @@ def test_what_is_tested_is_this_repository():
         assert Path(package.__file__).resolve().is_relative_to(ROOT)
 
 
-def test_every_package_is_listed_for_installation():
+def test_every_package_is_listed_for_installation() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = project["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(module_of(path) for path in python_files() if path.name == "__init__.py")
@@ -151,7 +152,7 @@ def test_every_package_is_listed_for_installation():
     assert project["project"]["version"] == featbench.__version__
 
 
-def test_every_public_function_and_class_has_a_docstring():
+def test_every_public_function_and_class_has_a_docstring() -> None:
     for path in python_files():
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), f"{path} says nothing of itself"

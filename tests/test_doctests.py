@@ -19,13 +19,13 @@ WITH_EXAMPLES = [module_of(path) for path in python_files() if ">>> " in path.re
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_print_what_they_say(name):
+def test_examples_print_what_they_say(name: str) -> None:
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.attempted
     assert not results.failed
 
 
-def test_no_module_is_loaded_under_two_names():
+def test_no_module_is_loaded_under_two_names() -> None:
     importlib.import_module("featbench.store")
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from typer.main import get_command
 
-from tests.conftest import ROOT, make_features, save_image
+from tests.conftest import ROOT, Bench, make_features, save_image
 
 PAGES = sorted([ROOT / "README.md", ROOT / "store/FORMAT.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 
@@ -64,7 +64,7 @@ def is_run(line: str) -> bool:
 
 
 @pytest.mark.parametrize(("page", "line"), [each for each in WRITTEN if "make " not in each[1].split("bench")[0]])
-def test_each_command_is_understood(page, line):
+def test_each_command_is_understood(page: str, line: str) -> None:
     """Its command and options exist, with as many arguments as are given: click parses it all but runs nothing."""
     from featbench.pipelines.cli.app import app
 
@@ -78,7 +78,7 @@ def test_each_command_is_understood(page, line):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages assume: two feature sets, arrays."""
     folder = tmp_path_factory.mktemp("desk")
     random = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def desk(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", [each.relative_to(ROOT).as_posix() for each in PAGES])
-def test_the_commands_of_a_page_work_one_after_the_other(page, desk, tmp_path, bench):
+def test_the_commands_of_a_page_work_one_after_the_other(page: str, desk: Path, tmp_path: Path, bench: Bench) -> None:
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     run = [line for where, line in WRITTEN if where == page and is_run(line)]
     for line in run:
@@ -112,7 +112,7 @@ def test_the_commands_of_a_page_work_one_after_the_other(page, desk, tmp_path, b
 
 
 @pytest.mark.slow
-def test_photographs_are_extracted_as_the_pages_say(tmp_path, bench):
+def test_photographs_are_extracted_as_the_pages_say(tmp_path: Path, bench: Bench) -> None:
     """Commands about the reader's own photographs and weights, with 12 images and a ResNet-50 of random weights."""
     for number in range(12):
         save_image(tmp_path / f"photos/{'train' if number < 8 else 'val'}/{'ab'[number % 2]}/{number}.jpg", seed=number)
@@ -128,7 +128,7 @@ def test_photographs_are_extracted_as_the_pages_say(tmp_path, bench):
 
 
 @pytest.mark.parametrize(("page", "line"), [each for each in WRITTEN if each[1].startswith("make ")])
-def test_the_targets_of_make_exist(page, line, tmp_path):
+def test_the_targets_of_make_exist(page: str, line: str, tmp_path: Path) -> None:
     words = [word for word in shlex.split(line, comments=True) if word not in ("...",)]
     result = subprocess.run(
         ["make", "-n", f"VENV={tmp_path / 'venv'}", *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60
@@ -137,14 +137,14 @@ def test_the_targets_of_make_exist(page, line, tmp_path):
 
 
 @pytest.mark.parametrize("page", [each.relative_to(ROOT).as_posix() for each in PAGES])
-def test_links_lead_to_files(page):
+def test_links_lead_to_files(page: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
 
 
 @pytest.mark.slow
-def test_the_sample_in_the_readme_is_what_the_demo_prints():
+def test_the_sample_in_the_readme_is_what_the_demo_prints() -> None:
     """Numbers may differ a little between processors."""
     printed = runpy.run_path(str(ROOT / "docs/samples.py"))["demo"]()
     (sample,) = re.findall(r"<!-- sample: demo -->\n(.*?)\n<!-- end -->", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.conftest import ROOT, make_features
+from tests.conftest import ROOT, Arrays, make_features
 from tests.test_architecture import PACKAGES
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "featbench", *PACKAGES)
 
 
-def run(*command, cwd, env=None):
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command without the repository in sight; returns what it did."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
@@ -30,7 +30,7 @@ def run(*command, cwd, env=None):
     )
 
 
-def must_run(*command, cwd):
+def must_run(*command: str | Path, cwd: Path) -> str:
     """Run a command that must succeed; returns what it printed."""
     done = run(*command, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,7 +38,7 @@ def must_run(*command, cwd):
 
 
 @pytest.mark.parametrize("as_folders", [True, False], ids=["folders", "modules"])
-def test_modules_of_the_users_own_change_nothing(tmp_path, arrays, as_folders):
+def test_modules_of_the_users_own_change_nothing(tmp_path: Path, arrays: Arrays, as_folders: bool) -> None:
     """In the working folder, which `python -m` puts first on Python's path, and on PYTHONPATH."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     for folder in (here, elsewhere):
@@ -55,18 +55,18 @@ def test_modules_of_the_users_own_change_nothing(tmp_path, arrays, as_folders):
     assert "res5" in result.stdout
 
 
-def made(*words):
+def made(*words: str) -> subprocess.CompletedProcess[str]:
     """What `make` would run, or how it refuses."""
     return run("make", "--dry-run", *words, cwd=ROOT)
 
 
-def test_users_are_spared_the_tools_of_developers(tmp_path):
+def test_users_are_spared_the_tools_of_developers(tmp_path: Path) -> None:
     venv = f"VENV={tmp_path}"
     assert all("[dev]" not in made(target, venv).stdout for target in ("install", "demo", "in1k"))
     assert all("[dev]" in made(target, venv).stdout for target in ("lint", "test", "benchmark"))
 
 
-def test_an_environment_without_cuda_needs_the_same_packages_but_faiss(tmp_path):
+def test_an_environment_without_cuda_needs_the_same_packages_but_faiss(tmp_path: Path) -> None:
     (rules,) = re.findall(r"^define CPU_REQUIREMENTS\n(.*?)^endef", (ROOT / "Makefile").read_text(), re.M | re.S)
     lines = must_run(sys.executable, "-c", rules, "dev", cwd=ROOT).splitlines()
     named = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
@@ -75,7 +75,7 @@ def test_an_environment_without_cuda_needs_the_same_packages_but_faiss(tmp_path)
     assert "faiss-cpu" in named
 
 
-def test_an_environment_with_cuda_is_not_mixed_with_one_without(tmp_path):
+def test_an_environment_with_cuda_is_not_mixed_with_one_without(tmp_path: Path) -> None:
     (tmp_path / ".installed").touch()
     refused = made("install", "CPU=1", f"VENV={tmp_path}")
     assert refused.returncode == 2
@@ -86,7 +86,7 @@ def test_an_environment_with_cuda_is_not_mixed_with_one_without(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, so that nothing is left behind in the repository."""
     copy = tmp_path_factory.mktemp("copy") / "bench"
     copy.mkdir()
@@ -104,7 +104,7 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_owns_one_name_and_holds_all_files(wheel):
+def test_the_wheel_owns_one_name_and_holds_all_files(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"featbench"}
     files = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if path.is_file()]
@@ -114,7 +114,7 @@ def test_the_wheel_owns_one_name_and_holds_all_files(wheel):
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path: Path) -> Path:
     """An environment of its own, which finds the packages of this one, but neither bench nor an `evaluate`."""
     folder = tmp_path / "venv"
     venv.create(folder, with_pip=True)
@@ -140,7 +140,9 @@ assert callable(evaluate.load) and evaluate.EvaluationModule and datasets.Datase
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ours_first", [True, False], ids=["bench first", "evaluate first"])
-def test_bench_and_the_evaluate_of_hugging_face_live_side_by_side(tmp_path, environment, wheel, arrays, ours_first):
+def test_bench_and_the_evaluate_of_hugging_face_live_side_by_side(
+    tmp_path: Path, environment: Path, wheel: Path, arrays: Arrays, ours_first: bool
+) -> None:
     pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
     python, folder = environment / "python", str(environment.parent)
     theirs = "evaluate>=0.4"
@@ -150,14 +152,14 @@ def test_bench_and_the_evaluate_of_hugging_face_live_side_by_side(tmp_path, envi
     (theirs,) = (tmp_path / "theirs").iterdir()
     make_features(tmp_path / "features/f", *arrays)
 
-    def pip(*words):
+    def pip(*words: str | Path) -> None:
         must_run(python, "-m", "pip", *words, cwd=tmp_path)
 
-    def bench_works():
+    def bench_works() -> None:
         must_run(python, "-c", BENCH_WORKS.format(venv=folder), cwd=tmp_path)
         assert "res5" in must_run(environment / "bench", "evaluate", "--features", "f", "--k", "3", cwd=tmp_path)
 
-    def evaluate_works():
+    def evaluate_works() -> None:
         must_run(python, "-c", EVALUATE_WORKS.format(venv=folder), cwd=tmp_path)
 
     ours = ["--no-deps", "--ignore-installed", wheel]  # the packages that bench needs are found behind

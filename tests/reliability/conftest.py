@@ -11,7 +11,7 @@ from tests.reliability.ranks import chunks_of, finish, small_pipeline, start
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The chunks that one rank writes whom no one disturbs."""
     pipeline = small_pipeline(tmp_path_factory.mktemp("undisturbed"), "one")
     finish(start(pipeline, uuid.uuid4().hex, 1))

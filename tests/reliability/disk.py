@@ -9,10 +9,11 @@ of them may leave the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,12 +26,12 @@ class Killed(BaseException):
 
 
 @contextmanager
-def _instead(function) -> Iterator[None]:
+def _instead(function: Callable[..., Any]) -> Iterator[None]:
     """Have `function(name, *arguments, **options)` called for each operation that changes a file."""
     with pytest.MonkeyPatch.context() as patch:
         for name in OPERATIONS:
 
-            def operation(*arguments, _name=name, **options):
+            def operation(*arguments: Any, _name: str = name, **options: Any) -> Any:
                 changes = _name != "open" or arguments[1] & os.O_CREAT
                 return function(_name, *arguments, **options) if changes else REAL[_name](*arguments, **options)
 
@@ -43,7 +44,7 @@ def dying(at: int) -> Iterator[list[str]]:
     """Die at the operation number `at`, the first being 0; yields the names of those that were begun."""
     begun: list[str] = []
 
-    def operation(name, *arguments, **options):
+    def operation(name: str, *arguments: Any, **options: Any) -> Any:
         begun.append(name)
         if len(begun) <= at:
             return None if name == "fsync" else REAL[name](*arguments, **options)
@@ -76,7 +77,7 @@ class Recorder:
     """Notes what happens below a folder."""
 
     root: Path
-    events: list[tuple] = field(default_factory=list)
+    events: list[tuple[Any, ...]] = field(default_factory=list)
     start: dict[int, Node] = field(default_factory=dict)
     _numbers: dict[tuple[int, int], int] = field(default_factory=dict)
     _held: list[int] = field(default_factory=list)
@@ -100,7 +101,7 @@ class Recorder:
             self._held.append(held)
         return self._numbers[key]
 
-    def _place(self, path, dir_fd: int | None) -> tuple[int, str]:
+    def _place(self, path: Path, dir_fd: int | None) -> tuple[int, str]:
         folder, name = os.path.split(os.fspath(path))
         return self._number(folder or ".", dir_fd), name
 
@@ -114,7 +115,7 @@ class Recorder:
             for held in self._held:
                 os.close(held)
 
-    def _operation(self, name, *arguments, **options):
+    def _operation(self, name: str, *arguments: Any, **options: Any) -> Any:
         if name == "fsync":
             self.events.append(("sync", self._number(arguments[0])))
             return None
@@ -155,11 +156,11 @@ class Recorder:
             yield variant, state
 
 
-def _copied(content):
+def _copied(content: Any) -> Any:
     return dict(content) if isinstance(content, dict) else content
 
 
-def _apply(nodes: dict[int, Node], kind: str, *event) -> None:
+def _apply(nodes: dict[int, Node], kind: str, *event: Any) -> None:
     if kind == "sync":
         nodes[event[0]].safe = _copied(nodes[event[0]].now)
     elif kind == "content":
@@ -177,7 +178,14 @@ def _apply(nodes: dict[int, Node], kind: str, *event) -> None:
         nodes[target].now[new] = nodes[source].now.pop(old)
 
 
-def _collect(nodes, number, path, state, names, content) -> None:
+def _collect(
+    nodes: dict[int, Node],
+    number: int,
+    path: str,
+    state: dict[str, bytes | None],
+    names: Callable[[Node], dict[str, int]],
+    content: Callable[[Node], bytes],
+) -> None:
     node = nodes[number]
     if not isinstance(node.now, dict):
         state[path] = content(node)

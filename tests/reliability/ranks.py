@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from featbench.pipelines.config.pipeline import make_pipeline
+from featbench.pipelines.config.pipeline import Pipeline, make_pipeline
 from featbench.pipelines.extraction.signals import Interrupted
 from featbench.pipelines.ranks import Rank
 from featbench.store import FeatureSet
@@ -18,7 +20,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["featbench.pipelines.extraction.run", "sklearn.datasets"])
 
 
-def small_pipeline(store, name):
+def small_pipeline(store: Path, name: str) -> Pipeline:
     """1,797 digits in 75 chunks of val and 150 of train, a few seconds' work."""
     return make_pipeline(
         {
@@ -36,9 +38,9 @@ def small_pipeline(store, name):
     )
 
 
-def start(pipeline, run, world_size):
+def start(pipeline: Pipeline, run: str, world_size: int) -> list[BaseProcess]:
     """Start the ranks of a run; returns their processes."""
-    processes = [
+    processes: list[BaseProcess] = [
         CONTEXT.Process(target=_work, args=(pipeline, Rank(run=run, rank=rank, world_size=world_size)))
         for rank in range(world_size)
     ]
@@ -47,20 +49,20 @@ def start(pipeline, run, world_size):
     return processes
 
 
-def finish(processes):
+def finish(processes: list[BaseProcess]) -> None:
     """Wait for ranks that must succeed."""
     for process in processes:
         process.join(300)
         assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
 
 
-def chunks_of(path: Path):
+def chunks_of(path: Path) -> dict[str, bytes]:
     """The bytes of every chunk; what a killed rank left half-written is none."""
     files = (file for file in path.rglob("c/**/*") if file.is_file() and file.suffix != ".partial")
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
-def keys_journalled(path: Path):
+def keys_journalled(path: Path) -> list[str]:
     """The key of every record of every journal, as often as it is there."""
     made = FeatureSet.open(path)
     return [
@@ -70,12 +72,12 @@ def keys_journalled(path: Path):
     ]
 
 
-def committed(path):
+def committed(path: Path) -> int:
     """How many objects the journals have; none while there is no feature set."""
     return len(FeatureSet.open(path).records) if path.exists() else 0
 
 
-def wait_for(condition, what, seconds=90):
+def wait_for(condition: Callable[[], object], what: str, seconds: int = 90) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -83,7 +85,7 @@ def wait_for(condition, what, seconds=90):
         time.sleep(0.05)
 
 
-def _work(pipeline, rank):
+def _work(pipeline: Pipeline, rank: Rank) -> None:
     from featbench.pipelines.extraction.job import prepare
     from featbench.pipelines.extraction.rank import run_rank
 

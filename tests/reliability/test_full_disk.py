@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_full_disk_loses_nothing_and_space_resumes_it_with_the_same_bytes(tmp_path, undisturbed, seed):
+def test_a_full_disk_loses_nothing_and_space_resumes_it_with_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[str, bytes], seed: int
+) -> None:
     dice = random.Random(seed)
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -13,6 +13,8 @@ import json
 import logging
 import random
 import shutil
+from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -24,14 +26,18 @@ from featbench.store import BenchError, FeatureSet, verify
 from featbench.store.feature_set import feature_sets
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
 from featbench.store.status import RankStatus, post, read_statuses
+from featbench.store.typing import Floats, Ints, Json
 from featbench.store.verification import repair
-from tests.conftest import make_features
+from tests.conftest import Arrays, make_features
 from tests.reliability.disk import without_waiting
+
+Features = dict[str, dict[str, Floats]]
+Labels = dict[str, Ints]
 
 NUMBERS = ("top1", "top5", "recall", "num_zero_rows", "objective", "nmi", "ari", "purity", "k", "layer", "split")
 
 
-def made_with(features, labels, path):
+def made_with(features: Features, labels: Labels, path: Path) -> FeatureSet:
     made = make_features(path, features, labels)
     ask(made)
     made.save_result("2026", {"top1": 0.5})
@@ -41,14 +47,14 @@ def made_with(features, labels, path):
     return made
 
 
-def ask(made):
+def ask(made: FeatureSet) -> list[dict[str, Any]]:
     """Numbers of an exact search, an approximate one and a clustering, which are kept in the set."""
     records = evaluate_knn(made, ["res5"], k=[1, 3]) + evaluate_knn(made, ["res5"], k=[3], index="IVF4,Flat")
     records += evaluate_kmeans(made, ["res5"], clusters=[3], restarts=2, iterations=5)
     return [{name: record[name] for name in NUMBERS if name in record} for record in records]
 
 
-def change(path, files, dice):
+def change(path: Path, files: list[Path], dice: random.Random) -> str:
     """Change one file; returns in which way."""
     content = path.read_bytes()
     ways = ["flip", "cut", "delete", "copy of another", "a line twice", "zeros"]
@@ -75,7 +81,7 @@ def change(path, files, dice):
     return way
 
 
-def with_json_changed(path, content, dice):
+def with_json_changed(path: Path, content: bytes, dice: random.Random) -> bytes:
     try:
         if path.suffix != ".jsonl":
             return json.dumps(edited(json.loads(content), dice), indent=2).encode()
@@ -109,7 +115,7 @@ STRANGE = [
 ]
 
 
-def edited(value, dice):
+def edited(value: Json, dice: random.Random) -> Json:
     """Change one place of a JSON value: a digit, a key, a type; or leave something out, or add something."""
     if isinstance(value, dict) and value:
         key = dice.choice(sorted(value))
@@ -134,7 +140,9 @@ def edited(value, dice):
     return dice.choice(STRANGE)
 
 
-def use(path, expected, features, labels, what):
+def use(
+    path: Path, expected: list[dict[str, Any]], features: Features, labels: Labels, what: str
+) -> collections.Counter[str]:
     """Do all that reads the set: a `BenchError` or what is right; anything else ends the test."""
     questions = {
         "ask": lambda: ask(FeatureSet.open(path)) == expected,
@@ -150,7 +158,7 @@ def use(path, expected, features, labels, what):
         "statuses": lambda: read_statuses(path / "journals", "r") is not None,
         "lock": lambda: locked(FeatureSet.open(path)),
     }
-    asked = collections.Counter()
+    asked: collections.Counter[str] = collections.Counter()
     for name, question in questions.items():
         try:
             assert question(), f"{what}: {name} gave something else"
@@ -160,20 +168,23 @@ def use(path, expected, features, labels, what):
     return asked
 
 
-def locked(features):
+def locked(features: FeatureSet) -> bool:
     with features.lock():
         return True
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
-def test_no_change_of_a_file_gives_a_traceback_or_a_wrong_number(tmp_path, arrays, caplog, count):
+def test_no_change_of_a_file_gives_a_traceback_or_a_wrong_number(
+    tmp_path: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
     caplog.set_level(logging.CRITICAL)
     features, labels = arrays
     dice = random.Random(count)
     with without_waiting():
         intact = made_with(features, labels, tmp_path / "intact").path
         expected = ask(FeatureSet.open(intact))
-        ways, answers = collections.Counter(), collections.Counter()
+        ways: collections.Counter[str] = collections.Counter()
+        answers: collections.Counter[str] = collections.Counter()
         for number in range(count):
             path = tmp_path / "f"
             shutil.copytree(intact, path)
@@ -190,7 +201,7 @@ def test_no_change_of_a_file_gives_a_traceback_or_a_wrong_number(tmp_path, array
     assert answers["refused"] > 0
 
 
-def bring_back(path, expected, features, labels, what):
+def bring_back(path: Path, expected: list[dict[str, Any]], features: Features, labels: Labels, what: str) -> None:
     """Repair and extract again, or replace where that is said to be the way: the numbers are the same again."""
     repair(path)
     make_features(path, features, labels)
@@ -199,7 +210,9 @@ def bring_back(path, expected, features, labels, what):
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(120, marks=pytest.mark.slow)])
-def test_no_set_that_someone_made_up_gives_a_traceback(tmp_path, arrays, caplog, count):
+def test_no_set_that_someone_made_up_gives_a_traceback(
+    tmp_path: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
     """With digests that are right, so that every value of manifest and copy is believed to be what was written."""
     caplog.set_level(logging.CRITICAL)
     features, labels = arrays
@@ -217,7 +230,7 @@ def test_no_set_that_someone_made_up_gives_a_traceback(tmp_path, arrays, caplog,
     assert min(answers["answered"], answers["refused"]) > 0
 
 
-def make_up(path, dice):
+def make_up(path: Path, dice: random.Random) -> None:
     """Change the manifest, or the metadata of an array, and all digests of it."""
     document = json.loads((path / "zarr.json").read_bytes())
     content = document["attributes"][ATTRIBUTE]
@@ -233,8 +246,8 @@ def make_up(path, dice):
     (path / "zarr.json").write_text(json.dumps(document))
 
 
-def use_made_up(path):
-    answers = collections.Counter()
+def use_made_up(path: Path) -> collections.Counter[str]:
+    answers: collections.Counter[str] = collections.Counter()
     for question in (lambda: list(verify(path)), lambda: ask(FeatureSet.open(path)), lambda: repair(path)):
         try:
             question()

@@ -7,15 +7,19 @@ import os
 import random
 import signal
 import uuid
+from pathlib import Path
 
 import pytest
 
+from featbench.pipelines.config.pipeline import Pipeline
 from featbench.store import FeatureSet, verify
 from tests.reliability.ranks import chunks_of, finish, keys_journalled, small_pipeline, start, wait_for
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_any_number_of_ranks_writes_the_same_bytes_and_no_chunk_twice(tmp_path, undisturbed, world_size):
+def test_any_number_of_ranks_writes_the_same_bytes_and_no_chunk_twice(
+    tmp_path: Path, undisturbed: dict[str, bytes], world_size: int
+) -> None:
     pipeline = small_pipeline(tmp_path, "several")
     finish(start(pipeline, uuid.uuid4().hex, world_size))
     check_complete(pipeline, undisturbed)
@@ -24,9 +28,11 @@ def test_any_number_of_ranks_writes_the_same_bytes_and_no_chunk_twice(tmp_path, 
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
-def test_a_store_survives_random_kills_of_random_ranks(tmp_path, undisturbed, kills):
+def test_a_store_survives_random_kills_of_random_ranks(
+    tmp_path: Path, undisturbed: dict[str, bytes], kills: int
+) -> None:
     dice = random.Random(kills)
-    killed = collections.Counter()
+    killed: collections.Counter[str] = collections.Counter()
     completed = 0
     while sum(killed.values()) < kills:
         pipeline = small_pipeline(tmp_path, f"killed_{completed}")
@@ -42,10 +48,10 @@ def test_a_store_survives_random_kills_of_random_ranks(tmp_path, undisturbed, ki
     print(f"\n{sum(killed.values())} ranks killed, {dict(killed)}, {completed} stores completed")
 
 
-def disturb(pipeline, dice):
+def disturb(pipeline: Pipeline, dice: random.Random) -> collections.Counter[str]:
     """Start 1 to 3 ranks and kill some of them, later the others unless they are done first; counts the kills."""
     processes = start(pipeline, uuid.uuid4().hex, dice.randint(1, 3))
-    killed = collections.Counter()
+    killed: collections.Counter[str] = collections.Counter()
     dice.shuffle(processes)
     for process in processes:
         process.join(dice.uniform(0.0, 2.0))
@@ -58,7 +64,7 @@ def disturb(pipeline, dice):
     return killed
 
 
-def is_complete(pipeline):
+def is_complete(pipeline: Pipeline) -> bool:
     path = pipeline.store / pipeline.name
     if not path.exists():
         return False
@@ -67,7 +73,7 @@ def is_complete(pipeline):
     return set(layers) <= set(made.manifest.layers) and not made.pending(layers)
 
 
-def check_complete(pipeline, undisturbed):
+def check_complete(pipeline: Pipeline, undisturbed: dict[str, bytes]) -> None:
     path = pipeline.store / pipeline.name
     assert not list(verify(path))
     assert chunks_of(path) == undisturbed
@@ -75,7 +81,9 @@ def check_complete(pipeline, undisturbed):
     assert len(keys) == len(set(keys)) == len(undisturbed)
 
 
-def test_a_rank_that_is_asked_to_stop_finishes_its_chunk_and_the_others_take_over(tmp_path, undisturbed):
+def test_a_rank_that_is_asked_to_stop_finishes_its_chunk_and_the_others_take_over(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
     pipeline = small_pipeline(tmp_path, "stopped")
     processes = start(pipeline, uuid.uuid4().hex, 2)
     path = pipeline.store / pipeline.name

@@ -101,6 +101,9 @@ class Scenario:
     """Before."""
 
 
+Undisturbed = Callable[[Scenario], tuple[Path, dict[str, bytes]]]
+
+
 SCENARIOS = {
     "extract": Scenario(act=lambda root: extracted(root / "deep/er/f", ["res4", "res5"])),
     "add a layer": Scenario(
@@ -185,10 +188,10 @@ def chosen(count: int, sample: int | None) -> list[int]:
 
 
 @pytest.fixture
-def undisturbed(tmp_path):
+def undisturbed(tmp_path: Path) -> Undisturbed:
     """Make the state before a scenario, and the bytes after it."""
 
-    def make(scenario):
+    def make(scenario: Scenario) -> tuple[Path, dict[str, bytes]]:
         before, after = tmp_path / "before", tmp_path / "after"
         with without_waiting():
             before.mkdir()
@@ -202,7 +205,9 @@ def undisturbed(tmp_path):
 
 @pytest.mark.parametrize("sample", [pytest.param(3, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_after_a_kill_at_any_operation_the_same_command_gives_the_same_bytes(tmp_path, undisturbed, name, sample):
+def test_after_a_kill_at_any_operation_the_same_command_gives_the_same_bytes(
+    tmp_path: Path, undisturbed: Undisturbed, name: str, sample: int | None
+) -> None:
     scenario = SCENARIOS[name]
     before, expected = undisturbed(scenario)
     shutil.copytree(before, tmp_path / "counted")
@@ -221,7 +226,9 @@ def test_after_a_kill_at_any_operation_the_same_command_gives_the_same_bytes(tmp
 
 @pytest.mark.parametrize("sample", [pytest.param(2, id="some"), pytest.param(40, id="more", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_after_a_power_cut_at_any_operation_the_same_command_gives_the_same_bytes(tmp_path, undisturbed, name, sample):
+def test_after_a_power_cut_at_any_operation_the_same_command_gives_the_same_bytes(
+    tmp_path: Path, undisturbed: Undisturbed, name: str, sample: int
+) -> None:
     scenario = SCENARIOS[name]
     before, expected = undisturbed(scenario)
     shutil.copytree(before, tmp_path / "recorded")

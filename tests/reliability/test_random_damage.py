@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from featbench.store import FeatureSet, StoreError, verify
+from featbench.store.typing import Floats, Ints
 from featbench.store.verification import repair
-from tests.conftest import make_features
+from tests.conftest import Arrays, make_features
 
 
-def content_of(path):
+def content_of(path: Path) -> dict[str, bytes]:
     """The bytes that must come back: chunks and metadata. A journal may have its records in another order."""
     found = {}
     for file in path.rglob("*"):
@@ -21,7 +24,9 @@ def content_of(path):
 
 
 @pytest.mark.parametrize("count", [9, pytest.param(300, marks=pytest.mark.slow)])
-def test_random_damage_is_noticed_gives_no_wrong_number_and_is_repaired(tmp_path, arrays, count):
+def test_random_damage_is_noticed_gives_no_wrong_number_and_is_repaired(
+    tmp_path: Path, arrays: Arrays, count: int
+) -> None:
     features, labels = arrays
     path = make_features(tmp_path / "f", features, labels).path
     before = content_of(path)
@@ -42,7 +47,7 @@ def test_random_damage_is_noticed_gives_no_wrong_number_and_is_repaired(tmp_path
     assert min(kinds.values()) > 0
 
 
-def damage(path, random):
+def damage(path: Path, random: np.random.Generator) -> str:
     """Flip one bit, cut the file short, or delete it."""
     content = bytearray(path.read_bytes())
     kind = ("flip", "cut", "deletion")[random.integers(3)]
@@ -56,7 +61,7 @@ def damage(path, random):
     return kind
 
 
-def refuse_or_read_right(path, features, labels):
+def refuse_or_read_right(path: Path, features: dict[str, dict[str, Floats]], labels: dict[str, Ints]) -> None:
     try:
         made = FeatureSet.open(path)
     except StoreError:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,12 +64,12 @@ DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "trans
 class Cluster:
     """The daemons, and commands that use them."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
-        self.nodes = {}
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self):
+    def start(self) -> None:
         (self.folder / "state").mkdir(parents=True)
         host = socket.gethostname()
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=self.folder))
@@ -85,11 +86,11 @@ class Cluster:
             assert time.monotonic() < deadline, self.run("sinfo").stdout
             time.sleep(0.5)
 
-    def start_node(self, node):
+    def start_node(self, node: str) -> None:
         (self.folder / f"spool-{node}").mkdir(exist_ok=True)
         self.nodes[node] = self._daemon("slurmd", "-D", "-N", node)
 
-    def kill_node(self, node):
+    def kill_node(self, node: str) -> None:
         """Kill the daemon and all that runs under it, supervisors first, as when the host loses power."""
         tasks = [pid for pid in processes() if f"SLURMD_NODENAME={node}" in read_process(pid, "environ")]
         parents = {parent_of(pid) for pid in tasks}
@@ -101,42 +102,42 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
-    def stop(self):
+    def stop(self) -> None:
         for process in (self.controller, *self.nodes.values()):
             process.kill()
         subprocess.run(["pkill", "-KILL", "slurmstepd"], check=False)
 
-    def run(self, *command):
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
-    def bench(self, *arguments):
+    def bench(self, *arguments: str | Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "featbench", *arguments],
             cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    def _daemon(self, *command):
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
         log = (self.folder / "daemons.log").open("a")
         return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
 
-def processes():
+def processes() -> list[str]:
     return [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
-def read_process(pid, what):
+def read_process(pid: str | int, what: str) -> str:
     try:
         return Path(f"/proc/{pid}/{what}").read_text(errors="replace")
     except OSError:
         return ""
 
 
-def parent_of(pid):
+def parent_of(pid: str | int) -> str:
     return next((line.split()[1] for line in read_process(pid, "status").splitlines() if "PPid" in line), "")
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(tmp_path / "cluster")
     try:
         made.start()
@@ -145,7 +146,7 @@ def cluster(tmp_path):
         made.stop()
 
 
-def test_a_job_on_two_nodes_survives_the_death_of_one(cluster):
+def test_a_job_on_two_nodes_survives_the_death_of_one(cluster: Cluster) -> None:
     alone = cluster.bench("extract", *DIGITS, "--name", "alone")
     assert alone.wait(300) == 0, alone.stdout.read()
     slurm = ("--slurm", "partition=main,nodes=2,time=30,cpus_per_task=2")
@@ -167,7 +168,7 @@ def test_a_job_on_two_nodes_survives_the_death_of_one(cluster):
     assert cluster.bench("extract", *DIGITS, "--name", "job").wait(60) == 0
 
 
-def test_a_job_that_is_cut_off_requeues_itself_and_goes_on(cluster):
+def test_a_job_that_is_cut_off_requeues_itself_and_goes_on(cluster: Cluster) -> None:
     job = cluster.bench(
         "extract", *DIGITS, "--name", "job", "--slurm", "partition=main,nodes=1,ntasks_per_node=2,time=30"
     )
@@ -184,7 +185,7 @@ def test_a_job_that_is_cut_off_requeues_itself_and_goes_on(cluster):
     assert committed(path) > before
 
 
-def test_srun_starts_ranks_without_a_launcher(cluster):
+def test_srun_starts_ranks_without_a_launcher(cluster: Cluster) -> None:
     command = [sys.executable, "-m", "featbench", "extract", *DIGITS, "--name", "by_srun"]
     done = subprocess.run(
         ["srun", "-N2", "-n2", *command], cwd=cluster.folder, env=cluster.environment, capture_output=True, text=True,
@@ -196,7 +197,7 @@ def test_srun_starts_ranks_without_a_launcher(cluster):
     assert len([journal for journal in (path / "journals").glob("*.jsonl") if journal.stat().st_size]) == 2
 
 
-def test_wrong_parameters_are_refused_before_anything_is_submitted(cluster):
+def test_wrong_parameters_are_refused_before_anything_is_submitted(cluster: Cluster) -> None:
     job = cluster.bench("extract", *DIGITS, "--slurm", "partitoin=main")
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 2

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -34,7 +36,7 @@ DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "trans
 
 
 @pytest.fixture
-def hosts():
+def hosts() -> Iterator[list[str]]:
     """Make both namespaces, with names that each can resolve."""
     names = list(HOSTS)
     commands = [f"ip netns add {name}" for name in names]
@@ -61,7 +63,7 @@ def hosts():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def torchrun(host, folder, log):
+def torchrun(host: str, folder: Path, log: IO[str]) -> subprocess.Popen[bytes]:
     """The line of the documentation, on one host."""
     line = (
         f"hostname {host}; exec {sys.executable} -m torch.distributed.run --nnodes=1:2 --nproc-per-node=1 "
@@ -74,14 +76,14 @@ def torchrun(host, folder, log):
     )  # fmt: skip
 
 
-def kill_host(name):
+def kill_host(name: str) -> None:
     pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
     assert pids
     for pid in pids:
         os.kill(int(pid), signal.SIGKILL)
 
 
-def test_one_of_two_hosts_is_killed_and_the_other_finishes(hosts, tmp_path):
+def test_one_of_two_hosts_is_killed_and_the_other_finishes(hosts: list[str], tmp_path: Path) -> None:
     alone = [sys.executable, "-m", "featbench", "extract", *DIGITS, "--name", "alone", "--quiet"]
     subprocess.run(alone, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     logs = [(tmp_path / f"{host}.log").open("w+") for host in hosts]
@@ -105,7 +107,7 @@ def test_one_of_two_hosts_is_killed_and_the_other_finishes(hosts, tmp_path):
     assert chunks_of(path) == chunks_of(tmp_path / "features/alone")
 
 
-def both_write(path):
+def both_write(path: Path) -> bool:
     if committed(path) == 0:
         return False
     journals = [journal for journal in (path / "journals").glob("*.jsonl") if b"res5" in journal.read_bytes()]

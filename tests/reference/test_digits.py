@@ -14,7 +14,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from featbench.evaluate.clustering.contingency import Contingency
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.clustering.kmeans import assign, kmeans
-from featbench.evaluate.clustering.metrics import cluster_metrics
+from featbench.evaluate.clustering.metrics import cluster_metrics, cluster_sizes
 from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
@@ -145,3 +145,21 @@ def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(impor
 
     train, _ = evaluate_kmeans(features, [kind], clusters=[10], normalize=normalize)
     assert train["nmi"] == pytest.approx(normalized_mutual_info_score(labels, clusters))
+
+
+def test_cluster_metrics_are_the_references_on_its_own_clusterings(digits):
+    """All of them: of 1,797 or 1,200 images, by scikit-learn and faiss, Euclidean and spherical."""
+    reference = json.loads((digits / "kmeans.json").read_text())["results"]
+    arrays, content = np.load(digits / "kmeans.npz"), np.load(digits / "features.npz")
+    labels = np.concatenate([content["train_labels"], content["test_labels"]]).astype(np.int64)
+    assert len(reference) == 14
+    for name, theirs in reference.items():
+        clusters = arrays[f"{name}_assign"].astype(np.int64)
+        ours = cluster_metrics(Contingency.of(clusters, labels[: len(clusters)])).record()
+        same = ("nmi", "ami", "ari", "homogeneity", "completeness")
+        assert {key: ours[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, abs=1e-9)
+        assert 100 * ours["hungarian"] == pytest.approx(theirs["hungarian_acc"], abs=1e-9)
+        assert 100 * ours["purity"] == pytest.approx(theirs["purity"], abs=1e-9)
+        sizes = cluster_sizes(clusters, 10)
+        assert [sizes.smallest, sizes.largest] == sorted(theirs["cluster_sizes_sorted"])[:: len(set(clusters)) - 1]
+        assert 10 - sizes.num_empty == theirs["n_nonempty"]

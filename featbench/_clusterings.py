@@ -34,7 +34,7 @@ class StoredClustering:
 
     @property
     def is_current(self) -> bool | None:
-        """Whether the layer is still the one that was clustered; None for a derived layer, of which it isn't known."""
+        """Whether the layer is still the one that was clustered; None if there is no layer of that name any more."""
         return self._kept.is_current
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.derived import Recipe, digests_of, origins_of
 from featbench.evaluate.results import Record
 from featbench.store import FeatureSet, StoreError, list_cached, load_cached
 from featbench.store.paths import CLUSTERS, TRAIN, VAL
@@ -42,7 +43,7 @@ class KeptClustering:
     """Digests of the layer in train and val."""
 
     is_current: bool | None
-    """Whether the layer is still the one that was clustered; None for a derived layer, of which this is not known."""
+    """Whether the layer is still the one that was clustered; None if there is no layer of that name any more."""
 
     clusters_of: Mapping[str, Any] | None
     """Origin of the centroids, if they are those of another feature set."""
@@ -198,22 +199,38 @@ def _is_superseded(kept: KeptClustering, others: Sequence[KeptClustering]) -> bo
 
 
 class _Digests:
-    """Digests of the stored layers, each computed once."""
+    """Digests of the layers, each computed once."""
 
     def __init__(self, features: FeatureSet) -> None:
         self._features = features
-        self._known: dict[str, list[str] | None] = {}
+        self._known: dict[str, dict[str, str] | None] = {}
 
     def agree(self, layer: str, made_from: Sequence[str]) -> bool | None:
-        """Whether a stored layer has these digests; None if it is not stored."""
-        if layer not in self._features.manifest.layers:
-            return None
+        """Whether a layer, stored or derived, has these digests; None if it is neither."""
+        if layer in self._features.manifest.layers:  # a single layer that is concatenated keeps its name
+            return any(self._are(each, made_from) for each in (self._stored(layer), self._derived([layer], Recipe())))
+        derived = [self._derived(*origin) for origin in origins_of(layer) if self._has_all(origin[0])]
+        return any(self._are(each, made_from) for each in derived) if derived else None
+
+    def _are(self, digests: Mapping[str, str] | None, made_from: Sequence[str]) -> bool:
+        return digests is not None and [digests[split] for split in (TRAIN, VAL)] == list(made_from)
+
+    def _has_all(self, layers: Sequence[str]) -> bool:
+        return all(layer in self._features.manifest.layers for layer in layers)
+
+    def _stored(self, layer: str) -> dict[str, str] | None:
         if layer not in self._known:
             try:
-                self._known[layer] = [self._features.digest(split, layer) for split in (TRAIN, VAL)]
+                self._known[layer] = {split: self._features.digest(split, layer) for split in (TRAIN, VAL)}
             except StoreError:  # incomplete: being extracted again
                 self._known[layer] = None
-        return self._known[layer] == list(made_from)
+        return self._known[layer]
+
+    def _derived(self, names: Sequence[str], recipe: Recipe) -> dict[str, str] | None:
+        sources = [each for each in map(self._stored, names) if each is not None]
+        if len(sources) < len(names):
+            return None
+        return digests_of(names, sources, recipe, _labelled_or_readable_rows(self._features, TRAIN))
 
 
 def _described(
@@ -252,9 +269,15 @@ def _split(features: FeatureSet, kept: KeptClustering, split: str, arrays: Mappi
 
 def _rows_of_earlier_versions(features: FeatureSet, split: str, num_clustered: int) -> Ints:
     """All readable rows, or those of them with a label, whichever there are as many of."""
+    rows_N = np.flatnonzero(features.valid(split)).astype(np.int64)
+    return rows_N if len(rows_N) == num_clustered else _labelled_or_readable_rows(features, split)
+
+
+def _labelled_or_readable_rows(features: FeatureSet, split: str) -> Ints:
+    """Readable rows with a label, or all readable ones if none has a label."""
     valid = features.valid(split)
-    rows_N = np.flatnonzero(valid).astype(np.int64)
-    return rows_N if len(rows_N) == num_clustered else np.flatnonzero(valid & (features.labels(split) >= 0))
+    is_labelled = valid & (features.labels(split) >= 0)
+    return np.flatnonzero(is_labelled if is_labelled.any() else valid).astype(np.int64)
 
 
 def _all_in(values: Ints, size: int) -> bool:

@@ -9,7 +9,7 @@ Shape suffixes:  N rows   D dimension of the sources   P dimension of the result
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from featbench.evaluate.features.selection import Layer, Selection, lengths_of, 
 from featbench.evaluate.memory import in_words
 from featbench.store import Block
 from featbench.store.manifest import digest_of
-from featbench.store.typing import Doubles, Floats
+from featbench.store.typing import Doubles, Floats, Ints
 
 T = TypeVar("T")
 
@@ -136,6 +136,62 @@ def derived_layers(layers: Sequence[EvalLayer], recipe: Recipe, train: Labelled,
     return [_derived(group, recipe, train, memory) for group in groups]
 
 
+def name_of(names: Sequence[str], recipe: Recipe) -> str:
+    """Name a derived layer.
+
+    Examples
+    --------
+    >>> name_of(["res4", "res5"], Recipe(concatenate=True, pca=64, whiten=True))
+    'res4+res5.pca64.whiten'
+    """
+    steps = {"center": recipe.center, f"pca{recipe.pca}": recipe.pca, "whiten": recipe.whiten}
+    return ".".join(["+".join(names), *(step for step, wanted in steps.items() if wanted)])
+
+
+def origins_of(name: str) -> list[tuple[list[str], Recipe]]:
+    """Find from which layers a derived layer of this name can come, and how: several ways if their names have dots.
+
+    Examples
+    --------
+    >>> origins_of("res5.pca64")
+    [(['res5'], Recipe(concatenate=False, center=False, pca=64, whiten=False))]
+    """
+    words, found = name.split("."), []
+    for first in range(1, len(words) + 1):
+        names, steps = ".".join(words[:first]).split("+"), words[first:]
+        pca = [int(step[3:]) for step in steps if step.startswith("pca") and step[3:].isdecimal()]
+        recipe = Recipe(
+            concatenate=len(names) > 1, center="center" in steps, pca=pca[0] if pca else None, whiten="whiten" in steps
+        )
+        if recipe and name_of(names, recipe) == name:
+            found.append((names, recipe))
+    return found
+
+
+def digests_of(
+    names: Sequence[str], sources: Sequence[Mapping[str, str]], recipe: Recipe, train_rows: Ints
+) -> dict[str, str]:
+    """Compute by split the digest of a derived layer: of all that its features are computed from.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The layers that it comes from.
+    sources : sequence of mapping of str to str
+        Their digests, by split.
+    recipe : Recipe
+    train_rows : ndarray of int64
+        Rows that it is fitted on.
+    """
+    rows = hashlib.sha256(train_rows.tobytes()).hexdigest()
+    algorithm = CONCATENATED_ALGORITHM if len(names) > 1 else ALGORITHM
+    steps = [recipe.center, recipe.pca, recipe.whiten]
+    return {
+        split: digest_of([algorithm, split, list(names), list(map(dict, sources)), rows, steps])
+        for split in ("train", "val")
+    }
+
+
 def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory: int) -> EvalLayer:
     names = [layer.name for layer in group]
     fitted_on = Selection(layer=DerivedLayer([layer.layers["train"] for layer in group]), rows=train.rows)
@@ -143,15 +199,8 @@ def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory
     layers: dict[str, Layer] = {
         split: DerivedLayer([layer.layers[split] for layer in group], projection) for split in ("train", "val")
     }
-    steps = {"center": recipe.center, f"pca{recipe.pca}": recipe.pca, "whiten": recipe.whiten}
-    name = ".".join(["+".join(names), *(step for step, wanted in steps.items() if wanted)])
-    rows = hashlib.sha256(train.rows.tobytes()).hexdigest()
-    sources = [dict(layer.made_from) for layer in group]
-    algorithm = CONCATENATED_ALGORITHM if len(group) > 1 else ALGORITHM
-    made_from = {
-        split: digest_of([algorithm, split, names, sources, rows, [recipe.center, recipe.pca, recipe.whiten]])
-        for split in ("train", "val")
-    }
+    name = name_of(names, recipe)
+    made_from = digests_of(names, [layer.made_from for layer in group], recipe, train.rows)
     facts = replace(
         group[0].facts,
         layer=name,

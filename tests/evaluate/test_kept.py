@@ -113,6 +113,22 @@ def test_clusterings_of_features_that_changed_are_not_chosen(features: FeatureSe
         choose_clusterings(other)
 
 
+def test_clusterings_of_derived_layers_are_current_until_a_source_changes(
+    features: FeatureSet, bench: Bench, tmp_path: Path
+) -> None:
+    for derived in (["--concat", "--pca", "2"], ["--center"], ["--concat", "--layers", "a"]):
+        assert bench("evaluate", "--features", "mine", "--k", "1", "--clusters", "3", *derived).returncode == 0
+    found = {each.layer: each.is_current for each in kept_clusterings(features)[0]}
+    assert found == {"b+a.pca2": True, "b.center": True, "a.center": True, "a": True}
+    values = {split: {name: features.layer(split, name).read() for name in "ba"} for split in NUM_ROWS}
+    values["val"]["a"][5] += 1
+    splits = {split: features.labels(split) for split in NUM_ROWS}
+    other = make_features(tmp_path / "other", values, splits, valid={split: features.valid(split) for split in splits})
+    shutil.copytree(features.path / "clusters", other.path / "clusters", dirs_exist_ok=True)
+    found = {each.layer: each.is_current for each in kept_clusterings(other)[0]}
+    assert found == {"b+a.pca2": False, "b.center": True, "a.center": False, "a": False}
+
+
 def test_a_clustering_of_an_earlier_version_gives_way_to_the_same_one_computed_again(features: FeatureSet) -> None:
     keep(features, "a", 3, earlier=True)
     keep(features, "a", 3, earlier=True, seed=1)

@@ -90,7 +90,6 @@ lint: install-dev links  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests
 
 links:  # mypy does not follow editable installs: links to the folders, at the paths they have once installed
 	@rm -rf .links

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.knn.protocols import PROTOCOLS
 from featbench.evaluate.knn.shots import parse_shots
 from featbench.evaluate.memory import parse_memory
@@ -104,8 +105,8 @@ class KmeansConfig(Config):
     init: str = "k-means++"
     """First centroids: `k-means++`, `random` (rows of train), or a .npy file of K x D numbers."""
 
-    restarts: int = Field(default=10, gt=0, le=1000)
-    """Initializations; the best one on a sample is kept."""
+    restarts: Annotated[int, Field(gt=0, le=1000)] | None = None
+    """Starts on a sample of the rows, of which the best goes on; up to 10 by default."""
 
     iterations: int = Field(default=100, gt=0, le=100_000)
     """Most iterations."""
@@ -124,6 +125,11 @@ class KmeansConfig(Config):
 
     ami: bool = True
     """Report adjusted mutual information (AMI), which is slow for many clusters and classes."""
+
+    def settings(self) -> KmeansSettings:
+        """What changes the clusters, besides their number."""
+        names = ("normalize", "spherical", "init", "restarts", "iterations", "tolerance", "mini_batch", "seed")
+        return KmeansSettings(**{name: getattr(self, name) for name in names})
 
     @field_validator("clusters")
     @classmethod

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from featbench._arrays import ArrayError, labels_of, layers_of, warn_of_equal_splits
 from featbench._clusterings import StoredClustering
 from featbench._errors import naming_arguments
-from featbench.evaluate.clustering.evaluation import FindClusters, find_clusters, search_clusters
+from featbench.evaluate.clustering.cached import find_clusters, search_clusters
+from featbench.evaluate.clustering.evaluation import FindClusters
 from featbench.evaluate.clustering.kept import kept_clusterings
 from featbench.evaluate.features.labels import Labelled, LabelSource, MatchedLabels, matched_labels, with_unlabelled
 from featbench.evaluate.features.layers import EvalLayer, stored_layer

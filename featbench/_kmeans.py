@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+from pydantic import ValidationError
 
 from featbench._arrays import ArrayError, whole_numbers
 from featbench._errors import naming_arguments
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
 from featbench.evaluate.clustering.evaluation import cluster
+from featbench.evaluate.clustering.settings import KmeansSettings
+from featbench.evaluate.config import KmeansConfig
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import ClusterResult, Record, uniform
+from featbench.pipelines.config.faults import describe
 from featbench.store.typing import Ints
 
 if TYPE_CHECKING:
@@ -152,8 +157,12 @@ def kmeans(
     seeds: int | Sequence[int] = 1,
     layers: Layers = None,
     normalize: bool = True,
+    spherical: bool = False,
+    init: str = "k-means++",
+    restarts: int | None = None,
     iterations: int = 100,
-    restarts: int = 10,
+    tolerance: float = 1e-6,
+    mini_batch: int | None = None,
     ami: bool = True,
     memory: int | str | None = None,
     keep: bool = False,
@@ -170,10 +179,18 @@ def kmeans(
         How many clusterings to make (with the seeds 0, 1, ...), or their seeds.
     normalize : bool
         Scale each row to length 1 first.
+    spherical : bool
+        Scale each centroid to length 1 after every iteration, too.
+    init : {"k-means++", "random"} or path
+        How to choose the first centroids; or a .npy file of shape (clusters, D).
+    restarts : int, optional
+        Starts on a sample of the rows, of which the best goes on; up to 10 by default.
     iterations : int
         Passes over train at most.
-    restarts : int
-        Initializations of each clustering; the best one is continued.
+    tolerance : float
+        Stop when an iteration lowers the objective by no more than this fraction of it.
+    mini_batch : int, optional
+        Update the centroids after each batch of this many rows; after all rows by default.
     ami : bool
         Compute the adjusted mutual information, which takes longest of all metrics.
 
@@ -200,17 +217,34 @@ def kmeans(
         chosen = list(range(chosen[0]))
     if not chosen:
         raise ArrayError(f"seeds must be a positive number of seeds, or several seeds; got {seeds!r}")
+    settings = _settings(
+        normalize=normalize, spherical=spherical, init=str(init), restarts=restarts, iterations=iterations,
+        tolerance=tolerance, mini_batch=mini_batch,
+    )  # fmt: skip
+    for seed in chosen:
+        _settings(seed=seed)
     train_rows, val_rows = features.clustered()
     views, find = features.views(layers), features.cluster_finder(keep=keep)
     results = [
         result
         for seed in chosen
         for result in cluster(
-            views, train_rows, val_rows, clusters=counts, find=find, normalize=normalize, iterations=iterations,
-            restarts=restarts, seed=seed, ami=ami, memory=bytes_of(memory),
+            views, train_rows, val_rows, clusters=counts, find=find, settings=replace(settings, seed=seed), ami=ami,
+            resources=Resources(memory=bytes_of(memory)),
         )
     ]  # fmt: skip
     return ClusterResults(results=tuple(results), _name=features.name)
+
+
+def _settings(**values: object) -> KmeansSettings:
+    """Check settings as those of the command line are."""
+    try:
+        return KmeansConfig.model_validate(values).settings()
+    except ValidationError as error:
+        faults = error.errors()
+        name = str(faults[0]["loc"][0])
+        same = [fault for fault in faults if fault["loc"][0] == name]
+        raise ArrayError(f"{name}: {describe(same)}") from error
 
 
 def _counts(clusters: int | str | Sequence[int | str]) -> list[int | str]:

@@ -5,32 +5,32 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from featbench.evaluate.clustering.kmeans import Clustering, assign, kmeans
+from featbench.evaluate.clustering.cached import ClusterRequest, Kept, Unwatched, Watcher, find_clusters, samples_of
 from featbench.evaluate.clustering.metrics import (
     cluster_metrics,
     cluster_sizes,
     is_alone,
     labelled_contingency,
-    sample_of,
     sampled_silhouettes,
     simplified_silhouette,
 )
+from featbench.evaluate.clustering.settings import DEFAULT_SETTINGS, KmeansSettings
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import (
     Labelled,
     MatchedLabels,
     counts_of,
     matched_labels,
-    refuse_if_gone,
     with_unlabelled,
 )
-from featbench.evaluate.features.layers import EvalLayer, layers_of, short
-from featbench.evaluate.memory import free_memory, rows_per_block
+from featbench.evaluate.features.layers import EvalLayer, layers_of
+from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.results import (
     ClusterMetrics,
     ClusterResult,
@@ -38,20 +38,12 @@ from featbench.evaluate.results import (
     Record,
     Silhouettes,
 )
-from featbench.store import FeatureSet, load_cached, save_cached
-from featbench.store.manifest import digest_of
-from featbench.store.paths import CLUSTERS
+from featbench.store import FeatureSet
 from featbench.store.typing import Doubles, Ints
 
 logger = logging.getLogger(__name__)
 
-ALGORITHM = 6
-"""Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""
-
-OLDER_ALGORITHM = 5
-"""Gives the same clusters if rows are not scaled, or all have ordinary lengths."""
-
-FindClusters = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+FindClusters = Callable[[ClusterRequest], Kept]
 
 
 def evaluate_kmeans(features: FeatureSet, layers: Sequence[str | EvalLayer], **settings: Any) -> list[Record]:
@@ -82,7 +74,7 @@ def kmeans_results(
     labels : MatchedLabels, optional
         Result of `matched_labels`, to match, and to warn of rows that are left out, only once.
     **settings
-        As for `cluster`: `normalize`, `iterations`, `restarts`, `seed`, `ami`, `memory`.
+        As for `cluster`: `settings`, `num_seeds`, `ami`, `resources`, `watcher`.
 
     Returns
     -------
@@ -108,12 +100,11 @@ def cluster(
     *,
     clusters: Sequence[int | str],
     find: FindClusters,
-    normalize: bool = True,
-    iterations: int = 100,
-    restarts: int = 10,
-    seed: int = 0,
+    settings: KmeansSettings = DEFAULT_SETTINGS,
+    num_seeds: int = 1,
     ami: bool = True,
-    memory: int | None = None,
+    resources: Resources = DEFAULT,
+    watcher: Watcher | None = None,
 ) -> list[ClusterResult]:
     """Cluster layers of a feature set, or in memory.
 
@@ -126,39 +117,36 @@ def cluster(
     clusters : sequence of int or "classes"
         Numbers of clusters.
     find : callable
-        `find_clusters` of a feature set, or `search_clusters`, which has no cache.
-    normalize, iterations, restarts, seed
-        As for `featbench.evaluate.clustering.kmeans.kmeans`.
+        Finds a clustering: `find_clusters` of a feature set, or `search_clusters`, which has no cache.
+    settings : KmeansSettings
+        Their number of clusters is replaced.
+    num_seeds : int
+        Whole runs, with consecutive seeds; the best one counts.
     ami : bool
         Whether to compute the adjusted mutual information.
-    memory : int, optional
-        Bytes; half of what is free by default.
+    resources : Resources
+        Memory and device; they change no result.
+    watcher : Watcher, optional
+        Told how far k-means is.
     """
-    counts = numbers_of_clusters(clusters, train)
-    settings = {"normalize": normalize, "iterations": iterations, "restarts": restarts, "seed": seed}
     results = []
     for layer in layers:
         samples: dict[str, tuple[Ints, Doubles]] = {}
-        for count in counts:
+        for count in numbers_of_clusters(clusters, train):
             start = time.perf_counter()
-            rows = rows_per_block(memory or free_memory() // 2, dim=layer.dim)
-            arrays, facts = find(layer, count, train, val, settings, rows)
+            request = ClusterRequest(
+                layer=layer, train=train, val=val, settings=replace(settings, num_clusters=count),
+                num_seeds=num_seeds, resources=resources, watcher=watcher or Unwatched(),
+            )  # fmt: skip
+            arrays, facts = find(request)
             seconds = round(time.perf_counter() - start, 3)
             if "silhouettes" not in facts:
-                samples = samples or samples_of(layer, train, val, normalize=normalize, seed=seed)
+                samples = samples or samples_of(layer, train, val, normalize=settings.normalize, seed=settings.seed)
             results += results_of(
-                layer, arrays, facts, train, val, count=count, samples=samples, seed=seed, ami=ami, seconds=seconds
-            )
+                layer, arrays, facts, train, val, count=count, samples=samples, seed=settings.seed, ami=ami,
+                seconds=seconds,
+            )  # fmt: skip
     return results
-
-
-def samples_of(
-    layer: EvalLayer, train: Labelled, val: Labelled, *, normalize: bool, seed: int
-) -> dict[str, tuple[Ints, Doubles]]:
-    """Read a sample of the rows of each split, for the exact silhouette."""
-    return {
-        labelled.split: sample_of(layer.select(labelled), normalize=normalize, seed=seed) for labelled in (train, val)
-    }
 
 
 def results_of(
@@ -282,76 +270,3 @@ def _warn_without_labels(name: str, train: Labelled, val: Labelled) -> None:
     if lacking:
         text = "%s: no row of %s has a label, so k-means has no label metrics there"
         logger.warning(text, name, " and ".join(lacking))
-
-
-def find_clusters(
-    features: FeatureSet,
-    layer: EvalLayer,
-    count: int,
-    train: Labelled,
-    val: Labelled,
-    settings: dict[str, Any],
-    rows: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a cached clustering, or compute and cache it.
-
-    Returns
-    -------
-    clusters_of : dict of str to ndarray
-        Cluster of each selected row, by split.
-    facts : dict
-        With `objective` and `iterations`.
-    """
-    made_from = [layer.made_from[split] for split in ("train", "val")]
-
-    def key_of(algorithm: int) -> str:
-        return f"{short(layer.name)}-{count}-{digest_of([algorithm, count, settings, *made_from])[:16]}"
-
-    def load(key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        kept = load_cached(features, CLUSTERS, key)
-        return kept if kept and _has_its_form(*kept, count=count, both=(train, val)) else None
-
-    is_scaled = settings["normalize"]
-    key = key_of(ALGORITHM if is_scaled else OLDER_ALGORITHM)
-    if kept := load(key):
-        return kept
-    older = load(key_of(OLDER_ALGORITHM)) if is_scaled else None
-    if older and all(layer.select(labelled).has_ordinary_lengths(rows) for labelled in (train, val)):
-        arrays, facts = older
-    else:
-        arrays, facts = search_clusters(layer, count, train, val, settings, rows)
-        facts |= {"layer": layer.name, "made_from": made_from, "settings": settings}
-    refuse_if_gone(features)
-    save_cached(features, CLUSTERS, key, arrays, facts)
-    return arrays, facts
-
-
-def search_clusters(
-    layer: EvalLayer, count: int, train: Labelled, val: Labelled, settings: dict[str, Any], rows: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute a clustering without a cache; returns what `find_clusters` does, with the `centroids`."""
-    data = {labelled.split: layer.select(labelled) for labelled in (train, val)}
-    found: Clustering = kmeans(data["train"], count, rows_per_block=rows, **settings)
-    clusters_of = {
-        split: assign(selection, found, rows_per_block=rows, normalize=settings["normalize"])
-        for split, selection in data.items()
-    }
-    samples = samples_of(layer, train, val, normalize=settings["normalize"], seed=settings["seed"])
-    silhouettes = sampled_silhouettes(samples, clusters_of)
-    facts = {"objective": found.objective, "iterations": found.iterations, "silhouettes": silhouettes}
-    return clusters_of | {"centroids": found.centroids_KD}, facts
-
-
-def _has_its_form(arrays: dict[str, Any], facts: dict[str, Any], *, count: int, both: Sequence[Labelled]) -> bool:
-    """Whether cached arrays and facts are a clustering of these rows."""
-    return (
-        isinstance(facts.get("objective"), float)
-        and isinstance(facts.get("iterations"), int)
-        and all(
-            labelled.split in arrays
-            and arrays[labelled.split].shape == labelled.rows.shape
-            and arrays[labelled.split].dtype == np.int64
-            and 0 <= arrays[labelled.split].min() <= arrays[labelled.split].max() < count
-            for labelled in both
-        )
-    )

@@ -102,10 +102,7 @@ class Float32Products:
     @contextmanager
     def workers(self, num_threads: int) -> Iterator[ThreadPoolExecutor]:
         """See `Products`."""
-        with (
-            _libraries().limit(limits=1, user_api="blas"),
-            ThreadPoolExecutor(num_threads) as workers,
-        ):
+        with one_blas_thread(), ThreadPoolExecutor(num_threads) as workers:
             yield workers
 
     def load(self, features_RD: Floats, workers: ThreadPoolExecutor) -> None:
@@ -124,6 +121,12 @@ class Float32Products:
     def error(self, longest: float) -> ErrorBound:
         """See `Products`."""
         return float32_error(self._asked.lengths_Q, longest, self._queries_QD.shape[1], self._asked.similarity)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Let every thread that multiplies use one core."""
+    limits: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return limits
 
 
 @cache

@@ -112,8 +112,10 @@ def _evaluate(
         )
     results += few_shot
     if config.kmeans.clusters and rank.rank == 0:
-        settings = config.kmeans.model_dump(include={"clusters", "normalize", "iterations", "restarts", "seed", "ami"})
-        results += kmeans_results(features, chosen, labels=labels, memory=resources.bytes, **settings)
+        results += kmeans_results(
+            features, chosen, clusters=config.kmeans.clusters, labels=labels, settings=config.kmeans.settings(),
+            num_seeds=config.kmeans.seeds, ami=config.kmeans.ami, resources=resources,
+        )  # fmt: skip
     if rank.rank:
         return EvaluationReport(features=features, results=results, path=None, is_first=False)
     return save_report(features, results, config.model_dump(mode="json"), start=start)

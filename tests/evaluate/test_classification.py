@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featbench.evaluate.clustering import evaluation
+from featbench.evaluate.clustering import cached
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
-from featbench.evaluate.clustering.kmeans import kmeans
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import counts_of, matched_labels
+from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn import classification
@@ -23,7 +22,7 @@ from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
 from featbench.evaluate.neighbours import cache
 from featbench.evaluate.neighbours import cached_search as neighbours
-from featbench.evaluate.neighbours.search import Neighbours, search
+from featbench.evaluate.neighbours.search import Neighbours
 from featbench.store import FeatureSet
 from featbench.store.typing import Floats, Ints
 from tests.conftest import Bench, Records, make_features
@@ -46,7 +45,8 @@ def made(tmp_path: Path) -> FeatureSet:
 
 def count_searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     searches = []
-    monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["k"]) or search(*a, **k))
+    original = neighbours.search
+    monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["k"]) or original(*a, **k))
     return searches
 
 
@@ -146,7 +146,8 @@ def test_one_command_warns_once_of_the_rows_that_it_leaves_out(tmp_path: Path, b
 def test_the_accuracies_of_many_classes_count_rows_once(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each class took minutes for 30,000 classes."""
     counted = []
-    monkeypatch.setattr(classification, "counts_of", lambda *labels: counted.append(1) or counts_of(*labels))
+    original = classification.counts_of
+    monkeypatch.setattr(classification, "counts_of", lambda *labels: counted.append(1) or original(*labels))
     records = evaluate_knn(made, ["x"], k=[5], per_class=True)
     assert sum(record["task"] == "class" for record in records) == 3
     assert len(counted) == 1
@@ -257,9 +258,10 @@ def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(
     other = make_features(
         tmp_path / "other", features, {"train": labels, "val": labels}, made_from={"model": {"trunk": "another"}}
     )
+    original = neighbours.search
 
     def search_and_lose(*arguments: Selection, **settings: Any) -> Neighbours:
-        found = search(*arguments, **settings)
+        found = original(*arguments, **settings)
         made.path.rename(tmp_path / "features/g")
         if what == "removed":
             shutil.rmtree(tmp_path / "features/g")
@@ -306,7 +308,7 @@ def test_clusters_are_kept_and_both_splits_are_measured(made: FeatureSet, monkey
     assert [(record["clusters"], record["split"]) for record in first] == [
         (3, "train"), (3, "val"), (5, "train"), (5, "val"),
     ]  # fmt: skip
-    monkeypatch.setattr(evaluation, "kmeans", None)
+    monkeypatch.setattr(cached, "kmeans", None)
     again = evaluate_kmeans(made, ["x"], clusters=["classes", 5])
     for before, after in zip(first, again, strict=True):
         assert {k: v for k, v in before.items() if k != "seconds"} == {k: v for k, v in after.items() if k != "seconds"}
@@ -327,15 +329,11 @@ def test_results_of_older_versions_are_reused_unless_a_row_is_shorter_than_they_
     )
     with monkeypatch.context() as older:
         older.setattr(cache, "ALGORITHM", {"cosine": 4, "inner_product": 4, "euclidean": 4})
-        older.setattr(evaluation, "ALGORITHM", 5)
         before = evaluate_knn(features, ["x"], protocol=["dino", "vissl"], k=[5])
-        evaluate_kmeans(features, ["x"], clusters=[3])
-    searches, clusterings = count_searches(monkeypatch), []
-    monkeypatch.setattr(evaluation, "kmeans", lambda *a, **k: clusterings.append(a[1]) or kmeans(*a, **k))
+    searches = count_searches(monkeypatch)
     for _ in range(2):  # the second time they are there under the key of today
         records = evaluate_knn(features, ["x"], protocol=["dino", "vissl"], k=[5])
-        evaluate_kmeans(features, ["x"], clusters=[3])
-    assert [searches, clusterings] == ([[], []] if is_reused else [[5], [3]])
+    assert searches == ([] if is_reused else [5])
     assert not is_reused or [record["top1"] for record in records] == [record["top1"] for record in before]
 
 

@@ -10,6 +10,7 @@ import pytest
 from sklearn import metrics as peer
 
 from featbench.evaluate.clustering.evaluation import cluster, evaluate_kmeans, kmeans_results, numbers_of_clusters
+from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, matched_labels, with_unlabelled
 from featbench.evaluate.features.layers import stored_layer
@@ -139,8 +140,8 @@ def test_records_hold_what_the_clustering_says_of_itself() -> None:
 def test_a_sampled_silhouette_is_kept_with_the_clustering(partly: Partly, monkeypatch: pytest.MonkeyPatch) -> None:
     made, *_ = partly
     first = evaluate_kmeans(made, ["x"], clusters=[3])
-    monkeypatch.setattr("featbench.evaluate.clustering.evaluation.sampled_silhouettes", None)
-    monkeypatch.setattr("featbench.evaluate.clustering.evaluation.sample_of", None)
+    monkeypatch.setattr("featbench.evaluate.clustering.cached.sampled_silhouettes", None)
+    monkeypatch.setattr("featbench.evaluate.clustering.cached.sample_of", None)
     again = evaluate_kmeans(made, ["x"], clusters=[3])
     assert [record["silhouette"] for record in again] == [record["silhouette"] for record in first]
     assert [record["silhouette_rows"] for record in again] == [59, 23]
@@ -151,7 +152,7 @@ def test_a_clustering_of_an_older_version_lacks_only_what_it_did_not_keep(partly
     arrays = {"train": np.arange(59) % 3, "val": np.arange(23) % 3}
     parts = with_unlabelled(made, matched_labels(made))[:2]
     found = lambda *_: (arrays, {"objective": 2.0, "iterations": 5})  # noqa: E731
-    for result in cluster([stored_layer(made, "x")], *parts, clusters=[3], find=found, seed=4):
+    for result in cluster([stored_layer(made, "x")], *parts, clusters=[3], find=found, settings=KmeansSettings(seed=4)):
         record = result.record()
         unknown = ("simplified_silhouette", "mean_squared_distance", "num_reseeded", "engine")
         assert [record[key] for key in unknown] == [None] * 4

@@ -1,12 +1,12 @@
-"""k-means finds what scikit-learn finds, whatever the block size."""
+"""k-means finds what scikit-learn finds or better, and the same bits whatever the memory, threads and engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -14,149 +14,218 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 import featbench.evaluate.clustering.kmeans
+from featbench.evaluate.clustering.assignment import assign
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
-from featbench.evaluate.clustering.kmeans import assign, kmeans
+from featbench.evaluate.clustering.kmeans import Clustering, Iteration, kmeans
+from featbench.evaluate.clustering.planning import ClusterPlan
+from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
-from featbench.store.typing import Doubles, Floats, Ints
+from featbench.evaluate.neighbours.backends import EngineChoice
+from featbench.store.typing import Array, Doubles, Ints
 from tests.conftest import make_features
 from tests.evaluate.test_search import Held, held
 
+ENGINES = {
+    "float32": EngineChoice(where="cpu"),
+    "bfloat16": EngineChoice(where="cpu", low="bfloat16"),
+    "faiss": EngineChoice(where="faiss-cpu"),
+}
 
-@pytest.fixture
-def blobs(tmp_path: Path) -> tuple[Floats, Selection]:
-    values, labels = make_blobs(600, 8, centers=6, cluster_std=1.5, random_state=0)
-    values = values.astype(np.float32)
-    features = {"train": {"x": values}, "val": {"x": values[:50]}}
-    made = make_features(tmp_path / "f", features, {"train": labels, "val": labels[:50]}, rows_per_chunk=64)
-    return values, Selection(layer=made.layer("train", "x"), rows=np.arange(600))
+
+def plan_of(rows_per_block: int = 256, **settings: Any) -> ClusterPlan:
+    return ClusterPlan(rows_per_block=rows_per_block, **settings)
+
+
+def cluster(
+    values: Array, num_clusters: int, *, plan: ClusterPlan | None = None, normalize: bool = False, **settings: Any
+) -> Clustering:
+    wanted = KmeansSettings(num_clusters=num_clusters, normalize=normalize, **settings)
+    return kmeans(held(np.asarray(values, np.float32)), wanted, plan=plan or plan_of())
+
+
+def clusters_of(values: Array, found: Clustering, *, normalize: bool = False) -> Ints:
+    data = held(np.asarray(values, np.float32))
+    return assign(data, found.centroids_KD, normalize=normalize, plan=plan_of()).clusters_N
+
+
+def in_float64(values: Array, *, normalize: bool) -> Doubles:
+    rows = np.asarray(values, np.float32).astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
+
+
+def blobs(
+    num_clusters: int, dim: int, num_rows: int, *, long_tailed: bool = False, seed: int = 0
+) -> tuple[Array, Ints]:
+    """Well separated groups, of equal sizes or of sizes 1, 1/2, 1/3, ..."""
+    random = np.random.default_rng(seed)
+    share = 1 / np.arange(1, num_clusters + 1) if long_tailed else np.ones(num_clusters)
+    few = np.arange(num_clusters).repeat(3)
+    labels = np.concatenate([few, random.choice(num_clusters, num_rows - len(few), p=share / share.sum())])
+    values = random.standard_normal((num_clusters, dim))[labels] * 3 + random.standard_normal((num_rows, dim))
+    return values.astype(np.float32), labels
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_objective_is_within_a_hundredth_of_scikit_learns(blobs: tuple[Floats, Selection], normalize: bool) -> None:
-    values, data = blobs
-    if normalize:
-        values = values / np.linalg.norm(values, axis=1, keepdims=True)
-    peer = KMeans(6, n_init=10, random_state=0).fit(values)
-    ours = kmeans(data, 6, rows_per_block=100, normalize=normalize)
-    assert ours.objective <= 1.01 * peer.inertia_
-    clusters = assign(data, ours, rows_per_block=100, normalize=normalize)
-    distances = ((values[:, None] - ours.centroids_KD[None]) ** 2).sum(2)
-    assert (clusters == distances.argmin(1)).all()
-    assert ours.objective == pytest.approx(distances.min(1).sum(), rel=1e-5)
+@pytest.mark.parametrize(
+    ("num_clusters", "dim", "num_rows", "long_tailed"),
+    [
+        (30, 64, 2000, False),
+        (30, 16, 2000, True),
+        pytest.param(100, 32, 6000, False, marks=pytest.mark.slow),
+        pytest.param(100, 128, 8000, True, marks=pytest.mark.slow),
+        pytest.param(300, 16, 12000, False, marks=pytest.mark.slow),
+        pytest.param(300, 64, 15000, True, marks=pytest.mark.slow),
+        pytest.param(300, 512, 12000, True, marks=pytest.mark.slow),
+    ],
+)
+def test_separated_groups_are_found_as_well_as_by_scikit_learns_best_of_ten(
+    num_clusters: int, dim: int, num_rows: int, long_tailed: bool, normalize: bool
+) -> None:
+    values, _ = blobs(num_clusters, dim, num_rows, long_tailed=long_tailed)
+    rows = in_float64(values, normalize=normalize)
+    theirs = KMeans(num_clusters, n_init=10, random_state=0).fit(rows)
+    ours = cluster(values, num_clusters, normalize=normalize)
+    assert ours.objective <= 1.001 * theirs.inertia_
 
 
-def test_block_size_changes_nothing_but_rounding(blobs: tuple[Floats, Selection]) -> None:
-    _, data = blobs
-    first, again = (kmeans(data, 6, rows_per_block=rows, normalize=False) for rows in (64, 600))
-    assert first.objective == pytest.approx(again.objective, rel=1e-6)
-    clusters = [assign(data, each, rows_per_block=64, normalize=False) for each in (first, again)]
-    assert adjusted_rand_score(*clusters) == 1
+def test_thirty_groups_are_the_thirty_clusters() -> None:
+    values, labels = blobs(30, 64, 2000)
+    assert adjusted_rand_score(labels, clusters_of(values, cluster(values, 30))) == 1
 
 
-def test_every_row_takes_part_though_the_start_is_a_sample(tmp_path: Path) -> None:
-    """Faiss alone would train on 256 rows a cluster and leave the others out."""
-    random = np.random.default_rng(0)
-    values = random.standard_normal((3000, 4)).astype(np.float32)
-    features = {"train": {"x": values}, "val": {"x": values[:5]}}
-    labels = {"train": np.zeros(3000, int), "val": np.zeros(5, int)}
-    made = make_features(tmp_path / "f", features, labels, rows_per_chunk=500)
-    data = Selection(layer=made.layer("train", "x"), rows=np.arange(3000))
-    ours = kmeans(data, 2, rows_per_block=1000, normalize=False, tolerance=0)
-    clusters = assign(data, ours, rows_per_block=1000, normalize=False)
-    means = np.stack([values[clusters == cluster].mean(axis=0) for cluster in range(2)])
-    assert np.allclose(ours.centroids_KD, means, atol=1e-4)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_objective_is_that_of_the_nearest_centroids(normalize: bool) -> None:
+    values, _ = make_blobs(600, 8, centers=6, cluster_std=1.5, random_state=0)
+    rows = in_float64(values, normalize=normalize)
+    ours = cluster(values, 6, normalize=normalize)
+    squares = ((rows[:, None] - ours.centroids_KD[None]) ** 2).sum(2)
+    assert (clusters_of(values, ours, normalize=normalize) == squares.argmin(1)).all()
+    assert ours.objective == pytest.approx(squares.min(1).sum(), rel=1e-12)
+    assert ours.objective <= 1.001 * KMeans(6, n_init=10, random_state=0).fit(rows).inertia_
 
 
-def test_as_many_clusters_as_rows_and_no_more(tmp_path: Path) -> None:
-    values = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2
-    features = {"train": {"x": values}, "val": {"x": values}}
-    made = make_features(tmp_path / "f", features, {s: np.zeros(6, int) for s in features}, rows_per_chunk=4)
-    data = Selection(layer=made.layer("train", "x"), rows=np.arange(6))
-    assert kmeans(data, 6, rows_per_block=4, normalize=False).objective == pytest.approx(0, abs=1e-3)
+@pytest.mark.parametrize("settings", [{"normalize": True}, {"normalize": False}, {"spherical": True}])
+def test_blocks_memory_threads_and_engines_change_no_bit(settings: dict[str, Any]) -> None:
+    values = np.random.default_rng(0).standard_normal((700, 24)).astype(np.float32) + 3
+    plans = [
+        plan_of(64, hold=hold, num_threads=threads, engine=engine)
+        for hold, threads, engine in [
+            (False, 1, ENGINES["float32"]),
+            (True, 2, ENGINES["float32"]),
+            (True, 3, ENGINES["bfloat16"]),
+            (False, 2, ENGINES["faiss"]),
+        ]
+    ]
+    first, *others = [cluster(values, 20, plan=replace(plan, rows_per_block=64 * (1 + i)), **settings)
+                      for i, plan in enumerate(plans)]  # fmt: skip
+    for other in others:
+        assert np.array_equal(first.centroids_KD, other.centroids_KD)
+        assert (first.objective, first.iterations) == (other.objective, other.iterations)
+
+
+def test_chunks_change_no_bit() -> None:
+    values = np.random.default_rng(0).standard_normal((700, 24)).astype(np.float32)
+    settings = KmeansSettings(num_clusters=9, restarts=2)
+    found = [
+        kmeans(Selection(layer=Held(values, rows_per_chunk=rows), rows=np.arange(700)), settings, plan=plan_of(100))
+        for rows in (7, 64, 700)
+    ]
+    assert all(np.array_equal(found[0].centroids_KD, other.centroids_KD) for other in found[1:])
+
+
+def test_every_row_takes_part_though_the_start_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(featbench.evaluate.clustering.kmeans, "sample_size", lambda num_rows, num_clusters: 100)
+    values = np.random.default_rng(0).standard_normal((3000, 4))
+    ours = cluster(values, 2, tolerance=0)
+    clusters = clusters_of(values, ours)
+    rows = in_float64(values, normalize=False)
+    means = np.stack([rows[clusters == number].mean(axis=0) for number in range(2)])
+    assert ours.centroids_KD == pytest.approx(means, abs=1e-9)
+
+
+def test_as_many_clusters_as_rows_and_no_more() -> None:
+    values = np.arange(12).reshape(6, 2) ** 2
+    assert cluster(values, 6).objective == 0
     with pytest.raises(EvaluationError, match=r"clusters must be in \[1, 6\]"):
-        kmeans(data, 7, rows_per_block=4)
+        cluster(values, 7)
     with pytest.raises(EvaluationError, match=r"clusters must be in \[1, 6\].*got 0"):
-        kmeans(data, 0, rows_per_block=4)
+        cluster(values, 0)
 
 
-def test_one_cluster_is_the_mean(blobs: tuple[Floats, Selection]) -> None:
-    values, data = blobs
-    ours = kmeans(data, 1, rows_per_block=100, normalize=False)
-    assert ours.centroids_KD == pytest.approx(values.mean(axis=0, dtype=np.float64)[None], rel=1e-5)
-    assert ours.objective == pytest.approx(600 * values.var(axis=0, dtype=np.float64).sum(), rel=1e-5)
-
-
-@pytest.mark.parametrize("seed", [0, 5])
-def test_the_start_is_faiss_k_means_of_the_sample(seed: int) -> None:
-    """Results of one seed stay the same: faiss gets the next number."""
-    values = np.random.default_rng(0).standard_normal((900, 4)).astype(np.float32)
-    peer = faiss.Kmeans(4, 8, niter=25, nredo=10, seed=seed + 1, min_points_per_centroid=1)
-    peer.train(values)
-    start = kmeans(held(values), 8, rows_per_block=250, normalize=False, iterations=1, seed=seed)
-    assert start.centroids_KD == pytest.approx(peer.centroids, abs=1e-4)
+def test_one_cluster_is_the_mean() -> None:
+    values, _ = make_blobs(600, 8, centers=6, random_state=0)
+    rows = in_float64(values, normalize=False)
+    ours = cluster(values, 1)
+    assert ours.centroids_KD == pytest.approx(rows.mean(axis=0)[None], rel=1e-12)
+    assert ours.objective == pytest.approx(600 * rows.var(axis=0).sum(), rel=1e-12)
 
 
 @pytest.mark.parametrize("iterations", [2, 3, 4])
-def test_iterations_are_scikit_learns_from_the_same_start(iterations: int) -> None:
+def test_iterations_are_scikit_learns_from_the_same_start(iterations: int, tmp_path: Path) -> None:
     """The centroids that count are those of which the objective is, one step after each pass but the last."""
-    values = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
-    start, ours = (
-        kmeans(held(values), 8, rows_per_block=1000, normalize=False, iterations=passes, tolerance=0)
-        for passes in (1, iterations)
-    )
-    assert (start.iterations, ours.iterations) == (1, iterations)
-    inertia = ((values[:, None] - start.centroids_KD[None].astype(np.float64)) ** 2).sum(2).min(1).sum()
-    assert start.objective == pytest.approx(inertia, rel=1e-6)
-    peer = KMeans(8, init=start.centroids_KD, n_init=1, max_iter=iterations - 1, tol=0).fit(values.astype(np.float64))
-    assert ours.centroids_KD == pytest.approx(peer.cluster_centers_, abs=1e-5)
-    assert ours.objective == pytest.approx(peer.inertia_, rel=1e-6)
-    assert ours.objective < start.objective
+    values = np.random.default_rng(0).standard_normal((3000, 4))
+    rows = in_float64(values, normalize=False)
+    np.save(tmp_path / "start.npy", rows[:8])
+    ours = cluster(values, 8, iterations=iterations, tolerance=0, init=str(tmp_path / "start.npy"))
+    assert ours.iterations == iterations
+    peer = KMeans(8, init=rows[:8], n_init=1, max_iter=iterations - 1, tol=0).fit(rows)
+    assert ours.centroids_KD == pytest.approx(peer.cluster_centers_, abs=1e-10)
+    assert ours.objective == pytest.approx(peer.inertia_, rel=1e-10)
 
 
-@pytest.mark.parametrize("tolerance", [0, 1e-6, 0.5])
-def test_a_pass_that_finds_nothing_to_improve_is_the_last(tolerance: float) -> None:
-    values = np.array([[0, 0], [0, 2], [10, 0], [10, 2]], np.float32)
-    ours = kmeans(held(values), 2, rows_per_block=4, normalize=False, tolerance=tolerance)
-    assert (ours.objective, ours.iterations) == (4, 2)
+def test_centroids_that_do_not_move_end_it() -> None:
+    values = np.array([[0, 0], [0, 2], [10, 0], [10, 2]])
+    ours = cluster(values, 2)
+    assert (ours.objective, ours.iterations) == (4, 1)
 
 
-def test_an_improvement_below_the_tolerance_ends_it() -> None:
+def test_an_improvement_below_the_tolerance_ends_it(tmp_path: Path) -> None:
     """No pass after the first halves the objective."""
-    values = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
-    assert kmeans(held(values), 8, rows_per_block=1000, normalize=False, tolerance=0.5).iterations == 2
-    assert kmeans(held(values), 8, rows_per_block=1000, normalize=False, tolerance=0).iterations > 4
+    values = np.random.default_rng(0).standard_normal((3000, 4))
+    np.save(tmp_path / "start.npy", values[:8])
+    start = str(tmp_path / "start.npy")
+    assert cluster(values, 8, tolerance=0.5, init=start).iterations == 2
+    assert cluster(values, 8, tolerance=0, init=start).iterations > 4
 
 
-def test_a_cluster_of_one_row_moves_onto_it_and_one_of_none_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.array([[0, 1], [1, 0], [8, 8]], np.float32)
-    start = np.array([[0, 0], [9, 9], [50, 50]], np.float32)
-    monkeypatch.setattr(featbench.evaluate.clustering.kmeans, "_initial_centroids", lambda *args, **settings: start)
-    ours = kmeans(held(values), 3, rows_per_block=2, normalize=False)
-    assert ours.centroids_KD.tolist() == [[0.5, 0.5], [8, 8], [50, 50]]
-    assert ours.objective == 1
+def test_a_cluster_without_rows_gets_the_row_farthest_from_its_centroid(tmp_path: Path) -> None:
+    values = np.array([[0, 1], [1, 0], [8, 8], [9, 8], [30, 0]])
+    np.save(tmp_path / "start.npy", np.array([[0, 0], [9, 9], [500, 500]]))
+    ours = cluster(values, 3, init=str(tmp_path / "start.npy"))
+    assert ours.centroids_KD.tolist() == [[0.5, 0.5], [8.5, 8], [30, 0]]
+    assert (ours.objective, ours.num_reseeded) == (1.5, 1)
 
 
-@pytest.mark.parametrize(("rows_per_block", "reads"), [(4, 1), (5, 1), (3, 3)])
-def test_rows_that_fit_into_one_block_are_read_once(rows_per_block: int, reads: int) -> None:
-    """Else they are read for the sample, and again in every pass."""
+def test_more_clusters_than_different_rows_leave_some_without_rows() -> None:
+    values = np.repeat(np.eye(3), 4, axis=0)
+    ours = cluster(values, 5)
+    assert ours.objective == 0
+    assert len(np.unique(clusters_of(values, ours))) == 3
+
+
+@pytest.mark.parametrize(("plan", "reads"), [(plan_of(4, hold=True), 1), (plan_of(3), 3)])
+def test_rows_that_fit_are_read_once(plan: ClusterPlan, reads: int) -> None:
+    """Else they are read for the survey, and again in every pass."""
 
     class Counted(Held):
         num_reads = 0
 
-        def map_blocks(self, *arguments: Any) -> Iterator[Any]:
+        def map_blocks(self, *arguments: Any) -> Any:
             self.num_reads += 1
             return super().map_blocks(*arguments)
 
-    layer = Counted(np.array([[0, 0], [0, 2], [10, 0], [10, 2]], np.float32), rows_per_chunk=1)
+    layer = Counted(np.array([[0, 0], [0, 2], [10, 0], [10, 3]], np.float32), rows_per_chunk=1)
+    start = np.array([[0, 0], [10, 0]], np.float64)
     data = Selection(layer=layer, rows=np.arange(4))
-    assert kmeans(data, 2, rows_per_block=rows_per_block, normalize=False).iterations == 2
+    settings = KmeansSettings(num_clusters=2, normalize=False, tolerance=0, iterations=2)
+    original = featbench.evaluate.clustering.kmeans.starting_centroids
+    featbench.evaluate.clustering.kmeans.starting_centroids = lambda *args, **more: start  # type: ignore[assignment]
+    try:
+        assert kmeans(data, settings, plan=plan).iterations == 2
+    finally:
+        featbench.evaluate.clustering.kmeans.starting_centroids = original
     assert layer.num_reads == reads
-
-
-def test_few_rows_for_each_cluster_are_no_reason_for_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
-    kmeans(held(np.eye(8, dtype=np.float32)), 8, rows_per_block=4)
-    assert capfd.readouterr() == ("", "")
 
 
 def four_groups(seed: int = 0) -> tuple[Ints, Doubles]:
@@ -167,63 +236,109 @@ def four_groups(seed: int = 0) -> tuple[Ints, Doubles]:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("offset", [0, 1000, 100_000])
-def test_an_offset_of_all_rows_changes_no_clustering(offset: int, normalize: bool) -> None:
-    """Squares of 100,000 hide differences of 1 in float32; scikit-learn answers in float64."""
-    _, values = four_groups()
+@pytest.mark.parametrize("offset", [0, 1000, 10_000])
+def test_an_offset_of_all_rows_costs_no_accuracy(offset: int, normalize: bool) -> None:
+    values, _ = blobs(30, 64, 1500)
     stored = (values + offset).astype(np.float32)
-    rows = stored.astype(np.float64)
-    rows = rows / np.linalg.norm(rows, axis=1)[:, None] if normalize else rows
-    theirs = KMeans(4, n_init=5, random_state=0).fit(rows)
-    for rows_per_block in (100, 400):
-        ours = kmeans(held(stored), 4, rows_per_block=rows_per_block, normalize=normalize)
-        assert ours.objective == pytest.approx(theirs.inertia_, rel=0.02 if normalize and offset > 1000 else 1e-4)
-        clusters = assign(held(stored), ours, rows_per_block=rows_per_block, normalize=normalize)
-        if not (normalize and offset > 1000):
-            assert adjusted_rand_score(theirs.labels_, clusters) == 1
+    rows = in_float64(stored, normalize=normalize)
+    ours = cluster(stored, 30, normalize=normalize)
+    squares = np.stack([((rows - centroid) ** 2).sum(1) for centroid in ours.centroids_KD])
+    assert (clusters_of(stored, ours, normalize=normalize) == squares.argmin(0)).all()
+    assert ours.objective == pytest.approx(squares.min(0).sum(), rel=1e-9)
+    assert ours.objective <= 1.001 * KMeans(30, n_init=3, random_state=0).fit(rows).inertia_
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-18, 1e-9, 1, 1e9, 1e20, 1e37])
-def test_numbers_whose_squares_float32_cannot_hold_are_clustered_like_any_others(factor: float) -> None:
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_numbers_whose_squares_float32_cannot_hold_are_clustered_like_any_others(factor: float, offset: int) -> None:
     labels, values = four_groups()
-    stored = (values * factor).astype(np.float32)
-    ours = kmeans(held(stored), 4, rows_per_block=150, normalize=False)
-    assert adjusted_rand_score(labels, assign(held(stored), ours, rows_per_block=150, normalize=False)) == 1
-    theirs = KMeans(4, n_init=5, random_state=0).fit(values)
-    assert ours.objective / factor / factor == pytest.approx(theirs.inertia_, rel=1e-4)
+    if offset * factor > 1e38:
+        pytest.skip("beyond float32")
+    stored = ((values + offset) * factor).astype(np.float32)
+    ours = cluster(stored, 4)
+    assert adjusted_rand_score(labels, clusters_of(stored, ours)) == 1
+    exact = stored.astype(np.float64) / factor
+    theirs = KMeans(4, n_init=5, random_state=0).fit(exact)
+    assert ours.objective / factor / factor == pytest.approx(theirs.inertia_, rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**31 - 1, 10**30])
-def test_seeds_that_faiss_cannot_count_are_refused(seed: int) -> None:
-    with pytest.raises(EvaluationError, match="seed must be in"):
-        kmeans(held(np.eye(3, dtype=np.float32)), 2, rows_per_block=3, seed=seed)
+def test_rows_of_very_different_lengths_are_added_up_exactly() -> None:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((300, 5)) * 10.0 ** random.integers(-12, 13, (300, 1))
+    rows = in_float64(values, normalize=False)
+    ours = cluster(values, 12, tolerance=0)
+    clusters = clusters_of(values, ours)
+    for number in np.unique(clusters):
+        mean = rows[clusters == number].mean(axis=0)
+        assert ours.centroids_KD[number] == pytest.approx(mean, rel=1e-9, abs=1e-9 * np.abs(mean).max())
+
+
+def test_spherical_centroids_have_length_one() -> None:
+    values = np.random.default_rng(0).standard_normal((300, 5)) + 1
+    ours = cluster(values, 6, normalize=True, spherical=True)
+    assert np.linalg.norm(ours.centroids_KD, axis=1) == pytest.approx(1, abs=1e-12)
+    rows = in_float64(values, normalize=True)
+    assert (clusters_of(values, ours, normalize=True) == (rows @ ours.centroids_KD.T).argmax(1)).all()
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_seeds_give_different_starts_and_equal_seeds_equal_ones(init: str) -> None:
+    values = np.random.default_rng(0).standard_normal((500, 16))
+    first, again, other = (cluster(values, 25, seed=seed, init=init) for seed in (0, 0, 1))
+    assert np.array_equal(first.centroids_KD, again.centroids_KD)
+    assert not np.array_equal(first.centroids_KD, other.centroids_KD)
+
+
+def test_each_pass_is_told() -> None:
+    values = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
+    told: list[Iteration] = []
+    rows: list[int] = []
+    found = kmeans(
+        held(values), KmeansSettings(num_clusters=25), plan=plan_of(), on_iteration=told.append, on_rows=rows.append
+    )
+    assert [each.number for each in told] == list(range(1, found.iterations + 1))
+    assert told[-1].objective == found.objective
+    assert told[0].moved == 500
+    assert sum(rows) == 500 * found.iterations
+    assert [each.objective for each in told] == sorted((each.objective for each in told), reverse=True)
+
+
+def save_start(path: Path, content: Any) -> Path:
+    np.save(path, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "text"),
+    [
+        (lambda path: save_start(path, np.zeros((3, 4))), r"expected 2 x 4 finite numbers.*got 3 x 4 of float64"),
+        (lambda path: save_start(path, np.zeros((2, 5))), r"got 2 x 5 of float64"),
+        (lambda path: save_start(path, np.full((2, 4), np.nan)), "hold NaN or infinity"),
+        (lambda path: save_start(path, np.array([["a"] * 4] * 2)), "got 2 x 4 of <U1"),
+        (lambda path: path.write_bytes(b"\x93NUMPY"), "can't be read as initial centroids"),
+        (lambda path: None, "can't be read as initial centroids"),
+    ],
+)
+def test_given_centroids_that_do_not_fit_are_refused(
+    write: Callable[[Path], object], text: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "start.npy")
+    with pytest.raises(EvaluationError, match=text):
+        cluster(np.random.default_rng(0).standard_normal((50, 4)), 2, init=str(tmp_path / "start.npy"))
 
 
 def test_records_say_how_many_passes_were_made(tmp_path: Path) -> None:
     labels, values = four_groups()
     features = {split: {"x": values.astype(np.float32)} for split in ("train", "val")}
     made = make_features(tmp_path / "f", features, {"train": labels, "val": labels}, rows_per_chunk=400)
-    data = Selection(layer=made.layer("train", "x"), rows=np.arange(400))
-    passes = kmeans(data, 4, rows_per_block=400, iterations=50).iterations
+    passes = cluster(values, 4, normalize=True).iterations
     for _ in range(2):  # the second time from what was kept
-        records = evaluate_kmeans(made, ["x"], clusters=[4], iterations=50)
+        records = evaluate_kmeans(made, ["x"], clusters=[4], settings=KmeansSettings(num_clusters=1, iterations=50))
         assert [record["iterations"] for record in records] == [passes] * 2
     assert passes < 10
 
 
-@pytest.mark.parametrize("factor", [1e-20, 1e20])
-def test_numbers_far_from_0_in_units_that_float32_cannot_square_are_clustered_too(factor: float) -> None:
-    labels, values = four_groups()
-    stored = ((values + 1000) * factor).astype(np.float32)
-    ours = kmeans(held(stored), 4, rows_per_block=150, normalize=False)
-    assert adjusted_rand_score(labels, assign(held(stored), ours, rows_per_block=150, normalize=False)) == 1
-
-
 @pytest.mark.filterwarnings("error")
 def test_rows_of_zeros_are_one_cluster_at_0() -> None:
-    ours = kmeans(held(np.zeros((5, 3), np.float32)), 1, rows_per_block=2, normalize=False)
+    ours = cluster(np.zeros((5, 3)), 1)
     assert (ours.objective, ours.centroids_KD.tolist()) == (0, [[0, 0, 0]])
-
-
-def test_the_largest_seed_that_faiss_can_count_is_taken() -> None:
-    assert kmeans(held(np.eye(3, dtype=np.float32)), 3, rows_per_block=3, seed=2**31 - 2).objective == 0

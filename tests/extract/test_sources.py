@@ -137,7 +137,7 @@ class Gives:
     def __len__(self) -> int:
         return len(self.given)
 
-    def __getitem__(self, row: int) -> tuple[Image.Image, float | None]:
+    def __getitem__(self, row: int) -> tuple[Image.Image, float]:
         return Image.new("RGB", (4, 4)), self.given[row]
 
 

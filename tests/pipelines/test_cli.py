@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,23 +15,21 @@ import zarr
 
 from featbench.extract.model.trunks import build_trunk
 from featbench.store import FeatureSet, StoreError
-from tests.conftest import Bench, Records, save_image
+from tests.conftest import save_image
 
 MODEL = ("model.trunk=squeezenet1_1", "transform.resize=64", "transform.crop=64", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
     torch.save(build_trunk("squeezenet1_1", {}, seed=4).state_dict(), path)
     return path
 
 
 @pytest.fixture
-def extract(bench: Bench, photographs: Path, weights: Path) -> Bench:
-    def run(
-        *arguments: str, layers: str = "features.5,features.12", name: str = "mine"
-    ) -> subprocess.CompletedProcess[str]:
+def extract(bench, photographs, weights):
+    def run(*arguments, layers="features.5,features.12", name="mine"):
         return bench(
             "extract", "folder", "--data", photographs, "--weights", weights, "--layers", layers, "--name", name,
             *MODEL, *arguments,
@@ -41,7 +38,7 @@ def extract(bench: Bench, photographs: Path, weights: Path) -> Bench:
     return run
 
 
-def failure(result: subprocess.CompletedProcess[str], *parts: str) -> str:
+def failure(result, *parts):
     """One message for the user, exit code 2, no traceback."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -50,7 +47,7 @@ def failure(result: subprocess.CompletedProcess[str], *parts: str) -> str:
     return result.stderr
 
 
-def test_the_two_commands_without_arguments_run_the_digits(bench: Bench, records: Records, tmp_path: Path) -> None:
+def test_the_two_commands_without_arguments_run_the_digits(bench, records, tmp_path):
     first = bench("extract", "--layers", "res4,res5")
     assert first.returncode == 0
     assert "No pipeline was named, so this is digits" in first.stderr
@@ -72,14 +69,12 @@ def test_the_two_commands_without_arguments_run_the_digits(bench: Bench, records
     assert "resize 64, not 256" in bench("evaluate", "--k", "200", "--protocol", "dino").stderr
 
 
-def test_bench_yaml_of_the_working_folder_is_taken_if_there_is_one(bench: Bench, tmp_path: Path) -> None:
+def test_bench_yaml_of_the_working_folder_is_taken_if_there_is_one(bench, tmp_path):
     (tmp_path / "bench.yaml").write_text("name: own\ndata: {source: digits}\nmodel: {trunk: nosuch}\n")
     failure(bench("extract"), "unknown trunk 'nosuch'")
 
 
-def test_photographs_and_weights_of_ones_own_end_to_end(
-    extract: Bench, records: Records, bench: Bench, tmp_path: Path
-) -> None:
+def test_photographs_and_weights_of_ones_own_end_to_end(extract, records, bench, tmp_path):
     first = extract()
     assert first.returncode == 0, first.stderr
     assert "52 tensors loaded" in first.stderr
@@ -94,7 +89,7 @@ def test_photographs_and_weights_of_ones_own_end_to_end(
     assert "features.12" in bench("info", "mine").stdout
 
 
-def test_features_do_not_depend_on_workers_or_on_being_resumed(extract: Bench, tmp_path: Path) -> None:
+def test_features_do_not_depend_on_workers_or_on_being_resumed(extract, tmp_path):
     extract(name="plain")
     extract("--workers", "2", name="workers")
     extract(name="resumed")
@@ -111,7 +106,7 @@ def test_features_do_not_depend_on_workers_or_on_being_resumed(extract: Bench, t
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract: Bench, tmp_path: Path) -> None:
+def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract, tmp_path):
     extract(layers="features.12")
     chunk = tmp_path / "features/mine/train/features.12/c/0/0"
     written = chunk.stat().st_mtime_ns
@@ -125,15 +120,13 @@ def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract:
     assert features.layer_info("features.3.AdaptiveAvgPool2d_2").shape == (128, 2, 2)
 
 
-def test_evaluate_takes_layers_as_extract_does(extract: Bench, records: Records) -> None:
+def test_evaluate_takes_layers_as_extract_does(extract, records):
     extract(layers="features.3:AdaptiveAvgPool2d(2)")
     (record,) = records("--features", "mine", "--layers", "features.3:AdaptiveAvgPool2d(2)", "--k", "1")
     assert record["dim"] == 512
 
 
-def test_evaluate_works_without_torch_and_without_the_images(
-    extract: Bench, bench_process: Bench, photographs: Path, tmp_path: Path
-) -> None:
+def test_evaluate_works_without_torch_and_without_the_images(extract, bench_process, photographs, tmp_path):
     extract()
     shutil.rmtree(photographs)
     blocked = tmp_path / "blocked/torch"
@@ -147,7 +140,7 @@ def test_evaluate_works_without_torch_and_without_the_images(
     assert "torch is not to be had" in bench_process("extract", "digits", env=env).stderr, "the block works"
 
 
-def test_json_on_stdout_is_nothing_but_json(extract: Bench, bench: Bench) -> None:
+def test_json_on_stdout_is_nothing_but_json(extract, bench):
     extract()
     result = bench("evaluate", "--features", "mine", "--k", "1", "--json")
     parsed = json.loads(result.stdout)
@@ -166,7 +159,7 @@ def test_json_on_stdout_is_nothing_but_json(extract: Bench, bench: Bench) -> Non
         assert name in parsed[0]
 
 
-def test_other_settings_under_the_same_name_are_refused_and_nothing_changes(extract: Bench, tmp_path: Path) -> None:
+def test_other_settings_under_the_same_name_are_refused_and_nothing_changes(extract, tmp_path):
     extract()
     before = {path: path.read_bytes() for path in (tmp_path / "features").rglob("*") if path.is_file()}
     failure(extract("transform.crop=48"), "transform.crop: it has 64, you ask for 48", "--name", "--overwrite")
@@ -175,9 +168,7 @@ def test_other_settings_under_the_same_name_are_refused_and_nothing_changes(extr
     assert FeatureSet.open(tmp_path / "features/mine").manifest.made_from["transform"]["crop"] == 48
 
 
-def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(
-    extract: Bench, photographs: Path, records: Records, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(extract, photographs, records, tmp_path):
     broken = photographs / "train/dog's/001.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
     failure(extract(), str(broken), "--on-error skip")
@@ -191,9 +182,7 @@ def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(
     assert (record["num_train"], record["num_left_out"]) == (11, 1)
 
 
-def test_a_chunk_in_which_no_image_can_be_read_is_skipped_too(
-    extract: Bench, photographs: Path, tmp_path: Path
-) -> None:
+def test_a_chunk_in_which_no_image_can_be_read_is_skipped_too(extract, photographs, tmp_path):
     for path in photographs.glob("val/*/*"):
         path.write_bytes(b"")
     result = extract("--on-error", "skip")
@@ -201,9 +190,7 @@ def test_a_chunk_in_which_no_image_can_be_read_is_skipped_too(
     assert not FeatureSet.open(tmp_path / "features/mine").valid("val").any()
 
 
-def test_random_weights_are_asked_for_and_said(
-    bench: Bench, photographs: Path, records: Records, tmp_path: Path
-) -> None:
+def test_random_weights_are_asked_for_and_said(bench, photographs, records, tmp_path):
     base = ("extract", "folder", "--data", photographs, "--layers", "features.5", *MODEL)
     failure(bench(*base), "no weights", "--weights FILE", "--random-weights SEED")
     assert bench(*base, "--random-weights", "7").returncode == 0
@@ -211,9 +198,7 @@ def test_random_weights_are_asked_for_and_said(
     failure(bench(*base, "--random-weights", "8"), "weights.seed: it has 7, you ask for 8")
 
 
-def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
-    bench: Bench, photographs: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(bench, photographs, weights, tmp_path):
     state = torch.load(weights)
     torch.save({f"odd.{name}": value for name, value in state.items()}, tmp_path / "wrapped.pth")
     base = ("extract", "folder", "--data", photographs, "--layers", "features.5", *MODEL)
@@ -224,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     assert fixed.returncode == 0, fixed.stderr
 
 
-def test_poolings_in_yaml_as_vissl_writes_them(bench: Bench, photographs: Path, weights: Path, tmp_path: Path) -> None:
+def test_poolings_in_yaml_as_vissl_writes_them(bench, photographs, weights, tmp_path):
     (tmp_path / "own.yaml").write_text(
         f"""
 name: own
@@ -246,7 +231,7 @@ extract: {{batch_size: 5, workers: 0}}
     assert features.manifest.rows_per_chunk == 12  # the whole split: less than three batches
 
 
-def test_half_precision_storage_takes_half_the_space(extract: Bench, tmp_path: Path) -> None:
+def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
     extract(name="single")
     extract("--dtype", "float16", name="half")
     single, half = (FeatureSet.open(tmp_path / "features" / name) for name in ("single", "half"))
@@ -295,11 +280,11 @@ def test_half_precision_storage_takes_half_the_space(extract: Bench, tmp_path: P
         (["layers", "resnet51"], ["unknown trunk"]),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_message_with_the_way_on(bench: Bench, arguments: list[str], parts: list[str]) -> None:
+def test_bad_input_is_one_message_with_the_way_on(bench, arguments, parts):
     failure(bench(*arguments), *parts)
 
 
-def test_evaluate_refuses_what_the_features_do_not_allow(extract: Bench, bench: Bench, photographs: Path) -> None:
+def test_evaluate_refuses_what_the_features_do_not_allow(extract, bench, photographs):
     extract()
     failure(bench("evaluate", "--features", "mine", "--k", "13"), "k must be in [1, 12]")
     failure(bench("evaluate", "--features", "mine", "--layers", "features.13"), "Did you mean features.12")
@@ -307,7 +292,7 @@ def test_evaluate_refuses_what_the_features_do_not_allow(extract: Bench, bench: 
     failure(bench("evaluate", "--features", "mine", "--clusters", "13"), "clusters must be in [1, 12]")
 
 
-def test_an_incomplete_layer_is_refused_with_the_cure(extract: Bench, bench: Bench, tmp_path: Path) -> None:
+def test_an_incomplete_layer_is_refused_with_the_cure(extract, bench, tmp_path):
     extract()
     journal = tmp_path / "features/mine/journals/rank-00000.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-2]))
@@ -317,9 +302,7 @@ def test_an_incomplete_layer_is_refused_with_the_cure(extract: Bench, bench: Ben
 
 
 @pytest.mark.parametrize("options", [(), ("--repair",)])
-def test_an_unfinished_set_is_not_called_damaged(
-    extract: Bench, bench: Bench, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+def test_an_unfinished_set_is_not_called_damaged(extract, bench, tmp_path, options):
     extract()
     journal = tmp_path / "features/mine/journals/rank-00000.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -333,7 +316,7 @@ def test_an_unfinished_set_is_not_called_damaged(
     failure(bench("verify", "mine"), "faults found: 1", "train/labels chunk 0", "pending")
 
 
-def test_damage_is_found_and_repaired(extract: Bench, bench: Bench, tmp_path: Path) -> None:
+def test_damage_is_found_and_repaired(extract, bench, tmp_path):
     extract()
     chunk = tmp_path / "features/mine/train/features.5/c/0/0"
     content = chunk.read_bytes()
@@ -347,9 +330,7 @@ def test_damage_is_found_and_repaired(extract: Bench, bench: Bench, tmp_path: Pa
 
 
 @pytest.mark.root
-def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_bytes(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_bytes(bench, tmp_path):
     """A tmpfs that is too small, then larger."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
@@ -375,23 +356,21 @@ def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_b
         subprocess.run(["umount", small], check=True)
 
 
-def test_other_images_under_the_same_names_are_refused(extract: Bench, photographs: Path) -> None:
+def test_other_images_under_the_same_names_are_refused(extract, photographs):
     extract()
     save_image(photographs / "train/cat/000.jpg", seed=77, size=(90, 80))
     failure(extract(), "data.train.listing")
 
 
-def test_images_of_different_sizes_are_refused_though_pooling_would_hide_them(extract: Bench) -> None:
+def test_images_of_different_sizes_are_refused_though_pooling_would_hide_them(extract):
     failure(extract("transform.crop=null", "--batch-size", "1"), "pixels after the transform", "transform.crop")
 
 
-def test_a_store_that_can_only_be_read_still_gives_its_numbers(
-    extract: Bench, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, tmp_path, monkeypatch):
     extract()
     from featbench.store import durable
 
-    def refuse(path: Path, content: bytes) -> None:
+    def refuse(path, content):
         raise StoreError(durable.cannot_write(path, OSError(30, "Read-only file system")))
 
     monkeypatch.setattr("featbench.store.durable.write_durably", refuse)
@@ -402,7 +381,7 @@ def test_a_store_that_can_only_be_read_still_gives_its_numbers(
     assert "features.12" in result.stdout
 
 
-def test_weights_of_torchvision_bring_their_transform_and_options() -> None:
+def test_weights_of_torchvision_bring_their_transform_and_options():
     from featbench.pipelines.config.pipeline import make_pipeline
     from featbench.pipelines.extraction.checking import model_options
     from featbench.pipelines.extraction.transforming import choose_transform
@@ -419,20 +398,20 @@ def test_weights_of_torchvision_bring_their_transform_and_options() -> None:
     assert choose_transform(inception)[0].crop == 299
 
 
-def test_taps_and_models_are_listed(bench: Bench) -> None:
+def test_taps_and_models_are_listed(bench):
     taps = bench("layers", "resnet18", "--image-size", "64").stdout
     assert "layer3" in taps
     assert "res4" in taps
     assert "resnet50" in bench("models").stdout.split()
 
 
-def test_help_lists_the_commands(bench_process: Bench) -> None:
+def test_help_lists_the_commands(bench_process):
     out = bench_process("--help").stdout
     for command in ("extract", "evaluate", "run", "import", "verify", "ls", "info", "layers", "models"):
         assert command in out
 
 
-def test_run_does_both_stages_and_only_what_is_missing(bench: Bench, photographs: Path, weights: Path) -> None:
+def test_run_does_both_stages_and_only_what_is_missing(bench, photographs, weights):
     arguments = (
         "run",
         "folder",
@@ -455,7 +434,7 @@ def test_run_does_both_stages_and_only_what_is_missing(bench: Bench, photographs
     assert all(record["neighbours_reused"] for record in after)
 
 
-def test_a_photograph_with_an_odd_name_keeps_it(extract: Bench, photographs: Path, tmp_path: Path) -> None:
+def test_a_photograph_with_an_odd_name_keeps_it(extract, photographs, tmp_path):
     save_image(photographs / "train/cat" / 'a "quote", a\nnewline and a tab\t.jpg')
     assert extract().returncode == 0
     assert 'train/cat/a "quote", a\nnewline and a tab\t.jpg' in FeatureSet.open(tmp_path / "features/mine").paths(

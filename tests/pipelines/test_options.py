@@ -16,7 +16,7 @@ from featbench import __version__
 from featbench.pipelines.cli import planning, results, stages
 from featbench.pipelines.cli.command import field_of
 from featbench.pipelines.cli.options import settings_by_name
-from tests.conftest import ROOT, Bench
+from tests.conftest import ROOT
 
 COMMANDS = [stages.extract, stages.evaluate, stages.run, planning.plan, results.compare, results.export]
 NAMES = "extract evaluate run plan compare export ls info verify import import-vissl layers models datasets protocols"
@@ -44,7 +44,7 @@ def test_options_are_of_the_type_of_the_setting(command: Callable[..., None]) ->
 
 
 def test_help_says_what_the_settings_are_with_their_choices_and_their_defaults(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = " ".join(bench("run", "--help").stdout.split())
@@ -54,7 +54,7 @@ def test_help_says_what_the_settings_are_with_their_choices_and_their_defaults(
     assert not re.search(r"--[a-z-]+( [A-Z=|,.]+)? --", shown)  # an option without a text
 
 
-def test_options_of_k_means_override_the_settings(bench: Bench) -> None:
+def test_options_of_k_means_override_the_settings(bench: Callable[..., Any]) -> None:
     given = "--clusters classes,1000,4096 --seeds 5 --init random --spherical --no-ami"
     kmeans = yaml.safe_load(bench("run", "digits", "--dry-run", *given.split()).stdout)["evaluate"]["kmeans"]
     expected = {"clusters": ["classes", 1000, 4096], "seeds": 5, "init": "random", "spherical": True, "ami": False}
@@ -62,7 +62,7 @@ def test_options_of_k_means_override_the_settings(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_option_has_the_name_of_its_parameter(command: Callable[..., Any]) -> None:
+def test_an_option_has_the_name_of_its_parameter(command):
     for name, annotation in inspect.get_annotations(command, eval_str=True).items():
         for mark in getattr(annotation, "__metadata__", ()):
             flags = [flag for flag in getattr(mark, "param_decls", None) or () if flag.startswith("--")]
@@ -70,7 +70,7 @@ def test_an_option_has_the_name_of_its_parameter(command: Callable[..., Any]) ->
             assert flags in ([], [f"--{spelled}"], [f"--{spelled}/--no-{spelled}"], ["--" + name.removeprefix("as_")])
 
 
-def test_summaries_fit_80_columns_and_no_type_of_python_is_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summaries_fit_80_columns_and_no_type_of_python_is_shown(bench, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = bench("-h").stdout
     assert "..." not in shown.partition("Commands:")[2]
@@ -84,7 +84,7 @@ def test_summaries_fit_80_columns_and_no_type_of_python_is_shown(bench: Bench, m
         assert bench(name, "--help").stdout == helped.stdout
 
 
-def test_the_version_is_said(bench: Bench) -> None:
+def test_the_version_is_said(bench):
     assert bench("--version").stdout == f"bench {__version__}\n"
 
 
@@ -96,21 +96,19 @@ def test_the_version_is_said(bench: Bench) -> None:
         ("bench im", {"import", "import-vissl"}),
     ],
 )
-def test_the_shell_completes_commands_and_options(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
-) -> None:
+def test_the_shell_completes_commands_and_options(bench, monkeypatch, words, expected):
     assert "complete " in _completing(bench, monkeypatch, "source_bash", "").stdout
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert set(_completing(bench, monkeypatch, "complete_bash", words).stdout.split()) == expected
 
 
-def _completing(bench: Bench, monkeypatch: Any, what: str, words: str) -> subprocess.CompletedProcess[str]:
+def _completing(bench, monkeypatch, what, words):
     monkeypatch.setenv("_BENCH_COMPLETE", what)
     monkeypatch.setenv("COMP_WORDS", words)
     return bench()
 
 
-def test_mistyped_commands_and_options_are_met_with_the_right_ones(bench: Bench) -> None:
+def test_mistyped_commands_and_options_are_met_with_the_right_ones(bench):
     for words, hint in ((("evalute",), "'evaluate'"), (("evaluate", "--protocl", "dino"), "--protocol")):
         result = bench(*words)
         assert result.returncode == 2

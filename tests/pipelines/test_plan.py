@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +10,6 @@ import yaml
 from featbench.pipelines.config.pipeline import load_pipeline
 from featbench.pipelines.plan import plan
 from featbench.store import FeatureSet
-from tests.conftest import Bench
 
 SMALL = {
     "data.source": "folder",
@@ -25,12 +22,12 @@ SMALL = {
 
 
 @pytest.fixture
-def small(photographs: Path, tmp_path: Path) -> dict[str, Any]:
+def small(photographs, tmp_path):
     """Settings of an extraction that takes a second."""
     return SMALL | {"data.root": str(photographs), "store": str(tmp_path / "features")}
 
 
-def test_a_plan_agrees_with_what_extraction_then_writes(small: dict[str, Any], bench: Bench) -> None:
+def test_a_plan_agrees_with_what_extraction_then_writes(small, bench):
     made = plan(load_pipeline("folder", small), probe_seconds=0.2)
     assert made.images == {"train": 12, "val": 7}
     assert (made.classes, made.shared_classes) == ({"train": 3, "val": 3}, 3)
@@ -65,11 +62,11 @@ def test_a_plan_agrees_with_what_extraction_then_writes(small: dict[str, Any], b
         ({"evaluate.kmeans.clusters": [13]}, "evaluate.kmeans.clusters=[13] is more than"),
     ],
 )
-def test_a_plan_that_cannot_work_says_why(small: dict[str, Any], settings: dict[str, list[int]], message: str) -> None:
+def test_a_plan_that_cannot_work_says_why(small, settings, message):
     assert any(message in problem for problem in plan(load_pipeline("folder", small | settings)).problems)
 
 
-def test_too_little_disk_or_memory_is_a_problem(small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_or_memory_is_a_problem(small, monkeypatch):
     from collections import namedtuple
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(1000))
@@ -80,9 +77,7 @@ def test_too_little_disk_or_memory_is_a_problem(small: dict[str, Any], monkeypat
     assert "of memory" in memory
 
 
-def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(
-    bench: Bench, photographs: Path, tmp_path: Path
-) -> None:
+def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(bench, photographs, tmp_path):
     words = [f"{key}={json.dumps(value)}" for key, value in SMALL.items()]
     fine = bench("plan", "folder", *words, "--data", photographs, "--probe", "0.1")
     assert fine.returncode == 0, fine.stderr
@@ -105,9 +100,7 @@ def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(
     assert not (tmp_path / "features").exists()
 
 
-def test_a_dry_run_prints_the_pipeline_that_is_then_stored_with_the_features(
-    bench: Bench, photographs: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_prints_the_pipeline_that_is_then_stored_with_the_features(bench, photographs, tmp_path):
     words = ["folder", *(f"{key}={json.dumps(value)}" for key, value in SMALL.items()), "--data", photographs]
     printed = bench("run", *words, "--dry-run")
     assert printed.returncode == 0, printed.stderr
@@ -117,7 +110,7 @@ def test_a_dry_run_prints_the_pipeline_that_is_then_stored_with_the_features(
     assert notes["pipeline"] == yaml.safe_load(printed.stdout)
 
 
-def test_another_part_of_the_data_is_another_feature_set(bench: Bench, photographs: Path) -> None:
+def test_another_part_of_the_data_is_another_feature_set(bench, photographs):
     words = ["folder", *(f"{key}={json.dumps(value)}" for key, value in SMALL.items()), "--data", photographs]
     assert bench("extract", *words, "data.per_class=2", "--quiet").returncode == 0
     refused = bench("extract", *words, "data.per_class=3", "--quiet")
@@ -125,5 +118,5 @@ def test_another_part_of_the_data_is_another_feature_set(bench: Bench, photograp
     assert "data.per_class: it has 2, you ask for 3" in refused.stderr
 
 
-def test_the_schema_is_printed_as_json(bench: Bench) -> None:
+def test_the_schema_is_printed_as_json(bench):
     assert json.loads(bench("schema").stdout)["properties"]["base"]["type"] == "string"

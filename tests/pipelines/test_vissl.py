@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from featbench.extract.model.trunks import build_trunk
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.pipelines.foreign.vissl import read_vissl, translate
 from featbench.store import FeatureSet
-from tests.conftest import Bench
 
 MANY_LAYERS = """
 MODEL:
@@ -99,12 +96,12 @@ HEADS = [("mlp", {"dims": [2048, 2048], "use_relu": True}), ("mlp", {"dims": [20
 
 
 @pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
+def model():
     return build_trunk("resnet", {"depth": 50}, heads=HEADS, seed=8)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(model, tmp_path_factory):
     """A checkpoint as VISSL writes it."""
     path = tmp_path_factory.mktemp("vissl") / "model_final_checkpoint_phase99.torch"
     parts = {
@@ -116,7 +113,7 @@ def checkpoint(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few(tmp_path_factory):
     """Two classes of one image each in train, and one image in val."""
     root = tmp_path_factory.mktemp("few")
     for seed, place in enumerate(("train/cat/0.png", "train/dog/0.png", "val/dog/1.png")):
@@ -134,15 +131,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (HEAD_OUTPUT, {"heads": (128,)}),
     ],
 )
-def test_the_forms_of_vissls_documentation_run_as_they_stand(
-    bench: Bench,
-    tmp_path: Path,
-    model: torch.nn.Module,
-    checkpoint: Path,
-    few: Path,
-    form: str,
-    sizes: dict[str, tuple[int, ...]],
-) -> None:
+def test_the_forms_of_vissls_documentation_run_as_they_stand(bench, tmp_path, model, checkpoint, few, form, sizes):
     (tmp_path / "knn.yaml").write_text(form + DATA.format(root=few))
     result = bench("extract", "--vissl-config", "knn.yaml", f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={checkpoint}")
     assert result.returncode == 0, result.stderr
@@ -160,9 +149,7 @@ def test_the_forms_of_vissls_documentation_run_as_they_stand(
         assert np.allclose(stored, expected, atol=1e-4)
 
 
-def test_an_imported_pipeline_extracts_what_vissls_yaml_does(
-    bench: Bench, tmp_path: Path, checkpoint: Path, few: Path
-) -> None:
+def test_an_imported_pipeline_extracts_what_vissls_yaml_does(bench, tmp_path, checkpoint, few):
     config = tmp_path / "small.yaml"
     small = DATA.replace("size: 256", "size: 64").replace("size: 224", "size: 64")
     config.write_text(TRUNK_OUTPUT.replace("DEPTH: 50", "DEPTH: 18") + small.format(root=few))
@@ -180,7 +167,7 @@ def test_an_imported_pipeline_extracts_what_vissls_yaml_does(
     assert json.loads(evaluated.stdout)[0]["protocol"] == "vissl"
 
 
-def settings(text: str, *overrides: str, tmp_path: Path) -> dict[str, Any]:
+def settings(text, *overrides, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     translation = read_vissl([path], overrides)
@@ -188,7 +175,7 @@ def settings(text: str, *overrides: str, tmp_path: Path) -> dict[str, Any]:
     return translation.settings
 
 
-def test_vissls_shipped_configuration_is_translated(tmp_path: Path) -> None:
+def test_vissls_shipped_configuration_is_translated(tmp_path):
     """Its head form, within `config`, with the parameters one level deeper, and other settings of kNN."""
     inner = yaml.safe_load(HEAD_OUTPUT + DATA.format(root="/d"))
     resnext = {"DEPTH": 101, "GROUPS": 32, "WIDTH_PER_GROUP": 8}
@@ -211,7 +198,7 @@ def test_vissls_shipped_configuration_is_translated(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path: Path) -> None:
+def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path):
     (tmp_path / "base.yaml").write_text(HEAD_OUTPUT)
     (tmp_path / "model.yaml").write_text(
         "# @package _global_\nconfig: {MODEL: {TRUNK: {NAME: regnet, REGNET: {name: regnet_y_8gf}}, HEAD: {PARAMS: "
@@ -223,7 +210,7 @@ def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path: Path) -> None:
     assert made["name"] == "base_model"
 
 
-def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path: Path) -> None:
+def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path):
     """Earlier versions of VISSL have the parameters one level deeper."""
     older = TRUNK_OUTPUT.replace("    RESNETS:\n      DEPTH: 50", "    TRUNK_PARAMS: {RESNETS: {DEPTH: 50}}")
     (tmp_path / "old.yaml").write_text(older)
@@ -235,7 +222,7 @@ def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path: Path) -> None:
     assert last["depth"] == 101
 
 
-def test_lists_of_files_and_labels_are_taken(tmp_path: Path) -> None:
+def test_lists_of_files_and_labels_are_taken(tmp_path):
     config = yaml.safe_load(TRUNK_OUTPUT)
     kinds = {"DATA_SOURCES": ["disk_filelist"], "LABEL_SOURCES": ["disk_filelist"]}
     config["DATA"] = {
@@ -270,9 +257,7 @@ TRUNKS = [
 
 
 @pytest.mark.parametrize(("name", "section", "expected"), TRUNKS)
-def test_vissls_trunks_are_translated(
-    name: str, section: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any] | str]
-) -> None:
+def test_vissls_trunks_are_translated(name, section, expected):
     config = yaml.safe_load(TRUNK_OUTPUT)
     config["MODEL"]["TRUNK"] = {"NAME": name, **section}
     made = translate(config, where="x.yaml").settings
@@ -280,7 +265,7 @@ def test_vissls_trunks_are_translated(
     make_pipeline(dict(made), where="x")
 
 
-def test_two_poolings_of_one_tap_are_two_layers() -> None:
+def test_two_poolings_of_one_tap_are_two_layers():
     """In VISSL the second overwrites the first."""
     config = yaml.safe_load(MANY_LAYERS)
     config["MODEL"]["FEATURE_EVAL_SETTINGS"]["LINEAR_EVAL_FEAT_POOL_OPS_MAP"].append(["res5", ["Identity", []]])
@@ -307,7 +292,7 @@ def test_two_poolings_of_one_tap_are_two_layers() -> None:
         ("config.TEST_ONLY=true", "TEST_ONLY"),
     ],
 )
-def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
+def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path, override, message):
     """Unknown keys too: VISSL's own loader drops a misspelt key."""
     with pytest.raises(PipelineError) as error:
         settings(MANY_LAYERS + DATA.format(root="/d"), override, tmp_path=tmp_path)
@@ -315,7 +300,7 @@ def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path: Path, o
     assert "1 of VISSL's keys" in str(error.value)
 
 
-def test_all_faults_are_named_at_once_and_exit_2(bench: Bench, tmp_path: Path) -> None:
+def test_all_faults_are_named_at_once_and_exit_2(bench, tmp_path):
     (tmp_path / "v.yaml").write_text(MANY_LAYERS)
     result = bench("import-vissl", "v.yaml", "config.MODEL.INPUT_TYPE=lab", "config.FOO=1")
     assert result.returncode == 2
@@ -326,7 +311,7 @@ def test_all_faults_are_named_at_once_and_exit_2(bench: Bench, tmp_path: Path) -
     assert "nowhere.yaml: cannot be read" in missing.stderr
 
 
-def test_a_random_head_is_not_evaluated() -> None:
+def test_a_random_head_is_not_evaluated():
     """Without EVAL_TRUNK_AND_HEAD VISSL leaves the head as it was initialised."""
     config = yaml.safe_load(HEAD_OUTPUT)
     del config["MODEL"]["FEATURE_EVAL_SETTINGS"]["EVAL_TRUNK_AND_HEAD"]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from featbench.pipelines.config.pipeline import PipelineError, as_yaml, make_pipeline
 from featbench.pipelines.foreign.vissl import read_vissl, translate
-from tests.conftest import Bench
 
 CONFIG = yaml.safe_load("""
 DATA:
@@ -63,14 +59,14 @@ WRONG = [
 ]
 
 
-def places(value: Any, path: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
+def places(value, path=()):
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield from places(value[key], (*path, key))
 
 
-def changed(path: tuple[str, ...], value: Any) -> dict[str, dict[str, Any]]:
+def changed(path, value):
     config = copy.deepcopy(json.loads(json.dumps(CONFIG)))
     section = config
     for key in path[:-1]:
@@ -79,7 +75,7 @@ def changed(path: tuple[str, ...], value: Any) -> dict[str, dict[str, Any]]:
     return config
 
 
-def answer(make: Callable[..., Any]) -> str:
+def answer(make):
     try:
         return as_yaml(make())
     except PipelineError as error:
@@ -88,12 +84,12 @@ def answer(make: Callable[..., Any]) -> str:
     return refusal
 
 
-def test_the_configuration_itself_is_taken() -> None:
+def test_the_configuration_itself_is_taken():
     assert "layers" in answer(lambda: make_pipeline(dict(translate(CONFIG, where="x").settings), where="x"))
 
 
 @pytest.mark.parametrize("trunk", ["resnet", "vision_transformer", "regnet", "regnet_y_16gf"])
-def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk: str) -> None:
+def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk):
     for path in list(places(CONFIG))[1:]:
         if trunk != "resnet" and path[:2] != ("MODEL", "TRUNK"):
             continue
@@ -107,7 +103,7 @@ def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk: str) -> No
 @pytest.mark.parametrize(
     "word", ["config.DATA=3", "config.MODEL.TRUNK=3", "config.=1", "config.MODEL..X=1", "config.A.B.C={}"]
 )
-def test_overrides_replace_whatever_is_there(tmp_path: Path, word: str) -> None:
+def test_overrides_replace_whatever_is_there(tmp_path, word):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(CONFIG))
     answer(
         lambda: make_pipeline(
@@ -117,14 +113,14 @@ def test_overrides_replace_whatever_is_there(tmp_path: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["config: 3", "config: [1]", "3", "[]", "config: {MODEL: 3}", "{1: {2: 3}}"])
-def test_what_is_no_configuration_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+def test_what_is_no_configuration_is_said_to_be_none(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(PipelineError):
         read_vissl([tmp_path / "x.yaml"])
 
 
 @pytest.mark.parametrize("given", [" ", "", ",", "5", "null", "[a]", "a,,b"])
-def test_names_of_files_are_not_read_as_yaml(bench: Bench, given: str) -> None:
+def test_names_of_files_are_not_read_as_yaml(bench, given):
     result = bench("extract", "--vissl-config", given)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr

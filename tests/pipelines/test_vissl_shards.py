@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from featbench.pipelines.foreign.arrays import ImportingError
 from featbench.pipelines.foreign.vissl_shards import read_vissl
-from featbench.store.typing import Array, Doubles, Floats, Ints
-from tests.conftest import Bench
 
 N = {"train": 60, "test": 20}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return tmp_path
 
 
 @pytest.fixture
-def features() -> dict[str, Floats]:
+def features():
     random = np.random.default_rng(0)
     return {split: random.normal(size=(n, 8)).astype(np.float32) for split, n in N.items()}
 
 
-def save(
-    folder: Path,
-    features: dict[str, Floats],
-    *,
-    targets: dict[str, Ints] | None = None,
-    ranks: int = 1,
-    layer: str = "res5",
-    rows: Ints | None = None,
-    only: list[int] | None = None,
-) -> None:
+def save(folder, features, *, targets=None, ranks=1, layer="res5", rows=None, only=None):
     """One run's shards: rank r has rows r, r + ranks, ..., filled up as DistributedSampler does."""
     for split, values in features.items():
         order = np.arange(len(values)) if rows is None else rows
@@ -51,14 +38,14 @@ def save(
 
 
 @pytest.mark.parametrize("ranks", [1, 7])
-def test_exact_copies_that_fill_up_ranks_are_dropped(folder: Path, features: dict[str, Floats], ranks: int) -> None:
+def test_exact_copies_that_fill_up_ranks_are_dropped(folder, features, ranks):
     save(folder, features, ranks=ranks)
     found = read_vissl(folder, {})
     assert np.array_equal(found["train"].layers["res5"], features["train"])
     assert np.array_equal(found["val"].labels, np.arange(20) % 3)
 
 
-def test_shards_left_by_another_run_are_refused_by_file(folder: Path, features: dict[str, Floats]) -> None:
+def test_shards_left_by_another_run_are_refused_by_file(folder, features):
     save(folder, {split: values + 1 for split, values in features.items()}, ranks=4)
     save(folder, features, ranks=2)
     with pytest.raises(
@@ -68,7 +55,7 @@ def test_shards_left_by_another_run_are_refused_by_file(folder: Path, features: 
     assert "different runs" in str(e.value)
 
 
-def test_a_copy_that_differs_in_one_bit_is_no_copy(folder: Path, features: dict[str, Floats]) -> None:
+def test_a_copy_that_differs_in_one_bit_is_no_copy(folder, features):
     save(folder, features, ranks=7)
     path = folder / "rank6_chunk0_train_res5_features.npy"
     values = np.load(path)
@@ -79,9 +66,7 @@ def test_a_copy_that_differs_in_one_bit_is_no_copy(folder: Path, features: dict[
 
 
 @pytest.mark.parametrize(("moved", "tolerance", "is_copy"), [(2e-6, 1e-5, True), (2e-5, 1e-5, False), (2e-6, 0, False)])
-def test_copies_may_differ_by_rounding_where_that_is_allowed(
-    folder: Path, features: dict[str, Floats], moved: float, tolerance: float, is_copy: bool
-) -> None:
+def test_copies_may_differ_by_rounding_where_that_is_allowed(folder, features, moved, tolerance, is_copy):
     save(folder, features, ranks=7)
     path = folder / "rank6_chunk0_train_res5_features.npy"
     values = np.load(path)
@@ -95,7 +80,7 @@ def test_copies_may_differ_by_rounding_where_that_is_allowed(
             read_vissl(folder, {}, copy_tolerance=tolerance)
 
 
-def test_copies_with_other_targets_are_refused(folder: Path, features: dict[str, Floats]) -> None:
+def test_copies_with_other_targets_are_refused(folder, features):
     save(folder, features, ranks=4)
     other = {split: (np.arange(n) + 1) % 3 for split, n in N.items()}
     save(folder, features, ranks=3, targets=other, only=[0, 1])
@@ -103,37 +88,35 @@ def test_copies_with_other_targets_are_refused(folder: Path, features: dict[str,
         read_vissl(folder, {})
 
 
-def test_shards_of_other_width_are_refused_by_file(folder: Path, features: dict[str, Floats]) -> None:
+def test_shards_of_other_width_are_refused_by_file(folder, features):
     save(folder, features, ranks=2)
     save(folder, {split: values[:, :4] for split, values in features.items()}, ranks=2, only=[1])
     with pytest.raises(ImportingError, match=r"rank0_chunk0_train.* and rank1_chunk0_train.*from different runs"):
         read_vissl(folder, {})
 
 
-def test_ranks_with_different_numbers_of_rows_are_warned_of(
-    folder: Path, features: dict[str, Floats], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ranks_with_different_numbers_of_rows_are_warned_of(folder, features, caplog):
     save(folder, features)
     save(folder, {"train": features["train"]}, ranks=4, only=[3])
     read_vissl(folder, {})
     assert "VISSL gives each rank the same number of rows, the shards hold rank 0: 60, rank 3: 15" in caplog.text
 
 
-def multilabel(n: int) -> Ints:
+def multilabel(n):
     random = np.random.default_rng(1)
     targets = (random.random((n, 20)) < 0.15).astype(np.int64)
     targets[:, 0] = np.arange(n) % 2
     return targets
 
 
-def test_several_labels_for_each_row_are_refused(folder: Path, features: dict[str, Floats]) -> None:
+def test_several_labels_for_each_row_are_refused(folder, features):
     save(folder, features, targets={split: multilabel(n) for split, n in N.items()})
     with pytest.raises(ImportingError, match=r"Several labels per row are not supported.*labels\[:, column\]"):
         read_vissl(folder, {})
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_targets_that_are_row_numbers_are_no_classes(folder: Path, features: dict[str, Floats], ranks: int) -> None:
+def test_targets_that_are_row_numbers_are_no_classes(folder, features, ranks):
     save(folder, features, targets={split: np.arange(n)[:, None] for split, n in N.items()}, ranks=ranks)
     with pytest.raises(ImportingError, match="the targets are the numbers of the rows.*LABEL_SOURCES"):
         read_vissl(folder, {})
@@ -144,7 +127,7 @@ def test_targets_that_are_row_numbers_are_no_classes(folder: Path, features: dic
     assert np.array_equal(found["val"].labels, given["val"])
 
 
-def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder: Path, features: dict[str, Floats]) -> None:
+def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder, features):
     rows = np.arange(0, 20, 2)
     save(folder, features, rows=rows)
     labels = np.arange(60) % 7
@@ -155,9 +138,7 @@ def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder: Path
 
 
 @pytest.mark.parametrize("layer", ["labels", "paths", "valid", "..", "a b"])
-def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(
-    bench: Bench, folder: Path, features: dict[str, Floats], layer: str
-) -> None:
+def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(bench, folder, features, layer):
     save(folder, features, layer=layer)
     result = bench("import", "--vissl", ".", "--name", "N")
     assert result.returncode == 2
@@ -177,9 +158,7 @@ def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(
         ("targets", np.array([None]), "holds Python objects"),
     ],
 )
-def test_shards_that_do_not_fit_together_are_named(
-    folder: Path, features: dict[str, Floats], kind: str, values: Doubles | Ints | Array, says: str
-) -> None:
+def test_shards_that_do_not_fit_together_are_named(folder, features, kind, values, says):
     save(folder, features)
     np.save(folder / f"rank0_chunk0_train_res5_{kind}.npy", values)
     with pytest.raises(ImportingError, match=says):

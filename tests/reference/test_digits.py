@@ -6,17 +6,18 @@ The reference material holds what the peers' own code answered, and an independe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
+from featbench.evaluate.clustering.assignment import assign
 from featbench.evaluate.clustering.contingency import Contingency
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
-from featbench.evaluate.clustering.kmeans import assign, kmeans
+from featbench.evaluate.clustering.kmeans import kmeans
 from featbench.evaluate.clustering.metrics import cluster_metrics, cluster_sizes
+from featbench.evaluate.clustering.planning import ClusterPlan
+from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
@@ -24,7 +25,6 @@ from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.store import FeatureSet
-from tests.conftest import Bench
 
 K = (1, 5, 10, 20, 100, 200)
 TEMPERATURES = (0.07, 0.1)
@@ -39,15 +39,15 @@ PEERS = {
 
 
 @pytest.fixture(scope="module")
-def digits(shared: Path) -> Path:
+def digits(shared):
     return shared / "reference" / "digits"
 
 
 @pytest.fixture
-def imported(bench: Bench, digits: Path, tmp_path: Path) -> Callable[..., FeatureSet]:
+def imported(bench, digits, tmp_path):
     """The reference's features, imported by the command line: `raw` or `l2`."""
 
-    def run(kind: str) -> FeatureSet:
+    def run(kind):
         content = np.load(digits / "features.npz")
         for split, part in (("train", "train"), ("val", "test")):
             labels = content[f"{part}_labels"]
@@ -60,9 +60,7 @@ def imported(bench: Bench, digits: Path, tmp_path: Path) -> Callable[..., Featur
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_predictions_are_those_of_a_brute_force_in_float64(
-    imported: Callable[..., FeatureSet], digits: Path, temperature: float
-) -> None:
+def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, temperature):
     """For every query and k: all voted classes, in order, up to five."""
     reference = np.load(digits / "reference_float64.npz")
     features = imported("l2")
@@ -83,9 +81,7 @@ def test_predictions_are_those_of_a_brute_force_in_float64(
 
 
 @pytest.mark.parametrize(("peer", "protocol"), PEERS.items())
-def test_top1_and_filled_top5_are_the_peers_to_the_last_digit(
-    imported: Callable[..., FeatureSet], digits: Path, peer: str, protocol: str
-) -> None:
+def test_top1_and_filled_top5_are_the_peers_to_the_last_digit(imported, digits, peer, protocol):
     results = json.loads((digits / "knn_peers.json").read_text())["digits_l2"][peer]["results"]
     records = evaluate_knn(imported("l2"), ["l2"], protocol=protocol, k=K, temperature=TEMPERATURES)
     assert len(records) == 12
@@ -97,14 +93,14 @@ def test_top1_and_filled_top5_are_the_peers_to_the_last_digit(
             assert 100 * record["top1"] == pytest.approx(theirs["top5"], abs=1e-5)
 
 
-def test_solos_euclidean_protocol_gives_its_accuracies(imported: Callable[..., FeatureSet], digits: Path) -> None:
+def test_solos_euclidean_protocol_gives_its_accuracies(imported, digits):
     results = json.loads((digits / "knn_peers.json").read_text())["digits_l2"]["solo_euclidean"]["results"]
     records = evaluate_knn(imported("l2"), ["l2"], protocol="solo_euclidean", k=K)
     for record in records:
         assert 100 * record["top1"] == pytest.approx(results[f"k{record['k']}_TNone"]["top1"], abs=1e-5)
 
 
-def test_strict_top5_counts_only_classes_with_a_vote(imported: Callable[..., FeatureSet], digits: Path) -> None:
+def test_strict_top5_counts_only_classes_with_a_vote(imported, digits):
     reference = json.loads((digits / "reference_float64.json").read_text())
     for record in evaluate_knn(imported("l2"), ["l2"], k=K, temperature=TEMPERATURES):
         expected = reference[f"l2_cosine_k{record['k']}_T{record['temperature']}"]
@@ -112,9 +108,7 @@ def test_strict_top5_counts_only_classes_with_a_vote(imported: Callable[..., Fea
         assert 100 * record["top5_filled"] == pytest.approx(expected["top5_stable_fill"], abs=1e-5)
 
 
-def test_unnormalised_features_do_not_break_the_vote_as_they_break_the_peers(
-    imported: Callable[..., FeatureSet], digits: Path
-) -> None:
+def test_unnormalised_features_do_not_break_the_vote_as_they_break_the_peers(imported, digits):
     """VISSL's default: inner products of some thousands overflow exp(s / T), and it answers 0 to 10 %."""
     results = json.loads((digits / "knn_peers.json").read_text())["digits_raw"]
     records = evaluate_knn(imported("raw"), ["raw"], protocol="vissl", k=K, temperature=TEMPERATURES)
@@ -126,9 +120,7 @@ def test_unnormalised_features_do_not_break_the_vote_as_they_break_the_peers(
 
 
 @pytest.mark.parametrize(("kind", "normalize"), [("raw", False), ("l2", True)])
-def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(
-    imported: Callable[..., FeatureSet], digits: Path, kind: str, normalize: bool
-) -> None:
+def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(imported, digits, kind, normalize):
     reference = json.loads((digits / "kmeans.json").read_text())["results"]
     arrays = np.load(digits / "kmeans.npz")
     best = min(
@@ -137,13 +129,16 @@ def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(
     )
     features = imported(kind)
     data = Selection(layer=features.layer("train", kind), rows=np.arange(1200))
-    found = kmeans(data, 10, rows_per_block=500, normalize=normalize)
-    assert found.objective <= 1.01 * best
-    clusters = assign(data, found, rows_per_block=500, normalize=normalize)
+    settings, plan = KmeansSettings(num_clusters=10, normalize=normalize), ClusterPlan(rows_per_block=500)
+    found = kmeans(data, settings, plan=plan)
+    assert found.objective <= 1.001 * best
+    clusters = assign(data, found.centroids_KD, normalize=normalize, plan=plan).clusters_N
     points = data.read().astype(np.float64)
-    centroids = found.centroids_KD.astype(np.float64)
-    inertia = ((points[:, None] - centroids[None]) ** 2).sum(2).min(1).sum()
-    assert inertia == pytest.approx(found.objective, rel=1e-4)
+    if normalize:
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    squares = ((points[:, None] - found.centroids_KD[None]) ** 2).sum(2)
+    assert (clusters == squares.argmin(1)).all()
+    assert squares.min(1).sum() == pytest.approx(found.objective, rel=1e-9)
 
     name = f"digits_{kind}_train1200_sklearn"
     labels = features.labels("train")
@@ -154,11 +149,11 @@ def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(
     assert 100 * ours["hungarian"] == pytest.approx(theirs["hungarian_acc"], abs=1e-9)
     assert 100 * ours["purity"] == pytest.approx(theirs["purity"], abs=1e-9)
 
-    train, _ = evaluate_kmeans(features, [kind], clusters=[10], normalize=normalize)
+    train, _ = evaluate_kmeans(features, [kind], clusters=[10], settings=settings)
     assert train["nmi"] == pytest.approx(normalized_mutual_info_score(labels, clusters))
 
 
-def test_cluster_metrics_are_the_references_on_its_own_clusterings(digits: Path) -> None:
+def test_cluster_metrics_are_the_references_on_its_own_clusterings(digits):
     """All of them: of 1,797 or 1,200 images, by scikit-learn and faiss, Euclidean and spherical."""
     reference = json.loads((digits / "kmeans.json").read_text())["results"]
     arrays, content = np.load(digits / "kmeans.npz"), np.load(digits / "features.npz")

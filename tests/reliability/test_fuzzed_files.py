@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
+from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.store import BenchError, FeatureSet, verify
 from featbench.store.feature_set import feature_sets
@@ -50,7 +51,7 @@ def made_with(features: Features, labels: Labels, path: Path) -> FeatureSet:
 def ask(made: FeatureSet) -> list[dict[str, Any]]:
     """Numbers of an exact search, an approximate one and a clustering, which are kept in the set."""
     records = evaluate_knn(made, ["res5"], k=[1, 3]) + evaluate_knn(made, ["res5"], k=[3], index="IVF4,Flat")
-    records += evaluate_kmeans(made, ["res5"], clusters=[3], restarts=2, iterations=5)
+    records += evaluate_kmeans(made, ["res5"], clusters=[3], settings=KmeansSettings(restarts=2, iterations=5))
     return [{name: record[name] for name in NUMBERS if name in record} for record in records]
 
 

@@ -1,0 +1,222 @@
+"""Scores of rows with centroids in low precision, and which centroids can be the nearest, given their largest error.
+
+The score of a row x with a centroid c is x.c - |c|^2 / 2: the nearest centroid has the highest one. The bounds follow
+from the lengths and the number format alone (see `featbench.evaluate.neighbours.error_bounds`): an inner product of D
+numbers is off by at most D + 8 rounding errors of |x| |c|, rounding of its factors, of |c|^2 / 2 and of the difference
+included; where factors were rounded to bfloat16, by how far that moved them, too.
+
+Shape suffixes:  N rows   K centroids   D dimension   P pairs of a row and a centroid
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from featbench.evaluate.neighbours.error_bounds import FLOAT32, FLOAT64
+from featbench.store.typing import Array, Bools, Doubles, Ints
+
+CENTROIDS_AT_ONCE = 2048
+"""Scores of more centroids are computed in several products, so that they stay in a core's cache."""
+
+_SPARE = 1 + 2.0**-10
+"""Factor on bounds, since these are rounded too."""
+
+_MOST_LOST = 0.5
+"""If more than this of a product can be rounding errors, the format is not used."""
+
+_ERRORS_AT_ONCE = 2**18
+"""Errors in memory at a time."""
+
+_SMALLEST = 2.0**-126
+"""Smallest normal float32: processors may flush smaller numbers to 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Rows with every centroid that can be among the nearest, by row."""
+
+    row_of_P: Ints
+    centroid_of_P: Ints
+    is_complete_N: Bools
+    """Whether all such centroids of a row are listed; others must be sought with another engine."""
+
+
+class Proposals(Protocol):
+    """Proposes the centroids that can be among the nearest ones of a row."""
+
+    rows_at_once: int
+    """Rows to ask for at a time."""
+
+    def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
+        """Propose the centroids that can be among the `top` nearest of each row.
+
+        `rows_ND`, of lengths `lengths_N`, and the centroids are in the coordinates of a frame.
+        """
+
+
+class NumberFormat(Protocol):
+    """A number format: converts, multiplies, and knows its errors."""
+
+    def convert(self, values: Doubles) -> tuple[Any, Doubles]:
+        """Round rows; returns them, and how far each was moved."""
+
+    def multiply(self, rows: Any, centroids: Any, out: Array) -> None:
+        """Inner products, shape (N, K)."""
+
+    dtype: type[np.floating[Any]]
+    """Of the scores."""
+
+    rounding: float
+    """Largest relative error of one operation."""
+
+    rounding_of_product: float
+    """Relative error of rounding a product once it is summed."""
+
+    largest: float
+    """Squared distances up to this do not overflow."""
+
+
+class Float32:
+    """numpy's BLAS in float32."""
+
+    dtype: type[np.floating[Any]] = np.float32
+    rounding, rounding_of_product = FLOAT32, 0.0
+    largest = 2.0**126
+
+    def convert(self, values: Doubles) -> tuple[Any, Doubles]:
+        """See `NumberFormat`; rounding to float32 is within the bound on inner products."""
+        return values.astype(np.float32), np.zeros(len(values))
+
+    def multiply(self, rows: Any, centroids: Any, out: Array) -> None:
+        """See `NumberFormat`."""
+        np.matmul(rows, centroids.T, out=out)
+
+
+class Float64(Float32):
+    """numpy's BLAS in float64."""
+
+    dtype = np.float64
+    rounding = FLOAT64
+    largest = 2.0**1000
+
+    def convert(self, values: Doubles) -> tuple[Any, Doubles]:
+        """See `NumberFormat`."""
+        return values, np.zeros(len(values))
+
+
+class Products:
+    """`Proposals` of matrix products on the CPU, in some number format.
+
+    Parameters
+    ----------
+    centroids_KD : ndarray of shape (K, D), dtype=float64
+    number_format : Float32, Float64 or Bfloat16
+    noise : float
+        Largest distance by which rounding moved a row or a centroid when it entered the frame, besides rounding errors
+        relative to its length there.
+    """
+
+    def __init__(self, centroids_KD: Doubles, number_format: NumberFormat, *, noise: float) -> None:
+        self._format = number_format
+        lengths_K = np.sqrt(np.square(centroids_KD).sum(axis=1))
+        with np.errstate(over="ignore"):
+            self._half_squares_K = (np.square(lengths_K) / 2).astype(number_format.dtype)
+            self._centroids, off_K = number_format.convert(centroids_KD)
+        dim = centroids_KD.shape[1]
+        lost = _SPARE * (dim + 8) * number_format.rounding
+        lost = lost / (1 - lost) if lost < _MOST_LOST else np.inf
+        self._lost = lost + number_format.rounding_of_product
+        # The error of a score is a_N * reach_K + length_N * off_K + base_K, and that of float64 and of underflow.
+        self._reach_K, self._off_K, self._base_K = lengths_K + off_K, off_K, lost * np.square(lengths_K)
+        self._dim, self._noise = dim, noise
+        self.rows_at_once = int(np.clip(2**19 // min(len(centroids_KD), CENTROIDS_AT_ONCE), 32, 512))
+
+    def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
+        """See `Proposals`."""
+        farthest_N = np.square(lengths_N + self._reach_K.max())
+        usable = np.flatnonzero(farthest_N < self._format.largest)
+        is_complete_N = farthest_N < self._format.largest
+        if len(usable) < len(rows_ND):
+            rows_ND, lengths_N = rows_ND[usable], lengths_N[usable]
+        if not len(usable) or not np.isfinite(self._lost):
+            return Pairs(
+                row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(farthest_N), np.bool_)
+            )
+        rows, centroids = self._of_usable(rows_ND, lengths_N, top)
+        return Pairs(row_of_P=usable[rows], centroid_of_P=centroids, is_complete_N=is_complete_N)
+
+    def _of_usable(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> tuple[Ints, Ints]:
+        """Pairs of rows that can't overflow, by row."""
+        rows, off_N = self._format.convert(rows_ND)
+        a_N = off_N + self._lost * (lengths_N + off_N)
+        exact_N = error_of_float64(lengths_N, self._reach_K.max(), self._dim, self._noise)
+        best_N, which_N, second_N, held_NK = self._two_best(rows)
+        error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + exact_N
+        is_decided_N = (best_N - second_N > 2 * _SPARE * error_N) & (top == 1)
+        undecided = np.flatnonzero(~is_decided_N)
+        row_of, centroid_of = [np.flatnonzero(is_decided_N)], [which_N[is_decided_N]]
+        step = max(1, _ERRORS_AT_ONCE // len(self._reach_K))
+        for at in range(0, len(undecided), step):
+            chosen = undecided[at : at + step]
+            scores = self._scores(rows[chosen], slice(None)) if held_NK is None else held_NK[chosen]
+            error = a_N[chosen, None] * self._reach_K + lengths_N[chosen, None] * self._off_K
+            error += self._base_K + exact_N[chosen, None]
+            error *= _SPARE
+            within, candidates = _possible(scores, error, top)
+            row_of.append(chosen[within])
+            centroid_of.append(candidates)
+        rows_P, centroids_P = np.concatenate(row_of), np.concatenate(centroid_of)
+        order = np.lexsort((centroids_P, rows_P))
+        return rows_P[order], centroids_P[order]
+
+    def _two_best(self, rows: Any) -> tuple[Doubles, Ints, Doubles, Array | None]:
+        """Highest score of each row, where it is, and the second highest; also all scores if they were not too many."""
+        scores_NK = self._scores(rows, slice(0, CENTROIDS_AT_ONCE))
+        best_N, which_N, second_N = _two_best(scores_NK)
+        for at in range(CENTROIDS_AT_ONCE, len(self._reach_K), CENTROIDS_AT_ONCE):
+            best, which, second = _two_best(self._scores(rows, slice(at, at + CENTROIDS_AT_ONCE)))
+            second_N = np.maximum(np.maximum(second_N, second), np.minimum(best_N, best))
+            which_N = np.where(best > best_N, which + at, which_N)
+            best_N = np.maximum(best_N, best)
+        return best_N, which_N, second_N, scores_NK if len(self._reach_K) <= CENTROIDS_AT_ONCE else None
+
+    def _scores(self, rows: Any, centroids: slice) -> Array:
+        wanted = self._centroids[centroids]
+        scores_NK = np.empty((len(rows), len(wanted)), self._format.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._format.multiply(rows, wanted, scores_NK)
+            scores_NK -= self._half_squares_K[centroids]
+        return scores_NK
+
+
+def error_of_float64(lengths_N: Doubles, longest: float, dim: int, noise: float) -> Doubles:
+    """Error of entering the frame, of the distances in float64 that decide in the end, and of underflow."""
+    farthest_N = lengths_N + longest
+    rounding_N = (dim + 16) * FLOAT64 * np.square(farthest_N)
+    underflow_N = 3 * dim * _SMALLEST * (1 + farthest_N)
+    return np.asarray(2 * farthest_N * noise + rounding_N + underflow_N)
+
+
+def _two_best(scores_NK: Array) -> tuple[Doubles, Ints, Doubles]:
+    """Highest score of each row, where it is, and the second highest (-inf if there is none)."""
+    rows = np.arange(len(scores_NK))
+    which_N = scores_NK.argmax(axis=1)
+    best_N = scores_NK[rows, which_N]
+    scores_NK[rows, which_N] = -np.inf
+    second_N = scores_NK.max(axis=1)
+    scores_NK[rows, which_N] = best_N
+    return best_N.astype(np.float64), which_N, second_N.astype(np.float64)
+
+
+def _possible(scores_NK: Array, error_NK: Doubles, top: int) -> tuple[Ints, Ints]:
+    """Pairs of row and centroid whose true score can be among the `top` highest of the row."""
+    if scores_NK.shape[1] <= top:
+        rows, centroids = np.indices(scores_NK.shape)
+        return rows.ravel(), centroids.ravel()
+    lower_NK = scores_NK - error_NK
+    bar_N = np.partition(lower_NK, -top, axis=1)[:, -top]
+    pairs: tuple[Ints, Ints] = np.nonzero(scores_NK + error_NK >= bar_N[:, None])  # type: ignore[assignment]
+    return pairs

@@ -1,0 +1,156 @@
+"""Rows as k-means sees them: in float64, scaled to length 1 if requested, and near the origin where float32 needs them.
+
+A row is the stored float32 row, divided in float64 by its length under `normalize`. Distances are defined on these
+rows. Engines of lower precision get them less a center and times a power of two (`Frame`): neither changes which
+centroid is the nearest, and an offset shared by all rows, or numbers whose squares float32 can't hold, cost nothing.
+
+Shape suffixes:  N rows   D feature dimension
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from featbench.evaluate.clustering.planning import ClusterPlan
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.neighbours.error_bounds import FLOAT64
+from featbench.evaluate.neighbours.rescore import lengths_of_rows
+from featbench.store.typing import Bools, Doubles, Floats, Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Some rows, with the numbers that they are divided by."""
+
+    positions: slice
+    """Among the selected rows."""
+
+    stored_ND: Floats
+    divisors_N: Doubles | None
+    """None if rows are not scaled."""
+
+    def exact(self, chosen: Ints | Bools | slice = slice(None)) -> Doubles:
+        """Rows in float64, a copy."""
+        rows_ND = self.stored_ND[chosen]
+        if self.divisors_N is None:
+            return rows_ND.astype(np.float64)
+        exact_ND: Doubles = np.divide(rows_ND, self.divisors_N[chosen, None], dtype=np.float64)
+        return exact_ND
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Coordinates in which float32 holds differences and squares: (row - center_D) * factor, a power of two."""
+
+    center_D: Doubles
+    factor: float
+    limit: float
+    """No coordinate of a row is further from the center than this, before the factor."""
+
+    typical: float
+    """Largest distance of a coordinate from the center in an ordinary row; at most `limit`."""
+
+    def enter(self, rows_ND: Doubles) -> Doubles:
+        """Transform rows, in place."""
+        rows_ND -= self.center_D
+        if self.factor != 1:
+            rows_ND *= self.factor
+        return rows_ND
+
+    @property
+    def noise(self) -> float:
+        """Largest distance by which subtracting the center in float64 moves a row, less what is relative to the result.
+
+        A difference is off by half a unit in its last place; a row was off by as much before, if it was scaled.
+        """
+        return (
+            float(2 * FLOAT64 * (np.linalg.norm(self.center_D) + len(self.center_D) ** 0.5 * self.limit)) * self.factor
+        )
+
+    @classmethod
+    def around(cls, sample_ND: Doubles, lowest_D: Doubles, highest_D: Doubles) -> Frame:
+        """Choose the median of a sample as the center: rows far from all others do not move it."""
+        center_D = np.median(sample_ND, axis=0)
+        limit = float(np.maximum(highest_D - center_D, center_D - lowest_D).max(initial=0))
+        typical = float(np.median(np.abs(sample_ND - center_D).max(axis=1)))
+        if not 0 < typical <= limit:
+            typical = limit
+        factor = 1.0 if typical == 0 else float(2.0 ** -np.round(np.log2(typical)))
+        return cls(center_D=center_D, factor=factor, limit=limit, typical=typical)
+
+
+class RowSource:
+    """The selected rows of a layer, read again in every pass, or held in memory.
+
+    Parameters
+    ----------
+    data : Selection
+    normalize : bool
+        Whether each row is divided by its length; a row of zeros stays.
+    plan : ClusterPlan
+        How many rows are read at once, and whether all are held.
+    """
+
+    def __init__(self, data: Selection, *, normalize: bool, plan: ClusterPlan) -> None:
+        self.data = data
+        self.normalize = normalize
+        self.plan = plan
+        self._held: list[Floats] | None = None
+        self._divisors_N: Doubles | None = np.empty(len(data)) if normalize else None
+        self._is_measured = False
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.data.layer.dim
+
+    def blocks(self) -> Iterator[Tile]:
+        """Yield all rows, block by block; each is valid until the next one is requested.
+
+        Raises
+        ------
+        EvaluationError
+            If a row holds NaN or infinity.
+        """
+        start, held = 0, []
+        for features in self._held if self._held is not None else self._read():
+            if self._held is None and self.plan.hold:
+                features = np.array(features)
+                held.append(features)
+            positions = slice(start, start := start + len(features))
+            if self._divisors_N is not None and not self._is_measured:
+                lengths = lengths_of_rows(features)
+                self._divisors_N[positions] = np.where(lengths == 0, 1, lengths)
+            divisors = None if self._divisors_N is None else self._divisors_N[positions]
+            yield Tile(positions=positions, stored_ND=features, divisors_N=divisors)
+        self._is_measured = True
+        if self.plan.hold:
+            self._held = self._held or held
+
+    def _read(self) -> Iterable[Floats]:
+        for block in self.data.blocks(self.plan.rows_per_block, unit_length=False):
+            if len(block.rows):
+                yield block.features
+
+
+def tiles_of(block: Tile, rows_per_tile: int) -> Iterator[Tile]:
+    """Cut a block."""
+    for at in range(0, len(block.stored_ND), rows_per_tile):
+        stop = min(at + rows_per_tile, len(block.stored_ND))
+        yield Tile(
+            positions=slice(block.positions.start + at, block.positions.start + stop),
+            stored_ND=block.stored_ND[at:stop],
+            divisors_N=None if block.divisors_N is None else block.divisors_N[at:stop],
+        )
+
+
+def in_pieces(length: int, at_once: int, work: Callable[[slice], None]) -> None:
+    """Call `work` for consecutive slices."""
+    for at in range(0, length, at_once):
+        work(slice(at, min(at + at_once, length)))

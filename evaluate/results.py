@@ -380,6 +380,9 @@ class ClusterResult:
 
     engine: str | None
     seconds: float
+    clusters_of: str | None = None
+    """Feature set of the centroids, if it is another one; there are no iterations then."""
+
     assignments: Ints = field(repr=False, compare=False)
     """Cluster of each clustered row, shape (n,)."""
 
@@ -402,7 +405,7 @@ class ClusterResult:
             "objective": self.objective, "objective_mean": self.objectives.mean, "objective_sd": self.objectives.sd,
             "runs": len(self.runs), "mean_squared_distance": self.mean_squared_distance,
             "iterations": self.iterations, "num_reseeded": self.num_reseeded, "certified": self.certified,
-            "engine": self.engine, "seconds": self.seconds,
+            "engine": self.engine, "seconds": self.seconds, "clusters_of": self.clusters_of,
         }  # fmt: skip
 
 

@@ -205,6 +205,7 @@ def results_of(
                 certified=facts.get("certified", False),
                 engine=facts.get("engine"),
                 seconds=seconds,
+                clusters_of=facts["clusters_of"]["features"] if "clusters_of" in facts else None,
                 assignments=clusters_N,
             )
         )

@@ -44,6 +44,7 @@ for command, name in (
     (stages.run, None),
     (planning.plan, None),
     (results.compare, None),
+    (results.assign, None),
     (results.export, None),
     (feature_sets.ls, None),
     (feature_sets.info, None),

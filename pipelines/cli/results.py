@@ -1,4 +1,4 @@
-"""Results for people and other programs: `bench protocols`, `compare` and `export`."""
+"""Results for people and other programs: `bench protocols`, `compare`, `assign` and `export`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import typer
 
 from featbench.pipelines.cli import set_level
 from featbench.pipelines.cli.display import Csv, Json, Latex, Markdown, chosen_format, print_results
-from featbench.pipelines.cli.feature_sets import open_features
+from featbench.pipelines.cli.feature_sets import open_features, path_of
 from featbench.pipelines.cli.options import (
+    Ami,
     EvalLayers,
     FeatureSetName,
     K,
@@ -18,6 +19,7 @@ from featbench.pipelines.cli.options import (
     LeaveOneOut,
     Memory,
     Protocol,
+    Quiet,
     SearchDevice,
     SearchPrecision,
     Store,
@@ -101,6 +103,52 @@ def compare(
     sets = open_features(first, store), open_features(second, store)
     records = compare_features(*sets, config, layers=split_layers(layers or ""))
     print_results([comparison_table(records)], records, form)
+
+
+def assign(
+    name: FeatureSetName,
+    clusters_of: Annotated[
+        str, typer.Option("--clusters-of", metavar="NAME", help="Feature set with kept clusterings, or its path.")
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            metavar="LAYER,...",
+            help="Layers, such as res5, or res5=THEIRS if the clustered one has another name; all by default.",
+        ),
+    ] = None,
+    clusters: KeptClusters = None,
+    ami: Ami = None,
+    store: Store = None,
+    memory: Memory = None,
+    search_device: SearchDevice = None,
+    search_precision: SearchPrecision = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
+    as_latex: Latex = False,
+    quiet: Quiet = False,
+) -> None:
+    """Assign features to the clusters of another feature set.
+
+    Reports how well they match the classes, as `bench evaluate --clusters` does, and keeps them for `bench export`.
+    """
+    settings = settings_of(assign, locals())
+    set_level(quiet)
+    form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
+    from featbench.pipelines.cli.tables import evaluation_tables
+    from featbench.pipelines.evaluation.assigning import assign as assign_features
+    from featbench.pipelines.terminal.progress import Progress
+
+    config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
+    report = assign_features(
+        path_of(name, store), path_of(clusters_of, store), config, clusters=counts_of(clusters),
+        layers=[each for each in (layers or "").split(",") if each], progress=Progress(quiet=quiet),
+    )  # fmt: skip
+    print_results(evaluation_tables(report.results), report.records, form)
+    if report.path and form == "text":
+        typer.echo(f"Results and what made them are in {report.path}", err=True)
 
 
 def export(

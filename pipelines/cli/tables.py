@@ -220,12 +220,16 @@ def cluster_table(results: Sequence[ClusterResult]) -> Table:
     """Make the table of cluster metrics; columns in which no result has a value are left out."""
     shown = [column for column in _CLUSTER_COLUMNS if any(column[1](result) for result in results)]
     return Table(
-        title=f"{results[0].layer.features}: k-means on train",
+        title=f"{results[0].layer.features}: {_whose_clusters(results[0])}",
         columns=tuple(column for column, _ in shown),
         rows=tuple(tuple(cell(result) for _, cell in shown) for result in results),
         notes=tuple(_cluster_notes(results)),
         num_grouped=2,
     )
+
+
+def _whose_clusters(result: ClusterResult) -> str:
+    return "k-means on train" if result.clusters_of is None else f"clusters of {result.clusters_of}"
 
 
 def _cluster_notes(results: Sequence[ClusterResult]) -> Iterator[str]:
@@ -459,6 +463,8 @@ def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], 
         notes.append("Not current: the layer or its labels have changed since. Cluster them again: bench evaluate.")
     if any(each.is_current is not False for each in kept):
         notes.append(f"To export them: bench export {path} --what clusters")
+    if any(each.is_current is not False and not each.clusters_of for each in kept):
+        notes.append(f"To assign other features: bench assign NAME --clusters-of {path}")
     return Table(title="kept clusterings", columns=columns, rows=tuple(rows), notes=tuple(notes), num_grouped=1)
 
 

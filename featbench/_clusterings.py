@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from featbench._arrays import ArrayError, layers_of
+from featbench.evaluate.clustering.assignment import assign
 from featbench.evaluate.clustering.kept import KeptClustering, LoadedClustering, load_clustering
+from featbench.evaluate.clustering.planning import plan_clusters
+from featbench.evaluate.features.memory_layer import MemoryLayer
+from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.memory import parse_memory
+from featbench.evaluate.neighbours.planning import Resources
 from featbench.store import FeatureSet
 from featbench.store.typing import Doubles, Ints
 
@@ -56,6 +65,42 @@ class StoredClustering:
     def distances(self) -> Mapping[str, Doubles | None]:
         """By split: Euclidean distance of each row to its centroid; None if an earlier version kept none."""
         return {split: each.distances_N for split, each in self._loaded.splits.items()}
+
+    def assign(self, features: object, *, memory: int | str | None = None) -> Ints:
+        """Return the cluster of each row of an array or tensor: that of its nearest centroid, exact as float64 says.
+
+        Parameters
+        ----------
+        features : array or tensor of shape (N, ...)
+            Rows of the clustered layer's dimension D, of any length: they are scaled as those that were clustered.
+        memory : int or str, optional
+            Bytes, or a text such as "8GiB"; half of what is free by default.
+
+        Returns
+        -------
+        ndarray of shape (N,), dtype=int64
+            The lowest number of several centroids that are equally near.
+
+        Raises
+        ------
+        BenchError
+            If the rows have another dimension, or hold NaN or infinity.
+        """
+        (values,) = layers_of(features, split="the rows to assign").values()
+        layer = MemoryLayer(values, key="the rows to assign")
+        centroids_KD = self.centroids
+        if layer.dim != centroids_KD.shape[1]:
+            raise ArrayError(
+                f"rows to assign have {layer.dim:,} numbers, centroids of {self.layer} have {centroids_KD.shape[1]:,}"
+            )
+        rows = Selection(layer=layer, rows=np.arange(len(values)))
+        budget = parse_memory(memory) if isinstance(memory, str) else memory
+        plan = plan_clusters(
+            Resources(memory=budget), num_rows=len(rows), rows_per_chunk=layer.rows_per_chunk,
+            dim=layer.dim, num_clusters=self.clusters,
+        )  # fmt: skip
+        normalize = bool(self.settings["normalize"])
+        return assign(rows, centroids_KD, normalize=normalize, plan=plan).clusters_N
 
     def __repr__(self) -> str:
         state = "" if self.is_current is not False else ", of features that have changed"

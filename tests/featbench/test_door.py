@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import featbench
 from featbench._features import StoredFeatures
@@ -488,6 +489,24 @@ def test_kept_clusterings_are_listed_and_read(tmp_path: Path) -> None:
         assert np.array_equal(found.rows[split], arrays[f"{split}_rows"])
         assert np.array_equal(found.distances[split], arrays[f"{split}_distances"])
     assert repr(found).startswith("<StoredClustering of 'x': 4 clusters, objective ")
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_arrays_are_assigned_to_kept_centroids(tmp_path: Path, normalize: bool) -> None:
+    random = np.random.default_rng(0)
+    values = {split: {"x": random.normal(size=(num, 3)).astype("f4")} for split, num in (("train", 20), ("val", 9))}
+    labels = {split: np.arange(len(each["x"])) for split, each in values.items()}
+    made = make_features(tmp_path / "made", values, labels)
+    centroids = keep(made, "x", 4, normalize=normalize)["centroids"]
+    (found,) = featbench.open(made.path).clusterings
+    other = random.normal(size=(30, 3)).astype(np.float32)
+    rows = other.astype(np.float64)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
+    expected = ((rows[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
+    assert np.array_equal(found.assign(other), expected)
+    assert np.array_equal(found.assign(torch.from_numpy(other), memory="1GiB"), expected)
+    with pytest.raises(featbench.BenchError, match="rows to assign have 4 numbers, centroids of x have 3"):
+        found.assign(np.eye(4))
 
 
 def test_a_damaged_clustering_is_refused_when_it_is_read(tmp_path: Path) -> None:

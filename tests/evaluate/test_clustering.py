@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as peer
 
+from featbench.evaluate.clustering.cached import ClusterRequest, Kept, search_clusters
 from featbench.evaluate.clustering.evaluation import cluster, evaluate_kmeans, kmeans_results, numbers_of_clusters
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.errors import EvaluationError
@@ -135,6 +136,32 @@ def test_records_hold_what_the_clustering_says_of_itself() -> None:
     assert [of_train[key] for key in sizes] == [1, 2, 2, 0]
     assert (of_train["many_to_one"], of_val["many_to_one"], of_val["hungarian"]) == (1, 1 / 3, 2 / 3)
     assert (of_train["num_labelled"], of_val["num_labelled"]) == (4, 3)
+
+
+def test_metrics_without_labels_are_those_of_all_distances_to_the_centroids(partly: Partly) -> None:
+    made, _, valid = partly
+    parts = with_unlabelled(made, matched_labels(made))
+    clusterings = []
+
+    def find(request: ClusterRequest) -> Kept:
+        clusterings.append(search_clusters(request))
+        return clusterings[-1]
+
+    results = cluster([stored_layer(made, "x")], *parts[:2], clusters=[5], find=find, num_seeds=2)
+    (arrays, _) = clusterings[0]
+    for result in results:
+        rows = rows_of(result.split)[0][valid[result.split]].astype(np.float64)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        distances = np.sort(np.linalg.norm(rows[:, None] - arrays["centroids"][None], axis=2), axis=1)[:, :2]
+        silhouettes = 1 - distances[:, 0] / distances[:, 1]
+        if result.split == "train":
+            silhouettes[np.bincount(result.assignments)[result.assignments] == 1] = 0
+        record = result.record()
+        assert record["simplified_silhouette"] == pytest.approx(silhouettes.mean(), abs=1e-9)
+        assert record["mean_squared_distance"] == pytest.approx((distances[:, 0] ** 2).mean(), abs=1e-12)
+        assert record["silhouette"] == pytest.approx(peer.silhouette_score(rows, result.assignments), abs=1e-6)
+        assert (record["certified"], record["runs"]) == (True, 2)
+    assert results[0].objective == pytest.approx(59 * results[0].record()["mean_squared_distance"])
 
 
 def test_a_sampled_silhouette_is_kept_with_the_clustering(partly: Partly, monkeypatch: pytest.MonkeyPatch) -> None:

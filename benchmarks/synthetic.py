@@ -10,14 +10,19 @@ Each class has its own colors, so that its images are more alike than others.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from featbench.store.typing import Ints
 
-def make_in1k(root, *, num_classes=1000, train=1, val=1, flat=False, size=32):
+
+def make_in1k(
+    root: Path, *, num_classes: int = 1000, train: int = 1, val: int = 1, flat: bool = False, size: int = 32
+) -> None:
     """Write train/<wnid>/ and val/<wnid>/, or val/ flat with the development kit's labels."""
     wnids = [f"n{1_440_764 + 1_117 * number:08d}" for number in range(num_classes)]
     for label, wnid in enumerate(wnids):
@@ -34,7 +39,7 @@ def make_in1k(root, *, num_classes=1000, train=1, val=1, flat=False, size=32):
         write_devkit(root / "ILSVRC2012_devkit_t12" / "data", wnids, labels)
 
 
-def write_devkit(folder, wnids, labels):
+def write_devkit(folder: Path, wnids: Sequence[str], labels: Ints) -> None:
     """Write ImageNet's ground truth and synsets, whose numbers do not follow the order of WordNet ids."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = np.random.default_rng(1).permutation(len(wnids)) + 1
@@ -46,9 +51,9 @@ def write_devkit(folder, wnids, labels):
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{numbers[label]}\n" for label in labels))
 
 
-def make_places205(root, *, num_classes=205, train=5, val=1, size=32):
+def make_places205(root: Path, *, num_classes: int = 205, train: int = 5, val: int = 1, size: int = 32) -> None:
     """Write images in folders of letters, and lists of a path and a label, separated by a space."""
-    lists = {"train": [], "val": []}
+    lists: dict[str, list[str]] = {"train": [], "val": []}
     for label in range(num_classes):
         folder = f"{'abcdefghij'[label % 10]}/scene_{label}"
         for split, first, count in (("train", 0, train), ("val", train, val)):
@@ -59,7 +64,7 @@ def make_places205(root, *, num_classes=205, train=5, val=1, size=32):
         (root / f"{split}_places205.csv").write_text("".join(lines))
 
 
-def write(path, label, index, size):
+def write(path: Path, label: int, index: int, size: int) -> None:
     """Write an image of the class's colors with some noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colors = np.random.default_rng(label).integers(30, 226, (3, 3, 3))
@@ -68,7 +73,7 @@ def write(path, label, index, size):
     image.save(path, "JPEG")
 
 
-def main():
+def main() -> None:
     """Read the command line and write one data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("layout", choices=("in1k", "places205"))

@@ -34,7 +34,7 @@ def keep(features: FeatureSet, layer: str, count: int, **settings: Any) -> dict[
     """Keep the clusters of the first `count` rows of train as centroids, and return the arrays."""
     settings = SETTINGS | settings
     data = {split: rows_of(features, layer, split, normalize=settings["normalize"]) for split in ("train", "val")}
-    arrays = {"centroids": data["train"][1][:count]}
+    arrays: dict[str, Array] = {"centroids": data["train"][1][:count]}
     for split, (rows, values) in data.items():
         arrays[f"{split}_rows"] = rows
         found = nearest(values, arrays["centroids"])

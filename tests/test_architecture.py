@@ -59,6 +59,7 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}:{node.lineno} imports relatively; say where from"
+            assert node.module
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 yield (name if name in MODULES else node.module), node.lineno

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,8 +70,8 @@ def test_each_command_is_understood(page: str, line: str) -> None:
     from featbench.pipelines.cli.app import app
 
     words = [word for word in words_of(line) if word not in ("...",)]
-    command = get_command(app)
-    for_subcommand = command.commands.get(words[0])
+    group: Any = get_command(app)
+    for_subcommand = group.commands.get(words[0])
     assert for_subcommand is not None, f"{page}: there is no `bench {words[0]}`"
     known = {option for parameter in for_subcommand.params for option in (*parameter.opts, *parameter.secondary_opts)}
     options = [word.split("=")[0] for word in words[1:] if word.startswith("-")]

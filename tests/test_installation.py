@@ -146,10 +146,10 @@ def test_bench_and_the_evaluate_of_hugging_face_live_side_by_side(
     pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
     python, folder = environment / "python", str(environment.parent)
     theirs = "evaluate>=0.4"
-    fetched = run(python, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp_path / "theirs", theirs, cwd=tmp_path)
-    if fetched.returncode:
+    download = run(python, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp_path / "theirs", theirs, cwd=tmp_path)
+    if download.returncode:
         pytest.skip("Hugging Face's `evaluate` can't be fetched here")
-    (theirs,) = (tmp_path / "theirs").iterdir()
+    (fetched,) = (tmp_path / "theirs").iterdir()
     make_features(tmp_path / "features/f", *arrays)
 
     def pip(*words: str | Path) -> None:
@@ -162,8 +162,13 @@ def test_bench_and_the_evaluate_of_hugging_face_live_side_by_side(
     def evaluate_works() -> None:
         must_run(python, "-c", EVALUATE_WORKS.format(venv=folder), cwd=tmp_path)
 
-    ours = ["--no-deps", "--ignore-installed", wheel]  # the packages that bench needs are found behind
-    for words in ([ours, [theirs]]) if ours_first else ([[theirs], ours]):
+    ours: list[str | Path] = [
+        "--no-deps",
+        "--ignore-installed",
+        wheel,
+    ]
+    both: list[list[str | Path]] = [ours, [fetched]]
+    for words in both if ours_first else reversed(both):
         pip("install", "-q", *words)
     bench_works()
     evaluate_works()

@@ -13,7 +13,7 @@ import pytest
 from featbench.evaluate.clustering import cached
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import matched_labels
+from featbench.evaluate.features.labels import counts_of, matched_labels
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn import classification
@@ -22,7 +22,7 @@ from featbench.evaluate.knn.predictions import predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
 from featbench.evaluate.neighbours import cache
 from featbench.evaluate.neighbours import cached_search as neighbours
-from featbench.evaluate.neighbours.search import Neighbours
+from featbench.evaluate.neighbours.search import Neighbours, search
 from featbench.store import FeatureSet
 from featbench.store.typing import Floats, Ints
 from tests.conftest import Bench, Records, make_features
@@ -45,8 +45,7 @@ def made(tmp_path: Path) -> FeatureSet:
 
 def count_searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     searches = []
-    original = neighbours.search
-    monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["k"]) or original(*a, **k))
+    monkeypatch.setattr(neighbours, "search", lambda *a, **k: searches.append(k["k"]) or search(*a, **k))
     return searches
 
 
@@ -146,8 +145,7 @@ def test_one_command_warns_once_of_the_rows_that_it_leaves_out(tmp_path: Path, b
 def test_the_accuracies_of_many_classes_count_rows_once(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each class took minutes for 30,000 classes."""
     counted = []
-    original = classification.counts_of
-    monkeypatch.setattr(classification, "counts_of", lambda *labels: counted.append(1) or original(*labels))
+    monkeypatch.setattr(classification, "counts_of", lambda *labels: counted.append(1) or counts_of(*labels))
     records = evaluate_knn(made, ["x"], k=[5], per_class=True)
     assert sum(record["task"] == "class" for record in records) == 3
     assert len(counted) == 1
@@ -258,10 +256,9 @@ def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(
     other = make_features(
         tmp_path / "other", features, {"train": labels, "val": labels}, made_from={"model": {"trunk": "another"}}
     )
-    original = neighbours.search
 
     def search_and_lose(*arguments: Selection, **settings: Any) -> Neighbours:
-        found = original(*arguments, **settings)
+        found = search(*arguments, **settings)
         made.path.rename(tmp_path / "features/g")
         if what == "removed":
             shutil.rmtree(tmp_path / "features/g")

@@ -61,8 +61,8 @@ def test_components_are_those_of_scikit_learn(
 ) -> None:
     view, train = derive(made, ["x"], pca=pca, whiten=whiten)
     fitted = PCA(pca, whiten=whiten).fit(arrays["train"]["x"][train.rows].astype(np.float64))
-    for split, labelled in zip(("train", "val"), matched_labels(made), strict=False):
-        theirs = fitted.transform(arrays[split]["x"][labelled.rows].astype(np.float64))
+    for labelled in matched_labels(made)[:2]:
+        theirs = fitted.transform(arrays[labelled.split]["x"][labelled.rows].astype(np.float64))
         ours = view.select(labelled).read()
         assert np.allclose(np.abs(ours), np.abs(theirs), atol=1e-4), "but for the sign of a component"
 

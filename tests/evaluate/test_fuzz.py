@@ -20,7 +20,7 @@ from tests.conftest import make_features
 
 NUMBERS = (1, 2, 3, 0, -1, -(10**20), 7, 20, 21, 10**6, 2**31 - 1, 2**31, 2**63, 10**20, 0.5, 1e-320, 1e308, math.nan)
 WORDS = ("", "classes", "10%", "0%", "1e9%", "100%", "\0", "é", "9" * 400, "x.yaml")
-FACTORIES = (
+FACTORIES: tuple[str, ...] = (
     "Flat",
     "IVF2,Flat",
     "IVF99999999,Flat",

@@ -14,7 +14,7 @@ import pytest
 from featbench.evaluate.clustering.kept import choose_clusterings, kept_clusterings, load_clustering
 from featbench.evaluate.errors import EvaluationError
 from featbench.store import FeatureSet, save_cached
-from featbench.store.typing import Doubles, Floats, Ints
+from featbench.store.typing import Array, Ints
 from tests.conftest import Bench, make_features
 
 SETTINGS = {
@@ -26,9 +26,11 @@ NUM_ROWS = {"train": 20, "val": 12}
 
 def keep(
     features: FeatureSet, layer: str, count: int, *, earlier: bool = False, **settings: int | str
-) -> dict[str, Doubles | Floats | Ints]:
+) -> dict[str, Array]:
     """Keep a clustering in which row i is in cluster i % count; returns its arrays."""
-    arrays = {"centroids": np.random.default_rng(count).normal(size=(count, features.layer_info(layer).dim))}
+    arrays: dict[str, Array] = {
+        "centroids": np.random.default_rng(count).normal(size=(count, features.layer_info(layer).dim))
+    }
     if earlier:
         arrays["centroids"] = arrays["centroids"].astype(np.float32)
     for split, num_rows in NUM_ROWS.items():

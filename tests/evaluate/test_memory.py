@@ -74,7 +74,9 @@ def test_two_gigabytes_are_searched_within_one_with_the_same_answer(tmp_path: Pa
     write_random(made, num_rows, num_queries)
     assert peak_mib(made, 1024) < 1.3 * 1024
     features = FeatureSet.open(made)
-    kept, _ = load_cached(features, "neighbours", next((made / "neighbours").glob("x-*")).name)
+    entry = load_cached(features, "neighbours", next((made / "neighbours").glob("x-*")).name)
+    assert entry
+    kept, _ = entry
     database, queries = (
         Selection(layer=features.layer(split, "x"), rows=np.arange(count))
         for split, count in (("train", num_rows), ("val", num_queries))

@@ -159,8 +159,8 @@ def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
     )
     for ranks in (2, 3):
         shards = [chosen[0][at : at + num_rows // ranks] for at in range(0, num_rows, num_rows // ranks)]
-        found = [search(shard, chosen[1], k=20, similarity=similarity, plan=cut(300, **engine)) for shard in shards]
-        assert_equal(merged(found, 20), rows[:, :20], similarities[:, :20])
+        lists = [search(shard, chosen[1], k=20, similarity=similarity, plan=cut(300, **engine)) for shard in shards]
+        assert_equal(merged(lists, 20), rows[:, :20], similarities[:, :20])
 
 
 @cache

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from featbench.extract import decoders, lifetime
+from featbench.extract import lifetime
 from featbench.extract.decoders import BatchRows, Decoders
 from featbench.extract.errors import DecoderError, OutOfMemoryError, RemoteError
 from featbench.store import BenchError, Work
@@ -99,7 +100,7 @@ def test_a_process_that_dies_while_it_answers_is_reported(monkeypatch: pytest.Mo
         real(descriptor, data[: len(data) // 2])
         os._exit(3)
 
-    monkeypatch.setattr(decoders.os, "write", dies_halfway)
+    monkeypatch.setattr(os, "write", dies_halfway)
     with Decoders(pixels_of, workers=1) as pool, pytest.raises(DecoderError, match="ended with exit code 3"):
         pool.submit(BATCH).result(60)
 
@@ -156,8 +157,7 @@ def hangs(batch: BatchRows) -> None:
 def test_processes_end_with_a_parent_that_is_killed_or_exits_at_once(
     monkeypatch: pytest.MonkeyPatch, end: Callable[..., Any], platform: str
 ) -> None:
-    monkeypatch.setattr(lifetime.sys, "platform", platform)
-    monkeypatch.setattr(decoders.sys, "platform", "linux")
+    monkeypatch.setattr(lifetime, "sys", SimpleNamespace(platform=platform))
     reading, writing = os.pipe()
     parent = os.fork()
     if not parent:

@@ -399,7 +399,7 @@ def student_only(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "teacher"}
 
 
-def without(content: dict[str, dict[str, torch.Tensor]], *beginnings: str) -> dict[str, dict[str, torch.Tensor]]:
+def without(content: dict[str, Any], *beginnings: str) -> dict[str, Any]:
     state = content.get("state_dict", content)
     kept = {key: value for key, value in state.items() if not key.startswith(beginnings)}
     return {"state_dict": kept} if "state_dict" in content else kept

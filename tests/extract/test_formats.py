@@ -195,8 +195,8 @@ def test_odd_checkpoints_are_loaded_or_refused_by_message(tmp_path: Path, state:
     assert loaded >= 5
 
 
-def mutated(data: bytes, rng: random.Random) -> bytearray:
-    data = bytearray(data)
+def mutated(content: bytes, rng: random.Random) -> bytearray:
+    data = bytearray(content)
     kind = rng.randrange(5)
     if kind == 0:
         return data[: rng.randrange(len(data))]
@@ -257,7 +257,7 @@ def test_damaged_files_of_a_hub_folder_are_refused_by_message(
     data = (tmp_path / name).read_bytes()
     rng = random.Random(1)
     values = ["null", "[]", "{}", "-1", "1e999", '"x"', "[1, 2, 3]", "0", "true", '{"a": ["../x"]}']
-    texts = [mutated(data, rng) for _ in range(40)]
+    texts = [bytes(mutated(data, rng)) for _ in range(40)]
     texts += [
         json.dumps((config if name == "config.json" else index) | {key: json.loads(value.replace("1e999", "Infinity"))})
         .encode()

@@ -138,14 +138,14 @@ def test_a_list_with_an_ambiguous_column_of_labels_is_refused(tmp_path: Path) ->
         read_list(where)
 
 
-def hugging_face(folder: Path, **columns: tuple[list[int | None], Callable[..., Any]]) -> Path:
+def hugging_face(folder: Path, **columns: tuple[list[Any], Callable[..., Any]]) -> Path:
     datasets = pytest.importorskip("datasets")
     buffer = io.BytesIO()
     from PIL import Image
 
     Image.new("RGB", (8, 6), (200, 10, 10)).save(buffer, "PNG")
     features = {"image": datasets.Image()}
-    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 3}
+    rows: dict[str, list[Any]] = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 3}
     for name, (values, kind) in columns.items():
         rows[name] = values
         features[name] = kind(datasets)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from featbench.extract.data import listing_cache
+from featbench.extract.data.folders import list_classes
 from featbench.extract.data.listing import Paths, first_duplicate
 from featbench.extract.data.sources import open_sources
 from featbench.extract.data.subsets import chosen_rows
@@ -66,8 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from featbench.extract.data import sources
 
     calls = []
-    original = sources.list_classes
-    monkeypatch.setattr(sources, "list_classes", lambda *a, **k: calls.append(1) or original(*a, **k))
+    monkeypatch.setattr(sources, "list_classes", lambda *a, **k: calls.append(1) or list_classes(*a, **k))
     return calls
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 
 from featbench.extract.config import WeightsConfig
 from featbench.extract.errors import WeightsError

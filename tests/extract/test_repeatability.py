@@ -97,7 +97,7 @@ def test_small_differences_are_reported_in_percent_and_large_ones_in_multiples(
 
 
 def test_the_message_says_where_the_random_numbers_are_drawn(images: torch.Tensor) -> None:
-    net = Net()
+    net: Any = Net()
     net.norm = nn.Sequential(nn.Identity(), DropoutForEver())
     with pytest.raises(ModelError, match=r"first difference is in norm\.1\. Random numbers are drawn in norm\.1"):
         features_of(net, images)

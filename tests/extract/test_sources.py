@@ -137,7 +137,7 @@ class Gives:
     def __len__(self) -> int:
         return len(self.given)
 
-    def __getitem__(self, row: int) -> tuple[Image.Image, float]:
+    def __getitem__(self, row: int) -> tuple[Image.Image, float | None]:
         return Image.new("RGB", (4, 4)), self.given[row]
 
 

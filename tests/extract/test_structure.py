@@ -34,17 +34,17 @@ class Net(nn.Module):
 
 
 class Plain(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return self.linear(self.trunk(images))
 
 
 class ByKeyword(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return {"logits": self.linear(input=self.trunk(images))}
 
 
 class Scaled(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return (self.linear(self.trunk(images)) * 2 + 1).log_softmax(1)
 
 
@@ -53,7 +53,7 @@ class WeightNorm(Net):
         super().__init__()
         self.linear = nn.utils.parametrizations.weight_norm(nn.Linear(16, 5, bias=False))
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return self.linear(self.trunk(images))
 
 
@@ -64,26 +64,26 @@ class Pointwise(Net):
         super().__init__()
         self.scores = nn.Conv2d(16, 5, 1)
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return F.relu(self.scores(F.relu(self.norm(self.conv(images))))).mean((2, 3))
 
 
 class AfterAModule(Net):
     """The classifier is no module, but a module gives what goes in."""
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return F.linear(self.pool(F.relu(self.norm(self.conv(images)))).flatten(1), self.weight)
 
 
 class Embedding(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return F.normalize(self.linear(self.trunk(images)))
 
 
 class Rectified(Net):
     """The last layer but one of VGG, say."""
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return F.relu(self.linear(self.trunk(images)))
 
 
@@ -92,23 +92,23 @@ class Projected(Net):
         super().__init__()
         self.last = nn.BatchNorm1d(5)
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return self.last(self.linear(self.trunk(images)))
 
 
 class Residual(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         features = self.trunk(images)
         return features + features @ torch.eye(16)
 
 
 class Functional(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return F.linear(self.trunk(images), self.weight)
 
 
 class Twice(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return self.linear(self.trunk(images)) + self.linear(self.trunk(images.flip(3)))
 
 
@@ -117,13 +117,13 @@ class Averaged(Net):
         super().__init__()
         self.third = nn.Linear(16, 5)
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         features = self.trunk(images)
         return (self.linear(features) + self.third(features)) / 2
 
 
 class TwoOutputs(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         features = self.trunk(images)
         return {"colour": self.linear(features), "shape": self.other(features)}
 
@@ -135,17 +135,17 @@ class Results:
 
 
 class TwoFields(TwoOutputs):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Results:
         return Results(**super().forward(images))
 
 
 class Complex(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return torch.fft.fft(self.trunk(images))
 
 
 class ThroughNumpy(Net):
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         return torch.from_numpy(self.linear(self.trunk(images)).numpy().copy())
 
 

@@ -99,7 +99,7 @@ def test_the_taps_of_a_regnet_of_a_billion_parameters_are_listed_without_its_mem
 
 def test_every_trunk_of_the_table_can_be_built_and_has_an_output() -> None:
     for name, spec in TRUNKS.items():
-        options = {"depth": 1} if spec.build is ViT else {}
+        options: dict[str, float] = {"depth": 1} if spec.build is ViT else {}
         if name == "regnet":
             options = {"depth": 27, "w_0": 48, "w_a": 20.71, "w_m": 2.65, "group_width": 24}
         with WithoutMemory():

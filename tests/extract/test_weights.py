@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def state() -> dict[str, torch.Tensor]:
     return build_trunk("resnet18", {}, seed=11).state_dict()
 
 
-def read_state_dict(path: Path, **options: str) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, **options: str) -> Mapping[str, torch.Tensor]:
     """The tensors of a file for a ResNet-18."""
     return find_weights(read_checkpoint(path), wanted=WANTED, where=str(path), **options).tensors
 

@@ -44,7 +44,7 @@ def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def accuracy_by_loop(
     train: Floats, train_labels: Ints, val: Floats, val_labels: Ints, k: int, temperature: float
-) -> np.float64:
+) -> float:
     """Wu et al. 2018 in float64, one query at a time."""
     train, val = train.astype(np.float64), val.astype(np.float64)
     train /= np.linalg.norm(train, axis=1, keepdims=True)
@@ -428,7 +428,7 @@ def test_every_name_is_there() -> None:
         featbench.nothing  # noqa: B018
 
 
-FIRST = ["import featbench.extract.live"]
+FIRST: list[Any] = ["import featbench.extract.live"]
 FIRST += [
     pytest.param(each, marks=pytest.mark.slow) for each in ("featbench.extract", "from featbench import extract", "")
 ]

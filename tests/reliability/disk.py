@@ -197,13 +197,15 @@ def _collect(
 
 
 def _synced(node: Node) -> bytes:
+    assert isinstance(node.safe, bytes | None)
     return node.safe or b""
 
 
 def _half(node: Node) -> bytes:
     """What was synced, and half of what was added since."""
-    safe = node.safe or b""
-    return safe + node.now[len(safe) : len(safe) + (len(node.now) - len(safe)) // 2] if node.now != safe else safe
+    safe, now = _synced(node), node.now
+    assert isinstance(now, bytes)
+    return safe + now[len(safe) : len(safe) + (len(now) - len(safe)) // 2] if now != safe else safe
 
 
 VARIANTS = {

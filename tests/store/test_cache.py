@@ -33,7 +33,9 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_cached_result_is_loaded_as_saved(made: FeatureSet) -> None:
-    values, facts = load_cached(made, KIND, KEY)
+    found = load_cached(made, KIND, KEY)
+    assert found
+    values, facts = found
     assert facts == FACTS
     assert all(np.array_equal(values[name], VALUES[name]) for name in VALUES)
     assert values["rows"].dtype == np.int64
@@ -98,7 +100,9 @@ def test_results_of_version_0_1_0_are_loaded_only_if_the_caller_checks_the_facts
     content["attributes"] = {"facts": FACTS, "sha256": digests}
     path.write_text(json.dumps(content))
     assert load_cached(made, KIND, KEY) is None
-    values, facts = load_cached(made, KIND, KEY, without_digest=True)
+    found = load_cached(made, KIND, KEY, without_digest=True)
+    assert found
+    values, facts = found
     assert facts == FACTS
     assert np.array_equal(values["rows"], VALUES["rows"])
     edit(path, digests["rows"], digests["similarities"])

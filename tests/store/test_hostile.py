@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featbench.store import BenchError, DamagedError, Fault, FeatureSet, StoreError, load_cached, save_cached, verify
+from featbench.store import BenchError, DamagedError, FeatureSet, StoreError, load_cached, save_cached, verify
 from featbench.store.creation import remove
 from featbench.store.durable import write_durably
 from featbench.store.lock import join_run
@@ -45,7 +45,7 @@ def edit_copy(made: FeatureSet, change: Callable[..., Any]) -> None:
     path.write_text(json.dumps({"files": files, "sha256": digest_of(files)}))
 
 
-def everything_but(folder: Path, made: FeatureSet) -> dict[str, Any]:
+def everything_but(folder: Path, made: FeatureSet) -> dict[Path, bytes]:
     return {
         path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(made.path)
     }
@@ -245,14 +245,14 @@ def test_pipes_devices_and_folders_in_place_of_files_neither_block_nor_are_writt
         assert not list(verify(made.path))
 
 
-def repaired(path: Path) -> None:
+def repaired(path: Path) -> list[str] | None:
     try:
         return repair(path)
     except StoreError:
         return None
 
 
-def within_seconds(act: Callable[..., Any]) -> bool | list[DamagedError | Fault] | None:
+def within_seconds(act: Callable[..., Any]) -> Any:
     """Do it, unless it waits."""
     before = signal.signal(signal.SIGALRM, lambda *arguments: pytest.fail("it waits"))
     signal.alarm(20)

@@ -27,7 +27,7 @@ runpy.run_module("featbench", run_name="__main__", alter_sys=True)
 """Runs a command, and prints the peak of its memory in kB: what `wait4` says counts that of the tests, too."""
 
 
-def test_both_layouts_of_val_are_listed_with_their_labels(tmp_path):
+def test_both_layouts_of_val_are_listed_with_their_labels(tmp_path: Path) -> None:
     for flat in (False, True):
         root = tmp_path / f"flat {flat}"
         make_in1k(root, num_classes=7, train=2, val=3, flat=flat)
@@ -43,7 +43,7 @@ def test_both_layouts_of_val_are_listed_with_their_labels(tmp_path):
             assert np.abs(ours - theirs).mean() < 40, "the label is that of the colours"
 
 
-def make(target, *arguments):
+def make(target: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make as a user would, in the environment of these tests."""
     result = subprocess.run(
         ["make", "-s", "-o", "install", target, f"BIN={Path(sys.executable).parent}", *arguments],
@@ -55,7 +55,7 @@ def make(target, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["in1k", "in1k flat", "places205"])
-def test_make_runs_the_benchmark_whole_and_then_only_prints_it(tmp_path, layout):
+def test_make_runs_the_benchmark_whole_and_then_only_prints_it(tmp_path: Path, layout: str) -> None:
     """A thousand classes of one image each, ResNet-50, both layers with VISSL's poolings."""
     if layout == "places205":
         make_places205(tmp_path / "data", train=4, val=1)
@@ -79,7 +79,7 @@ def test_make_runs_the_benchmark_whole_and_then_only_prints_it(tmp_path, layout)
 
 @needs_proc
 @pytest.mark.slow
-def test_a_million_files_are_planned_within_a_minute_and_a_bounded_memory(tmp_path):
+def test_a_million_files_are_planned_within_a_minute_and_a_bounded_memory(tmp_path: Path) -> None:
     """1.3 million names (links to a file for each class), listed once, then taken from the kept listing."""
     for number in range(1000):
         content = io.BytesIO()

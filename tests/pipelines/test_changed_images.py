@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from featbench.extract.data import listing_cache
-from tests.conftest import save_image
+from tests.conftest import Bench, save_image
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("change", ["vanished", "changed"])
 def test_an_image_that_changed_after_it_was_listed_stops_the_run_by_name(
-    bench, photographs, monkeypatch, workers, change
-):
+    bench: Bench, photographs: Path, monkeypatch: pytest.MonkeyPatch, workers: int, change: str
+) -> None:
     monkeypatch.setattr(listing_cache, "MANY", 1)
     monkeypatch.setattr(
         listing_cache, "SAMPLE", 1

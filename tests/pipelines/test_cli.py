@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,21 +16,23 @@ import zarr
 
 from featbench.extract.model.trunks import build_trunk
 from featbench.store import FeatureSet, StoreError
-from tests.conftest import save_image
+from tests.conftest import Bench, Records, save_image
 
 MODEL = ("model.trunk=squeezenet1_1", "transform.resize=64", "transform.crop=64", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
     torch.save(build_trunk("squeezenet1_1", {}, seed=4).state_dict(), path)
     return path
 
 
 @pytest.fixture
-def extract(bench, photographs, weights):
-    def run(*arguments, layers="features.5,features.12", name="mine"):
+def extract(bench: Bench, photographs: Path, weights: Path) -> Bench:
+    def run(
+        *arguments: str, layers: str = "features.5,features.12", name: str = "mine"
+    ) -> subprocess.CompletedProcess[str]:
         return bench(
             "extract", "folder", "--data", photographs, "--weights", weights, "--layers", layers, "--name", name,
             *MODEL, *arguments,
@@ -38,7 +41,7 @@ def extract(bench, photographs, weights):
     return run
 
 
-def failure(result, *parts):
+def failure(result: subprocess.CompletedProcess[str], *parts: str) -> str:
     """One message for the user, exit code 2, no traceback."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -47,7 +50,7 @@ def failure(result, *parts):
     return result.stderr
 
 
-def test_the_two_commands_without_arguments_run_the_digits(bench, records, tmp_path):
+def test_the_two_commands_without_arguments_run_the_digits(bench: Bench, records: Records, tmp_path: Path) -> None:
     first = bench("extract", "--layers", "res4,res5")
     assert first.returncode == 0
     assert "No pipeline was named, so this is digits" in first.stderr
@@ -69,12 +72,14 @@ def test_the_two_commands_without_arguments_run_the_digits(bench, records, tmp_p
     assert "resize 64, not 256" in bench("evaluate", "--k", "200", "--protocol", "dino").stderr
 
 
-def test_bench_yaml_of_the_working_folder_is_taken_if_there_is_one(bench, tmp_path):
+def test_bench_yaml_of_the_working_folder_is_taken_if_there_is_one(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "bench.yaml").write_text("name: own\ndata: {source: digits}\nmodel: {trunk: nosuch}\n")
     failure(bench("extract"), "unknown trunk 'nosuch'")
 
 
-def test_photographs_and_weights_of_ones_own_end_to_end(extract, records, bench, tmp_path):
+def test_photographs_and_weights_of_ones_own_end_to_end(
+    extract: Bench, records: Records, bench: Bench, tmp_path: Path
+) -> None:
     first = extract()
     assert first.returncode == 0, first.stderr
     assert "52 tensors loaded" in first.stderr
@@ -89,7 +94,7 @@ def test_photographs_and_weights_of_ones_own_end_to_end(extract, records, bench,
     assert "features.12" in bench("info", "mine").stdout
 
 
-def test_features_do_not_depend_on_workers_or_on_being_resumed(extract, tmp_path):
+def test_features_do_not_depend_on_workers_or_on_being_resumed(extract: Bench, tmp_path: Path) -> None:
     extract(name="plain")
     extract("--workers", "2", name="workers")
     extract(name="resumed")
@@ -106,7 +111,7 @@ def test_features_do_not_depend_on_workers_or_on_being_resumed(extract, tmp_path
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract, tmp_path):
+def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract: Bench, tmp_path: Path) -> None:
     extract(layers="features.12")
     chunk = tmp_path / "features/mine/train/features.12/c/0/0"
     written = chunk.stat().st_mtime_ns
@@ -120,13 +125,15 @@ def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract,
     assert features.layer_info("features.3.AdaptiveAvgPool2d_2").shape == (128, 2, 2)
 
 
-def test_evaluate_takes_layers_as_extract_does(extract, records):
+def test_evaluate_takes_layers_as_extract_does(extract: Bench, records: Records) -> None:
     extract(layers="features.3:AdaptiveAvgPool2d(2)")
     (record,) = records("--features", "mine", "--layers", "features.3:AdaptiveAvgPool2d(2)", "--k", "1")
     assert record["dim"] == 512
 
 
-def test_evaluate_works_without_torch_and_without_the_images(extract, bench_process, photographs, tmp_path):
+def test_evaluate_works_without_torch_and_without_the_images(
+    extract: Bench, bench_process: Bench, photographs: Path, tmp_path: Path
+) -> None:
     extract()
     shutil.rmtree(photographs)
     blocked = tmp_path / "blocked/torch"
@@ -140,7 +147,7 @@ def test_evaluate_works_without_torch_and_without_the_images(extract, bench_proc
     assert "torch is not to be had" in bench_process("extract", "digits", env=env).stderr, "the block works"
 
 
-def test_json_on_stdout_is_nothing_but_json(extract, bench):
+def test_json_on_stdout_is_nothing_but_json(extract: Bench, bench: Bench) -> None:
     extract()
     result = bench("evaluate", "--features", "mine", "--k", "1", "--json")
     parsed = json.loads(result.stdout)
@@ -159,7 +166,7 @@ def test_json_on_stdout_is_nothing_but_json(extract, bench):
         assert name in parsed[0]
 
 
-def test_other_settings_under_the_same_name_are_refused_and_nothing_changes(extract, tmp_path):
+def test_other_settings_under_the_same_name_are_refused_and_nothing_changes(extract: Bench, tmp_path: Path) -> None:
     extract()
     before = {path: path.read_bytes() for path in (tmp_path / "features").rglob("*") if path.is_file()}
     failure(extract("transform.crop=48"), "transform.crop: it has 64, you ask for 48", "--name", "--overwrite")
@@ -168,7 +175,9 @@ def test_other_settings_under_the_same_name_are_refused_and_nothing_changes(extr
     assert FeatureSet.open(tmp_path / "features/mine").manifest.made_from["transform"]["crop"] == 48
 
 
-def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(extract, photographs, records, tmp_path):
+def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(
+    extract: Bench, photographs: Path, records: Records, tmp_path: Path
+) -> None:
     broken = photographs / "train/dog's/001.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
     failure(extract(), str(broken), "--on-error skip")
@@ -182,7 +191,9 @@ def test_an_unreadable_image_stops_the_run_by_name_or_is_left_out(extract, photo
     assert (record["num_train"], record["num_left_out"]) == (11, 1)
 
 
-def test_a_chunk_in_which_no_image_can_be_read_is_skipped_too(extract, photographs, tmp_path):
+def test_a_chunk_in_which_no_image_can_be_read_is_skipped_too(
+    extract: Bench, photographs: Path, tmp_path: Path
+) -> None:
     for path in photographs.glob("val/*/*"):
         path.write_bytes(b"")
     result = extract("--on-error", "skip")
@@ -190,7 +201,9 @@ def test_a_chunk_in_which_no_image_can_be_read_is_skipped_too(extract, photograp
     assert not FeatureSet.open(tmp_path / "features/mine").valid("val").any()
 
 
-def test_random_weights_are_asked_for_and_said(bench, photographs, records, tmp_path):
+def test_random_weights_are_asked_for_and_said(
+    bench: Bench, photographs: Path, records: Records, tmp_path: Path
+) -> None:
     base = ("extract", "folder", "--data", photographs, "--layers", "features.5", *MODEL)
     failure(bench(*base), "no weights", "--weights FILE", "--random-weights SEED")
     assert bench(*base, "--random-weights", "7").returncode == 0
@@ -198,7 +211,9 @@ def test_random_weights_are_asked_for_and_said(bench, photographs, records, tmp_
     failure(bench(*base, "--random-weights", "8"), "weights.seed: it has 7, you ask for 8")
 
 
-def test_weights_that_do_not_fit_are_refused_before_anything_is_written(bench, photographs, weights, tmp_path):
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    bench: Bench, photographs: Path, weights: Path, tmp_path: Path
+) -> None:
     state = torch.load(weights)
     torch.save({f"odd.{name}": value for name, value in state.items()}, tmp_path / "wrapped.pth")
     base = ("extract", "folder", "--data", photographs, "--layers", "features.5", *MODEL)
@@ -209,7 +224,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(bench, p
     assert fixed.returncode == 0, fixed.stderr
 
 
-def test_poolings_in_yaml_as_vissl_writes_them(bench, photographs, weights, tmp_path):
+def test_poolings_in_yaml_as_vissl_writes_them(bench: Bench, photographs: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
         f"""
 name: own
@@ -231,7 +246,7 @@ extract: {{batch_size: 5, workers: 0}}
     assert features.manifest.rows_per_chunk == 12  # the whole split: less than three batches
 
 
-def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
+def test_half_precision_storage_takes_half_the_space(extract: Bench, tmp_path: Path) -> None:
     extract(name="single")
     extract("--dtype", "float16", name="half")
     single, half = (FeatureSet.open(tmp_path / "features" / name) for name in ("single", "half"))
@@ -280,11 +295,11 @@ def test_half_precision_storage_takes_half_the_space(extract, tmp_path):
         (["layers", "resnet51"], ["unknown trunk"]),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_message_with_the_way_on(bench, arguments, parts):
+def test_bad_input_is_one_message_with_the_way_on(bench: Bench, arguments: list[str], parts: list[str]) -> None:
     failure(bench(*arguments), *parts)
 
 
-def test_evaluate_refuses_what_the_features_do_not_allow(extract, bench, photographs):
+def test_evaluate_refuses_what_the_features_do_not_allow(extract: Bench, bench: Bench, photographs: Path) -> None:
     extract()
     failure(bench("evaluate", "--features", "mine", "--k", "13"), "k must be in [1, 12]")
     failure(bench("evaluate", "--features", "mine", "--layers", "features.13"), "Did you mean features.12")
@@ -292,7 +307,7 @@ def test_evaluate_refuses_what_the_features_do_not_allow(extract, bench, photogr
     failure(bench("evaluate", "--features", "mine", "--clusters", "13"), "clusters must be in [1, 12]")
 
 
-def test_an_incomplete_layer_is_refused_with_the_cure(extract, bench, tmp_path):
+def test_an_incomplete_layer_is_refused_with_the_cure(extract: Bench, bench: Bench, tmp_path: Path) -> None:
     extract()
     journal = tmp_path / "features/mine/journals/rank-00000.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-2]))
@@ -302,7 +317,9 @@ def test_an_incomplete_layer_is_refused_with_the_cure(extract, bench, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--repair",)])
-def test_an_unfinished_set_is_not_called_damaged(extract, bench, tmp_path, options):
+def test_an_unfinished_set_is_not_called_damaged(
+    extract: Bench, bench: Bench, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     extract()
     journal = tmp_path / "features/mine/journals/rank-00000.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -316,7 +333,7 @@ def test_an_unfinished_set_is_not_called_damaged(extract, bench, tmp_path, optio
     failure(bench("verify", "mine"), "faults found: 1", "train/labels chunk 0", "pending")
 
 
-def test_damage_is_found_and_repaired(extract, bench, tmp_path):
+def test_damage_is_found_and_repaired(extract: Bench, bench: Bench, tmp_path: Path) -> None:
     extract()
     chunk = tmp_path / "features/mine/train/features.5/c/0/0"
     content = chunk.read_bytes()
@@ -330,7 +347,9 @@ def test_damage_is_found_and_repaired(extract, bench, tmp_path):
 
 
 @pytest.mark.root
-def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_bytes(bench, tmp_path):
+def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_bytes(
+    bench: Bench, tmp_path: Path
+) -> None:
     """A tmpfs that is too small, then larger."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
@@ -356,21 +375,23 @@ def test_a_disk_that_fills_up_stops_the_run_and_space_resumes_it_with_the_same_b
         subprocess.run(["umount", small], check=True)
 
 
-def test_other_images_under_the_same_names_are_refused(extract, photographs):
+def test_other_images_under_the_same_names_are_refused(extract: Bench, photographs: Path) -> None:
     extract()
     save_image(photographs / "train/cat/000.jpg", seed=77, size=(90, 80))
     failure(extract(), "data.train.listing")
 
 
-def test_images_of_different_sizes_are_refused_though_pooling_would_hide_them(extract):
+def test_images_of_different_sizes_are_refused_though_pooling_would_hide_them(extract: Bench) -> None:
     failure(extract("transform.crop=null", "--batch-size", "1"), "pixels after the transform", "transform.crop")
 
 
-def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, tmp_path, monkeypatch):
+def test_a_store_that_can_only_be_read_still_gives_its_numbers(
+    extract: Bench, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extract()
     from featbench.store import durable
 
-    def refuse(path, content):
+    def refuse(path: Path, content: bytes) -> None:
         raise StoreError(durable.cannot_write(path, OSError(30, "Read-only file system")))
 
     monkeypatch.setattr("featbench.store.durable.write_durably", refuse)
@@ -381,7 +402,7 @@ def test_a_store_that_can_only_be_read_still_gives_its_numbers(extract, bench, t
     assert "features.12" in result.stdout
 
 
-def test_weights_of_torchvision_bring_their_transform_and_options():
+def test_weights_of_torchvision_bring_their_transform_and_options() -> None:
     from featbench.pipelines.config.pipeline import make_pipeline
     from featbench.pipelines.extraction.checking import model_options
     from featbench.pipelines.extraction.transforming import choose_transform
@@ -398,20 +419,20 @@ def test_weights_of_torchvision_bring_their_transform_and_options():
     assert choose_transform(inception)[0].crop == 299
 
 
-def test_taps_and_models_are_listed(bench):
+def test_taps_and_models_are_listed(bench: Bench) -> None:
     taps = bench("layers", "resnet18", "--image-size", "64").stdout
     assert "layer3" in taps
     assert "res4" in taps
     assert "resnet50" in bench("models").stdout.split()
 
 
-def test_help_lists_the_commands(bench_process):
+def test_help_lists_the_commands(bench_process: Bench) -> None:
     out = bench_process("--help").stdout
     for command in ("extract", "evaluate", "run", "import", "verify", "ls", "info", "layers", "models"):
         assert command in out
 
 
-def test_run_does_both_stages_and_only_what_is_missing(bench, photographs, weights):
+def test_run_does_both_stages_and_only_what_is_missing(bench: Bench, photographs: Path, weights: Path) -> None:
     arguments = (
         "run",
         "folder",
@@ -434,7 +455,7 @@ def test_run_does_both_stages_and_only_what_is_missing(bench, photographs, weigh
     assert all(record["neighbours_reused"] for record in after)
 
 
-def test_a_photograph_with_an_odd_name_keeps_it(extract, photographs, tmp_path):
+def test_a_photograph_with_an_odd_name_keeps_it(extract: Bench, photographs: Path, tmp_path: Path) -> None:
     save_image(photographs / "train/cat" / 'a "quote", a\nnewline and a tab\t.jpg')
     assert extract().returncode == 0
     assert 'train/cat/a "quote", a\nnewline and a tab\t.jpg' in FeatureSet.open(tmp_path / "features/mine").paths(

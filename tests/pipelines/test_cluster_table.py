@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from featbench.pipelines.cli.tables import cluster_table
 from featbench.pipelines.terminal.table import as_text
 
 
-def result_of(split="train", *, seeds=1, ami=True, **changes):
+def result_of(split: str = "train", *, seeds: int = 1, ami: bool = True, **changes: Any) -> ClusterResult:
     clusters, labels = np.array([0, 0, 0, 1, 1, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 1, 2, 2])
     table = Contingency.of(clusters, labels)
     result = ClusterResult(
@@ -95,6 +96,6 @@ def test_notes_say_what_limits_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_records_say_how_many_runs_there_were(seeds) -> None:
+def test_records_say_how_many_runs_there_were(seeds: int) -> None:
     record = result_of(seeds=seeds).record()
     assert (record["runs"], record["objective_sd"]) == (seeds, 0 if seeds == 1 else 1)

@@ -16,18 +16,18 @@ from featbench.store.documents import DocumentError, brief, parse_json
 SHIPPED = sorted(Path(config.__file__).parent.glob("*.yaml"))
 
 
-def bomb(levels=8, width=9):
+def bomb(levels: int = 8, width: int = 9) -> str:
     lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
     return "\n".join(lines)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_what_is_within_bounds_means_what_yaml_says(path):
+def test_what_is_within_bounds_means_what_yaml_says(path: Path) -> None:
     assert read_yaml(path) == yaml.safe_load(path.read_text())
 
 
-def test_aliases_and_merged_keys_keep_their_meaning():
+def test_aliases_and_merged_keys_keep_their_meaning() -> None:
     text = "base: &b {k: [1, 2], t: 0.5}\nmine: {<<: *b, t: 1}\nlist: [*b, *b]"
     assert parse_yaml(text, where="x") == yaml.safe_load(text)
 
@@ -59,7 +59,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("text", "says"), HOSTILE.values(), ids=HOSTILE)
-def test_yaml_beyond_the_bounds_is_refused_at_once_and_in_few_words(text, says):
+def test_yaml_beyond_the_bounds_is_refused_at_once_and_in_few_words(text: str, says: str) -> None:
     start = time.process_time()
     with pytest.raises(DocumentError, match=says) as refusal:
         parse_yaml(text, where="x.yaml")
@@ -79,13 +79,13 @@ def test_yaml_beyond_the_bounds_is_refused_at_once_and_in_few_words(text, says):
         ("{", "not JSON"),
     ],
 )
-def test_json_that_cannot_be_read_is_refused(text, says):
+def test_json_that_cannot_be_read_is_refused(text: bytes | str, says: str) -> None:
     with pytest.raises(DocumentError, match=says) as refusal:
         parse_json(text, where="x.json")
     assert len(str(refusal.value)) < 600
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for path, says in (
         (tmp_path / "pipe.yaml", "not a regular file"),
@@ -98,12 +98,12 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
             read_yaml(path)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfname: \xc3\xa9t\xc3\xa9\n")
     assert read_yaml(tmp_path / "x.yaml") == {"name": "été"}
 
 
-def test_values_in_messages_are_short_however_deep_they_are():
+def test_values_in_messages_are_short_however_deep_they_are() -> None:
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]

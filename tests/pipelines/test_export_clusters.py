@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 import torch
 
 from featbench.store import FeatureSet, save_cached
+from featbench.store.typing import Array, Doubles, Ints
 from tests.clusterings import keep, rows_of
-from tests.conftest import make_features
+from tests.conftest import Bench, make_features
 
 NUM_ROWS = {"train": 30, "val": 14}
 
 
 @pytest.fixture
-def features(tmp_path):
+def features(tmp_path: Path) -> FeatureSet:
     """One layer; the image of row 3 could not be read, and a path has a comma, a quote and a line end."""
     random = np.random.default_rng(0)
     values = {split: {"x": random.normal(size=(num, 5)).astype(np.float32)} for split, num in NUM_ROWS.items()}
@@ -29,18 +31,20 @@ def features(tmp_path):
     return make_features(tmp_path / "features/mine", values, labels, valid=valid)
 
 
-def exported(bench, *arguments):
+def exported(bench: Bench, *arguments: object) -> list[str]:
     result = bench("export", "mine", "--what", "clusters", "--out", "out", *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
 
-def paths_of(features, split):
+def paths_of(features: FeatureSet, split: str) -> list[str]:
     return [path for row, path in enumerate(features.paths(split)) if row != 3]
 
 
 @pytest.mark.parametrize("file_format", ["npy", "npz", "csv", "parquet"])
-def test_clusters_read_back_as_they_were_kept(features, bench, tmp_path, file_format):
+def test_clusters_read_back_as_they_were_kept(
+    features: FeatureSet, bench: Bench, tmp_path: Path, file_format: str
+) -> None:
     arrays = keep(features, "x", 4)
     out = tmp_path / "out"
     assert sorted(exported(bench, "--format", file_format)) == sorted(f"out/{path.name}" for path in out.iterdir())
@@ -78,7 +82,9 @@ def test_clusters_read_back_as_they_were_kept(features, bench, tmp_path, file_fo
         assert np.array_equal(centroids, arrays["centroids"])
 
 
-def test_paths_with_quotes_commas_and_line_ends_survive_csv(bench, tmp_path, monkeypatch):
+def test_paths_with_quotes_commas_and_line_ends_survive_csv(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     odd = ['a,"b"\n.jpg', "=1+1", "é\r\n", "plain"]
     values = {split: {"x": np.eye(4, dtype=np.float32)} for split in NUM_ROWS}
     made = make_features(tmp_path / "features/mine", values, {split: np.arange(4) for split in NUM_ROWS})
@@ -90,7 +96,9 @@ def test_paths_with_quotes_commas_and_line_ends_survive_csv(bench, tmp_path, mon
 
 
 @pytest.mark.parametrize("spherical", [False, True])
-def test_the_exported_index_finds_the_kept_clusters(features, bench, tmp_path, spherical):
+def test_the_exported_index_finds_the_kept_clusters(
+    features: FeatureSet, bench: Bench, tmp_path: Path, spherical: bool
+) -> None:
     arrays = keep(features, "x", 4, spherical=spherical)
     (path,) = exported(bench, "--format", "faiss")
     assert path == ("out/x_4_spherical.faiss" if spherical else "out/x_4.faiss")
@@ -106,7 +114,9 @@ def test_the_exported_index_finds_the_kept_clusters(features, bench, tmp_path, s
         assert squares == pytest.approx(arrays[f"{split}_distances"] ** 2, abs=1e-5)
 
 
-def clusterfit(values, indices, images, centroids):
+def clusterfit(
+    values: Doubles, indices: Ints, images: list[str], centroids: Doubles
+) -> tuple[dict[str, object], Array, Ints]:
     """What `tools/cluster_features_and_label.py` of VISSL saves, line by line, with the centroids given."""
     search = faiss.IndexFlatL2(centroids.shape[1])
     search.add(centroids)
@@ -125,7 +135,9 @@ def clusterfit(values, indices, images, centroids):
     return content, np.array(images), np.array(target_clusters, dtype=np.int64).reshape(-1)
 
 
-def test_vissls_clusterfit_files_are_as_its_script_leaves_them(features, bench, tmp_path):
+def test_vissls_clusterfit_files_are_as_its_script_leaves_them(
+    features: FeatureSet, bench: Bench, tmp_path: Path
+) -> None:
     arrays = keep(features, "x", 4)
     exported(bench, "--format", "vissl")
     out = tmp_path / "out"
@@ -154,7 +166,9 @@ def test_vissls_clusterfit_files_are_as_its_script_leaves_them(features, bench, 
             assert np.array_equal(loaded, reference)
 
 
-def test_vissls_cluster_assignments_load_as_its_loader_loads_them(features, bench, tmp_path):
+def test_vissls_cluster_assignments_load_as_its_loader_loads_them(
+    features: FeatureSet, bench: Bench, tmp_path: Path
+) -> None:
     arrays = keep(features, "x", 4)
     exported(bench, "--format", "vissl")
     folder = tmp_path / "out/x_4"
@@ -172,7 +186,7 @@ def test_vissls_cluster_assignments_load_as_its_loader_loads_them(features, benc
         assert labels.dtype == np.int64
 
 
-def test_files_are_named_by_the_settings_that_are_not_the_default(features, bench):
+def test_files_are_named_by_the_settings_that_are_not_the_default(features: FeatureSet, bench: Bench) -> None:
     for count, settings in ((2, {}), (4, {}), (4, {"seed": 7, "normalize": False, "tolerance": 0.5})):
         keep(features, "x", count, **settings)
     for folder in "ab":
@@ -183,13 +197,13 @@ def test_files_are_named_by_the_settings_that_are_not_the_default(features, benc
     assert sum(name.startswith("x_4_start_") for name in names) == 2, "the two end in digests"
 
 
-def test_numbers_of_clusters_choose(features, bench):
+def test_numbers_of_clusters_choose(features: FeatureSet, bench: Bench) -> None:
     for count in (2, 3, 4):
         keep(features, "x", count)
     assert exported(bench, "--clusters", "2,4", "--format", "faiss") == ["out/x_2.faiss", "out/x_4.faiss"]
 
 
-def test_existing_files_are_refused(features, bench, tmp_path):
+def test_existing_files_are_refused(features: FeatureSet, bench: Bench, tmp_path: Path) -> None:
     keep(features, "x", 4)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/x_4_centroids.npy").write_text("mine")
@@ -199,7 +213,7 @@ def test_existing_files_are_refused(features, bench, tmp_path):
     assert (tmp_path / "out/x_4_centroids.npy").read_text() == "mine"
 
 
-def test_clusterings_of_earlier_versions_have_no_distances(features, bench, tmp_path):
+def test_clusterings_of_earlier_versions_have_no_distances(features: FeatureSet, bench: Bench, tmp_path: Path) -> None:
     arrays = keep(features, "x", 4)
     (folder,) = (features.path / "clusters").glob("x-4-*")
     facts = {
@@ -229,7 +243,9 @@ def test_clusterings_of_earlier_versions_have_no_distances(features, bench, tmp_
         (("--what", "clusters", "--layers", "y"), "no clustering is kept with layer y. Kept: x with 4."),
     ],
 )
-def test_what_cannot_be_exported_is_refused(features, bench, tmp_path, arguments, message):
+def test_what_cannot_be_exported_is_refused(
+    features: FeatureSet, bench: Bench, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     keep(features, "x", 4)
     result = bench("export", "mine", *arguments, "--out", "out")
     assert (result.returncode, result.stdout) == (2, "")
@@ -237,7 +253,7 @@ def test_what_cannot_be_exported_is_refused(features, bench, tmp_path, arguments
     assert not (tmp_path / "out").exists()
 
 
-def test_a_feature_set_without_clusterings_says_how_to_make_one(features, bench):
+def test_a_feature_set_without_clusterings_says_how_to_make_one(features: FeatureSet, bench: Bench) -> None:
     result = bench("export", "mine", "--what", "clusters")
     assert result.returncode == 2
     assert "no clustering is kept. Cluster with `bench evaluate --features mine --clusters N`" in result.stderr

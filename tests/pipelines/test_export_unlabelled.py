@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +13,21 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from featbench.pipelines.foreign.importing import Arrays, import_features
 from featbench.store import FeatureSet, load_cached
+from featbench.store.typing import Array, Doubles, Floats, Ints
+from tests.conftest import Bench
 
 TRAIN, VAL, DIM, K = 50, 20, 8, 3
 
 
 @pytest.fixture
-def features():
+def features() -> dict[str, Floats]:
     random = np.random.default_rng(0)
     return {s: random.normal(size=(n, DIM)).astype(np.float32) for s, n in (("train", TRAIN), ("val", VAL))}
 
 
 @pytest.fixture
-def make(tmp_path, features):
-    def run(**labels):
+def make(tmp_path: Path, features: dict[str, Floats]) -> Callable[..., FeatureSet]:
+    def run(**labels: Ints | Array) -> FeatureSet:
         splits = {split: Arrays(layers={"x": values}, labels=labels[split]) for split, values in features.items()}
         return import_features(splits, store=tmp_path / "features", name="N")
 
@@ -33,7 +38,9 @@ NONE = {"train": np.full(TRAIN, -1), "val": np.full(VAL, -1)}
 CLASSES = np.arange(TRAIN) % 5
 
 
-def read(out, file_format, made, result):
+def read(
+    out: Path, file_format: str, made: FeatureSet, result: subprocess.CompletedProcess[str]
+) -> dict[str, Doubles | Ints]:
     if file_format == "npy":
         return {path.stem.removeprefix("x_"): np.load(path) for path in out.glob("x_*.npy")}
     if file_format == "npz":
@@ -45,7 +52,9 @@ def read(out, file_format, made, result):
 
 
 @pytest.mark.parametrize("file_format", ["npy", "npz", "parquet", "zarr"])
-def test_without_any_label_neighbours_of_all_rows_are_written(bench, make, features, tmp_path, file_format):
+def test_without_any_label_neighbours_of_all_rows_are_written(
+    bench: Bench, make: Callable[..., FeatureSet], features: dict[str, Floats], tmp_path: Path, file_format: str
+) -> None:
     made = make(**NONE)
     result = bench("export", "N", "--k", K, "--format", file_format, "--out", "out")
     assert result.returncode == 0, result.stderr
@@ -58,7 +67,9 @@ def test_without_any_label_neighbours_of_all_rows_are_written(bench, make, featu
 
 
 @pytest.mark.parametrize("file_format", ["npy", "npz", "parquet"])
-def test_features_need_no_labels(bench, make, features, tmp_path, file_format):
+def test_features_need_no_labels(
+    bench: Bench, make: Callable[..., FeatureSet], features: dict[str, Floats], tmp_path: Path, file_format: str
+) -> None:
     make(**NONE)
     result = bench("export", "N", "--what", "features", "--format", file_format, "--out", "out")
     assert result.returncode == 0, result.stderr
@@ -69,7 +80,9 @@ def test_features_need_no_labels(bench, make, features, tmp_path, file_format):
 
 
 @pytest.mark.parametrize("file_format", ["npy", "npz", "parquet", "zarr"])
-def test_queries_without_labels_are_classified(bench, make, features, tmp_path, file_format):
+def test_queries_without_labels_are_classified(
+    bench: Bench, make: Callable[..., FeatureSet], features: dict[str, Floats], tmp_path: Path, file_format: str
+) -> None:
     made = make(train=CLASSES, val=NONE["val"])
     result = bench("export", "N", "--k", 1, "--format", file_format, "--out", "out")
     assert result.returncode == 0, result.stderr
@@ -79,7 +92,9 @@ def test_queries_without_labels_are_classified(bench, make, features, tmp_path, 
     assert set(found["labels"]) == {-1}
 
 
-def test_vissls_files_of_queries_without_labels_say_so(bench, make, tmp_path):
+def test_vissls_files_of_queries_without_labels_say_so(
+    bench: Bench, make: Callable[..., FeatureSet], tmp_path: Path
+) -> None:
     make(train=CLASSES, val=NONE["val"])
     assert bench("export", "N", "--k", K, "--format", "vissl", "--out", "out").returncode == 0
     assert set(np.load(tmp_path / "out/kNN_x_output_targets.npy").ravel()) == {-1}
@@ -88,14 +103,18 @@ def test_vissls_files_of_queries_without_labels_say_so(bench, make, tmp_path):
 @pytest.mark.parametrize(
     "arguments", [("--format", "vissl"), ("--what", "predictions"), ("--format", "zarr", "--what", "predictions")]
 )
-def test_predictions_need_labels_of_train(bench, make, tmp_path, arguments):
+def test_predictions_need_labels_of_train(
+    bench: Bench, make: Callable[..., FeatureSet], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     make(train=NONE["train"], val=np.arange(VAL) % 3)
     result = bench("export", "N", *arguments)
     assert result.returncode == 2
     assert "nothing can be predicted. Export --what features,neighbours" in result.stderr
 
 
-def test_neighbours_of_train_itself_leave_each_row_out(bench, make, features, tmp_path):
+def test_neighbours_of_train_itself_leave_each_row_out(
+    bench: Bench, make: Callable[..., FeatureSet], features: dict[str, Floats], tmp_path: Path
+) -> None:
     make(**NONE)
     assert bench("export", "N", "--k", K, "--leave-one-out", "--what", "neighbours", "--out", "out").returncode == 0
     expected = NearestNeighbors(n_neighbors=K + 1, metric="cosine").fit(features["train"]).kneighbors()[1][:, :K]
@@ -103,7 +122,9 @@ def test_neighbours_of_train_itself_leave_each_row_out(bench, make, features, tm
 
 
 @pytest.mark.parametrize("labels", [NONE, {"train": CLASSES, "val": np.arange(VAL) % 5}])
-def test_a_store_that_cannot_be_written_is_an_error_and_no_path(bench, make, labels):
+def test_a_store_that_cannot_be_written_is_an_error_and_no_path(
+    bench: Bench, make: Callable[..., FeatureSet], labels: dict[str, Ints]
+) -> None:
     made = make(**labels)
     shutil.rmtree(made.path / "predictions", ignore_errors=True)
     (made.path / "predictions").write_text("in the way, as a read-only file system is")
@@ -113,7 +134,9 @@ def test_a_store_that_cannot_be_written_is_an_error_and_no_path(bench, make, lab
     assert "predictions/" not in result.stdout
 
 
-def test_a_store_that_cannot_be_written_gives_every_other_format(bench, make, tmp_path):
+def test_a_store_that_cannot_be_written_gives_every_other_format(
+    bench: Bench, make: Callable[..., FeatureSet], tmp_path: Path
+) -> None:
     made = make(train=CLASSES, val=np.arange(VAL) % 5)
     shutil.rmtree(made.path / "neighbours", ignore_errors=True)
     (made.path / "neighbours").write_text("in the way")
@@ -123,7 +146,9 @@ def test_a_store_that_cannot_be_written_gives_every_other_format(bench, make, tm
         assert all((tmp_path / line).is_file() for line in result.stdout.split())
 
 
-def test_each_class_has_one_line_whatever_its_name(bench, make, tmp_path):
+def test_each_class_has_one_line_whatever_its_name(
+    bench: Bench, make: Callable[..., FeatureSet], tmp_path: Path
+) -> None:
     names = np.array(["a\nb", "c\rd", "é\u2028f", "g"])
     make(train=names[np.arange(TRAIN) % 4], val=names[np.arange(VAL) % 4])
     assert bench("export", "N", "--what", "features", "--out", "out").returncode == 0
@@ -132,8 +157,8 @@ def test_each_class_has_one_line_whatever_its_name(bench, make, tmp_path):
 
 @pytest.mark.parametrize("file_format", ["npy", "vissl", "zarr"])
 def test_predictions_that_take_more_memory_than_allowed_are_refused_before_anything_is_written(
-    bench, tmp_path, file_format
-):
+    bench: Bench, tmp_path: Path, file_format: str
+) -> None:
     """With 20,000 classes, the confusion matrix alone takes 3.2 GB."""
     labels = {"train": np.arange(20_000), "val": np.arange(10)}
     splits = {s: Arrays(layers={"x": np.ones((len(y), 2), np.float32)}, labels=y) for s, y in labels.items()}

@@ -30,14 +30,16 @@ from featbench.store.manifest import Manifest, SplitInfo, differences
         ("transform.mean", 3, "expected a list; got 3"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence_with_what_was_expected_and_given(key, value, text):
+def test_a_wrong_setting_is_one_sentence_with_what_was_expected_and_given(
+    key: str, value: float | list[float | str] | str, text: str
+) -> None:
     with pytest.raises(PipelineError) as refused:
         make_pipeline({}, {key: value}, where="here")
     assert str(refused.value) == f"here: 1 setting is wrong:\n  {key}: {text}"
 
 
-def test_of_a_checksum_a_mismatch_shows_twelve_digits():
-    def manifest(digest):
+def test_of_a_checksum_a_mismatch_shows_twelve_digits() -> None:
+    def manifest(digest: str) -> Manifest:
         split = SplitInfo(num_rows=1, class_names=("a",), listing=digest * 64)
         return Manifest(
             made_from={"weights": {"sha256": digest * 64}}, dtype="float32", compression="none", rows_per_chunk=1,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.pipelines.fuzzing import fuzz, make_workspace
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -16,18 +18,18 @@ def workspace(tmp_path_factory):
         yield
 
 
-def check(seed, count):
+def check(seed: int, count: int) -> None:
     faulty, ended = fuzz(seed, count)
     shown = [f"{[word[:200] for word in each.argv]}\n" + "\n".join(each.faults) + each.err[-500:] for each in faulty]
     assert not faulty, "\n\n".join(shown)
     assert sum(number for how, number in ended.items() if how.endswith(" 0")) > count // 10, "hardly any could run"
 
 
-def test_random_command_lines_end_with_an_answer_or_one_message(workspace):
+def test_random_command_lines_end_with_an_answer_or_one_message(workspace: None) -> None:
     check(seed=1, count=100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 105))
-def test_a_thousand_random_command_lines_end_with_an_answer_or_one_message(workspace, seed):
+def test_a_thousand_random_command_lines_end_with_an_answer_or_one_message(workspace: None, seed: int) -> None:
     check(seed, 200)

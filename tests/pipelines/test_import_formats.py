@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import pickle
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +18,24 @@ from featbench.pipelines.foreign.arrays import Arrays, ImportingError, plain_lab
 from featbench.pipelines.foreign.containers import open_container
 from featbench.pipelines.foreign.importing import import_features
 from featbench.store import FeatureSet
+from featbench.store.typing import Floats, Ints
+from tests.conftest import Bench, Records
 
 N_TRAIN, N_VAL, DIM = 40, 20, 8
 
 
 @pytest.fixture
-def data():
+def data() -> tuple[Floats, Ints]:
     random = np.random.default_rng(3)
     labels = np.arange(N_TRAIN + N_VAL) % 3
     return random.standard_normal((len(labels), DIM)).astype(np.float32), labels
 
 
 @pytest.fixture
-def imported(bench, tmp_path, data):
+def imported(bench: Bench, tmp_path: Path, data: tuple[Floats, Ints]) -> Bench:
     """Import, and check that the set holds the first 40 rows as train and the last 20 as val."""
 
-    def run(*arguments, labelled=True):
+    def run(*arguments: str, labelled: bool = True) -> subprocess.CompletedProcess[str]:
         result = bench("import", "--name", "N", *arguments)
         assert result.returncode == 0, result.stderr
         made = FeatureSet.open(tmp_path / "features/N")
@@ -47,8 +52,8 @@ def imported(bench, tmp_path, data):
 
 
 @pytest.fixture
-def refused(bench, tmp_path):
-    def run(*arguments):
+def refused(bench: Bench, tmp_path: Path) -> Callable[..., str]:
+    def run(*arguments: str) -> str:
         result = bench("import", "--name", "N", *arguments)
         assert result.returncode == 2, result.stderr
         assert "Traceback" not in result.stderr
@@ -69,7 +74,9 @@ def refused(bench, tmp_path):
     ],
 )
 @pytest.mark.parametrize("given", [("--train", "one.npz"), ("--train", "one.npz", "--val", "one.npz")])
-def test_one_file_of_both_splits_gives_both(imported, tmp_path, data, names, given):
+def test_one_file_of_both_splits_gives_both(
+    imported: Bench, tmp_path: Path, data: tuple[Floats, Ints], names: tuple[str, ...], given: tuple[str, ...]
+) -> None:
     features, labels = data
     parts = [features[:N_TRAIN], labels[:N_TRAIN], features[N_TRAIN:], labels[N_TRAIN:]]
     arrays = dict(zip(names, parts if "test" not in names[0] else parts[2:] + parts[:2], strict=True))
@@ -77,27 +84,33 @@ def test_one_file_of_both_splits_gives_both(imported, tmp_path, data, names, giv
     imported(*given)
 
 
-def test_both_arrays_of_one_file_can_be_named(imported, tmp_path, data):
+def test_both_arrays_of_one_file_can_be_named(imported: Bench, tmp_path: Path, data: tuple[Floats, Ints]) -> None:
     features, labels = data
     np.savez(tmp_path / "o.npz", a=features[:N_TRAIN], b=labels[:N_TRAIN], c=features[N_TRAIN:], d=labels[N_TRAIN:])
     imported("--train", "o.npz", "--features-key", "a,c", "--labels-key", "b,d")
 
 
-def test_train_taken_for_val_from_a_file_of_both_splits_is_refused(refused, tmp_path, data):
+def test_train_taken_for_val_from_a_file_of_both_splits_is_refused(
+    refused: Callable[..., str], tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     features, labels = data
     np.savez(tmp_path / "o.npz", x_train=features[:9], y_train=labels[:9], x_test=features[9:15], y_test=labels[9:15])
     said = refused("--train", "o.npz", "--val", "o.npz", "--features-key", "x_train", "--labels-key", "y_train")
     assert "train and val would both be 'x_train'" in said
 
 
-def test_the_same_features_as_train_and_val_are_warned_of(bench, tmp_path, data):
+def test_the_same_features_as_train_and_val_are_warned_of(
+    bench: Bench, tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     np.savez(tmp_path / "o.npz", features=data[0], labels=data[1])
     result = bench("import", "--train", "o.npz", "--val", "o.npz", "--name", "N")
     assert result.returncode == 0
     assert "train and val hold the same features" in result.stderr
 
 
-def test_arrays_without_usual_names_are_found_where_only_one_fits(imported, tmp_path, data):
+def test_arrays_without_usual_names_are_found_where_only_one_fits(
+    imported: Bench, tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         np.savez(tmp_path / f"{name}.npz", data[0][part], data[1][part])
     result = imported("--train", "t.npz", "--val", "v.npz")
@@ -105,21 +118,25 @@ def test_arrays_without_usual_names_are_found_where_only_one_fits(imported, tmp_
     assert "using array 'arr_1' as labels" in result.stderr
 
 
-def test_where_several_arrays_could_be_meant_one_asks(refused, tmp_path, data):
+def test_where_several_arrays_could_be_meant_one_asks(
+    refused: Callable[..., str], tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     np.savez(tmp_path / "t.npz", a=data[0], b=data[0], labels=data[1])
     assert "several of a, b, labels could be the features. Choose with --features-key" in refused(
         "--train", "t.npz", "--val", "t.npz"
     )
 
 
-def test_an_array_of_objects_spoils_no_others(imported, tmp_path, data):
+def test_an_array_of_objects_spoils_no_others(imported: Bench, tmp_path: Path, data: tuple[Floats, Ints]) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         paths = np.array([f"{i}.jpg" for i in range(len(data[0][part]))], object)
         np.savez(tmp_path / f"{name}.npz", features=data[0][part], labels=data[1][part], paths=paths, meta={"a": 1})
     assert "'paths' holds Python objects" in imported("--train", "t.npz", "--val", "v.npz").stderr
 
 
-def test_labels_that_are_objects_are_refused_by_name(refused, tmp_path, data):
+def test_labels_that_are_objects_are_refused_by_name(
+    refused: Callable[..., str], tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     np.savez(tmp_path / "t.npz", features=data[0], labels=np.array(["a"] * len(data[0]), object))
     assert "'labels' holds Python objects, which are not read; save" in refused("--train", "t.npz", "--val", "t.npz")
 
@@ -136,13 +153,15 @@ def test_labels_that_are_objects_are_refused_by_name(refused, tmp_path, data):
         lambda y: y.astype("S5"),
     ],
 )
-def test_labels_are_taken_in_every_form_that_means_classes(imported, tmp_path, data, change):
+def test_labels_are_taken_in_every_form_that_means_classes(
+    imported: Bench, tmp_path: Path, data: tuple[Floats, Ints], change: Callable[..., Any]
+) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         np.savez(tmp_path / f"{name}.npz", features=data[0][part], labels=change(data[1][part]))
     imported("--train", "t.npz", "--val", "v.npz")
 
 
-def test_truth_values_are_two_classes_and_nan_is_no_label():
+def test_truth_values_are_two_classes_and_nan_is_no_label() -> None:
     assert plain_labels(np.array([True, False]), where="x").tolist() == [1, 0]
     assert plain_labels(np.array([[2.0], [np.nan]]), where="x").tolist() == [2, -1]
     with pytest.raises(ImportingError, match=r"got 0\.5 in row 2"):
@@ -153,7 +172,7 @@ def test_truth_values_are_two_classes_and_nan_is_no_label():
         plain_labels(np.array([b"\xff"]), where="x")
 
 
-def save_as(kind, path, features, labels):
+def save_as(kind: str, path: Path, features: Floats, labels: Ints) -> None:
     if kind == "pt":
         torch.save({"features": torch.tensor(features).requires_grad_(), "labels": torch.tensor(labels)}, path)
     elif kind == "parquet":
@@ -169,13 +188,15 @@ def save_as(kind, path, features, labels):
 
 
 @pytest.mark.parametrize("kind", ["pt", "parquet", "csv", "tsv"])
-def test_other_containers_are_read(imported, tmp_path, data, kind):
+def test_other_containers_are_read(imported: Bench, tmp_path: Path, data: tuple[Floats, Ints], kind: str) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         save_as(kind, tmp_path / f"{name}.{kind}", data[0][part], data[1][part])
     imported("--train", f"t.{kind}", "--val", f"v.{kind}")
 
 
-def test_kinds_are_told_by_content_and_not_by_suffix(imported, tmp_path, data):
+def test_kinds_are_told_by_content_and_not_by_suffix(
+    imported: Bench, tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         with (tmp_path / f"{name}.dat").open("wb") as file:
             np.savez(file, features=data[0][part], labels=data[1][part])
@@ -183,7 +204,7 @@ def test_kinds_are_told_by_content_and_not_by_suffix(imported, tmp_path, data):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv"])
-def test_labels_may_be_lines_of_text(imported, tmp_path, data, suffix):
+def test_labels_may_be_lines_of_text(imported: Bench, tmp_path: Path, data: tuple[Floats, Ints], suffix: str) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         np.save(tmp_path / f"{name}.npy", np.asfortranarray(data[0][part].astype(">f4")))
         (tmp_path / f"{name}l.{suffix}").write_text("label\n" + "".join(f"{label}\n" for label in data[1][part]))
@@ -192,14 +213,18 @@ def test_labels_may_be_lines_of_text(imported, tmp_path, data, suffix):
     )  # fmt: skip
 
 
-def test_features_without_labels_are_imported_where_that_is_said(imported, refused, tmp_path, data):
+def test_features_without_labels_are_imported_where_that_is_said(
+    imported: Bench, refused: Callable[..., str], tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     for name, part in (("t", slice(N_TRAIN)), ("v", slice(N_TRAIN, None))):
         np.save(tmp_path / f"{name}.npy", data[0][part])
     assert "a single array, without labels" in refused("--train", "t.npy", "--val", "v.npy")
     imported("--train", "t.npy", "--val", "v.npy", "--unlabelled", labelled=False)
 
 
-def test_dumps_of_tensors_that_require_gradients_are_read(bench, tmp_path, data):
+def test_dumps_of_tensors_that_require_gradients_are_read(
+    bench: Bench, tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     for part, rows in (("train", slice(N_TRAIN)), ("test", slice(N_TRAIN, None))):
         torch.save(torch.tensor(data[0][rows]).requires_grad_(), tmp_path / f"{part}feat.pth")
         torch.save(torch.tensor(data[1][rows])[:, None].float(), tmp_path / f"{part}labels.pth")
@@ -208,7 +233,7 @@ def test_dumps_of_tensors_that_require_gradients_are_read(bench, tmp_path, data)
     assert np.array_equal(FeatureSet.open(tmp_path / "features/N").layer("train", "features").read(), data[0][:N_TRAIN])
 
 
-def write_odd_file(path, kind):
+def write_odd_file(path: Path, kind: str) -> None:
     if kind == "pickle":
         path.write_bytes(pickle.dumps(([1], [2])))
     elif kind == "dict":
@@ -245,19 +270,21 @@ def write_odd_file(path, kind):
         ("huge", "x.npy", "not a plain .npy"),
     ],
 )
-def test_a_kind_that_is_not_read_is_named_with_what_to_do(refused, tmp_path, kind, name, says):
+def test_a_kind_that_is_not_read_is_named_with_what_to_do(
+    refused: Callable[..., str], tmp_path: Path, kind: str, name: str, says: str
+) -> None:
     write_odd_file(tmp_path / name, kind)
     message = refused("--train", name, "--val", name)
     assert says in message
     assert message.count(f"{name}: ") == 1
 
 
-def test_a_path_with_a_nul_is_refused():
+def test_a_path_with_a_nul_is_refused() -> None:
     with pytest.raises(ImportingError, match="cannot be the path of a file"):
         open_container(Path("x\0.npz"))
 
 
-def test_digits_that_float32_does_not_hold_are_counted(bench, tmp_path):
+def test_digits_that_float32_does_not_hold_are_counted(bench: Bench, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     labels = np.arange(300) % 3
     features = 1e9 + labels[:, None] * 3.0 + random.normal(size=(300, 4)) * 0.3
@@ -275,7 +302,7 @@ def test_digits_that_float32_does_not_hold_are_counted(bench, tmp_path):
     assert "float32" not in bench("import", "--train", "t.npz", "--val", "v.npz", "--name", "M").stderr
 
 
-def test_rounding_that_leaves_rows_distinct_is_reported_too(tmp_path, caplog):
+def test_rounding_that_leaves_rows_distinct_is_reported_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     features = 1e7 + np.random.default_rng(0).normal(size=(50, 32))
     assert len(np.unique(features.astype(np.float32), axis=0)) == 50
     error = np.square(features - features.astype(np.float32)).sum() / np.square(features - features.mean(0)).sum()
@@ -285,7 +312,9 @@ def test_rounding_that_leaves_rows_distinct_is_reported_too(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e39), ("float16", 7e4)])
-def test_values_beyond_the_stored_types_largest_are_refused_before_anything_is_written(tmp_path, dtype, largest):
+def test_values_beyond_the_stored_types_largest_are_refused_before_anything_is_written(
+    tmp_path: Path, dtype: str, largest: float
+) -> None:
     features = np.ones((5, 3))
     features[3, 1] = largest
     splits = {split: Arrays(layers={"x": features}, labels=np.arange(5) % 2) for split in ("train", "val")}
@@ -295,19 +324,21 @@ def test_values_beyond_the_stored_types_largest_are_refused_before_anything_is_w
 
 
 @pytest.mark.parametrize("name", ["labels", "paths", "valid", "..", "zarr.json", "a/b", "x" * 300, "a\0b"])
-def test_names_that_cannot_be_a_layers_are_refused(tmp_path, name):
+def test_names_that_cannot_be_a_layers_are_refused(tmp_path: Path, name: str) -> None:
     splits = {s: Arrays(layers={name: np.ones((2, 2), np.float32)}, labels=np.arange(2)) for s in ("train", "val")}
     with pytest.raises(Exception, match="cannot be the name of a layer"):
         import_features(splits, store=tmp_path, name="N")
     assert not (tmp_path / "N").exists()
 
 
-def test_two_class_names_that_are_one_in_unicode_are_refused():
+def test_two_class_names_that_are_one_in_unicode_are_refused() -> None:
     with pytest.raises(ImportingError, match=r"'cafe\\u0301' and 'caf\\xe9'"):
         plain_labels(np.array(["café", "cafe\u0301"]), where="train")
 
 
-def test_class_names_of_other_unicode_spelling_are_the_same_classes(bench, records, tmp_path, data):
+def test_class_names_of_other_unicode_spelling_are_the_same_classes(
+    bench: Bench, records: Records, tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     names = {"train": np.array(["Café", "Übel", "z"]), "val": np.array(["Cafe\u0301", "U\u0308bel", "z"])}
     for split, part in (("train", slice(N_TRAIN)), ("val", slice(N_TRAIN, None))):
         np.savez(tmp_path / f"{split}.npz", features=data[0][part], labels=names[split][data[1][part]])
@@ -316,7 +347,9 @@ def test_class_names_of_other_unicode_spelling_are_the_same_classes(bench, recor
     assert record["num_classes"] == 3
 
 
-def test_names_that_are_not_the_same_but_look_alike_are_spelled_out(bench, tmp_path, data):
+def test_names_that_are_not_the_same_but_look_alike_are_spelled_out(
+    bench: Bench, tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     names = {"train": np.array(["tabby cat", "dog", "z"]), "val": np.array(["Tabby_Cat", "dog\u200b", "z"])}
     for split, part in (("train", slice(N_TRAIN)), ("val", slice(N_TRAIN, None))):
         np.savez(tmp_path / f"{split}.npz", features=data[0][part], labels=names[split][data[1][part]])
@@ -326,7 +359,7 @@ def test_names_that_are_not_the_same_but_look_alike_are_spelled_out(bench, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "rows", "mappings"])
-def test_tensors_in_lists_and_mappings_are_found(tmp_path, data, kind):
+def test_tensors_in_lists_and_mappings_are_found(tmp_path: Path, data: tuple[Floats, Ints], kind: str) -> None:
     features, labels = (torch.from_numpy(each) for each in data)
     content = {
         "tuple": (features, labels), "list": [features.requires_grad_(), labels], "rows": list(features),
@@ -339,13 +372,15 @@ def test_tensors_in_lists_and_mappings_are_found(tmp_path, data, kind):
     assert np.array_equal(found[names[0]], data[0])
 
 
-def test_features_of_several_batches_are_refused_with_what_joins_them(tmp_path, data):
+def test_features_of_several_batches_are_refused_with_what_joins_them(
+    tmp_path: Path, data: tuple[Floats, Ints]
+) -> None:
     torch.save(list(torch.from_numpy(data[0]).split(8)), tmp_path / "x.pt")
     with pytest.raises(ImportingError, match=r"torch.cat"):
         open_container(tmp_path / "x.pt")
 
 
-def test_tensors_without_data_are_no_features(tmp_path):
+def test_tensors_without_data_are_no_features(tmp_path: Path) -> None:
     torch.save({"features": torch.zeros(3, 4, device="meta")}, tmp_path / "x.pt")
     with pytest.raises(ImportingError, match="without dense tensors"):
         open_container(tmp_path / "x.pt")

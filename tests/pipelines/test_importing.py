@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from featbench.pipelines.foreign.importing import Arrays, ImportingError, import_features
+from featbench.pipelines.foreign.importing import Arrays as ImportedArrays
+from featbench.pipelines.foreign.importing import ImportingError, import_features
 from featbench.store import FeatureSet, MismatchError
+from featbench.store.typing import Floats, Ints
+from tests.conftest import Arrays, Bench, Records
 
 
 @pytest.fixture
-def split_arrays(arrays):
+def split_arrays(arrays: Arrays) -> dict[str, tuple[Floats, Ints]]:
     features, labels = arrays
     return {split: (features[split]["res4"], labels[split]) for split in features}
 
 
-def save_npz(folder, split_arrays):
+def save_npz(folder: Path, split_arrays: dict[str, tuple[Floats, Ints]]) -> None:
     for split, (features, labels) in split_arrays.items():
         np.savez(folder / f"{split}.npz", features=features, labels=labels)
 
 
-def check(path, layer, split_arrays):
+def check(path: Path, layer: str, split_arrays: dict[str, tuple[Floats, Ints]]) -> None:
     made = FeatureSet.open(path)
     for split, (features, labels) in split_arrays.items():
         assert np.array_equal(made.layer(split, layer).read(), features.reshape(len(features), -1))
         assert np.array_equal(made.labels(split), labels)
 
 
-def test_npz_files_become_a_feature_set(bench, records, tmp_path, split_arrays):
+def test_npz_files_become_a_feature_set(
+    bench: Bench, records: Records, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     save_npz(tmp_path, split_arrays)
     command = (
         "import",
@@ -51,7 +60,9 @@ def test_npz_files_become_a_feature_set(bench, records, tmp_path, split_arrays):
     assert record["weights"] == "imported features"
 
 
-def test_pairs_of_npy_files_become_a_feature_set(bench, tmp_path, split_arrays):
+def test_pairs_of_npy_files_become_a_feature_set(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     for split, (features, labels) in split_arrays.items():
         np.save(tmp_path / f"{split}.npy", features.astype(np.float64))
         np.save(tmp_path / f"{split}_labels.npy", labels)
@@ -63,11 +74,11 @@ def test_pairs_of_npy_files_become_a_feature_set(bench, tmp_path, split_arrays):
     check(tmp_path / "features/N", "x", split_arrays)
 
 
-def test_names_of_classes_are_labels_too(tmp_path):
+def test_names_of_classes_are_labels_too(tmp_path: Path) -> None:
     values = np.eye(3, dtype=np.float32)
     splits = {
-        "train": Arrays(layers={"x": values}, labels=np.array(["cat", "ant", "bee"])),
-        "val": Arrays(layers={"x": values[1:]}, labels=np.array(["cat", "bee"])),
+        "train": ImportedArrays(layers={"x": values}, labels=np.array(["cat", "ant", "bee"])),
+        "val": ImportedArrays(layers={"x": values[1:]}, labels=np.array(["cat", "bee"])),
     }
     made = import_features(splits, store=tmp_path, name="N")
     assert made.split("train").class_names == ("ant", "bee", "cat")
@@ -75,7 +86,14 @@ def test_names_of_classes_are_labels_too(tmp_path):
     assert made.labels("train").tolist() == [2, 0, 1]
 
 
-def save_vissl(folder, split_arrays, layers, *, ranks=3, chunks=2):
+def save_vissl(
+    folder: Path,
+    split_arrays: dict[str, tuple[Floats, Ints]],
+    layers: dict[str, float],
+    *,
+    ranks: int = 3,
+    chunks: int = 2,
+) -> Path:
     """What VISSL writes: each rank has every third row, shuffled; the last ranks repeat rows to fill up."""
     folder.mkdir()
     for split, name in (("train", "train"), ("val", "test")):
@@ -93,7 +111,9 @@ def save_vissl(folder, split_arrays, layers, *, ranks=3, chunks=2):
     return folder
 
 
-def test_vissls_shards_are_merged_in_order_and_repeated_rows_taken_once(bench, tmp_path, split_arrays):
+def test_vissls_shards_are_merged_in_order_and_repeated_rows_taken_once(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     save_vissl(tmp_path / "vissl", split_arrays, {"res4": 1.0, "my_res5": 2.0})
     result = bench("import", "--vissl", "vissl", "--name", "N")
     assert result.returncode == 0, result.stderr
@@ -104,7 +124,9 @@ def test_vissls_shards_are_merged_in_order_and_repeated_rows_taken_once(bench, t
     assert list(FeatureSet.open(tmp_path / "features/one").manifest.layers) == ["res4"]
 
 
-def test_dinos_dumps_become_a_feature_set(bench, tmp_path, split_arrays):
+def test_dinos_dumps_become_a_feature_set(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     for split, part in (("train", "train"), ("val", "test")):
         features, labels = split_arrays[split]
         torch.save(torch.from_numpy(features.reshape(len(features), -1)), tmp_path / f"{part}feat.pth")
@@ -114,7 +136,9 @@ def test_dinos_dumps_become_a_feature_set(bench, tmp_path, split_arrays):
     check(tmp_path / "features/N", "cls", split_arrays)
 
 
-def test_importing_again_does_nothing_and_another_layer_joins(bench, tmp_path, split_arrays):
+def test_importing_again_does_nothing_and_another_layer_joins(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     save_npz(tmp_path, split_arrays)
     command = ("import", "--train", "train.npz", "--val", "val.npz", "--name", "N")
     assert bench(*command, "--layer", "a").returncode == 0
@@ -123,10 +147,13 @@ def test_importing_again_does_nothing_and_another_layer_joins(bench, tmp_path, s
     assert list(FeatureSet.open(tmp_path / "features/N").manifest.layers) == ["a", "b"]
 
 
-def test_other_features_under_the_same_layer_are_refused(tmp_path, split_arrays):
-    def splits(factor):
+def test_other_features_under_the_same_layer_are_refused(
+    tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
+    def splits(factor: float) -> dict[str, ImportedArrays]:
         return {
-            s: Arrays(layers={"x": factor * features}, labels=labels) for s, (features, labels) in split_arrays.items()
+            s: ImportedArrays(layers={"x": factor * features}, labels=labels)
+            for s, (features, labels) in split_arrays.items()
         }
 
     import_features(splits(1.0), store=tmp_path, name="N")
@@ -153,15 +180,21 @@ def test_other_features_under_the_same_layer_are_refused(tmp_path, split_arrays)
         (lambda f, y: (f[:0], y[:0]), "no rows"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(tmp_path, split_arrays, change, message):
+def test_arrays_that_do_not_fit_are_refused(
+    tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]], change: Callable[..., Any], message: str
+) -> None:
     changed = {**split_arrays, "train": change(*split_arrays["train"])}
-    splits = {split: Arrays(layers={"x": features}, labels=labels) for split, (features, labels) in changed.items()}
+    splits = {
+        split: ImportedArrays(layers={"x": features}, labels=labels) for split, (features, labels) in changed.items()
+    }
     with pytest.raises(ImportingError, match=message):
         import_features(splits, store=tmp_path, name="N")
     assert not (tmp_path / "N").exists()
 
 
-def test_features_that_are_not_finite_are_refused_by_row(bench, tmp_path, split_arrays):
+def test_features_that_are_not_finite_are_refused_by_row(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     split_arrays["train"][0][33, 1] = np.inf
     save_npz(tmp_path, split_arrays)
     result = bench("import", "--train", "train.npz", "--val", "val.npz", "--layer", "x", "--name", "N")
@@ -186,7 +219,9 @@ def test_features_that_are_not_finite_are_refused_by_row(bench, tmp_path, split_
         (["--train", "train.npz", "--val", "val.npz", "--dtype", "int8"], "--dtype must be"),
     ],
 )
-def test_files_that_cannot_be_imported_are_named(bench, tmp_path, split_arrays, arguments, message):
+def test_files_that_cannot_be_imported_are_named(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]], arguments: list[str], message: str
+) -> None:
     save_npz(tmp_path, split_arrays)
     (tmp_path / "text.npz").write_text("hello")
     result = bench("import", "--name", "N", *arguments)
@@ -195,15 +230,17 @@ def test_files_that_cannot_be_imported_are_named(bench, tmp_path, split_arrays, 
     assert "Traceback" not in result.stderr
 
 
-def test_labels_that_do_not_begin_at_zero_make_no_empty_class(tmp_path):
+def test_labels_that_do_not_begin_at_zero_make_no_empty_class(tmp_path: Path) -> None:
     values = np.eye(3, dtype=np.float32)
-    splits = {s: Arrays(layers={"x": values}, labels=np.array([7, -1, 3])) for s in ("train", "val")}
+    splits = {s: ImportedArrays(layers={"x": values}, labels=np.array([7, -1, 3])) for s in ("train", "val")}
     made = import_features(splits, store=tmp_path, name="N")
     assert made.split("train").class_names == ("3", "7")
     assert made.labels("train").tolist() == [1, -1, 0]
 
 
-def test_vissl_folders_with_both_test_and_val_are_refused(bench, tmp_path, split_arrays):
+def test_vissl_folders_with_both_test_and_val_are_refused(
+    bench: Bench, tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
     folder = save_vissl(tmp_path / "vissl", split_arrays, {"res4": 1.0})
     for path in list(folder.glob("*_test_*")):
         path.with_name(path.name.replace("_test_", "_val_")).write_bytes(path.read_bytes())
@@ -212,7 +249,9 @@ def test_vissl_folders_with_both_test_and_val_are_refused(bench, tmp_path, split
     assert "shards of both test and val" in result.stderr
 
 
-def test_a_name_that_leads_out_of_the_store_is_refused(tmp_path, split_arrays):
-    splits = {split: Arrays(layers={"x": f}, labels=y) for split, (f, y) in split_arrays.items()}
+def test_a_name_that_leads_out_of_the_store_is_refused(
+    tmp_path: Path, split_arrays: dict[str, tuple[Floats, Ints]]
+) -> None:
+    splits = {split: ImportedArrays(layers={"x": f}, labels=y) for split, (f, y) in split_arrays.items()}
     with pytest.raises(ImportingError, match="--name must be"):
         import_features(splits, store=tmp_path / "S", name="../x")

@@ -8,18 +8,19 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from featbench import __main__
 from featbench.store import FeatureSet
-from tests.conftest import ROOT, save_image
+from tests.conftest import ROOT, Bench, save_image
 
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path: Path) -> Path:
     root = tmp_path / "données"
     for split in ("train", "val"):
         for seed, name in enumerate(("émeu", "日本 ☃")):
@@ -28,7 +29,9 @@ def images(tmp_path):
     return root
 
 
-def test_names_beyond_ascii_are_stored_as_utf8_under_a_locale_of_another_encoding(bench_process, images, tmp_path):
+def test_names_beyond_ascii_are_stored_as_utf8_under_a_locale_of_another_encoding(
+    bench_process: Bench, images: Path, tmp_path: Path
+) -> None:
     made = bench_process(
         "extract", "folder", "--data", images, "--store", "données/störe", "--name", "made", "--random-weights", "0",
         "model.trunk=squeezenet1_1", "--layers", "features.3", "transform.resize=32", "transform.crop=32",
@@ -42,7 +45,7 @@ def test_names_beyond_ascii_are_stored_as_utf8_under_a_locale_of_another_encodin
 
 
 class Terminal(io.TextIOWrapper):
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
@@ -54,7 +57,9 @@ class Terminal(io.TextIOWrapper):
         (io.TextIOWrapper, "ISO-8859-1", "é☃\\udce9".encode()),
     ],
 )
-def test_what_a_terminal_cannot_show_is_escaped_and_files_are_utf8(monkeypatch, stream, encoding, expected):
+def test_what_a_terminal_cannot_show_is_escaped_and_files_are_utf8(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.TextIOWrapper], encoding: str, expected: bytes
+) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", stream(written, encoding="utf-8"))
     monkeypatch.setattr(locale, "getencoding", lambda: encoding)
@@ -64,7 +69,7 @@ def test_what_a_terminal_cannot_show_is_escaped_and_files_are_utf8(monkeypatch, 
     assert written.getvalue() == expected
 
 
-def test_tables_reach_a_terminal_without_an_encoding(images):
+def test_tables_reach_a_terminal_without_an_encoding(images: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "featbench", "protocols"]
     ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **NOT_UTF8}, stdout=theirs, timeout=120, check=False)

@@ -15,6 +15,7 @@ import pytest
 
 from featbench.store import FeatureSet, verify
 from featbench.store.verification import repair
+from tests.conftest import Bench, Records
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 QUESTIONS = {
@@ -24,7 +25,7 @@ QUESTIONS = {
 
 
 @pytest.fixture
-def older(tmp_path):
+def older(tmp_path: Path) -> Path:
     """The feature sets of version 0.1.0, in the store that commands look into."""
     with tarfile.open(DATA / "version_0.1.0.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
@@ -49,7 +50,9 @@ def agrees(ours: dict, theirs: dict) -> bool:
 
 @pytest.mark.parametrize("name", ["extracted", "imported"])
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_sets_and_kept_lists_of_version_0_1_0_give_the_same_numbers(older, records, name, question):
+def test_sets_and_kept_lists_of_version_0_1_0_give_the_same_numbers(
+    older: Path, records: Records, name: str, question: str
+) -> None:
     answers = records("--features", name, *QUESTIONS[question])
     expected = json.loads((DATA / "version_0.1.0.json").read_text())[name][question]
     assert len(answers) == len(expected)
@@ -58,13 +61,13 @@ def test_sets_and_kept_lists_of_version_0_1_0_give_the_same_numbers(older, recor
 
 
 @pytest.mark.parametrize("name", ["extracted", "imported"])
-def test_sets_of_version_0_1_0_verify_clean(older, bench, name):
+def test_sets_of_version_0_1_0_verify_clean(older: Path, bench: Bench, name: str) -> None:
     result = bench("verify", older / name)
     assert (result.returncode, result.stderr) == (0, "")
     assert "no faults" in result.stdout
 
 
-def test_a_layer_can_be_added_to_a_set_of_version_0_1_0(older, bench):
+def test_a_layer_can_be_added_to_a_set_of_version_0_1_0(older: Path, bench: Bench) -> None:
     before = {split: FeatureSet.open(older / "extracted").layer(split, "res3").read() for split in ("train", "val")}
     settings = ("data.limit=64", "storage.rows_per_chunk=32", "extract.batch_size=16", "--name", "extracted")
     result = bench("extract", "digits", *settings, "--layers", "res2,res3,res4", "--quiet")
@@ -75,7 +78,7 @@ def test_a_layer_can_be_added_to_a_set_of_version_0_1_0(older, bench):
     assert bench("verify", older / "extracted").returncode == 0
 
 
-def test_metadata_of_version_0_1_0_is_put_back_as_it_was(older):
+def test_metadata_of_version_0_1_0_is_put_back_as_it_was(older: Path) -> None:
     """Its arrays have no names of dimensions, and its results are a group."""
     path = older / "imported"
     files = {file: file.read_bytes() for file in path.rglob("zarr.json") if file.parent != path}

@@ -16,7 +16,7 @@ from featbench import __version__
 from featbench.pipelines.cli import planning, results, stages
 from featbench.pipelines.cli.command import field_of
 from featbench.pipelines.cli.options import settings_by_name
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Bench
 
 COMMANDS = [stages.extract, stages.evaluate, stages.run, planning.plan, results.compare, results.assign, results.export]
 NAMES = (
@@ -65,7 +65,7 @@ def test_options_of_k_means_override_the_settings(bench: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_option_has_the_name_of_its_parameter(command):
+def test_an_option_has_the_name_of_its_parameter(command: Callable[..., Any]) -> None:
     for name, annotation in inspect.get_annotations(command, eval_str=True).items():
         for mark in getattr(annotation, "__metadata__", ()):
             flags = [flag for flag in getattr(mark, "param_decls", None) or () if flag.startswith("--")]
@@ -73,7 +73,7 @@ def test_an_option_has_the_name_of_its_parameter(command):
             assert flags in ([], [f"--{spelled}"], [f"--{spelled}/--no-{spelled}"], ["--" + name.removeprefix("as_")])
 
 
-def test_summaries_fit_80_columns_and_no_type_of_python_is_shown(bench, monkeypatch):
+def test_summaries_fit_80_columns_and_no_type_of_python_is_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = bench("-h").stdout
     assert "..." not in shown.partition("Commands:")[2]
@@ -87,7 +87,7 @@ def test_summaries_fit_80_columns_and_no_type_of_python_is_shown(bench, monkeypa
         assert bench(name, "--help").stdout == helped.stdout
 
 
-def test_the_version_is_said(bench):
+def test_the_version_is_said(bench: Bench) -> None:
     assert bench("--version").stdout == f"bench {__version__}\n"
 
 
@@ -99,19 +99,21 @@ def test_the_version_is_said(bench):
         ("bench im", {"import", "import-vissl"}),
     ],
 )
-def test_the_shell_completes_commands_and_options(bench, monkeypatch, words, expected):
+def test_the_shell_completes_commands_and_options(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
+) -> None:
     assert "complete " in _completing(bench, monkeypatch, "source_bash", "").stdout
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert set(_completing(bench, monkeypatch, "complete_bash", words).stdout.split()) == expected
 
 
-def _completing(bench, monkeypatch, what, words):
+def _completing(bench: Callable[..., Any], monkeypatch: Any, what: str, words: str) -> subprocess.CompletedProcess[str]:
     monkeypatch.setenv("_BENCH_COMPLETE", what)
     monkeypatch.setenv("COMP_WORDS", words)
     return bench()
 
 
-def test_mistyped_commands_and_options_are_met_with_the_right_ones(bench):
+def test_mistyped_commands_and_options_are_met_with_the_right_ones(bench: Bench) -> None:
     for words, hint in ((("evalute",), "'evaluate'"), (("evaluate", "--protocl", "dino"), "--protocol")):
         result = bench(*words)
         assert result.returncode == 2

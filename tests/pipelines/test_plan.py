@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ import yaml
 from featbench.pipelines.config.pipeline import load_pipeline
 from featbench.pipelines.plan import plan
 from featbench.store import FeatureSet
+from tests.conftest import Bench
 
 SMALL = {
     "data.source": "folder",
@@ -22,12 +25,12 @@ SMALL = {
 
 
 @pytest.fixture
-def small(photographs, tmp_path):
+def small(photographs: Path, tmp_path: Path) -> dict[str, Any]:
     """Settings of an extraction that takes a second."""
     return SMALL | {"data.root": str(photographs), "store": str(tmp_path / "features")}
 
 
-def test_a_plan_agrees_with_what_extraction_then_writes(small, bench):
+def test_a_plan_agrees_with_what_extraction_then_writes(small: dict[str, Any], bench: Bench) -> None:
     made = plan(load_pipeline("folder", small), probe_seconds=0.2)
     assert made.images == {"train": 12, "val": 7}
     assert (made.classes, made.shared_classes) == ({"train": 3, "val": 3}, 3)
@@ -62,11 +65,11 @@ def test_a_plan_agrees_with_what_extraction_then_writes(small, bench):
         ({"evaluate.kmeans.clusters": [13]}, "evaluate.kmeans.clusters=[13] is more than"),
     ],
 )
-def test_a_plan_that_cannot_work_says_why(small, settings, message):
+def test_a_plan_that_cannot_work_says_why(small: dict[str, Any], settings: dict[str, list[int]], message: str) -> None:
     assert any(message in problem for problem in plan(load_pipeline("folder", small | settings)).problems)
 
 
-def test_too_little_disk_or_memory_is_a_problem(small, monkeypatch):
+def test_too_little_disk_or_memory_is_a_problem(small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from collections import namedtuple
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(1000))
@@ -77,7 +80,9 @@ def test_too_little_disk_or_memory_is_a_problem(small, monkeypatch):
     assert "of memory" in memory
 
 
-def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(bench, photographs, tmp_path):
+def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(
+    bench: Bench, photographs: Path, tmp_path: Path
+) -> None:
     words = [f"{key}={json.dumps(value)}" for key, value in SMALL.items()]
     fine = bench("plan", "folder", *words, "--data", photographs, "--probe", "0.1")
     assert fine.returncode == 0, fine.stderr
@@ -100,7 +105,9 @@ def test_the_command_exits_2_when_it_cannot_work_and_writes_nothing(bench, photo
     assert not (tmp_path / "features").exists()
 
 
-def test_a_dry_run_prints_the_pipeline_that_is_then_stored_with_the_features(bench, photographs, tmp_path):
+def test_a_dry_run_prints_the_pipeline_that_is_then_stored_with_the_features(
+    bench: Bench, photographs: Path, tmp_path: Path
+) -> None:
     words = ["folder", *(f"{key}={json.dumps(value)}" for key, value in SMALL.items()), "--data", photographs]
     printed = bench("run", *words, "--dry-run")
     assert printed.returncode == 0, printed.stderr
@@ -110,7 +117,7 @@ def test_a_dry_run_prints_the_pipeline_that_is_then_stored_with_the_features(ben
     assert notes["pipeline"] == yaml.safe_load(printed.stdout)
 
 
-def test_another_part_of_the_data_is_another_feature_set(bench, photographs):
+def test_another_part_of_the_data_is_another_feature_set(bench: Bench, photographs: Path) -> None:
     words = ["folder", *(f"{key}={json.dumps(value)}" for key, value in SMALL.items()), "--data", photographs]
     assert bench("extract", *words, "data.per_class=2", "--quiet").returncode == 0
     refused = bench("extract", *words, "data.per_class=3", "--quiet")
@@ -118,5 +125,5 @@ def test_another_part_of_the_data_is_another_feature_set(bench, photographs):
     assert "data.per_class: it has 2, you ask for 3" in refused.stderr
 
 
-def test_the_schema_is_printed_as_json(bench):
+def test_the_schema_is_printed_as_json(bench: Bench) -> None:
     assert json.loads(bench("schema").stdout)["properties"]["base"]["type"] == "string"

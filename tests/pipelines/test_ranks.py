@@ -13,31 +13,35 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from featbench.pipelines.config.pipeline import make_pipeline
+from featbench.pipelines.config.pipeline import Pipeline, make_pipeline
 from featbench.pipelines.extraction import launch, monitor, rank
+from featbench.pipelines.extraction.rank import Outcome
 from featbench.pipelines.extraction.signals import StopRequest
 from featbench.pipelines.ranks import Rank, from_environment
 from featbench.store import FeatureSet, RankStatus, verify
 from featbench.store.status import Reporter, post, read_statuses
-from tests.conftest import ROOT, make_features, needs_proc
+from tests.conftest import ROOT, Arrays, Bench, make_features, needs_proc
 from tests.reliability.ranks import chunks_of, committed, wait_for
 
 DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "--layers", "res4", "extract.threads=1")
 
 
 @pytest.fixture
-def two_ranks(tmp_path):
+def two_ranks(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Start `bench extract --ranks 2` in a process of its own; yields it once both ranks write, and their statuses."""
     started = []
 
-    def start(name):
+    def start(name: str) -> tuple[subprocess.Popen[str], list[RankStatus]]:
         command = [
             sys.executable,
             "-m",
@@ -55,7 +59,7 @@ def two_ranks(tmp_path):
         started.append(running)
         path = tmp_path / "features" / name
 
-        def statuses():
+        def statuses() -> list[RankStatus]:
             if not (path / "journals/lock").exists() or committed(path) < 6:
                 return []
             run = json.loads((path / "journals/lock").read_text())["run"]
@@ -71,7 +75,7 @@ def two_ranks(tmp_path):
         running.wait()
 
 
-def tree(pid):
+def tree(pid: int) -> list[int]:
     """A process and all below it."""
     with suppress(OSError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -79,7 +83,7 @@ def tree(pid):
     return []
 
 
-def listening(pids):
+def listening(pids: list[int]) -> list[str]:
     """Addresses and ports that processes listen on, as /proc/net/tcp writes them."""
     held = set()
     for pid in pids:
@@ -91,7 +95,9 @@ def listening(pids):
 
 
 @needs_proc
-def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_process(bench, tmp_path, two_ranks):
+def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_process(
+    bench: Bench, tmp_path: Path, two_ranks: Callable[..., Any]
+) -> None:
     running, statuses = two_ranks("two")
     pids = tree(running.pid)
     assert {status.pid for status in statuses} <= set(pids)
@@ -112,7 +118,9 @@ def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_pro
 
 
 @needs_proc
-def test_ranks_end_with_the_process_that_started_them_and_finish_a_chunk_when_it_is_asked_to_stop(two_ranks, tmp_path):
+def test_ranks_end_with_the_process_that_started_them_and_finish_a_chunk_when_it_is_asked_to_stop(
+    two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
     running, statuses = two_ranks("killed")
     pids = tree(running.pid)
     running.kill()
@@ -126,14 +134,14 @@ def test_ranks_end_with_the_process_that_started_them_and_finish_a_chunk_when_it
     assert all("pending" in fault.what for fault in verify(tmp_path / "features/stopped"))
 
 
-def is_running(pid):
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def test_a_rank_does_not_hear_of_ctrl_c_before_it_ignores_it(monkeypatch):
+def test_a_rank_does_not_hear_of_ctrl_c_before_it_ignores_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's own tracker lets SIGINT through once it has been started, which the first new process does."""
     tracker = resource_tracker.ResourceTracker()
     monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
@@ -141,16 +149,16 @@ def test_a_rank_does_not_hear_of_ctrl_c_before_it_ignores_it(monkeypatch):
         resource_tracker.ensure_running()
         assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    tracker._stop()
+    tracker._stop()  # type: ignore[attr-defined]
 
 
 class Ending:
     """A rank that ends in some way, whatever it should do."""
 
-    def __init__(self, ways):
+    def __init__(self, ways: list[signal.Signals | Outcome]) -> None:
         self._ways = ways
 
-    def __call__(self, pipeline, rank, connection):
+    def __call__(self, pipeline: Pipeline, rank: Rank, connection: Connection) -> None:
         way = self._ways[rank.rank]
         if isinstance(way, int):
             os.kill(os.getpid(), way)
@@ -158,10 +166,12 @@ class Ending:
         connection.send(way)
 
 
-@pytest.mark.parametrize("ways", [[signal.SIGKILL, launch.Outcome()], [signal.SIGKILL, launch.Outcome(fault="no")]])
-def test_ranks_that_die_again_and_again_are_given_up_and_the_others_go_on(monkeypatch, ways):
+@pytest.mark.parametrize("ways", [[signal.SIGKILL, Outcome()], [signal.SIGKILL, Outcome(fault="no")]])
+def test_ranks_that_die_again_and_again_are_given_up_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, ways: list[signal.Signals | Outcome]
+) -> None:
     monkeypatch.setattr(launch, "_start", Ending(ways))
-    monkeypatch.setattr(launch.multiprocessing, "get_context", lambda method: multiprocessing.context.ForkContext())
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: multiprocessing.context.ForkContext())
     pipeline = make_pipeline({"extract": {"ranks": 2}}, where="test")
     ended = launch.supervise(pipeline, "run", StopRequest())
     assert ended.outcomes == [ways[1]]
@@ -169,10 +179,10 @@ def test_ranks_that_die_again_and_again_are_given_up_and_the_others_go_on(monkey
     assert ended.given_up == ["rank 0 died (killed by SIGKILL), after 3 restarts of ranks"]
 
 
-def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(bench, tmp_path):
+def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "features/digits"
 
-    def interrupt():
+    def interrupt() -> None:
         wait_for(lambda: committed(path) > 10, "nothing is written")
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -187,7 +197,7 @@ def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(ben
     assert not list(verify(path))
 
 
-def test_a_second_signal_is_one_with_the_first_only_if_it_comes_at_once():
+def test_a_second_signal_is_one_with_the_first_only_if_it_comes_at_once() -> None:
     code = (
         "import os, signal, time\nfrom featbench.pipelines.extraction.signals import graceful_shutdown\n"
         "with graceful_shutdown() as stopping:\n"
@@ -200,7 +210,7 @@ def test_a_second_signal_is_one_with_the_first_only_if_it_comes_at_once():
     assert ended.stdout == "still here\n"
 
 
-def test_a_second_extraction_is_refused_while_one_runs(bench, tmp_path):
+def test_a_second_extraction_is_refused_while_one_runs(bench: Bench, tmp_path: Path) -> None:
     assert bench("extract", *DIGITS).returncode == 0
     with FeatureSet.open(tmp_path / "features/digits").lock("another"):
         refused = bench("extract", *DIGITS)
@@ -208,13 +218,13 @@ def test_a_second_extraction_is_refused_while_one_runs(bench, tmp_path):
     assert f"another extraction is writing to it: process {os.getpid()}" in refused.stderr
 
 
-def test_more_gpus_than_there_are_is_refused(bench):
+def test_more_gpus_than_there_are_is_refused(bench: Bench) -> None:
     refused = bench("extract", *DIGITS, "--gpus", "99")
     assert refused.returncode == 2
     assert "--gpus 99: torch can use" in refused.stderr
 
 
-def test_overwriting_is_refused_in_ranks_that_others_started(bench, monkeypatch):
+def test_overwriting_is_refused_in_ranks_that_others_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
     for key, value in numbers.items():
         monkeypatch.setenv(key, value)
@@ -223,7 +233,7 @@ def test_overwriting_is_refused_in_ranks_that_others_started(bench, monkeypatch)
     assert "--overwrite can't be used in ranks that torchrun or srun start" in refused.stderr
 
 
-def test_torchrun_is_recognised_also_within_slurm():
+def test_torchrun_is_recognised_also_within_slurm() -> None:
     numbers = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
     slurm = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     rank = from_environment(numbers | slurm | {"MASTER_ADDR": "a", "MASTER_PORT": "1"})
@@ -232,7 +242,7 @@ def test_torchrun_is_recognised_also_within_slurm():
     assert from_environment({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) is None, "a batch script"
 
 
-def test_slurm_parameters_are_translated_and_unknown_ones_refused(bench):
+def test_slurm_parameters_are_translated_and_unknown_ones_refused(bench: Bench) -> None:
     slurm = pytest.importorskip("featbench.pipelines.extraction.slurm")
     pytest.importorskip("submitit")
     assert slurm.parameters({"time": "24:00:00"})["time"] == 24 * 60
@@ -243,7 +253,7 @@ def test_slurm_parameters_are_translated_and_unknown_ones_refused(bench):
     assert "time must be minutes" in bench("extract", *DIGITS, "--slurm", "time=soon").stderr
 
 
-def test_progress_comes_from_journals_and_statuses(tmp_path, arrays):
+def test_progress_comes_from_journals_and_statuses(tmp_path: Path, arrays: Arrays) -> None:
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
     journal = made.journals / "rank-00000.jsonl"
@@ -266,7 +276,7 @@ def test_progress_comes_from_journals_and_statuses(tmp_path, arrays):
     assert [rank.state for rank in snapshot.ranks] == ["done"]
 
 
-def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
+def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path: Path, arrays: Arrays) -> None:
     """A chunk is being computed until its journal has it; the last chunk of train has 2 rows."""
     features, labels = arrays
     made = make_features(tmp_path / "f", features, labels)
@@ -290,22 +300,25 @@ def test_a_chunk_is_counted_once_and_never_taken_back(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("width", [60, 80, 110, 200])
-def test_progress_fits_the_terminal(width):
+def test_progress_fits_the_terminal(width: int) -> None:
     status = RankStatus(run="r", rank=7, host="a" * 70, pid=1234567, state="extracting", error="no " * 50)
     snapshot = monitor.Snapshot(
         what="extract", rows=1_181_167, rows_total=1_281_167, bytes=9 * 10**9, rows_per_s_now=1234.5, rows_per_s=1234.5,
         ranks=(status, status), time=0.0,
     )  # fmt: skip
-    drawn_on = Console(width=width, file=io.StringIO())
+    drawn = io.StringIO()
+    drawn_on = Console(width=width, file=drawn)
     drawn_on.print(monitor.render(snapshot, width=width))
-    lines = drawn_on.file.getvalue().splitlines()
+    lines = drawn.getvalue().splitlines()
     assert len(lines) == 3
     assert max(map(len, lines)) <= width
     assert "1,181,167/1,281,167" in lines[0]
     assert "81 s left" in lines[0]
 
 
-def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, arrays, monkeypatch):
+def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(
+    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a terminal of 80 columns; what is drawn over is gone."""
     made = make_features(tmp_path / "f", *arrays)
     screen = io.StringIO()
@@ -331,13 +344,15 @@ def test_the_notice_of_stopping_and_warnings_stand_above_the_bar(tmp_path, array
     ]
 
 
-def test_a_rank_that_is_not_heard_of_is_shown_so():
+def test_a_rank_that_is_not_heard_of_is_shown_so() -> None:
     status = RankStatus(run="r", rank=0, host="h", pid=1, state="extracting", time=1000.0)
     assert monitor.state_of(status, 1010.0) == "extracting"
     assert monitor.state_of(status, 1300.0) == "extracting, silent for 5 min"
 
 
-def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(monkeypatch, caplog):
+def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = logging.getLogger("featbench.pipelines")
     monkeypatch.setattr(rank, "prepare", lambda pipeline: logger.warning("advice"))
     monkeypatch.setattr(rank, "run_rank", lambda number, job, *, quiet: logger.warning("left out: a.png"))

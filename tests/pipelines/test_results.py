@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from scipy.stats import binomtest
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.metrics import paired_difference
 from featbench.store import FeatureSet, load_cached
-from tests.conftest import make_features
+from featbench.store.typing import Bools
+from tests.conftest import Bench, Records, make_features
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two feature sets of the same images, `a` noisier than `b`; each split numbers its classes by itself."""
     store = tmp_path_factory.mktemp("two")
     random = np.random.default_rng(0)
@@ -37,12 +39,12 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def two(tmp_path, original):
+def two(tmp_path: Path, original: Path) -> Path:
     """A copy of them, in the store that commands look into."""
     return shutil.copytree(original, tmp_path / "features")
 
 
-def right(path, layer, k):
+def right(path: Path, layer: str, k: int) -> Bools:
     """Which queries a vote of the k nearest gets right, by brute force."""
     features = FeatureSet.open(path)
     train, val = (features.layer(split, layer).read().astype(np.float64) for split in ("train", "val"))
@@ -57,7 +59,7 @@ def right(path, layer, k):
     return np.array([names[0][one] == names[1][other] for one, other in zip(predicted, wanted, strict=True)])
 
 
-def test_compare_gives_difference_interval_and_mcnemars_p(bench, two):
+def test_compare_gives_difference_interval_and_mcnemars_p(bench: Bench, two: Path) -> None:
     result = bench("compare", "a", "b", "--layers", "x", "--k", "5", "--json")
     assert result.returncode == 0, result.stderr
     (record,) = json.loads(result.stdout)
@@ -72,7 +74,7 @@ def test_compare_gives_difference_interval_and_mcnemars_p(bench, two):
     assert f"{100 * record['difference']:+.1f} ±" in shown
 
 
-def test_layers_of_one_feature_set_can_be_compared(bench, two):
+def test_layers_of_one_feature_set_can_be_compared(bench: Bench, two: Path) -> None:
     (record,) = json.loads(bench("compare", "b", "b", "--layers", "x,y", "--k", "5", "--json").stdout)
     assert (record["first"], record["second"]) == ("b/x", "b/y")
     assert record["difference"] == pytest.approx(right(two / "b", "y", 5).mean() - right(two / "b", "x", 5).mean())
@@ -81,7 +83,7 @@ def test_layers_of_one_feature_set_can_be_compared(bench, two):
     assert "give two" in result.stderr
 
 
-def test_other_queries_are_never_compared(bench, two):
+def test_other_queries_are_never_compared(bench: Bench, two: Path) -> None:
     random = np.random.default_rng(1)
     features = {split: {"x": random.standard_normal((40, 5)).astype(np.float32)} for split in ("train", "val")}
     labels = {"train": np.arange(40) % 3, "val": FeatureSet.open(two / "a").labels("val")}
@@ -93,7 +95,7 @@ def test_other_queries_are_never_compared(bench, two):
     assert "differ in val images or labels in 1 of 40 rows, first in row 7" in result.stderr
 
 
-def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_says():
+def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(1000):
@@ -104,14 +106,14 @@ def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_say
     assert 930 <= covered <= 975
 
 
-def test_equal_classifiers_have_no_difference_and_p_one():
+def test_equal_classifiers_have_no_difference_and_p_one() -> None:
     same = np.array([True, False, True])
     assert paired_difference(same, same).p_value == 1
     assert paired_difference(same, same).value == 0
 
 
 @pytest.mark.parametrize("file_format", ["npy", "npz", "parquet", "zarr"])
-def test_export_writes_what_was_found(bench, two, tmp_path, file_format):
+def test_export_writes_what_was_found(bench: Bench, two: Path, tmp_path: Path, file_format: str) -> None:
     if file_format == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "out"
@@ -128,14 +130,16 @@ def test_export_writes_what_was_found(bench, two, tmp_path, file_format):
         found = {name: np.array(table[name].to_pylist()) for name in table.column_names}
     else:
         features = FeatureSet.open(two / "b")
-        found, facts = load_cached(features, "predictions", result.stdout.split("/")[-1].strip())
+        kept = load_cached(features, "predictions", result.stdout.split("/")[-1].strip())
+        assert kept
+        found, facts = kept
         assert facts["class_names"] == ["ant", "bee", "cat"]
     assert found["neighbours"].shape == (40, 5)
     assert np.array_equal(found["predictions"][:, 0] == found["labels"], right(two / "b", "x", 5))
     assert np.allclose(found["probabilities"].sum(axis=1), 1)
 
 
-def test_export_leaves_what_vissl_leaves(bench, two, tmp_path):
+def test_export_leaves_what_vissl_leaves(bench: Bench, two: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert bench("export", "b", "--layers", "x", "--k", "5", "--format", "vissl", "--out", out).returncode == 0
     names = ("predictions", "targets", "image_indices")
@@ -150,7 +154,7 @@ def test_export_leaves_what_vissl_leaves(bench, two, tmp_path):
     assert np.array_equal(arrays["predictions"][:, 0] == arrays["targets"][:, 0], right(two / "b", "x", 5))
 
 
-def test_exported_features_are_the_stored_ones(bench, two, tmp_path):
+def test_exported_features_are_the_stored_ones(bench: Bench, two: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "val_x.npy.partial").write_text("a file of the user's")
@@ -177,13 +181,13 @@ def test_exported_features_are_the_stored_ones(bench, two, tmp_path):
         (["--what", "weights"], "--what must be of features, neighbours, predictions, clusters; got weights"),
     ],
 )
-def test_unknown_exports_are_refused(bench, two, arguments, message):
+def test_unknown_exports_are_refused(bench: Bench, two: Path, arguments: list[str], message: str) -> None:
     result = bench("export", "b", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
 
 
-def test_protocols_are_listed_and_compared(bench):
+def test_protocols_are_listed_and_compared(bench: Bench) -> None:
     listed = bench("protocols").stdout
     for name in ("vissl", "wu2018", "moco", "dino", "dinov2", "solo", "lightly", "mmselfsup", "scan"):
         assert f"\n{name} " in listed
@@ -196,7 +200,7 @@ def test_protocols_are_listed_and_compared(bench):
     assert "Did you mean vissl?" in result.stderr
 
 
-def test_protocols_of_ones_own_come_from_yaml(bench, records, two, tmp_path):
+def test_protocols_of_ones_own_come_from_yaml(bench: Bench, records: Records, two: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("mine:\n  like: dino\n  k: 5\n  temperature: 0.5\n")
     found = records("--features", "b", "--layers", "x", "--protocol", "mine.yaml,dino", "--k", "5")
     assert [(r["protocol"], r["temperature"]) for r in found] == [("mine", 0.5), ("dino", 0.07)]
@@ -217,7 +221,7 @@ def test_protocols_of_ones_own_come_from_yaml(bench, records, two, tmp_path):
         ("a: [", "mine.yaml: not YAML"),
     ],
 )
-def test_faults_of_own_protocols_are_named(bench, tmp_path, content, message):
+def test_faults_of_own_protocols_are_named(bench: Bench, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(content)
     result = bench("protocols", "mine.yaml")
     assert result.returncode == 2
@@ -225,7 +229,7 @@ def test_faults_of_own_protocols_are_named(bench, tmp_path, content, message):
     assert "mine.yaml" in result.stderr
 
 
-def test_all_questions_can_be_asked_at_once(bench, records, two):
+def test_all_questions_can_be_asked_at_once(bench: Bench, records: Records, two: Path) -> None:
     found = records(
         "--features", "b", "--layers", "x", "--protocol", "dino,solo", "--k", "1,5", "--temperature", "0.07,0.1",
         "--retrieval", "--per-class", "--shots", "2,50%", "--tries", "2", "--duplicates", "0.99", "--clusters", "3",
@@ -239,7 +243,7 @@ def test_all_questions_can_be_asked_at_once(bench, records, two):
         assert text in shown
 
 
-def test_a_k_larger_than_the_images_of_a_draw_is_left_out_with_a_warning(bench, two):
+def test_a_k_larger_than_the_images_of_a_draw_is_left_out_with_a_warning(bench: Bench, two: Path) -> None:
     """Two for each of three classes are six."""
     result = bench("evaluate", "--features", "b", "--layers", "x", "--k", "3,7", "--shots", "5,2", "--json")
     assert result.returncode == 0, result.stderr
@@ -248,7 +252,7 @@ def test_a_k_larger_than_the_images_of_a_draw_is_left_out_with_a_warning(bench, 
     assert "7" in result.stderr
 
 
-def test_rechecked_queries_are_counted_and_said(bench, records, tmp_path):
+def test_rechecked_queries_are_counted_and_said(bench: Bench, records: Records, tmp_path: Path) -> None:
     """There are more equal rows than a shortlist holds; only float64 can show that they are equal."""
     features = {split: {"x": np.ones((n, 4), np.float32)} for split, n in (("train", 400), ("val", 30))}
     make_features(
@@ -260,13 +264,13 @@ def test_rechecked_queries_are_counted_and_said(bench, records, tmp_path):
     assert "certified exact, after an exact re-check of some queries: x 30" in shown
 
 
-def test_a_table_is_printed_also_where_every_query_is_a_duplicate(bench, two):
+def test_a_table_is_printed_also_where_every_query_is_a_duplicate(bench: Bench, two: Path) -> None:
     result = bench("evaluate", "--features", "a", "--k", "1", "--duplicates", "-0.99", "--quiet")
     assert result.returncode == 0, result.stderr
     assert "none (40)" in result.stdout
 
 
-def test_info_says_how_many_rows_have_no_label(bench, tmp_path):
+def test_info_says_how_many_rows_have_no_label(bench: Bench, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     labels = {"train": np.array([0, -1, 1, -1, -1]), "val": np.array([0, 1])}
     features = {

@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from featbench.extract.data import listing_cache, same_images
 from featbench.store import FeatureSet, journal, verify
 from featbench.store.metadata import save
 from featbench.store.verification import repair
-from tests.conftest import save_image
+from tests.conftest import Bench, save_image
 
 SMALL = [
     "--random-weights", "0", "model.trunk=squeezenet1_0", "transform.resize=32", "transform.crop=32",
@@ -24,7 +27,7 @@ SMALL = [
 
 
 @pytest.fixture
-def bitmaps(tmp_path):
+def bitmaps(tmp_path: Path) -> Path:
     """Twelve images of train and six of val, all of one size in bytes."""
     root = tmp_path / "bitmaps"
     for split, count in (("train", 12), ("val", 6)):
@@ -33,14 +36,14 @@ def bitmaps(tmp_path):
     return root
 
 
-def extracted(bench, root, *words, layers="features.3", expected=0):
+def extracted(bench: Callable[..., Any], root: Path, *words: str, layers: str = "features.3", expected: int = 0) -> str:
     result = bench("extract", "folder", "--data", root, "--name", "mine", "--layers", layers, *SMALL, *words)
     assert result.returncode == expected, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
 
 
-def replace_contents(path, seed=99):
+def replace_contents(path: Path, seed: int = 99) -> None:
     """Another image of the same size in bytes, with the same times."""
     before = path.stat()
     save_image(path, seed=seed)
@@ -48,7 +51,7 @@ def replace_contents(path, seed=99):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_the_digests_are_those_of_the_files(bench, bitmaps, tmp_path):
+def test_the_digests_are_those_of_the_files(bench: Bench, bitmaps: Path, tmp_path: Path) -> None:
     extracted(bench, bitmaps)
     features = FeatureSet.open(tmp_path / "features/mine")
     for split in ("train", "val"):
@@ -61,7 +64,9 @@ def test_the_digests_are_those_of_the_files(bench, bitmaps, tmp_path):
 
 
 @pytest.mark.parametrize("keeps_times", [True, False])
-def test_a_further_layer_of_other_images_is_refused_by_name(bench, bitmaps, tmp_path, keeps_times, monkeypatch):
+def test_a_further_layer_of_other_images_is_refused_by_name(
+    bench: Bench, bitmaps: Path, tmp_path: Path, keeps_times: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extracted(bench, bitmaps)
     before = {path: path.read_bytes() for path in (tmp_path / "features/mine").rglob("c/*/*")}
     image = bitmaps / "train" / "class 1" / "7.bmp"
@@ -77,7 +82,7 @@ def test_a_further_layer_of_other_images_is_refused_by_name(bench, bitmaps, tmp_
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_other_images_are_noticed_where_nothing_is_missing(bench, bitmaps):
+def test_other_images_are_noticed_where_nothing_is_missing(bench: Bench, bitmaps: Path) -> None:
     extracted(bench, bitmaps)
     replace_contents(bitmaps / "val" / "class 0" / "2.bmp")
     assert "val/class 0/2.bmp" in extracted(bench, bitmaps, expected=2)
@@ -85,7 +90,9 @@ def test_other_images_are_noticed_where_nothing_is_missing(bench, bitmaps):
     extracted(bench, bitmaps)
 
 
-def test_a_resumed_run_notices_that_the_images_of_finished_chunks_are_others(bench, bitmaps, tmp_path):
+def test_a_resumed_run_notices_that_the_images_of_finished_chunks_are_others(
+    bench: Bench, bitmaps: Path, tmp_path: Path
+) -> None:
     extracted(bench, bitmaps)
     features = FeatureSet.open(tmp_path / "features/mine")
     journal.rewrite_journals(features.folder, keep=lambda record: not record.key.endswith(("/2", "/2/0")))
@@ -93,7 +100,9 @@ def test_a_resumed_run_notices_that_the_images_of_finished_chunks_are_others(ben
     assert "train/class 0/0.bmp" in extracted(bench, bitmaps, expected=2)
 
 
-def test_a_copied_data_set_goes_on_with_a_kept_listing_too(bench, bitmaps, tmp_path, monkeypatch):
+def test_a_copied_data_set_goes_on_with_a_kept_listing_too(
+    bench: Bench, bitmaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listing_cache, "MANY", 1)
     for path in (bitmaps, *bitmaps.rglob("*")):
         os.utime(path, (1, 1))
@@ -106,7 +115,7 @@ def test_a_copied_data_set_goes_on_with_a_kept_listing_too(bench, bitmaps, tmp_p
     extracted(bench, tmp_path / "copied", layers="features.3,features.6,features.8")
 
 
-def test_an_archive_whose_images_were_replaced_is_refused_by_name(bench, bitmaps, tmp_path):
+def test_an_archive_whose_images_were_replaced_is_refused_by_name(bench: Bench, bitmaps: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "all"), "tar", bitmaps)
     extracted(bench, tmp_path / "all.tar")
     replace_contents(bitmaps / "val" / "class 1" / "3.bmp")
@@ -114,7 +123,7 @@ def test_an_archive_whose_images_were_replaced_is_refused_by_name(bench, bitmaps
     assert "val/class 1/3.bmp" in extracted(bench, tmp_path / "all.tar", layers="features.6", expected=2)
 
 
-def without_digests(path):
+def without_digests(path: Path) -> None:
     """Make a feature set what it was before digests were kept."""
     features = FeatureSet.open(path)
     manifest = features.manifest
@@ -125,7 +134,9 @@ def without_digests(path):
     save(features.folder, dataclasses.replace(manifest, metadata=metadata))
 
 
-def test_a_feature_set_without_digests_opens_and_is_extended_with_a_note(bench, bitmaps, tmp_path):
+def test_a_feature_set_without_digests_opens_and_is_extended_with_a_note(
+    bench: Bench, bitmaps: Path, tmp_path: Path
+) -> None:
     extracted(bench, bitmaps)
     path = tmp_path / "features/mine"
     without_digests(path)
@@ -138,7 +149,9 @@ def test_a_feature_set_without_digests_opens_and_is_extended_with_a_note(bench, 
 
 
 @pytest.mark.parametrize("lost", ["digests", "valid"])
-def test_a_chunk_that_lost_its_digests_is_written_again_whole(bench, bitmaps, tmp_path, lost):
+def test_a_chunk_that_lost_its_digests_is_written_again_whole(
+    bench: Bench, bitmaps: Path, tmp_path: Path, lost: str
+) -> None:
     """Otherwise one layer of the chunk could come from other images than the next."""
     extracted(bench, bitmaps, layers="features.3,features.6")
     path = tmp_path / "features/mine"
@@ -155,7 +168,9 @@ def test_a_chunk_that_lost_its_digests_is_written_again_whole(bench, bitmaps, tm
     assert not list(verify(path))
 
 
-def test_a_torn_journal_leaves_no_layer_without_its_flags_and_digests(bench, bitmaps, tmp_path):
+def test_a_torn_journal_leaves_no_layer_without_its_flags_and_digests(
+    bench: Bench, bitmaps: Path, tmp_path: Path
+) -> None:
     """A crash may cut the journal anywhere; what is left of a chunk is then still known to be of its images."""
     extracted(bench, bitmaps)
     path = tmp_path / "features/mine"
@@ -171,7 +186,7 @@ def test_a_torn_journal_leaves_no_layer_without_its_flags_and_digests(bench, bit
                     assert features.chunk_keys(split, "digests")[chunk] in features.records
 
 
-def test_an_image_that_could_not_be_read_has_no_digest(bench, bitmaps, tmp_path):
+def test_an_image_that_could_not_be_read_has_no_digest(bench: Bench, bitmaps: Path, tmp_path: Path) -> None:
     (bitmaps / "train" / "class 0" / "0.bmp").write_bytes(b"no image")
     extracted(bench, bitmaps, "--on-error", "skip")
     features = FeatureSet.open(tmp_path / "features/mine")
@@ -180,7 +195,7 @@ def test_an_image_that_could_not_be_read_has_no_digest(bench, bitmaps, tmp_path)
     extracted(bench, bitmaps, "--on-error", "skip", layers="features.6")
 
 
-def test_images_in_memory_have_the_digests_of_their_pixels(bench, tmp_path):
+def test_images_in_memory_have_the_digests_of_their_pixels(bench: Bench, tmp_path: Path) -> None:
     words = ["extract", "digits", "--name", "mine", *SMALL, "data.limit=20", "storage.rows_per_chunk=20"]
     words = [word for word in words if word != "storage.rows_per_chunk=4"]
     assert bench(*words, "--layers", "features.3").returncode == 0
@@ -188,11 +203,11 @@ def test_images_in_memory_have_the_digests_of_their_pixels(bench, tmp_path):
     assert bench(*words, "--layers", "features.6").returncode == 0
 
 
-def test_a_layer_cannot_be_called_digests(bench, bitmaps):
+def test_a_layer_cannot_be_called_digests(bench: Bench, bitmaps: Path) -> None:
     assert "cannot be the name of a layer" in extracted(bench, bitmaps, layers="digests=features.3", expected=2)
 
 
-def test_other_pixels_of_one_size_are_other_digests():
+def test_other_pixels_of_one_size_are_other_digests() -> None:
     from featbench.extract.data.pictures import digest_of_pixels
 
     black, white = Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2), (255, 255, 255))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from featbench.pipelines.extraction import run
+from featbench.pipelines.extraction.job import ExtractionJob
+from featbench.pipelines.extraction.rank import run_rank
+from featbench.pipelines.ranks import Rank
 from featbench.store import FeatureSet
+from tests.conftest import Bench
 from tests.reliability.ranks import chunks_of
 
 SMALL = ("transform.resize=32", "transform.crop=32", "extract.workers=0", "--quiet")
@@ -29,7 +36,9 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def extract(bench, photographs, tmp_path, monkeypatch):
+def extract(
+    bench: Bench, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
     """Extract from a model of two files, each time as a new process would."""
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "own.py").write_text("import net\n\n\ndef make():\n    return net.Net()\n")
@@ -37,7 +46,7 @@ def extract(bench, photographs, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-    def run(layers, *more):
+    def run(layers: str, *more: str) -> subprocess.CompletedProcess[str]:
         sys.modules.pop("net", None)
         return bench("extract", "folder", "--data", photographs, "model.trunk=own.py:make", "--random-weights", "1",
                      "--layers", layers, *SMALL, *more)  # fmt: skip
@@ -46,7 +55,7 @@ def extract(bench, photographs, tmp_path, monkeypatch):
     sys.modules.pop("net", None)
 
 
-def test_code_that_the_model_imports_is_in_the_fingerprint(extract, tmp_path):
+def test_code_that_the_model_imports_is_in_the_fingerprint(extract: Callable[..., Any], tmp_path: Path) -> None:
     result = extract("conv")
     assert result.returncode == 0, result.stderr
     assert FeatureSet.open(tmp_path / "features/folder").manifest.made_from["model"]["code"].keys() == {"net.py"}
@@ -58,7 +67,7 @@ def test_code_that_the_model_imports_is_in_the_fingerprint(extract, tmp_path):
     assert FeatureSet.open(tmp_path / "features/folder").manifest.layers.keys() == {"conv"}
 
 
-def test_a_layer_of_a_model_that_gives_other_features_is_refused(extract, tmp_path):
+def test_a_layer_of_a_model_that_gives_other_features_is_refused(extract: Callable[..., Any], tmp_path: Path) -> None:
     """What no digest covers: here a file that the code reads, as a version of a library would be."""
     assert extract("conv").returncode == 0
     result = extract("flatten")
@@ -77,12 +86,14 @@ def test_a_layer_of_a_model_that_gives_other_features_is_refused(extract, tmp_pa
 
 
 @pytest.mark.parametrize("layers", ["conv", "flatten"])
-def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extract, tmp_path, monkeypatch, layers):
+def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(
+    extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: str
+) -> None:
     """Its settings are the same, so the fingerprint is."""
     assert extract("conv").returncode == 0
     path = tmp_path / "features/folder"
 
-    def after_another(rank, job, **options):
+    def after_another(rank: Rank, job: ExtractionJob, **options: bool) -> tuple[str, ...]:
         monkeypatch.setattr("featbench.pipelines.extraction.run.run_rank", run_rank)
         (tmp_path / "scale.json").write_text("1.01")
         assert extract("conv", "--overwrite").returncode == 0
@@ -90,8 +101,7 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
         chunks.update(chunks_of(path))
         return run_rank(rank, job, **options)
 
-    chunks = {}
-    run_rank = run.run_rank
+    chunks: dict[str, bytes] = {}
     monkeypatch.setattr("featbench.pipelines.extraction.run.run_rank", after_another)
     refused = extract(layers)
     assert refused.returncode == 2, refused.stderr
@@ -100,7 +110,7 @@ def test_a_set_that_another_model_has_replaced_before_the_lock_is_refused(extrac
     assert FeatureSet.open(path).manifest.layers.keys() == {"conv"}
 
 
-def test_a_set_without_a_summary_can_still_be_extended(extract, tmp_path):
+def test_a_set_without_a_summary_can_still_be_extended(extract: Callable[..., Any], tmp_path: Path) -> None:
     assert extract("conv").returncode == 0
     path = tmp_path / "features/folder/zarr.json"
     from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
@@ -114,7 +124,7 @@ def test_a_set_without_a_summary_can_still_be_extended(extract, tmp_path):
     assert FeatureSet.open(tmp_path / "features/folder").manifest.notes["probe"].keys() == {"flatten"}
 
 
-def test_the_summary_says_what_flatten_is(extract):
+def test_the_summary_says_what_flatten_is(extract: Callable[..., Any]) -> None:
     result = extract("flatten")
     assert "flatten is what goes into linear" in result.stderr
 
@@ -143,9 +153,9 @@ def test_the_summary_says_what_flatten_is(extract):
     ],
 )
 def test_what_is_wrong_with_the_model_is_said_before_any_image_is_listed(
-    bench, photographs, monkeypatch, settings, message
-):
-    def listed(*_, **__):
+    bench: Bench, photographs: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], message: str
+) -> None:
+    def listed(*_: object, **__: object) -> None:
         pytest.fail("the images were listed first")
 
     monkeypatch.setattr("featbench.pipelines.extraction.checking.open_sources", listed)

@@ -23,6 +23,7 @@ from featbench.pipelines.foreign.importing import Arrays, import_features
 from featbench.pipelines.terminal import output, progress
 from featbench.pipelines.terminal.console import SafeConsole
 from featbench.store.names import visible
+from tests.conftest import Bench
 
 HOSTILE = [
     "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "a\rb",
@@ -33,20 +34,20 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def acts(character):
+def acts(character: str) -> bool:
     """By Unicode's own properties: controls, and what has a direction of its own."""
     turns = unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
     return (unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") or turns) and character not in "\n\t"
 
 
-def harmless(text):
+def harmless(text: str) -> str:
     found = sorted({character for character in text if acts(character)})
     assert not found, f"{found} in {text[:400]!r}"
     return text
 
 
 @pytest.fixture(scope="module")
-def hostile_features(tmp_path_factory):
+def hostile_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A feature set whose class names, image names, weights and folder are hostile."""
     random = np.random.default_rng(0)
     names = np.array(HOSTILE)
@@ -60,7 +61,7 @@ def hostile_features(tmp_path_factory):
     return shutil.copytree(made.path, made.path.with_name("\x1b[31mred [bold]x[nope]"))
 
 
-def commands(name):
+def commands(name: Path | str) -> list[tuple[object, ...]]:
     return [
         ("ls", "--store", Path(name).parent),
         ("info", name),
@@ -85,7 +86,9 @@ def commands(name):
 
 
 @pytest.mark.parametrize("index", range(len(commands(""))))
-def test_no_command_lets_names_act_on_the_terminal_or_be_read_as_markup(bench, hostile_features, index):
+def test_no_command_lets_names_act_on_the_terminal_or_be_read_as_markup(
+    bench: Bench, hostile_features: Path, index: int
+) -> None:
     result = bench(*commands(hostile_features)[index])
     assert result.returncode in (0, 2), result.stderr
     assert "Traceback" not in result.stderr
@@ -93,7 +96,7 @@ def test_no_command_lets_names_act_on_the_terminal_or_be_read_as_markup(bench, h
     harmless(result.stderr)
 
 
-def test_tables_show_names_as_they_are_spelled(bench, hostile_features):
+def test_tables_show_names_as_they_are_spelled(bench: Bench, hostile_features: Path) -> None:
     shown = bench(
         "evaluate", "--features", "N", "--store", hostile_features.parent, "--k", "3", "--per-class", "-q"
     ).stdout
@@ -101,7 +104,7 @@ def test_tables_show_names_as_they_are_spelled(bench, hostile_features):
         assert name in shown
 
 
-def test_json_holds_the_names_themselves(bench, hostile_features):
+def test_json_holds_the_names_themselves(bench: Bench, hostile_features: Path) -> None:
     result = bench(
         "evaluate", "--features", "N", "--store", hostile_features.parent, "--k", "3", "--per-class", "--json", "-q"
     )
@@ -110,7 +113,7 @@ def test_json_holds_the_names_themselves(bench, hostile_features):
     harmless(result.stdout)
 
 
-def test_a_pipeline_printed_for_reading_again_keeps_its_text(bench, tmp_path):
+def test_a_pipeline_printed_for_reading_again_keeps_its_text(bench: Bench, tmp_path: Path) -> None:
     root = "/photos\u202e\x1b[31m"
     printed = bench("extract", "folder", "--data", root, "--dry-run").stdout
     harmless(printed)
@@ -119,7 +122,7 @@ def test_a_pipeline_printed_for_reading_again_keeps_its_text(bench, tmp_path):
     assert "/photos" in printed
 
 
-def test_bars_and_log_lines_show_text_as_it_is(monkeypatch):
+def test_bars_and_log_lines_show_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(output, "console", lambda **given: None)
     console = SafeConsole(file=out, width=200, markup=False)
@@ -134,9 +137,9 @@ def test_bars_and_log_lines_show_text_as_it_is(monkeypatch):
     assert "\\x1b[1mlog[/b]" in out.getvalue()
 
 
-def test_columns_of_bars_interpret_no_markup(monkeypatch):
+def test_columns_of_bars_interpret_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    out.isatty = lambda: True
+    out.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", out)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with progress.Progress().task("search [/b]x", 3) as advance:
@@ -158,13 +161,13 @@ def test_columns_of_bars_interpret_no_markup(monkeypatch):
         0xD800,
     ],
 )
-def test_every_character_that_acts_is_spelled_out(code):
+def test_every_character_that_acts_is_spelled_out(code: int) -> None:
     character = chr(code)
     assert visible(f"a{character}b", keep="") == "a" + character.encode("unicode_escape").decode() + "b"
     assert visible("é 日本 🙂 a\u0301 👩\u200d💻") == "é 日本 🙂 a\u0301 👩\u200d💻"
 
 
-def test_consoles_are_made_in_one_place():
+def test_consoles_are_made_in_one_place() -> None:
     for path in Path(featbench.pipelines.__file__).parent.rglob("*.py"):
         if path.name == "console.py":
             continue
@@ -173,7 +176,7 @@ def test_consoles_are_made_in_one_place():
                 assert node.func.id != Console.__name__, f"{path}:{node.lineno} makes a console of its own"
 
 
-def test_streams_that_are_closed_are_written_to_nowhere(monkeypatch):
+def test_streams_that_are_closed_are_written_to_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     open_closed_streams()

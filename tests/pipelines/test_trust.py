@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 
@@ -9,18 +12,19 @@ from featbench.pipelines.cli.options import read_pipeline
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.pipelines.config.trust import code_settings
 from featbench.store import LayerSpec
+from tests.conftest import Bench
 
 EVIL = "from pathlib import Path\nPath('ran').touch()\ndef net(): raise SystemExit\n"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text(EVIL, encoding="utf-8")
     return tmp_path
 
 
-def write(path, settings):
+def write(path: Path, settings: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
 
 
@@ -35,7 +39,13 @@ CODE = [
 
 @pytest.mark.parametrize("command", ["extract", "run", "plan"])
 @pytest.mark.parametrize(("key", "settings"), CODE)
-def test_code_of_a_bench_yaml_that_was_not_named_is_not_run(bench, folder, command, key, settings):
+def test_code_of_a_bench_yaml_that_was_not_named_is_not_run(
+    bench: Bench,
+    folder: Path,
+    command: str,
+    key: str,
+    settings: dict[str, dict[str, bool | dict[str, bool | str] | str]],
+) -> None:
     write(folder / "bench.yaml", {"base": "digits", **settings})
     refused = bench(command)
     assert refused.returncode == 2
@@ -46,7 +56,7 @@ def test_code_of_a_bench_yaml_that_was_not_named_is_not_run(bench, folder, comma
     assert not (folder / "features").exists()
 
 
-def test_a_base_is_as_unnamed_as_the_file_that_extends_it(bench, folder):
+def test_a_base_is_as_unnamed_as_the_file_that_extends_it(bench: Bench, folder: Path) -> None:
     write(folder / "more.yaml", {"base": "digits", "model": {"trunk": "evil.py:net"}, "weights": {"as_built": True}})
     write(folder / "bench.yaml", {"base": "more.yaml"})
     assert "model.trunk: evil.py:net" in bench("extract").stderr
@@ -56,13 +66,13 @@ def test_a_base_is_as_unnamed_as_the_file_that_extends_it(bench, folder):
 @pytest.mark.parametrize(
     "words", [["bench.yaml"], ["./bench.yaml"], ["--trust-code"], ["model.trunk=evil.py:net"]], ids=" ".join
 )
-def test_code_that_is_named_is_run(bench, folder, words):
+def test_code_that_is_named_is_run(bench: Bench, folder: Path, words: list[str]) -> None:
     write(folder / "bench.yaml", {"base": "digits", "model": {"trunk": "evil.py:net"}, "weights": {"as_built": True}})
     bench("extract", *words)
     assert (folder / "ran").exists()
 
 
-def test_a_dry_run_shows_what_an_unnamed_file_says_and_runs_nothing(bench, folder):
+def test_a_dry_run_shows_what_an_unnamed_file_says_and_runs_nothing(bench: Bench, folder: Path) -> None:
     write(folder / "bench.yaml", {"base": "digits", "model": {"trunk": "evil.py:net"}, "weights": {"as_built": True}})
     shown = bench("extract", "--dry-run")
     assert shown.returncode == 0
@@ -70,7 +80,9 @@ def test_a_dry_run_shows_what_an_unnamed_file_says_and_runs_nothing(bench, folde
     assert not (folder / "ran").exists()
 
 
-def test_a_catalogue_in_the_working_folder_is_said_and_runs_no_code(folder, capsys):
+def test_a_catalogue_in_the_working_folder_is_said_and_runs_no_code(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = {"source": "huggingface", "dataset": "x", "options": {"trust_remote_code": True}}
     write(folder / "datasets.yaml", {"mine": entry})
     own = {"data": {"name": "mine"}, "model": {"trunk": "evil.py:net"}, "weights": {"as_built": True}}
@@ -82,7 +94,7 @@ def test_a_catalogue_in_the_working_folder_is_said_and_runs_no_code(folder, caps
     assert read_pipeline(["own.yaml"], {}, may_run_code=True).data.dataset == "x"
 
 
-def test_plain_settings_of_an_unnamed_file_are_taken_and_said(folder, capsys):
+def test_plain_settings_of_an_unnamed_file_are_taken_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(
         folder / "bench.yaml", {"base": "digits", "model": {"trunk": "timm:vit_tiny_patch16_224"}, "layers": ["res4"]}
     )
@@ -94,7 +106,7 @@ def test_plain_settings_of_an_unnamed_file_are_taken_and_said(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_base_is_a_shipped_pipeline_or_lies_beside_the_file(folder):
+def test_a_base_is_a_shipped_pipeline_or_lies_beside_the_file(folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     write(folder / "common.yaml", {"layers": ["res4"]})
     write(folder / "elsewhere/mine.yaml", {"base": "common.yaml"})
@@ -102,5 +114,5 @@ def test_a_base_is_a_shipped_pipeline_or_lies_beside_the_file(folder):
         read_pipeline(["elsewhere/mine.yaml"], {})
 
 
-def test_ordinary_pipelines_run_no_code():
+def test_ordinary_pipelines_run_no_code() -> None:
     assert code_settings(make_pipeline({"weights": {"random_seed": 0}}, where="test")) == {}

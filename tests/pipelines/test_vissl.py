@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from featbench.extract.model.trunks import build_trunk
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.pipelines.foreign.vissl import read_vissl, translate
 from featbench.store import FeatureSet
+from tests.conftest import Bench
 
 MANY_LAYERS = """
 MODEL:
@@ -96,12 +99,12 @@ HEADS = [("mlp", {"dims": [2048, 2048], "use_relu": True}), ("mlp", {"dims": [20
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> torch.nn.Module:
     return build_trunk("resnet", {"depth": 50}, heads=HEADS, seed=8)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
+def checkpoint(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as VISSL writes it."""
     path = tmp_path_factory.mktemp("vissl") / "model_final_checkpoint_phase99.torch"
     parts = {
@@ -113,7 +116,7 @@ def checkpoint(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory):
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of one image each in train, and one image in val."""
     root = tmp_path_factory.mktemp("few")
     for seed, place in enumerate(("train/cat/0.png", "train/dog/0.png", "val/dog/1.png")):
@@ -131,7 +134,15 @@ def few(tmp_path_factory):
         (HEAD_OUTPUT, {"heads": (128,)}),
     ],
 )
-def test_the_forms_of_vissls_documentation_run_as_they_stand(bench, tmp_path, model, checkpoint, few, form, sizes):
+def test_the_forms_of_vissls_documentation_run_as_they_stand(
+    bench: Bench,
+    tmp_path: Path,
+    model: torch.nn.Module,
+    checkpoint: Path,
+    few: Path,
+    form: str,
+    sizes: dict[str, tuple[int, ...]],
+) -> None:
     (tmp_path / "knn.yaml").write_text(form + DATA.format(root=few))
     result = bench("extract", "--vissl-config", "knn.yaml", f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={checkpoint}")
     assert result.returncode == 0, result.stderr
@@ -149,7 +160,9 @@ def test_the_forms_of_vissls_documentation_run_as_they_stand(bench, tmp_path, mo
         assert np.allclose(stored, expected, atol=1e-4)
 
 
-def test_an_imported_pipeline_extracts_what_vissls_yaml_does(bench, tmp_path, checkpoint, few):
+def test_an_imported_pipeline_extracts_what_vissls_yaml_does(
+    bench: Bench, tmp_path: Path, checkpoint: Path, few: Path
+) -> None:
     config = tmp_path / "small.yaml"
     small = DATA.replace("size: 256", "size: 64").replace("size: 224", "size: 64")
     config.write_text(TRUNK_OUTPUT.replace("DEPTH: 50", "DEPTH: 18") + small.format(root=few))
@@ -167,7 +180,7 @@ def test_an_imported_pipeline_extracts_what_vissls_yaml_does(bench, tmp_path, ch
     assert json.loads(evaluated.stdout)[0]["protocol"] == "vissl"
 
 
-def settings(text, *overrides, tmp_path):
+def settings(text: str, *overrides: str, tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     translation = read_vissl([path], overrides)
@@ -175,7 +188,7 @@ def settings(text, *overrides, tmp_path):
     return translation.settings
 
 
-def test_vissls_shipped_configuration_is_translated(tmp_path):
+def test_vissls_shipped_configuration_is_translated(tmp_path: Path) -> None:
     """Its head form, within `config`, with the parameters one level deeper, and other settings of kNN."""
     inner = yaml.safe_load(HEAD_OUTPUT + DATA.format(root="/d"))
     resnext = {"DEPTH": 101, "GROUPS": 32, "WIDTH_PER_GROUP": 8}
@@ -198,7 +211,7 @@ def test_vissls_shipped_configuration_is_translated(tmp_path):
     }  # fmt: skip
 
 
-def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path):
+def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(HEAD_OUTPUT)
     (tmp_path / "model.yaml").write_text(
         "# @package _global_\nconfig: {MODEL: {TRUNK: {NAME: regnet, REGNET: {name: regnet_y_8gf}}, HEAD: {PARAMS: "
@@ -210,7 +223,7 @@ def test_a_later_file_lies_on_top_of_an_earlier_one(tmp_path):
     assert made["name"] == "base_model"
 
 
-def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path):
+def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path: Path) -> None:
     """Earlier versions of VISSL have the parameters one level deeper."""
     older = TRUNK_OUTPUT.replace("    RESNETS:\n      DEPTH: 50", "    TRUNK_PARAMS: {RESNETS: {DEPTH: 50}}")
     (tmp_path / "old.yaml").write_text(older)
@@ -222,7 +235,7 @@ def test_the_later_of_two_spellings_of_a_trunk_counts(tmp_path):
     assert last["depth"] == 101
 
 
-def test_lists_of_files_and_labels_are_taken(tmp_path):
+def test_lists_of_files_and_labels_are_taken(tmp_path: Path) -> None:
     config = yaml.safe_load(TRUNK_OUTPUT)
     kinds = {"DATA_SOURCES": ["disk_filelist"], "LABEL_SOURCES": ["disk_filelist"]}
     config["DATA"] = {
@@ -257,7 +270,9 @@ TRUNKS = [
 
 
 @pytest.mark.parametrize(("name", "section", "expected"), TRUNKS)
-def test_vissls_trunks_are_translated(name, section, expected):
+def test_vissls_trunks_are_translated(
+    name: str, section: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any] | str]
+) -> None:
     config = yaml.safe_load(TRUNK_OUTPUT)
     config["MODEL"]["TRUNK"] = {"NAME": name, **section}
     made = translate(config, where="x.yaml").settings
@@ -265,7 +280,7 @@ def test_vissls_trunks_are_translated(name, section, expected):
     make_pipeline(dict(made), where="x")
 
 
-def test_two_poolings_of_one_tap_are_two_layers():
+def test_two_poolings_of_one_tap_are_two_layers() -> None:
     """In VISSL the second overwrites the first."""
     config = yaml.safe_load(MANY_LAYERS)
     config["MODEL"]["FEATURE_EVAL_SETTINGS"]["LINEAR_EVAL_FEAT_POOL_OPS_MAP"].append(["res5", ["Identity", []]])
@@ -292,7 +307,7 @@ def test_two_poolings_of_one_tap_are_two_layers():
         ("config.TEST_ONLY=true", "TEST_ONLY"),
     ],
 )
-def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path, override, message):
+def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
     """Unknown keys too: VISSL's own loader drops a misspelt key."""
     with pytest.raises(PipelineError) as error:
         settings(MANY_LAYERS + DATA.format(root="/d"), override, tmp_path=tmp_path)
@@ -300,7 +315,7 @@ def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path, overrid
     assert "1 of VISSL's keys" in str(error.value)
 
 
-def test_all_faults_are_named_at_once_and_exit_2(bench, tmp_path):
+def test_all_faults_are_named_at_once_and_exit_2(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "v.yaml").write_text(MANY_LAYERS)
     result = bench("import-vissl", "v.yaml", "config.MODEL.INPUT_TYPE=lab", "config.FOO=1")
     assert result.returncode == 2
@@ -311,7 +326,7 @@ def test_all_faults_are_named_at_once_and_exit_2(bench, tmp_path):
     assert "nowhere.yaml: cannot be read" in missing.stderr
 
 
-def test_a_random_head_is_not_evaluated():
+def test_a_random_head_is_not_evaluated() -> None:
     """Without EVAL_TRUNK_AND_HEAD VISSL leaves the head as it was initialised."""
     config = yaml.safe_load(HEAD_OUTPUT)
     del config["MODEL"]["FEATURE_EVAL_SETTINGS"]["EVAL_TRUNK_AND_HEAD"]

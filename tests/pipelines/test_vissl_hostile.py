@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from featbench.pipelines.config.pipeline import PipelineError, as_yaml, make_pipeline
 from featbench.pipelines.foreign.vissl import read_vissl, translate
+from tests.conftest import Bench
 
 CONFIG = yaml.safe_load("""
 DATA:
@@ -59,14 +63,14 @@ WRONG = [
 ]
 
 
-def places(value, path=()):
+def places(value: Any, path: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield from places(value[key], (*path, key))
 
 
-def changed(path, value):
+def changed(path: tuple[str, ...], value: Any) -> dict[str, dict[str, Any]]:
     config = copy.deepcopy(json.loads(json.dumps(CONFIG)))
     section = config
     for key in path[:-1]:
@@ -75,7 +79,7 @@ def changed(path, value):
     return config
 
 
-def answer(make):
+def answer(make: Callable[..., Any]) -> str:
     try:
         return as_yaml(make())
     except PipelineError as error:
@@ -84,12 +88,12 @@ def answer(make):
     return refusal
 
 
-def test_the_configuration_itself_is_taken():
+def test_the_configuration_itself_is_taken() -> None:
     assert "layers" in answer(lambda: make_pipeline(dict(translate(CONFIG, where="x").settings), where="x"))
 
 
 @pytest.mark.parametrize("trunk", ["resnet", "vision_transformer", "regnet", "regnet_y_16gf"])
-def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk):
+def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk: str) -> None:
     for path in list(places(CONFIG))[1:]:
         if trunk != "resnet" and path[:2] != ("MODEL", "TRUNK"):
             continue
@@ -103,7 +107,7 @@ def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk):
 @pytest.mark.parametrize(
     "word", ["config.DATA=3", "config.MODEL.TRUNK=3", "config.=1", "config.MODEL..X=1", "config.A.B.C={}"]
 )
-def test_overrides_replace_whatever_is_there(tmp_path, word):
+def test_overrides_replace_whatever_is_there(tmp_path: Path, word: str) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(CONFIG))
     answer(
         lambda: make_pipeline(
@@ -113,14 +117,14 @@ def test_overrides_replace_whatever_is_there(tmp_path, word):
 
 
 @pytest.mark.parametrize("text", ["config: 3", "config: [1]", "3", "[]", "config: {MODEL: 3}", "{1: {2: 3}}"])
-def test_what_is_no_configuration_is_said_to_be_none(tmp_path, text):
+def test_what_is_no_configuration_is_said_to_be_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(PipelineError):
         read_vissl([tmp_path / "x.yaml"])
 
 
 @pytest.mark.parametrize("given", [" ", "", ",", "5", "null", "[a]", "a,,b"])
-def test_names_of_files_are_not_read_as_yaml(bench, given):
+def test_names_of_files_are_not_read_as_yaml(bench: Bench, given: str) -> None:
     result = bench("extract", "--vissl-config", given)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from featbench.pipelines.foreign.arrays import ImportingError
 from featbench.pipelines.foreign.vissl_shards import read_vissl
+from featbench.store.typing import Array, Doubles, Floats, Ints
+from tests.conftest import Bench
 
 N = {"train": 60, "test": 20}
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
 @pytest.fixture
-def features():
+def features() -> dict[str, Floats]:
     random = np.random.default_rng(0)
     return {split: random.normal(size=(n, 8)).astype(np.float32) for split, n in N.items()}
 
 
-def save(folder, features, *, targets=None, ranks=1, layer="res5", rows=None, only=None):
+def save(
+    folder: Path,
+    features: dict[str, Floats],
+    *,
+    targets: dict[str, Ints] | None = None,
+    ranks: int = 1,
+    layer: str = "res5",
+    rows: Ints | None = None,
+    only: list[int] | None = None,
+) -> None:
     """One run's shards: rank r has rows r, r + ranks, ..., filled up as DistributedSampler does."""
     for split, values in features.items():
         order = np.arange(len(values)) if rows is None else rows
@@ -38,14 +51,14 @@ def save(folder, features, *, targets=None, ranks=1, layer="res5", rows=None, on
 
 
 @pytest.mark.parametrize("ranks", [1, 7])
-def test_exact_copies_that_fill_up_ranks_are_dropped(folder, features, ranks):
+def test_exact_copies_that_fill_up_ranks_are_dropped(folder: Path, features: dict[str, Floats], ranks: int) -> None:
     save(folder, features, ranks=ranks)
     found = read_vissl(folder, {})
     assert np.array_equal(found["train"].layers["res5"], features["train"])
     assert np.array_equal(found["val"].labels, np.arange(20) % 3)
 
 
-def test_shards_left_by_another_run_are_refused_by_file(folder, features):
+def test_shards_left_by_another_run_are_refused_by_file(folder: Path, features: dict[str, Floats]) -> None:
     save(folder, {split: values + 1 for split, values in features.items()}, ranks=4)
     save(folder, features, ranks=2)
     with pytest.raises(
@@ -55,7 +68,7 @@ def test_shards_left_by_another_run_are_refused_by_file(folder, features):
     assert "different runs" in str(e.value)
 
 
-def test_a_copy_that_differs_in_one_bit_is_no_copy(folder, features):
+def test_a_copy_that_differs_in_one_bit_is_no_copy(folder: Path, features: dict[str, Floats]) -> None:
     save(folder, features, ranks=7)
     path = folder / "rank6_chunk0_train_res5_features.npy"
     values = np.load(path)
@@ -66,7 +79,9 @@ def test_a_copy_that_differs_in_one_bit_is_no_copy(folder, features):
 
 
 @pytest.mark.parametrize(("moved", "tolerance", "is_copy"), [(2e-6, 1e-5, True), (2e-5, 1e-5, False), (2e-6, 0, False)])
-def test_copies_may_differ_by_rounding_where_that_is_allowed(folder, features, moved, tolerance, is_copy):
+def test_copies_may_differ_by_rounding_where_that_is_allowed(
+    folder: Path, features: dict[str, Floats], moved: float, tolerance: float, is_copy: bool
+) -> None:
     save(folder, features, ranks=7)
     path = folder / "rank6_chunk0_train_res5_features.npy"
     values = np.load(path)
@@ -80,7 +95,7 @@ def test_copies_may_differ_by_rounding_where_that_is_allowed(folder, features, m
             read_vissl(folder, {}, copy_tolerance=tolerance)
 
 
-def test_copies_with_other_targets_are_refused(folder, features):
+def test_copies_with_other_targets_are_refused(folder: Path, features: dict[str, Floats]) -> None:
     save(folder, features, ranks=4)
     other = {split: (np.arange(n) + 1) % 3 for split, n in N.items()}
     save(folder, features, ranks=3, targets=other, only=[0, 1])
@@ -88,35 +103,37 @@ def test_copies_with_other_targets_are_refused(folder, features):
         read_vissl(folder, {})
 
 
-def test_shards_of_other_width_are_refused_by_file(folder, features):
+def test_shards_of_other_width_are_refused_by_file(folder: Path, features: dict[str, Floats]) -> None:
     save(folder, features, ranks=2)
     save(folder, {split: values[:, :4] for split, values in features.items()}, ranks=2, only=[1])
     with pytest.raises(ImportingError, match=r"rank0_chunk0_train.* and rank1_chunk0_train.*from different runs"):
         read_vissl(folder, {})
 
 
-def test_ranks_with_different_numbers_of_rows_are_warned_of(folder, features, caplog):
+def test_ranks_with_different_numbers_of_rows_are_warned_of(
+    folder: Path, features: dict[str, Floats], caplog: pytest.LogCaptureFixture
+) -> None:
     save(folder, features)
     save(folder, {"train": features["train"]}, ranks=4, only=[3])
     read_vissl(folder, {})
     assert "VISSL gives each rank the same number of rows, the shards hold rank 0: 60, rank 3: 15" in caplog.text
 
 
-def multilabel(n):
+def multilabel(n: int) -> Ints:
     random = np.random.default_rng(1)
     targets = (random.random((n, 20)) < 0.15).astype(np.int64)
     targets[:, 0] = np.arange(n) % 2
     return targets
 
 
-def test_several_labels_for_each_row_are_refused(folder, features):
+def test_several_labels_for_each_row_are_refused(folder: Path, features: dict[str, Floats]) -> None:
     save(folder, features, targets={split: multilabel(n) for split, n in N.items()})
     with pytest.raises(ImportingError, match=r"Several labels per row are not supported.*labels\[:, column\]"):
         read_vissl(folder, {})
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_targets_that_are_row_numbers_are_no_classes(folder, features, ranks):
+def test_targets_that_are_row_numbers_are_no_classes(folder: Path, features: dict[str, Floats], ranks: int) -> None:
     save(folder, features, targets={split: np.arange(n)[:, None] for split, n in N.items()}, ranks=ranks)
     with pytest.raises(ImportingError, match="the targets are the numbers of the rows.*LABEL_SOURCES"):
         read_vissl(folder, {})
@@ -127,7 +144,7 @@ def test_targets_that_are_row_numbers_are_no_classes(folder, features, ranks):
     assert np.array_equal(found["val"].labels, given["val"])
 
 
-def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder, features):
+def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder: Path, features: dict[str, Floats]) -> None:
     rows = np.arange(0, 20, 2)
     save(folder, features, rows=rows)
     labels = np.arange(60) % 7
@@ -138,7 +155,9 @@ def test_given_labels_belong_to_row_numbers_and_must_reach_the_last(folder, feat
 
 
 @pytest.mark.parametrize("layer", ["labels", "paths", "valid", "..", "a b"])
-def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(bench, folder, features, layer):
+def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(
+    bench: Bench, folder: Path, features: dict[str, Floats], layer: str
+) -> None:
     save(folder, features, layer=layer)
     result = bench("import", "--vissl", ".", "--name", "N")
     assert result.returncode == 2
@@ -158,7 +177,9 @@ def test_layers_that_cannot_be_called_so_get_another_name_or_are_refused(bench, 
         ("targets", np.array([None]), "holds Python objects"),
     ],
 )
-def test_shards_that_do_not_fit_together_are_named(folder, features, kind, values, says):
+def test_shards_that_do_not_fit_together_are_named(
+    folder: Path, features: dict[str, Floats], kind: str, values: Doubles | Ints | Array, says: str
+) -> None:
     save(folder, features)
     np.save(folder / f"rank0_chunk0_train_res5_{kind}.npy", values)
     with pytest.raises(ImportingError, match=says):

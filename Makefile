@@ -90,7 +90,7 @@ lint: install-dev links  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests/store tests/evaluate tests/extract tests/featbench tests/reliability tests/pipelines tests/*.py
+	$(BIN)/mypy tests
 
 links:  # mypy does not follow editable installs: links to the folders, at the paths they have once installed
 	@rm -rf .links

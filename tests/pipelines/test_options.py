@@ -47,7 +47,7 @@ def test_options_are_of_the_type_of_the_setting(command: Callable[..., None]) ->
 
 
 def test_help_says_what_the_settings_are_with_their_choices_and_their_defaults(
-    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = " ".join(bench("run", "--help").stdout.split())
@@ -57,7 +57,7 @@ def test_help_says_what_the_settings_are_with_their_choices_and_their_defaults(
     assert not re.search(r"--[a-z-]+( [A-Z=|,.]+)? --", shown)  # an option without a text
 
 
-def test_options_of_k_means_override_the_settings(bench: Callable[..., Any]) -> None:
+def test_options_of_k_means_override_the_settings(bench: Bench) -> None:
     given = "--clusters classes,1000,4096 --seeds 5 --init random --spherical --no-ami"
     kmeans = yaml.safe_load(bench("run", "digits", "--dry-run", *given.split()).stdout)["evaluate"]["kmeans"]
     expected = {"clusters": ["classes", 1000, 4096], "seeds": 5, "init": "random", "spherical": True, "ami": False}
@@ -107,7 +107,7 @@ def test_the_shell_completes_commands_and_options(
     assert set(_completing(bench, monkeypatch, "complete_bash", words).stdout.split()) == expected
 
 
-def _completing(bench: Callable[..., Any], monkeypatch: Any, what: str, words: str) -> subprocess.CompletedProcess[str]:
+def _completing(bench: Bench, monkeypatch: Any, what: str, words: str) -> subprocess.CompletedProcess[str]:
     monkeypatch.setenv("_BENCH_COMPLETE", what)
     monkeypatch.setenv("COMP_WORDS", words)
     return bench()

@@ -6,9 +6,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +34,7 @@ def bitmaps(tmp_path: Path) -> Path:
     return root
 
 
-def extracted(bench: Callable[..., Any], root: Path, *words: str, layers: str = "features.3", expected: int = 0) -> str:
+def extracted(bench: Bench, root: Path, *words: str, layers: str = "features.3", expected: int = 0) -> str:
     result = bench("extract", "folder", "--data", root, "--name", "mine", "--layers", layers, *SMALL, *words)
     assert result.returncode == expected, result.stderr
     assert "Traceback" not in result.stderr

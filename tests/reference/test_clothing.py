@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.store import FeatureSet
+from featbench.store.typing import Ints
+from tests.conftest import Bench, Records
 
 LAYERS = (5, 10, 12)
 K = (1, 5, 10, 20, 100, 200)
@@ -17,12 +22,12 @@ TEMPERATURES = (0.07, 0.1)
 
 
 @pytest.fixture(scope="module")
-def reference(shared):
+def reference(shared: Path) -> dict[str, Any]:
     folder = shared / "reference" / "clothing_squeezenet"
     return {split: np.load(folder / f"features_{part}.npz") for split, part in (("train", "train"), ("val", "test"))}
 
 
-def extract(bench, shared, data):
+def extract(bench: Bench, shared: Path, data: Path) -> subprocess.CompletedProcess[str]:
     """As a user would; the reference rounds sizes and margins otherwise than torchvision."""
     return bench(
         "extract", "folder", "--data", data, "--val-split", "test", "--name", "clothing",
@@ -32,7 +37,7 @@ def extract(bench, shared, data):
     )  # fmt: skip
 
 
-def compare(features, split, expected, rows):
+def compare(features: FeatureSet, split: str, expected: Any, rows: Ints) -> None:
     """Names, labels and each image's features."""
     assert [path.split("/", 1)[1] for path in features.paths(split)] == [
         name.split("/", 1)[1] for name in expected["names"][rows]
@@ -45,7 +50,9 @@ def compare(features, split, expected, rows):
         assert cosines.min() >= 0.9999, f"features.{layer}: {cosines.min()}"
 
 
-def test_a_sample_of_photographs_gives_the_references_features(bench, shared, reference, tmp_path):
+def test_a_sample_of_photographs_gives_the_references_features(
+    bench: Bench, shared: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
     """Five photographs of each class and split: a quick version of the next test."""
     rows = {}
     for split in ("train", "val"):
@@ -63,7 +70,9 @@ def test_a_sample_of_photographs_gives_the_references_features(bench, shared, re
 
 
 @pytest.mark.slow
-def test_all_photographs_give_the_references_features_and_accuracies(bench, shared, reference, records, tmp_path):
+def test_all_photographs_give_the_references_features_and_accuracies(
+    bench: Bench, shared: Path, reference: dict[str, Any], records: Records, tmp_path: Path
+) -> None:
     result = extract(bench, shared, shared / "data/clothing")
     assert result.returncode == 0, result.stderr
     features = FeatureSet.open(tmp_path / "features/clothing")
@@ -79,7 +88,9 @@ def test_all_photographs_give_the_references_features_and_accuracies(bench, shar
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_references_own_features_give_its_accuracies_exactly(bench, shared, tmp_path, layer):
+def test_the_references_own_features_give_its_accuracies_exactly(
+    bench: Bench, shared: Path, tmp_path: Path, layer: int
+) -> None:
     folder = shared / "reference/clothing_squeezenet"
     result = bench(
         "import", "--train", folder / "features_train.npz", "--val", folder / "features_test.npz",

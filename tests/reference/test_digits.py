@@ -6,6 +6,8 @@ The reference material holds what the peers' own code answered, and an independe
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.store import FeatureSet
+from tests.conftest import Bench
 
 K = (1, 5, 10, 20, 100, 200)
 TEMPERATURES = (0.07, 0.1)
@@ -39,15 +42,15 @@ PEERS = {
 
 
 @pytest.fixture(scope="module")
-def digits(shared):
+def digits(shared: Path) -> Path:
     return shared / "reference" / "digits"
 
 
 @pytest.fixture
-def imported(bench, digits, tmp_path):
+def imported(bench: Bench, digits: Path, tmp_path: Path) -> Callable[..., FeatureSet]:
     """The reference's features, imported by the command line: `raw` or `l2`."""
 
-    def run(kind):
+    def run(kind: str) -> FeatureSet:
         content = np.load(digits / "features.npz")
         for split, part in (("train", "train"), ("val", "test")):
             labels = content[f"{part}_labels"]
@@ -60,7 +63,9 @@ def imported(bench, digits, tmp_path):
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, temperature):
+def test_predictions_are_those_of_a_brute_force_in_float64(
+    imported: Callable[..., FeatureSet], digits: Path, temperature: float
+) -> None:
     """For every query and k: all voted classes, in order, up to five."""
     reference = np.load(digits / "reference_float64.npz")
     features = imported("l2")
@@ -81,7 +86,9 @@ def test_predictions_are_those_of_a_brute_force_in_float64(imported, digits, tem
 
 
 @pytest.mark.parametrize(("peer", "protocol"), PEERS.items())
-def test_top1_and_filled_top5_are_the_peers_to_the_last_digit(imported, digits, peer, protocol):
+def test_top1_and_filled_top5_are_the_peers_to_the_last_digit(
+    imported: Callable[..., FeatureSet], digits: Path, peer: str, protocol: str
+) -> None:
     results = json.loads((digits / "knn_peers.json").read_text())["digits_l2"][peer]["results"]
     records = evaluate_knn(imported("l2"), ["l2"], protocol=protocol, k=K, temperature=TEMPERATURES)
     assert len(records) == 12
@@ -93,14 +100,14 @@ def test_top1_and_filled_top5_are_the_peers_to_the_last_digit(imported, digits, 
             assert 100 * record["top1"] == pytest.approx(theirs["top5"], abs=1e-5)
 
 
-def test_solos_euclidean_protocol_gives_its_accuracies(imported, digits):
+def test_solos_euclidean_protocol_gives_its_accuracies(imported: Callable[..., FeatureSet], digits: Path) -> None:
     results = json.loads((digits / "knn_peers.json").read_text())["digits_l2"]["solo_euclidean"]["results"]
     records = evaluate_knn(imported("l2"), ["l2"], protocol="solo_euclidean", k=K)
     for record in records:
         assert 100 * record["top1"] == pytest.approx(results[f"k{record['k']}_TNone"]["top1"], abs=1e-5)
 
 
-def test_strict_top5_counts_only_classes_with_a_vote(imported, digits):
+def test_strict_top5_counts_only_classes_with_a_vote(imported: Callable[..., FeatureSet], digits: Path) -> None:
     reference = json.loads((digits / "reference_float64.json").read_text())
     for record in evaluate_knn(imported("l2"), ["l2"], k=K, temperature=TEMPERATURES):
         expected = reference[f"l2_cosine_k{record['k']}_T{record['temperature']}"]
@@ -108,7 +115,9 @@ def test_strict_top5_counts_only_classes_with_a_vote(imported, digits):
         assert 100 * record["top5_filled"] == pytest.approx(expected["top5_stable_fill"], abs=1e-5)
 
 
-def test_unnormalised_features_do_not_break_the_vote_as_they_break_the_peers(imported, digits):
+def test_unnormalised_features_do_not_break_the_vote_as_they_break_the_peers(
+    imported: Callable[..., FeatureSet], digits: Path
+) -> None:
     """VISSL's default: inner products of some thousands overflow exp(s / T), and it answers 0 to 10 %."""
     results = json.loads((digits / "knn_peers.json").read_text())["digits_raw"]
     records = evaluate_knn(imported("raw"), ["raw"], protocol="vissl", k=K, temperature=TEMPERATURES)
@@ -120,7 +129,9 @@ def test_unnormalised_features_do_not_break_the_vote_as_they_break_the_peers(imp
 
 
 @pytest.mark.parametrize(("kind", "normalize"), [("raw", False), ("l2", True)])
-def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(imported, digits, kind, normalize):
+def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(
+    imported: Callable[..., FeatureSet], digits: Path, kind: str, normalize: bool
+) -> None:
     reference = json.loads((digits / "kmeans.json").read_text())["results"]
     arrays = np.load(digits / "kmeans.npz")
     best = min(
@@ -153,7 +164,7 @@ def test_kmeans_reaches_the_references_objective_and_scikit_learns_metrics(impor
     assert train["nmi"] == pytest.approx(normalized_mutual_info_score(labels, clusters))
 
 
-def test_cluster_metrics_are_the_references_on_its_own_clusterings(digits):
+def test_cluster_metrics_are_the_references_on_its_own_clusterings(digits: Path) -> None:
     """All of them: of 1,797 or 1,200 images, by scikit-learn and faiss, Euclidean and spherical."""
     reference = json.loads((digits / "kmeans.json").read_text())["results"]
     arrays, content = np.load(digits / "kmeans.npz"), np.load(digits / "features.npz")

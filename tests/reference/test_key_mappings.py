@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from featbench.store import FeatureSet
+from tests.conftest import Bench
 
 LAYERS = ("features.5", "features.12")
 
 
-def write_lists(root, images, folder):
+def write_lists(root: Path, images: dict[str, list[tuple[Path, int]]], folder: Path) -> list[str]:
     """VISSL's disk_filelist: paths and labels in two .npy."""
     for split, rows in images.items():
         np.save(folder / f"{split}.npy", np.array([str(path.relative_to(root)) for path, _ in rows]))
@@ -27,7 +29,7 @@ def write_lists(root, images, folder):
     ]
 
 
-def write_tar(root, images, folder):
+def write_tar(root: Path, images: dict[str, list[tuple[Path, int]]], folder: Path) -> list[str]:
     """The folder tree, in an order of its own."""
     with tarfile.open(folder / "photographs.tar", "w") as archive:
         for rows in images.values():
@@ -36,7 +38,7 @@ def write_tar(root, images, folder):
     return [f"data.root={folder / 'photographs.tar'}", "data.val_split=test"]
 
 
-def write_shards(root, images, folder):
+def write_shards(root: Path, images: dict[str, list[tuple[Path, int]]], folder: Path) -> list[str]:
     """WebDataset shards of 100 samples."""
     for split, rows in images.items():
         for number, first in enumerate(range(0, len(rows), 100)):
@@ -57,7 +59,7 @@ LAYOUTS = {
 }
 
 
-def compare_layouts(bench, shared, root, tmp_path, *options):
+def compare_layouts(bench: Bench, shared: Path, root: Path, tmp_path: Path, *options: str) -> None:
     images = {}
     for split, name in (("train", "train"), ("val", "test")):
         paths = sorted((root / name).rglob("*.jpg"), key=lambda path: (path.parent.name, path.name))
@@ -84,7 +86,9 @@ def compare_layouts(bench, shared, root, tmp_path, *options):
     assert made["tar"].manifest.fingerprint == made["folder"].manifest.fingerprint
 
 
-def test_a_sample_of_photographs_has_the_same_features_in_every_layout(bench, shared, tmp_path):
+def test_a_sample_of_photographs_has_the_same_features_in_every_layout(
+    bench: Bench, shared: Path, tmp_path: Path
+) -> None:
     for split in ("train", "test"):
         for folder in (shared / "data/clothing" / split).iterdir():
             for path in sorted(folder.iterdir())[:1]:
@@ -95,5 +99,5 @@ def test_a_sample_of_photographs_has_the_same_features_in_every_layout(bench, sh
 
 
 @pytest.mark.slow
-def test_all_photographs_have_the_same_features_in_every_layout(bench, shared, tmp_path):
+def test_all_photographs_have_the_same_features_in_every_layout(bench: Bench, shared: Path, tmp_path: Path) -> None:
     compare_layouts(bench, shared, shared / "data/clothing", tmp_path)

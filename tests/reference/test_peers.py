@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.knn.predictions import predict
+from featbench.evaluate.knn.predictions import Predictions, predict
 from featbench.evaluate.knn.protocols import PROTOCOLS
 from featbench.evaluate.neighbours.distributed import shards_of
 from featbench.evaluate.neighbours.search import merged, search
+from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.store import FeatureSet
+from featbench.store.typing import Bools, Doubles, Floats
 from tests.conftest import make_features
 from tests.evaluate.test_search import ENGINES, SIMILARITIES, assert_equal, cut, with_threads
 
@@ -36,7 +42,7 @@ RAW = {
 
 
 @pytest.fixture(scope="module")
-def digits(shared, tmp_path_factory):
+def digits(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     content = np.load(shared / "reference/digits/features.npz")
     features = {
         split: {kind: content[f"{kind}_{part}"].astype(np.float32) for kind in ("raw", "l2")}
@@ -46,25 +52,27 @@ def digits(shared, tmp_path_factory):
     return make_features(tmp_path_factory.mktemp("digits") / "digits", features, labels, rows_per_chunk=128)
 
 
-def settings(protocol):
+def settings(protocol: str) -> list[tuple[int, float | None]]:
     temperatures = TEMPERATURES if PROTOCOLS[protocol].temperature else (None,)
     return [(k, temperature) for k in K for temperature in temperatures]
 
 
-def ours(digits, kind, protocol, k, temperature):
+def ours(digits: FeatureSet, kind: str, protocol: str, k: int, temperature: float | None) -> Predictions:
     return predict(
         digits, stored_layer(digits, kind), name=protocol, protocol=PROTOCOLS[protocol], k=k, temperature=temperature
     )
 
 
-def ties_at(digits, kind, protocol, k):
+def ties_at(digits: FeatureSet, kind: str, protocol: str, k: int) -> Bools:
     """Queries whose last neighbour is as near as the next row, so that peers may take either."""
     similarities_QK = ours(digits, kind, protocol, k + 1, None).neighbours.similarities_QK
     return similarities_QK[:, -1] == similarities_QK[:, -2]
 
 
 @pytest.mark.parametrize(("peer", "protocol"), L2.items())
-def test_the_peers_classes_with_a_vote_are_ours_in_order(shared, digits, peer, protocol):
+def test_the_peers_classes_with_a_vote_are_ours_in_order(
+    shared: Path, digits: FeatureSet, peer: str, protocol: str
+) -> None:
     """For every query, k and temperature. Behind them peers list classes without a vote, in an order of their own."""
     predictions = np.load(shared / "reference/digits/peer_predictions_top5.npz")
     for k, temperature in settings(protocol):
@@ -74,7 +82,9 @@ def test_the_peers_classes_with_a_vote_are_ours_in_order(shared, digits, peer, p
 
 
 @pytest.mark.parametrize(("peer", "protocol"), RAW.items())
-def test_on_raw_features_peers_differ_only_by_ties_and_votes_that_vanish(shared, digits, peer, protocol):
+def test_on_raw_features_peers_differ_only_by_ties_and_votes_that_vanish(
+    shared: Path, digits: FeatureSet, peer: str, protocol: str
+) -> None:
     """Raw digits are whole numbers, so neighbours tie; and exp(-100) is 0 in DINOv2's float32, but no vote here is."""
     predictions = np.load(shared / "reference/digits/peer_predictions_top5.npz")
     for k, temperature in settings(protocol):
@@ -88,7 +98,7 @@ def test_on_raw_features_peers_differ_only_by_ties_and_votes_that_vanish(shared,
 
 
 @pytest.mark.parametrize("peer", ["vissl_nol2", "dino", "lightly", "lemniscate"])
-def test_peers_differ_on_raw_features_only_where_they_overflow(shared, digits, peer):
+def test_peers_differ_on_raw_features_only_where_they_overflow(shared: Path, digits: FeatureSet, peer: str) -> None:
     """exp(s / T) is infinite in float32 beyond 88.7, and infinity times 0 is not a number."""
     predictions = np.load(shared / "reference/digits/peer_predictions_top5.npz")
     for k, temperature in settings("vissl"):
@@ -101,7 +111,7 @@ def test_peers_differ_on_raw_features_only_where_they_overflow(shared, digits, p
 
 
 @pytest.mark.parametrize("kind", ["l2", "raw"])
-def test_probabilities_are_dinov2s_at_its_largest_k(shared, digits, kind):
+def test_probabilities_are_dinov2s_at_its_largest_k(shared: Path, digits: FeatureSet, kind: str) -> None:
     """DINOv2 divides by the sum over its largest k only, so for smaller k its own do not add up to 1: ours do."""
     theirs = np.load(shared / "reference/digits/dinov2_probabilities.npz")
     protocol = "dinov2" if kind == "l2" else "vissl"
@@ -118,7 +128,7 @@ def test_probabilities_are_dinov2s_at_its_largest_k(shared, digits, kind):
                 assert np.allclose(expected.sum(axis=1), 1, atol=1e-4)
 
 
-def fixed_order(database, queries, similarity):
+def fixed_order(database: Floats, queries: Floats, similarity: Similarity) -> Doubles:
     """All similarities in float64, one query at a time, as their definition says."""
     database, queries = database.astype(np.float64), queries.astype(np.float64)
     lengths = [np.maximum(np.sqrt((each * each).sum(axis=1)), 1e-12) for each in (database, queries)]
@@ -133,7 +143,7 @@ def fixed_order(database, queries, similarity):
 
 
 @pytest.fixture(scope="module")
-def clothing(shared, tmp_path_factory):
+def clothing(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     features, labels = {}, {}
     for split, part in (("train", "train"), ("val", "test")):
         content = np.load(shared / f"reference/clothing_squeezenet/features_{part}.npz")
@@ -144,7 +154,9 @@ def clothing(shared, tmp_path_factory):
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("source", ["raw", "l2", "features_5", "features_12"])
-def test_lists_of_real_features_are_those_of_float64_to_the_bit(two_gpus, digits, clothing, source, similarity):
+def test_lists_of_real_features_are_those_of_float64_to_the_bit(
+    two_gpus: list[Any], digits: FeatureSet, clothing: FeatureSet, source: str, similarity: Similarity
+) -> None:
     """With any engine, block size, queries at once, threads and ranks."""
     made = clothing if source.startswith("features") else digits
     readers = {split: made.layer(split, source) for split in ("train", "val")}

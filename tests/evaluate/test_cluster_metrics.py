@@ -43,7 +43,7 @@ from tests.conftest import ROOT, needs_proc
 from tests.evaluate.test_search import held
 
 
-def measured(clusters: Ints, labels: Ints, **settings: Any) -> ClusterMetrics:
+def measured(clusters: Ints | list[int], labels: Ints | list[int], **settings: Any) -> ClusterMetrics:
     return cluster_metrics(Contingency.of(np.asarray(clusters), np.asarray(labels)), **settings)
 
 

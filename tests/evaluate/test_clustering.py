@@ -96,7 +96,7 @@ def test_a_lack_of_labels_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
         assert record["num_labelled"] == (0 if record["split"] in lacking else NUM_ROWS[record["split"]])
 
 
-def labelled(split: str, labels: Ints) -> Labelled:
+def labelled(split: str, labels: Ints | list[int]) -> Labelled:
     return Labelled(split=split, rows=np.arange(len(labels)), labels=np.asarray(labels))
 
 

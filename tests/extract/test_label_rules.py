@@ -94,7 +94,7 @@ def coco(
     path: Path,
     annotations: list[tuple[int, int | None]],
     *,
-    categories: tuple[tuple[int, str], tuple[int, str]] = ((1, "person"), (2, "dog")),
+    categories: tuple[tuple[int, str], ...] = ((1, "person"), (2, "dog")),
 ) -> Path:
     content = {
         "images": [{"id": number, "file_name": f"{number}.png"} for number in range(3)],

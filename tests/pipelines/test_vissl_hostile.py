@@ -70,7 +70,7 @@ def places(value: Any, path: tuple[int | str, ...] = ()) -> Iterator[tuple[int |
             yield from places(value[key], (*path, key))
 
 
-def changed(path: tuple[str, ...], value: Any) -> dict[str, dict[str, Any]]:
+def changed(path: tuple[int | str, ...], value: Any) -> dict[str, dict[str, Any]]:
     config = copy.deepcopy(json.loads(json.dumps(CONFIG)))
     section = config
     for key in path[:-1]:

@@ -37,7 +37,7 @@ def extract(bench: Bench, shared: Path, data: Path) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
-def compare(features: FeatureSet, split: str, expected: Any, rows: Ints) -> None:
+def compare(features: FeatureSet, split: str, expected: Any, rows: Ints | slice) -> None:
     """Names, labels and each image's features."""
     assert [path.split("/", 1)[1] for path in features.paths(split)] == [
         name.split("/", 1)[1] for name in expected["names"][rows]

@@ -220,7 +220,7 @@ def test_rows_that_fit_are_read_once(plan: ClusterPlan, reads: int) -> None:
     data = Selection(layer=layer, rows=np.arange(4))
     settings = KmeansSettings(num_clusters=2, normalize=False, tolerance=0, iterations=2)
     original = featbench.evaluate.clustering.kmeans.starting_centroids
-    featbench.evaluate.clustering.kmeans.starting_centroids = lambda *args, **more: start  # type: ignore[assignment]
+    featbench.evaluate.clustering.kmeans.starting_centroids = lambda *args, **more: start
     try:
         assert kmeans(data, settings, plan=plan).iterations == 2
     finally:

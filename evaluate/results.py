@@ -383,6 +383,9 @@ class ClusterResult:
     clusters_of: str | None = None
     """Feature set of the centroids, if it is another one; there are no iterations then."""
 
+    clustering: str | None = None
+    """Key of the clustering that is kept there."""
+
     assignments: Ints = field(repr=False, compare=False)
     """Cluster of each clustered row, shape (n,)."""
 
@@ -406,6 +409,7 @@ class ClusterResult:
             "runs": len(self.runs), "mean_squared_distance": self.mean_squared_distance,
             "iterations": self.iterations, "num_reseeded": self.num_reseeded, "certified": self.certified,
             "engine": self.engine, "seconds": self.seconds, "clusters_of": self.clusters_of,
+            "clustering": self.clustering,
         }  # fmt: skip
 
 

@@ -182,6 +182,7 @@ def results_of(
         What it took to find.
     """
     metrics = _against_classes(arrays, train, val, count=count, ami=ami)
+    origin = facts.get("clusters_of", {})
     sampled = facts.get("silhouettes") or sampled_silhouettes(samples, arrays)
     results = []
     for labelled in (train, val):
@@ -205,7 +206,8 @@ def results_of(
                 certified=facts.get("certified", False),
                 engine=facts.get("engine"),
                 seconds=seconds,
-                clusters_of=facts["clusters_of"]["features"] if "clusters_of" in facts else None,
+                clusters_of=origin.get("features"),
+                clustering=origin.get("key"),
                 assignments=clusters_N,
             )
         )

@@ -218,7 +218,10 @@ def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, 
 
 def cluster_table(results: Sequence[ClusterResult]) -> Table:
     """Make the table of cluster metrics; columns in which no result has a value are left out."""
-    shown = [column for column in _CLUSTER_COLUMNS if any(column[1](result) for result in results)]
+    columns = list(_CLUSTER_COLUMNS)
+    if len({(result.layer, result.clusters, result.split) for result in results}) < len(results):
+        columns.insert(1, (Column(name="clustering", is_right=False), lambda result: result.clustering or ""))
+    shown = [column for column in columns if any(column[1](result) for result in results)]
     return Table(
         title=f"{results[0].layer.features}: {_whose_clusters(results[0])}",
         columns=tuple(column for column, _ in shown),
@@ -443,6 +446,7 @@ def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], 
             each.layer, f"{each.num_clusters:,}", settings_in_words(each), f"{each.objective:.6g}",
             f"{each.iterations:,}", _yes(each.certified), _yes(each.is_current),
             "" if each.seconds is None else f"{each.seconds:,.1f}",
+            each.key,
         )
         for each in kept
     ]  # fmt: skip
@@ -455,6 +459,7 @@ def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], 
         Column(name="exact", is_right=False, drop=1),
         Column(name="current", is_right=False),
         Column(name="seconds", drop=4),
+        Column(name="key", is_right=False, drop=5),
     )
     notes = [f"{key} cannot be used: {fault}." for key, fault in faults.items()]
     if kept:

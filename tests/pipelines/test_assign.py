@@ -141,6 +141,21 @@ def test_results_are_printed_as_a_table_and_as_csv(both: tuple[FeatureSet, Featu
     assert [record["split"] for record in records] == ["train", "val"]
 
 
+def test_clusterings_of_the_same_number_of_clusters_are_told_apart_by_their_keys(
+    both: tuple[FeatureSet, FeatureSet], bench: Bench
+) -> None:
+    for seed in (0, 1):
+        keep(both[1], "x", 4, seed=seed)
+    keys = [each["key"] for each in json.loads(bench("info", "theirs", "--json").stdout)["clusterings"]]
+    assert len(set(keys)) == 2
+    assert [record["clustering"] for record in assigned(bench)] == [key for key in keys for _ in range(2)]
+    lines = bench("assign", "mine", "--clusters-of", "theirs").stdout.splitlines()
+    assert [line.split()[:4] for line in lines[2:6]] == [
+        ["x", key, "4", split] for key in keys for split in ("train", "val")
+    ]
+    assert all(key in bench("info", "theirs").stdout for key in keys)
+
+
 def test_rows_without_labels_are_assigned_without_metrics(
     both: tuple[FeatureSet, FeatureSet], bench: Bench, tmp_path: Path
 ) -> None:

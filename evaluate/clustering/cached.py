@@ -17,16 +17,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from featbench.evaluate.clustering.assignment import Assignments, assign
-from featbench.evaluate.clustering.kmeans import Clustering, Iteration, kmeans
+from featbench.evaluate.clustering.kmeans import kmeans
+from featbench.evaluate.clustering.lloyd import Clustering, Iteration
 from featbench.evaluate.clustering.metrics import sample_of, sampled_silhouettes
 from featbench.evaluate.clustering.planning import ClusterPlan, plan_clusters
 from featbench.evaluate.clustering.settings import KmeansSettings
+from featbench.evaluate.clustering.teamwork import Alone, AlreadyDoneError, Arrays, StoredTeam, Team
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, refuse_if_gone
 from featbench.evaluate.features.layers import EvalLayer, short
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
-from featbench.store import FeatureSet, load_cached, save_cached
+from featbench.store import FeatureSet, claimed, has_cached, load_cached, save_cached
 from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Array, Doubles, Ints
@@ -123,23 +125,38 @@ def find_clusters(features: FeatureSet, request: ClusterRequest) -> Kept:
     kept = load_cached(features, CLUSTERS, key)
     if kept and _has_its_form(*kept, request):
         return kept
-    arrays, facts = search_clusters(request)
+    team = StoredTeam(features, key, num_ranks=request.resources.num_shards)
+    try:
+        arrays, facts = search_clusters(request, team)
+    except AlreadyDoneError:
+        return _wait_for(features, request, key)
     refuse_if_gone(features)
-    save_cached(features, CLUSTERS, key, arrays, facts)
+    with claimed(features, CLUSTERS, key) as is_mine:
+        if is_mine and not has_cached(features, CLUSTERS, key):
+            save_cached(features, CLUSTERS, key, arrays, facts)
+            team.finish()
     return arrays, facts
 
 
-def search_clusters(request: ClusterRequest) -> Kept:
+def _wait_for(features: FeatureSet, request: ClusterRequest, key: str) -> Kept:
+    """Load what another rank has kept; compute it again if that is damaged."""
+    kept = load_cached(features, CLUSTERS, key)
+    return kept if kept and _has_its_form(*kept, request) else search_clusters(request)
+
+
+def search_clusters(request: ClusterRequest, team: Team | None = None) -> Kept:
     """Compute a clustering without a cache; returns what `find_clusters` does."""
     start = time.perf_counter()
+    team = team or Alone()
     layer, settings = request.layer, request.settings
     selection, plan = layer.select(request.train), request.plan(request.train)
     runs: list[dict[str, Any]] = []
     best: Clustering | None = None
     for seed in range(settings.seed, settings.seed + request.num_seeds):
         request.watcher.start(_what(request, seed), len(selection))
+        team.begin(f"seed-{seed}.")
         found = kmeans(
-            selection, replace(settings, seed=seed), plan=plan, on_rows=request.watcher.rows,
+            selection, replace(settings, seed=seed), plan=plan, team=team, on_rows=request.watcher.rows,
             on_iteration=request.watcher.iteration,
         )  # fmt: skip
         runs.append({"seed": seed, "objective": found.objective, "iterations": found.iterations})
@@ -148,7 +165,8 @@ def search_clusters(request: ClusterRequest) -> Kept:
     assert best is not None
     arrays: dict[str, Array] = {"centroids": best.centroids_KD}
     for labelled in (request.train, request.val):
-        arrays |= _assigned(labelled, layer.select(labelled), best, request)
+        team.begin(f"{labelled.split}.")
+        arrays |= _assigned(labelled, layer.select(labelled), best, request, team)
     samples = samples_of(layer, request.train, request.val, normalize=settings.normalize, seed=settings.seed)
     objective = float(np.square(arrays["train_distances"]).sum())
     runs[best_seed - settings.seed]["objective"] = objective
@@ -180,20 +198,28 @@ def samples_of(
     }
 
 
-def _assigned(labelled: Labelled, selection: Selection, found: Clustering, request: ClusterRequest) -> dict[str, Array]:
+def _assigned(
+    labelled: Labelled, selection: Selection, found: Clustering, request: ClusterRequest, team: Team
+) -> dict[str, Array]:
     """Arrays of one split: cluster and distances of each row."""
     request.watcher.start(f"assign {request.layer.name} {labelled.split}", len(selection))
-    assigned: Assignments = assign(
-        selection, found.centroids_KD, normalize=request.settings.normalize, plan=request.plan(labelled),
-        on_rows=request.watcher.rows,
-    )  # fmt: skip
+    shards, plan = team.shards(selection), request.plan(labelled)
+
+    def assign_shard(index: int) -> Arrays:
+        assigned: Assignments = assign(
+            shards[index], found.centroids_KD, normalize=request.settings.normalize, plan=plan,
+            on_rows=request.watcher.rows,
+        )  # fmt: skip
+        return {"clusters": assigned.clusters_N, "distances": assigned.distances_N, "others": assigned.others_N}
+
+    done = team.gather("assign", len(shards), assign_shard)
+    clusters, distances, others = (
+        np.concatenate([each[name] for each in done]) for name in ("clusters", "distances", "others")
+    )
     split = labelled.split
     return {
-        split: assigned.clusters_N,
-        f"{split}_rows": labelled.rows,
-        f"{split}_distances": assigned.distances_N,
-        f"{split}_others": assigned.others_N,
-    }
+        split: clusters, f"{split}_rows": labelled.rows, f"{split}_distances": distances, f"{split}_others": others,
+    }  # fmt: skip
 
 
 def _what(request: ClusterRequest, seed: int) -> str:

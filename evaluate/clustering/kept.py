@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.clustering.teamwork import STEP
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, digests_of, origins_of
 from featbench.evaluate.results import Record
@@ -99,6 +100,8 @@ def kept_clusterings(features: FeatureSet) -> tuple[list[KeptClustering], dict[s
     found, faults = [], {}
     digests = _Digests(features)
     for cached in list_cached(features, CLUSTERS):
+        if STEP in cached.facts:  # of a clustering that is not done
+            continue
         if cached.fault is not None:
             faults[cached.key] = cached.fault
             continue

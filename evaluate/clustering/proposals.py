@@ -21,6 +21,12 @@ from featbench.store.typing import Array, Bools, Doubles, Ints
 CENTROIDS_AT_ONCE = 2048
 """Scores of more centroids are computed in several products, so that they stay in a core's cache."""
 
+_SCORES_AT_ONCE, _NUMBERS_AT_ONCE = 2**19, 2**18
+"""Scores, and numbers of rows, in memory at a time: both fit in a core's cache, ..."""
+
+_MIN_ROWS, _MAX_ROWS = 512, 4096
+"""... unless the rows are so few that matrix products are slow."""
+
 _SPARE = 1 + 2.0**-10
 """Factor on bounds, since these are rounded too."""
 
@@ -132,7 +138,8 @@ class Products:
         # The error of a score is a_N * reach_K + length_N * off_K + base_K, and that of float64 and of underflow.
         self._reach_K, self._off_K, self._base_K = lengths_K + off_K, off_K, lost * np.square(lengths_K)
         self._dim, self._noise = dim, noise
-        self.rows_at_once = int(np.clip(2**19 // min(len(centroids_KD), CENTROIDS_AT_ONCE), 32, 512))
+        rows_at_once = min(_SCORES_AT_ONCE // min(len(centroids_KD), CENTROIDS_AT_ONCE), _NUMBERS_AT_ONCE // dim)
+        self.rows_at_once = int(np.clip(rows_at_once, _MIN_ROWS, _MAX_ROWS))
 
     def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
         """See `Proposals`."""

@@ -93,6 +93,11 @@ class ClusterSums:
 
     def move(self, rows_ND: Doubles, old_N: Ints, new_N: Ints) -> None:
         """Move rows from one cluster to another; -1 is none. `rows_ND` is overwritten; called by many threads."""
+        for at in range(0, len(rows_ND), ROWS_AT_ONCE):
+            some = slice(at, at + ROWS_AT_ONCE)
+            self._move(rows_ND[some], old_N[some], new_N[some])
+
+    def _move(self, rows_ND: Doubles, old_N: Ints, new_N: Ints) -> None:
         rows_ND -= self.frame.center_D
         digits = self._digits.cut(rows_ND)
         for clusters_N, sign in ((old_N, -1), (new_N, 1)):

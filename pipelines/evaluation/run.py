@@ -111,7 +111,7 @@ def _evaluate(
             **settings,
         )
     results += few_shot
-    if config.kmeans.clusters and rank.rank == 0:
+    if config.kmeans.clusters:
         results += kmeans_results(
             features, chosen, clusters=config.kmeans.clusters, labels=labels, settings=config.kmeans.settings(),
             num_seeds=config.kmeans.seeds, ami=config.kmeans.ami, resources=resources,

@@ -14,9 +14,11 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 import featbench.evaluate.clustering.kmeans
+import featbench.evaluate.clustering.starts
 from featbench.evaluate.clustering.assignment import assign
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
-from featbench.evaluate.clustering.kmeans import Clustering, Iteration, kmeans
+from featbench.evaluate.clustering.kmeans import kmeans
+from featbench.evaluate.clustering.lloyd import Clustering, Iteration
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.errors import EvaluationError
@@ -135,7 +137,7 @@ def test_chunks_change_no_bit() -> None:
 
 
 def test_every_row_takes_part_though_the_start_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featbench.evaluate.clustering.kmeans, "sample_size", lambda num_rows, num_clusters: 100)
+    monkeypatch.setattr(featbench.evaluate.clustering.starts, "sample_size", lambda num_rows, num_clusters: 100)
     values = np.random.default_rng(0).standard_normal((3000, 4))
     ours = cluster(values, 2, tolerance=0)
     clusters = clusters_of(values, ours)

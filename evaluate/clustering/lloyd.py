@@ -1,0 +1,272 @@
+"""Lloyd's iterations: assign every row to its nearest centroid, move each centroid to the mean of its rows, again.
+
+The rows are divided into shards, of which other ranks may do some (`teamwork`). Each shard keeps the clusters of its
+rows and their sums; the sums of all shards give the objective and the next centroids.
+
+Shape suffixes:  N rows   K clusters   D feature dimension   L levels of digits   F far rows
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featbench.evaluate.clustering.assignment import Nearest, OnRows, for_all_tiles
+from featbench.evaluate.clustering.rows import Frame, RowSource, Tile
+from featbench.evaluate.clustering.settings import KmeansSettings
+from featbench.evaluate.clustering.sums import ClusterSums, NumberSum
+from featbench.evaluate.clustering.teamwork import Alone, Arrays, Team
+from featbench.store.typing import Doubles, Ints
+
+logger = logging.getLogger(__name__)
+
+_CLUSTERS_AT_ONCE = 256
+"""Bounds temporary copies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """What is known after one pass over all rows, for progress."""
+
+    number: int
+    objective: float
+    moved: int
+    """Rows that changed their cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustering:
+    """Centroids and their objective."""
+
+    centroids_KD: Doubles
+    """In the units of the rows (of length 1, if they were scaled)."""
+
+    objective: float
+    """Sum over rows of the squared Euclidean distance to the nearest centroid."""
+
+    iterations: int
+    """Passes over all rows; the last one changed nothing that counts, or the limit was reached."""
+
+    num_reseeded: int = 0
+    """Times that a cluster without rows got the row farthest from its centroid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far the iterations are."""
+
+    centroids_KD: Doubles
+    """Of the next pass."""
+
+    number: int = 0
+    """Passes made."""
+
+    objective: float = np.inf
+    """The lowest so far."""
+
+    num_reseeded: int = 0
+
+
+def lloyd(
+    sources: Sequence[RowSource],
+    frame: Frame,
+    start: Position,
+    settings: KmeansSettings,
+    *,
+    team: Team | None = None,
+    on_rows: OnRows = lambda rows: None,
+    on_iteration: Callable[[Iteration], None] = lambda iteration: None,
+) -> Clustering:
+    """Improve centroids until the objective no longer falls.
+
+    Parameters
+    ----------
+    sources : sequence of RowSource
+        The shards of the rows, in order.
+    frame : Frame
+        Of all rows.
+    start : Position
+        Where to begin, or to go on.
+    settings : KmeansSettings
+    team : Team, optional
+        Other ranks; none by default.
+    on_rows, on_iteration
+        As for `featbench.evaluate.clustering.kmeans.kmeans`.
+    """
+    passes = _Passes(sources, frame, settings, team or Alone(), on_rows)
+    centroids_KD, objective, num_reseeded = start.centroids_KD, start.objective, start.num_reseeded
+    for number in range(start.number + 1, settings.iterations + 1):
+        sums, found, moved = passes.assign(number, centroids_KD)
+        logger.debug("k-means iteration %d: objective %.6g, %d rows moved", number, found, moved)
+        on_iteration(Iteration(number=number, objective=found, moved=moved))
+        is_better = found < objective * (1 - settings.tolerance)
+        objective = min(objective, found)
+        if not is_better or number == settings.iterations:
+            break
+        if 0 in sums.counts_K:
+            num_reseeded += passes.reseed(number, centroids_KD, sums)
+        centroids_KD, before_KD = _means(sums, centroids_KD, spherical=settings.spherical), centroids_KD
+        if np.array_equal(centroids_KD, before_KD):
+            break
+        passes.save(Position(centroids_KD=centroids_KD, number=number, objective=objective, num_reseeded=num_reseeded))
+    return Clustering(centroids_KD=centroids_KD, objective=found, iterations=number, num_reseeded=num_reseeded)
+
+
+def _means(sums: ClusterSums, centroids_KD: Doubles, *, spherical: bool) -> Doubles:
+    """Return the mean of each cluster; a cluster without rows keeps its centroid."""
+    moved_KD = centroids_KD.copy()
+    filled = np.flatnonzero(sums.counts_K)
+    for at in range(0, len(filled), _CLUSTERS_AT_ONCE):
+        some = filled[at : at + _CLUSTERS_AT_ONCE]
+        moved_KD[some] = sums.means(some)
+    if spherical:
+        lengths_K = np.sqrt(np.square(moved_KD).sum(axis=1, keepdims=True))
+        moved_KD /= np.where(lengths_K == 0, 1, lengths_K)
+    return moved_KD
+
+
+class _Passes:
+    """Passes over all shards, together with the other ranks."""
+
+    def __init__(
+        self, sources: Sequence[RowSource], frame: Frame, settings: KmeansSettings, team: Team, on_rows: OnRows
+    ) -> None:
+        self._sources, self._frame, self._settings = sources, frame, settings
+        self._team, self._on_rows = team, on_rows
+        self._num_rows = sum(map(len, sources))
+        self._starts = np.cumsum([0, *map(len, sources)])
+        self._shards: dict[int, _Shard] = {}
+
+    def assign(self, number: int, centroids_KD: Doubles) -> tuple[ClusterSums, float, int]:
+        """Assign all rows; returns the sums by cluster, the objective, and how many rows changed their cluster."""
+        nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
+
+        def assign_shard(index: int) -> Arrays:
+            return self._shard(index).assign(nearest, self._on_rows)
+
+        found = self._team.gather(f"pass-{number}", len(self._sources), assign_shard)
+        sums, squares = self._sums(), self._squares()
+        if len(found) == 1 and 0 in self._shards:
+            sums = self._shards[0].sums  # no need to copy them
+        else:
+            for each in found:
+                sums.add(each["sums"], each["counts"])
+        squares.sums_L += sum(each["squares"] for each in found)
+        moved = sum(int(each["moved"][0]) for each in found)
+        return sums, sums.objective(centroids_KD, squares.total()), moved
+
+    def reseed(self, number: int, centroids_KD: Doubles, sums: ClusterSums) -> int:
+        """Give each cluster without rows the row that is farthest from its centroid; returns how many got one.
+
+        Of equally far rows the first one is taken; none that equals its centroid, or is the only one of its cluster.
+        """
+        empty = np.flatnonzero(sums.counts_K == 0)
+        nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
+
+        def farthest_of_shard(index: int) -> Arrays:
+            shard = self._shard(index)
+            if not shard.is_assigned:  # another rank assigned it
+                shard.assign(nearest, lambda rows: None)
+            return shard.farthest(nearest, len(empty)) | {"shard": np.array([index])}
+
+        found = self._team.gather(f"far-{number}", len(self._sources), farthest_of_shard)
+        squares_F = np.concatenate([each["squares"] for each in found])
+        shard_of_F = np.concatenate([np.repeat(each["shard"], len(each["squares"])) for each in found])
+        positions_F, clusters_F = (np.concatenate([each[name] for each in found]) for name in ("positions", "clusters"))
+        rows_FD = np.concatenate([each["rows"] for each in found])
+        num_moved = 0
+        for far in np.argsort(-squares_F, kind="stable")[: len(empty)]:
+            old, new = clusters_F[far : far + 1], empty[num_moved : num_moved + 1]
+            if sums.counts_K[old[0]] > 1:
+                shard = self._shards.get(int(shard_of_F[far]))
+                if shard is not None and shard.is_assigned:
+                    shard.move(int(positions_F[far]), rows_FD[far], int(new[0]))
+                if shard is None or shard.sums is not sums:
+                    sums.move(rows_FD[far : far + 1].copy(), old, new)
+                num_moved += 1
+        return num_moved
+
+    def save(self, position: Position) -> None:
+        """Save the position, so that a later run can go on there."""
+        self._team.save(
+            {"centroids": position.centroids_KD, "center": self._frame.center_D},
+            {
+                "number": position.number, "objective": position.objective, "num_reseeded": position.num_reseeded,
+                "factor": self._frame.factor, "limit": self._frame.limit, "typical": self._frame.typical,
+            },
+        )  # fmt: skip
+
+    def _shard(self, index: int) -> _Shard:
+        if index not in self._shards:
+            self._shards[index] = _Shard(self._sources[index], self._frame, self._sums(), self._squares())
+        return self._shards[index]
+
+    def _sums(self) -> ClusterSums:
+        dim = self._sources[0].dim
+        return ClusterSums(self._frame, num_clusters=self._settings.num_clusters, num_rows=self._num_rows, dim=dim)
+
+    def _squares(self) -> NumberSum:
+        limit = (2 * self._frame.limit) ** 2 * self._sources[0].dim
+        return NumberSum(limit=limit, typical=self._frame.typical**2, count=self._num_rows)
+
+
+class _Shard:
+    """Clusters and sums of some rows, kept from one pass to the next."""
+
+    def __init__(self, source: RowSource, frame: Frame, sums: ClusterSums, squares: NumberSum) -> None:
+        self._source, self._frame, self.sums, self._squares = source, frame, sums, squares
+        self._clusters_N = np.full(len(source), -1, np.int64)
+        self.is_assigned = False
+
+    def assign(self, nearest: Nearest, on_rows: OnRows) -> Arrays:
+        """Assign all rows, and update the sums."""
+        moved: list[int] = []
+
+        def work(tile: Tile) -> None:
+            clusters_N = nearest.one(tile)
+            old_N = self._clusters_N[tile.positions]
+            changed = np.flatnonzero(clusters_N != old_N)
+            if not self.is_assigned:
+                centered_ND = tile.exact()
+                centered_ND -= self._frame.center_D
+                self._squares.add(np.square(centered_ND, out=centered_ND).sum(axis=1))
+            if len(changed):
+                self.sums.move(tile.exact(changed), old_N[changed], clusters_N[changed])
+                self._clusters_N[tile.positions] = clusters_N
+            moved.append(len(changed))
+
+        for_all_tiles(self._source, nearest, work, on_rows)
+        self.is_assigned = True
+        return {
+            "sums": self.sums.sums_LKD, "counts": self.sums.counts_K, "squares": self._squares.sums_L,
+            "moved": np.array([sum(moved)]),
+        }  # fmt: skip
+
+    def farthest(self, nearest: Nearest, count: int) -> Arrays:
+        """Rows farthest from their centroids that do not equal them, the first of equally far ones first."""
+        squares_N = np.empty(len(self._source))
+
+        def measure(tile: Tile) -> None:
+            squares_N[tile.positions] = nearest.squares(tile, self._clusters_N[tile.positions])
+
+        for_all_tiles(self._source, nearest, measure)
+        squares_N[self.sums.counts_K[self._clusters_N] == 0] = 0
+        positions = np.argsort(-squares_N, kind="stable")[:count]
+        positions = positions[squares_N[positions] > 0]
+        rows_FD = np.empty((len(positions), self._source.dim))
+        for block in self._source.blocks():
+            within = np.flatnonzero((positions >= block.positions.start) & (positions < block.positions.stop))
+            rows_FD[within] = block.exact(positions[within] - block.positions.start)
+        return {
+            "squares": squares_N[positions], "positions": positions, "clusters": self._clusters_N[positions],
+            "rows": rows_FD,
+        }  # fmt: skip
+
+    def move(self, position: int, row_D: Doubles, cluster: int) -> None:
+        """Put one row into another cluster."""
+        old: Ints = self._clusters_N[position : position + 1].copy()
+        self.sums.move(row_D[None].copy(), old, np.array([cluster]))
+        self._clusters_N[position] = cluster

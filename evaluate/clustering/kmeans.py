@@ -67,7 +67,7 @@ def kmeans(
     if saved is not None:
         frame, start = _restored(*saved)
     else:
-        sample = survey(sources, sampled(len(data), settings), team)
+        sample = survey(sources, sampled(len(data), settings, dim=data.layer.dim), team)
         begun = team.once("start", lambda: {"centroids": starting_centroids(sample, settings, data=data, plan=plan)})
         frame, start = sample.frame, Position(centroids_KD=begun["centroids"])
         del sample

@@ -28,7 +28,13 @@ SAMPLED_ROWS = 16_384
 """Rows on which initial centroids are sought, if there are so many ..."""
 
 SAMPLED_ROWS_PER_CLUSTER = 32
-"""... and for each cluster."""
+"""... and for each cluster, ..."""
+
+_SAMPLED_NUMBERS = 2**28
+"""... but no more numbers than these, 1 GiB of float32, ..."""
+
+_MIN_ROWS_PER_CLUSTER = 4
+"""... unless that leaves fewer rows than this for each cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +49,17 @@ class ClusterPlan:
     engine: EngineChoice = CPU
 
 
-def sample_size(num_rows: int, num_clusters: int) -> int:
-    """Number of rows on which initial centroids are sought; depends on nothing else, as the result does on it."""
-    return min(num_rows, max(SAMPLED_ROWS, SAMPLED_ROWS_PER_CLUSTER * num_clusters))
+def sample_size(num_rows: int, num_clusters: int, dim: int) -> int:
+    """Number of rows on which initial centroids are sought; memory does not change it, since it changes the result.
+
+    Examples
+    --------
+    >>> sample_size(1_281_167, 1000, 2048), sample_size(1_281_167, 4096, 9216), sample_size(5000, 10, 64)
+    (32000, 29127, 5000)
+    """
+    wanted = max(SAMPLED_ROWS, SAMPLED_ROWS_PER_CLUSTER * num_clusters)
+    allowed = max(_MIN_ROWS_PER_CLUSTER * num_clusters, _SAMPLED_NUMBERS // dim)
+    return min(num_rows, wanted, allowed)
 
 
 def plan_clusters(
@@ -77,7 +91,7 @@ def plan_clusters(
     centroids = num_clusters * dim * _BYTES_PER_CENTROID_NUMBER
     always = _FIXED_BYTES + num_threads * _BYTES_PER_THREAD + num_rows * _BYTES_PER_ROW + centroids
     always += TORCH_BYTES if is_torch_new else 0
-    sample = sample_size(num_rows, num_clusters) * dim * (4 + 4)
+    sample = sample_size(num_rows, num_clusters, dim) * dim * (4 + 4)
     least = always + max(2 * chunk, sample + 2 * chunk)
     if resources.bytes < least:
         if is_torch_new and resources.precision != "low":

@@ -96,9 +96,9 @@ _FRAMED_ROWS = 4096
 """Rows whose median is the center of the frame."""
 
 
-def sampled(num_rows: int, settings: KmeansSettings) -> Ints:
+def sampled(num_rows: int, settings: KmeansSettings, *, dim: int) -> Ints:
     """Positions of the sampled rows, rising."""
-    size = sample_size(num_rows, settings.num_clusters)
+    size = sample_size(num_rows, settings.num_clusters, dim)
     if size == num_rows:
         return np.arange(num_rows)
     return np.sort(np.random.default_rng(settings.seed).choice(num_rows, size, replace=False))
@@ -172,7 +172,7 @@ def num_starts(settings: KmeansSettings, *, num_rows: int, dim: int) -> int:
         return settings.restarts
     passes = REFINING_ITERATIONS // 2 + 2 + np.log(settings.num_clusters)
     numbers = settings.num_clusters * dim
-    per_start = passes * sample_size(num_rows, settings.num_clusters) * numbers
+    per_start = passes * sample_size(num_rows, settings.num_clusters, dim) * numbers
     return int(np.clip((_MULTIPLICATIONS_OF_STARTS + num_rows * numbers) // per_start, 1, _MOST_STARTS))
 
 

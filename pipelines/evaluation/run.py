@@ -112,10 +112,11 @@ def _evaluate(
         )
     results += few_shot
     if config.kmeans.clusters:
-        results += kmeans_results(
-            features, chosen, clusters=config.kmeans.clusters, labels=labels, settings=config.kmeans.settings(),
-            num_seeds=config.kmeans.seeds, ami=config.kmeans.ami, resources=resources,
-        )  # fmt: skip
+        with progress.iterations() as watcher:
+            results += kmeans_results(
+                features, chosen, clusters=config.kmeans.clusters, labels=labels, settings=config.kmeans.settings(),
+                num_seeds=config.kmeans.seeds, ami=config.kmeans.ami, resources=resources, watcher=watcher,
+            )  # fmt: skip
     if rank.rank:
         return EvaluationReport(features=features, results=results, path=None, is_first=False)
     return save_report(features, results, config.model_dump(mode="json"), start=start)

@@ -12,14 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from featbench.pipelines.terminal.output import console, logging_above_bar
+
+if TYPE_CHECKING:
+    from featbench.evaluate.clustering.lloyd import Iteration
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +61,11 @@ class Reading:
             f"{self.rows_per_s:,.0f} overall{left}"
         )
 
-    def bar(self, *more: str) -> RenderableType:
+    def bar(self, *more: str, what: str | None = None) -> RenderableType:
         """Draw a line as wide as the terminal: a bar, counts, speed and time left; `more` comes last."""
         left = "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
         cells: Sequence[RenderableType] = (
-            self.what,
+            self.what if what is None else what,
             ProgressBar(total=max(1, self.rows_total), completed=self.rows),
             f"{self.rows:,}/{self.rows_total:,}",
             f"{self.rows_per_s_now:,.0f} rows/s",
@@ -112,6 +117,63 @@ class Progress:
             logging_above_bar(),
         ):
             yield counter.count
+
+    @contextmanager
+    def iterations(self) -> Iterator[KmeansProgress]:
+        """Show k-means: a bar for each pass in a terminal, a line now and then in a log."""
+        shown = KmeansProgress(is_logged=not self._quiet and not sys.stderr.isatty())
+        if self._quiet or shown.is_logged:
+            yield shown
+            return
+        with (
+            Live(console=console(stderr=True), get_renderable=shown.bar, transient=True),
+            logging_above_bar(),
+        ):
+            yield shown
+
+
+class KmeansProgress:
+    """How far k-means is; a `featbench.evaluate.clustering.cached.Watcher`."""
+
+    def __init__(self, *, is_logged: bool = False) -> None:
+        self.is_logged = is_logged
+        self._what = ""
+        self._counter = _Counter("", 0)
+        self._last: Iteration | None = None
+        self._last_line = time.monotonic()
+
+    def start(self, what: str, num_rows: int) -> None:
+        """See `Watcher`."""
+        self._what, self._counter, self._last = what, _Counter(what, num_rows), None
+
+    def rows(self, count: int) -> None:
+        """See `Watcher`."""
+        self._counter.count(count)
+        self._log_if_due()
+
+    def iteration(self, iteration: Iteration) -> None:
+        """See `Watcher`."""
+        self._last = iteration
+        self._log_if_due()
+        self._counter = _Counter(self._what, self._counter.reading.rows_total)
+
+    def bar(self) -> RenderableType:
+        """Draw the pass that is running."""
+        return Group(Text(self._text(), no_wrap=True, overflow="ellipsis"), self._counter.reading.bar(what="  pass"))
+
+    def _text(self) -> str:
+        if self._last is None:
+            return self._what
+        return (
+            f"{self._what}: iteration {self._last.number}, objective {self._last.objective:.6g}, "
+            f"{self._last.moved:,} rows moved"
+        )
+
+    def _log_if_due(self) -> None:
+        if self.is_logged and time.monotonic() - self._last_line >= SECONDS_PER_LINE:
+            self._last_line = time.monotonic()
+            reading = replace(self._counter.reading, what="this pass")
+            logger.info("%s; %s", self._text(), reading)
 
 
 class _Counter:

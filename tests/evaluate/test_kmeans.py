@@ -13,8 +13,6 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-import featbench.evaluate.clustering.kmeans
-import featbench.evaluate.clustering.starts
 from featbench.evaluate.clustering.assignment import assign
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.clustering.kmeans import kmeans
@@ -137,7 +135,7 @@ def test_chunks_change_no_bit() -> None:
 
 
 def test_every_row_takes_part_though_the_start_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featbench.evaluate.clustering.starts, "sample_size", lambda num_rows, num_clusters: 100)
+    monkeypatch.setattr("featbench.evaluate.clustering.starts.sample_size", lambda *sizes: 100)
     values = np.random.default_rng(0).standard_normal((3000, 4))
     ours = cluster(values, 2, tolerance=0)
     clusters = clusters_of(values, ours)
@@ -207,7 +205,7 @@ def test_more_clusters_than_different_rows_leave_some_without_rows() -> None:
 
 
 @pytest.mark.parametrize(("plan", "reads"), [(plan_of(4, hold=True), 1), (plan_of(3), 3)])
-def test_rows_that_fit_are_read_once(plan: ClusterPlan, reads: int) -> None:
+def test_rows_that_fit_are_read_once(plan: ClusterPlan, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they are read for the survey, and again in every pass."""
 
     class Counted(Held):
@@ -221,12 +219,8 @@ def test_rows_that_fit_are_read_once(plan: ClusterPlan, reads: int) -> None:
     start = np.array([[0, 0], [10, 0]], np.float64)
     data = Selection(layer=layer, rows=np.arange(4))
     settings = KmeansSettings(num_clusters=2, normalize=False, tolerance=0, iterations=2)
-    original = featbench.evaluate.clustering.kmeans.starting_centroids
-    featbench.evaluate.clustering.kmeans.starting_centroids = lambda *args, **more: start
-    try:
-        assert kmeans(data, settings, plan=plan).iterations == 2
-    finally:
-        featbench.evaluate.clustering.kmeans.starting_centroids = original
+    monkeypatch.setattr("featbench.evaluate.clustering.kmeans.starting_centroids", lambda *args, **more: start)
+    assert kmeans(data, settings, plan=plan).iterations == 2
     assert layer.num_reads == reads
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featbench.evaluate.clustering.planning import plan_clusters
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours.planning import plan_search
 from featbench.evaluate.neighbours.similarity import Similarity
@@ -75,6 +76,9 @@ class Plan:
     search: str
     """The search and its engine."""
 
+    clusters: str
+    """Numbers of clusters, and the engine of k-means; empty if there is none."""
+
     weights: str
     problems: tuple[str, ...]
     """Why it can't run; empty if it can."""
@@ -122,7 +126,8 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     problems = [f"{path} was made with other settings: {fault}" for fault in mismatches]
     problems += _problems(pipeline, rows, needed=needed, disk_free=disk_free)
     search, too_little = _searches(pipeline, images, checked)
-    problems += too_little
+    clusters, too_large = _clusterings(pipeline, images, len(used["train"]), checked)
+    problems += [*too_little, *too_large]
     measure = probe_seconds > 0 and pending and not problems
     return Plan(
         name=pipeline.name,
@@ -140,6 +145,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
         ranks=pipeline.extract.num_ranks,
         pending=pending,
         search=search,
+        clusters=clusters,
         weights=checked.weights,
         problems=tuple(problems),
     )
@@ -158,6 +164,8 @@ def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
     yield "disk", f"{_size(made.disk_needed)} to write, {_size(made.disk_free)} free"
     yield "memory of stage two", f"at most {_size(made.memory)}"
     yield "search", made.search
+    if made.clusters:
+        yield "k-means", made.clusters
     if made.seconds is not None:
         ranks = f" x {made.ranks} ranks" if made.ranks > 1 else ""
         yield (
@@ -213,6 +221,27 @@ def _searches(pipeline: Pipeline, images: dict[str, int], checked: CheckedPipeli
         engines.append(f"{similarity.replace('_', ' ')} ({cut.engine})")
     how = f"approximate by faiss {pipeline.evaluate.index}" if pipeline.evaluate.index else "exact"
     return f"{how}, {', '.join(engines)}", problems
+
+
+def _clusterings(
+    pipeline: Pipeline, images: dict[str, int], num_classes: int, checked: CheckedPipeline
+) -> tuple[str, list[str]]:
+    """Say how many clusters are sought in the largest layer, and by which engine, or why they can't be."""
+    wanted = pipeline.evaluate.kmeans.clusters
+    counts = [num_classes if each == "classes" else int(each) for each in wanted]
+    possible = [count for count in counts if 1 <= count <= images["train"]]
+    if not possible:
+        return "", []
+    dim = max(info.dim for info in checked.layers.values())
+    resources, per_chunk = resources_of(pipeline.evaluate), checked.manifest.rows_per_chunk
+    try:
+        plan = plan_clusters(
+            resources, num_rows=images["train"], rows_per_chunk=per_chunk, dim=dim, num_clusters=max(possible)
+        )
+    except EvaluationError as error:
+        return "", [str(error)]
+    how = "rows held in memory" if plan.hold else "rows streamed from disk"
+    return f"{', '.join(f'{count:,}' for count in possible)} clusters ({plan.engine}; {how})", []
 
 
 def _problems(pipeline: Pipeline, rows: dict[str, SplitRows], *, needed: int, disk_free: int) -> Iterator[str]:

@@ -211,7 +211,8 @@ class _Digests:
     def agree(self, layer: str, made_from: Sequence[str]) -> bool | None:
         """Whether a layer, stored or derived, has these digests; None if it is neither."""
         if layer in self._features.manifest.layers:  # a single layer that is concatenated keeps its name
-            return any(self._are(each, made_from) for each in (self._stored(layer), self._derived([layer], Recipe())))
+            is_stored = self._are(self._stored(layer), made_from)
+            return is_stored or self._are(self._derived([layer], Recipe()), made_from)
         derived = [self._derived(*origin) for origin in origins_of(layer) if self._has_all(origin[0])]
         return any(self._are(each, made_from) for each in derived) if derived else None
 
@@ -233,7 +234,10 @@ class _Digests:
         sources = [each for each in map(self._stored, names) if each is not None]
         if len(sources) < len(names):
             return None
-        return digests_of(names, sources, recipe, _labelled_or_readable_rows(self._features, TRAIN))
+        try:
+            return digests_of(names, sources, recipe, _labelled_or_readable_rows(self._features, TRAIN))
+        except StoreError:  # damaged labels
+            return None
 
 
 def _described(

@@ -43,7 +43,7 @@ class Task:
 
 
 def tasks_of(
-    features: FeatureSet, origin: FeatureSet, *, layers: Mapping[str, str] | None = None, clusters: Sequence[int] = ()
+    features: FeatureSet, origin: FeatureSet, *, layers: Sequence[tuple[str, str]] = (), clusters: Sequence[int] = ()
 ) -> list[Task]:
     """Choose what to assign, and refuse what is impossible before anything takes long.
 
@@ -53,8 +53,9 @@ def tasks_of(
         Whose rows are assigned.
     origin : FeatureSet
         Has the kept clusterings.
-    layers : mapping of str to str, optional
-        Layer of `origin` by layer of `features`; by default all clustered layers that both have.
+    layers : sequence of (str, str)
+        Layers of `features`, each with the layer of `origin` whose clusters it is assigned to; by default all clustered
+        layers that both have.
     clusters : sequence of int
         Numbers of clusters; all by default.
 
@@ -66,10 +67,11 @@ def tasks_of(
         If a layer of `features` does not exist, or is incomplete.
     """
     if layers:
-        features.find_layers(list(layers))
-    kept = choose_clusterings(origin, layers=list((layers or {}).values()), clusters=clusters)
+        features.find_layers([name for name, _ in layers])
+    kept = choose_clusterings(origin, layers=[theirs for _, theirs in layers], clusters=clusters)
     kept = _computed_there(origin, kept)
-    pairs = layers or {each.layer: each.layer for each in kept if each.layer in features.manifest.layers}
+    shared = dict.fromkeys(each.layer for each in kept if each.layer in features.manifest.layers)
+    pairs = dict.fromkeys(layers or [(name, name) for name in shared])
     if not pairs:
         named = list(dict.fromkeys(each.layer for each in kept))
         raise EvaluationError(
@@ -78,7 +80,7 @@ def tasks_of(
             f"--layers {next(iter(features.manifest.layers))}={named[0]}"
         )
     tasks = []
-    for name, theirs in pairs.items():
+    for name, theirs in pairs:
         layer = stored_layer(features, name)
         tasks += [Task(layer=layer, kept=each) for each in kept if each.layer == theirs]
     for task in tasks:

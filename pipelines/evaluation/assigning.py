@@ -45,7 +45,7 @@ def assign(
     """
     start = time.perf_counter()
     features, theirs = FeatureSet.open(path), FeatureSet.open(origin)
-    pairs = {(words := each.partition("="))[0]: words[2] or words[0] for each in layers}
+    pairs = [((words := each.partition("="))[0], words[2] or words[0]) for each in layers]
     try:
         tasks = tasks_of(features, theirs, layers=pairs, clusters=clusters)
         labels = matched_labels(features, needed=False)

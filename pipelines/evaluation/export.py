@@ -101,9 +101,9 @@ def export(
     """
     _check_contents(what, file_format)
     kept = choose_clusterings(features, layers=layers, clusters=clusters) if "clusters" in what else []
-    written = _write_clusterings(features, kept, out, file_format)
-    what = [each for each in what if each != "clusters"]
-    return written + (_export_layers(features, config, out, what, file_format, layers) if what else [])
+    others = [each for each in what if each != "clusters"]
+    written = _export_layers(features, config, out, others, file_format, layers) if others else []
+    return written + _write_clusterings(features, kept, out, file_format)
 
 
 def _check_contents(what: Sequence[str], file_format: str) -> None:

@@ -183,6 +183,20 @@ def test_damaged_clusterings_and_those_of_version_0_1_0_are_named_and_never_used
         choose_clusterings(older)
 
 
+def test_damaged_labels_and_unfinished_layers_hide_no_clustering(features: FeatureSet, bench: Bench) -> None:
+    """They are listed, as not current."""
+    keep(features, "a", 3)
+    for derived in ([], ["--center"]):
+        assert bench("evaluate", "--features", "mine", "--k", "1", "--clusters", "3", *derived).returncode == 0
+    (labels,) = (features.path / "train/labels/c").iterdir()
+    labels.write_bytes(bytes(len(labels.read_bytes())))
+    shutil.rmtree(features.path / "val/b")
+    assert bench("verify", "mine", "--repair").returncode in (0, 2)
+    shown = bench("info", "mine")
+    assert shown.returncode == 0, shown.stderr
+    assert len(re.findall(r"\n(?:a|b|a.center|b.center) +3 .* yes +no ", shown.stdout)) == 5
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -100,6 +100,7 @@ def test_all_layers_and_counts_are_assigned_or_those_that_are_chosen(
     assert of("--clusters", "4") == [("x", 4, "train"), ("x", 4, "val")]
     assert of("--layers", "y") == [("y", 3, "train"), ("y", 3, "val")]
     assert of("--layers", "y=x", "--clusters", "2") == [("y", 2, "train"), ("y", 2, "val")]
+    assert [each[:2] for each in of("--layers", "y=x,y,y")[::2]] == [("y", 2), ("y", 4), ("y", 3)]
 
 
 def test_assignments_are_kept_with_their_origin_and_used_again(

@@ -105,6 +105,8 @@ def kept_clusterings(features: FeatureSet) -> tuple[list[KeptClustering], dict[s
         if cached.fault is not None:
             faults[cached.key] = cached.fault
             continue
+        if STEP in cached.facts:  # of k-means that is running, or was interrupted
+            continue
         try:
             is_current = digests.agree(cached.facts["layer"], cached.facts["made_from"])
             found.append(_described(cached.key, cached.facts, cached.shapes, is_current=is_current))

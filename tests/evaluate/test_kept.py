@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from featbench.evaluate.clustering.kept import choose_clusterings, kept_clusterings, load_clustering
+from featbench.evaluate.clustering.teamwork import STEP
 from featbench.evaluate.errors import EvaluationError
 from featbench.store import FeatureSet, save_cached
 from featbench.store.typing import Array, Ints
@@ -195,6 +196,14 @@ def test_damaged_labels_and_unfinished_layers_hide_no_clustering(features: Featu
     shown = bench("info", "mine")
     assert shown.returncode == 0, shown.stderr
     assert len(re.findall(r"\n(?:a|b|a.center|b.center) +3 .* yes +no ", shown.stdout)) == 5
+
+
+def test_what_an_interrupted_k_means_left_is_no_clustering(features: FeatureSet) -> None:
+    keep(features, "a", 3)
+    state = {"centroids": np.zeros((3, 4)), "counts": np.zeros(3, np.int64)}
+    save_cached(features, "clusters", "a-3-0123456789abcdef.0state", state, {STEP: "state", "iteration": 7})
+    found, faults = kept_clusterings(features)
+    assert ([each.key for each in found], faults) == (["a-3-0"], {})
 
 
 @pytest.mark.parametrize(

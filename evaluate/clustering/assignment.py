@@ -138,7 +138,7 @@ class Nearest:
             centroids_KD if len(self._number_of) == len(centroids_KD) else centroids_KD[self._number_of]
         )
         self._framed_KD = frame.enter(self._centroids_KD.copy())
-        self._engines = list(_engines(self._framed_KD, frame.noise, plan))
+        self._engines = list(_engines(self._framed_KD, plan))
         self.rows_at_once = self._engines[0].rows_at_once
 
     @contextmanager
@@ -249,15 +249,15 @@ def _distinct(centroids_KD: Doubles) -> tuple[Ints, Array]:
     return numbers, np.isin(numbers, list(copied))
 
 
-def _engines(framed_KD: Doubles, noise: float, plan: ClusterPlan) -> Sequence[Proposals]:
+def _engines(framed_KD: Doubles, plan: ClusterPlan) -> Sequence[Proposals]:
     """Engines of rising precision."""
     engines: list[Proposals] = []
     if plan.engine.where == "gpu" or plan.engine.where == "faiss-cpu":
         from featbench.evaluate.clustering.faiss_proposals import FaissProposals
 
-        engines.append(FaissProposals(framed_KD, plan.engine, noise=noise))
+        engines.append(FaissProposals(framed_KD, plan.engine))
     elif plan.engine.low == "bfloat16":
         from featbench.evaluate.clustering.bfloat16 import Bfloat16  # imports torch, which takes seconds
 
-        engines.append(Products(framed_KD, Bfloat16(), noise=noise))
-    return [*engines, *(Products(framed_KD, each, noise=noise) for each in (Float32(), Float64()))]
+        engines.append(Products(framed_KD, Bfloat16()))
+    return [*engines, *(Products(framed_KD, each) for each in (Float32(), Float64()))]

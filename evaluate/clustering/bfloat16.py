@@ -19,7 +19,7 @@ class Bfloat16:
 
     dtype: type[np.floating[Any]] = np.float32
     rounding, rounding_of_product = FLOAT32, BFLOAT16
-    largest = 2.0**126
+    largest, smallest = 2.0**126, 2.0**-126
 
     def convert(self, values: Doubles) -> tuple[torch.Tensor, Doubles]:
         """See `NumberFormat`; how far rounding moves each row is measured."""

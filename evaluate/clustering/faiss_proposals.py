@@ -13,7 +13,8 @@ from threading import Lock
 import faiss
 import numpy as np
 
-from featbench.evaluate.clustering.proposals import Pairs, error_of_float64
+from featbench.evaluate.clustering.proposals import Float32, Pairs, error_of_float64
+from featbench.evaluate.clustering.sums import ROWS_AT_ONCE
 from featbench.evaluate.neighbours.backends import EngineChoice
 from featbench.evaluate.neighbours.error_bounds import FLOAT32, relative_error
 from featbench.evaluate.neighbours.faiss_engine import gpu_index
@@ -21,6 +22,12 @@ from featbench.store.typing import Doubles
 
 _LISTED = 8
 """Centroids listed for each row."""
+
+_NUMBERS_AT_ONCE = 2**21
+"""Numbers of the rows that are asked for at a time: 16 MiB in float64 ..."""
+
+_FEWEST_ROWS = 256
+"""... but at least so many rows."""
 
 _LARGEST = 2.0**60
 """Largest length whose square, and a few times it, float32 holds."""
@@ -34,16 +41,12 @@ class FaissProposals:
     centroids_KD : ndarray of shape (K, D), dtype=float64
     engine : EngineChoice
         Which GPU, or the CPU.
-    noise : float
-        As for `featbench.evaluate.clustering.proposals.Products`.
     """
 
-    rows_at_once = 2**14
-
-    def __init__(self, centroids_KD: Doubles, engine: EngineChoice, *, noise: float) -> None:
+    def __init__(self, centroids_KD: Doubles, engine: EngineChoice) -> None:
         num_centroids, self._dim = centroids_KD.shape
         self._longest = float(np.sqrt(np.square(centroids_KD).sum(axis=1)).max())
-        self._noise = noise
+        self.rows_at_once = int(np.clip(_NUMBERS_AT_ONCE // self._dim, _FEWEST_ROWS, ROWS_AT_ONCE))
         self._listed = min(_LISTED, num_centroids)
         self._lists_all = self._listed == num_centroids
         self._lock = Lock()  # an index on a GPU answers one thread at a time
@@ -64,7 +67,8 @@ class FaissProposals:
         squares_NL = squares_NL.astype(np.float64)
         farthest_N = lengths_N[usable] + self._longest
         error_N = relative_error(self._dim, FLOAT32) * np.square(farthest_N)
-        error_N += 2 * error_of_float64(lengths_N[usable], self._longest, self._dim, self._noise)
+        for lengths in (lengths_N[usable], np.array([self._longest])):
+            error_N += 2 * error_of_float64(lengths, self._dim, Float32.smallest)
         bar_N = np.inf if self._listed <= top else squares_NL[:, top - 1] + 2 * error_N
         is_possible_NL = (centroids_NL >= 0) & (squares_NL <= np.reshape(bar_N, (-1, 1)))
         rows, places = np.nonzero(is_possible_NL)

@@ -3,7 +3,8 @@
 The score of a row x with a centroid c is x.c - |c|^2 / 2: the nearest centroid has the highest one. The bounds follow
 from the lengths and the number format alone (see `featbench.evaluate.neighbours.error_bounds`): an inner product of D
 numbers is off by at most D + 8 rounding errors of |x| |c|, rounding of its factors, of |c|^2 / 2 and of the difference
-included; where factors were rounded to bfloat16, by how far that moved them, too.
+included; where factors were rounded to bfloat16, by how far that moved them, too. All terms are either of the row, of
+the centroid, or a product of both: a centroid that is far away does not make scores with the others uncertain.
 
 Shape suffixes:  N rows   K centroids   D dimension   P pairs of a row and a centroid
 """
@@ -35,9 +36,6 @@ _MOST_LOST = 0.5
 
 _ERRORS_AT_ONCE = 2**18
 """Errors in memory at a time."""
-
-_SMALLEST = 2.0**-126
-"""Smallest normal float32: processors may flush smaller numbers to 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +82,16 @@ class NumberFormat(Protocol):
     largest: float
     """Squared distances up to this do not overflow."""
 
+    smallest: float
+    """Processors may flush smaller numbers to 0."""
+
 
 class Float32:
     """numpy's BLAS in float32."""
 
     dtype: type[np.floating[Any]] = np.float32
     rounding, rounding_of_product = FLOAT32, 0.0
-    largest = 2.0**126
+    largest, smallest = 2.0**126, 2.0**-126
 
     def convert(self, values: Doubles) -> tuple[Any, Doubles]:
         """See `NumberFormat`; rounding to float32 is within the bound on inner products."""
@@ -106,7 +107,7 @@ class Float64(Float32):
 
     dtype = np.float64
     rounding = FLOAT64
-    largest = 2.0**1000
+    largest, smallest = 2.0**1000, 2.0**-500  # so that squares of smaller ones are no matter
 
     def convert(self, values: Doubles) -> tuple[Any, Doubles]:
         """See `NumberFormat`."""
@@ -120,12 +121,9 @@ class Products:
     ----------
     centroids_KD : ndarray of shape (K, D), dtype=float64
     number_format : Float32, Float64 or Bfloat16
-    noise : float
-        Largest distance by which rounding moved a row or a centroid when it entered the frame, besides rounding errors
-        relative to its length there.
     """
 
-    def __init__(self, centroids_KD: Doubles, number_format: NumberFormat, *, noise: float) -> None:
+    def __init__(self, centroids_KD: Doubles, number_format: NumberFormat) -> None:
         self._format = number_format
         lengths_K = np.sqrt(np.square(centroids_KD).sum(axis=1))
         with np.errstate(over="ignore"):
@@ -135,14 +133,25 @@ class Products:
         lost = _SPARE * (dim + 8) * number_format.rounding
         lost = lost / (1 - lost) if lost < _MOST_LOST else np.inf
         self._lost = lost + number_format.rounding_of_product
-        # The error of a score is a_N * reach_K + length_N * off_K + base_K, and that of float64 and of underflow.
-        self._reach_K, self._off_K, self._base_K = lengths_K + off_K, off_K, lost * np.square(lengths_K)
-        self._dim, self._noise = dim, noise
+        # The error of a score is a_N * reach_K + length_N * off_K + base_N + base_K.
+        self._reach_K, self._off_K, self._dim = lengths_K + off_K, off_K, dim
+        self._base_K = lost * np.square(lengths_K) + error_of_float64(self._reach_K, dim, number_format.smallest)
         rows_at_once = min(_SCORES_AT_ONCE // min(len(centroids_KD), CENTROIDS_AT_ONCE), _NUMBERS_AT_ONCE // dim)
         self.rows_at_once = int(np.clip(rows_at_once, _MIN_ROWS, _MAX_ROWS))
 
     def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
-        """See `Proposals`."""
+        """See `Proposals`; for more than `rows_at_once`, several times."""
+        pieces = [slice(at, at + self.rows_at_once) for at in range(0, len(rows_ND), self.rows_at_once)]
+        found = [self._propose(rows_ND[piece], lengths_N[piece], top) for piece in pieces]
+        if len(found) == 1:
+            return found[0]
+        return Pairs(
+            row_of_P=np.concatenate([each.row_of_P + at.start for at, each in zip(pieces, found, strict=True)]),
+            centroid_of_P=np.concatenate([each.centroid_of_P for each in found]),
+            is_complete_N=np.concatenate([each.is_complete_N for each in found]),
+        )
+
+    def _propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
         farthest_N = np.square(lengths_N + self._reach_K.max())
         usable = np.flatnonzero(farthest_N < self._format.largest)
         is_complete_N = farthest_N < self._format.largest
@@ -159,9 +168,9 @@ class Products:
         """Pairs of rows that can't overflow, by row."""
         rows, off_N = self._format.convert(rows_ND)
         a_N = off_N + self._lost * (lengths_N + off_N)
-        exact_N = error_of_float64(lengths_N, self._reach_K.max(), self._dim, self._noise)
+        base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
         best_N, which_N, second_N, held_NK = self._two_best(rows)
-        error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + exact_N
+        error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + base_N
         is_decided_N = (best_N - second_N > 2 * _SPARE * error_N) & (top == 1)
         undecided = np.flatnonzero(~is_decided_N)
         row_of, centroid_of = [np.flatnonzero(is_decided_N)], [which_N[is_decided_N]]
@@ -170,7 +179,7 @@ class Products:
             chosen = undecided[at : at + step]
             scores = self._scores(rows[chosen], slice(None)) if held_NK is None else held_NK[chosen]
             error = a_N[chosen, None] * self._reach_K + lengths_N[chosen, None] * self._off_K
-            error += self._base_K + exact_N[chosen, None]
+            error += self._base_K + base_N[chosen, None]
             error *= _SPARE
             within, candidates = _possible(scores, error, top)
             row_of.append(chosen[within])
@@ -199,12 +208,15 @@ class Products:
         return scores_NK
 
 
-def error_of_float64(lengths_N: Doubles, longest: float, dim: int, noise: float) -> Doubles:
-    """Error of entering the frame, of the distances in float64 that decide in the end, and of underflow."""
-    farthest_N = lengths_N + longest
-    rounding_N = (dim + 16) * FLOAT64 * np.square(farthest_N)
-    underflow_N = 3 * dim * _SMALLEST * (1 + farthest_N)
-    return np.asarray(2 * farthest_N * noise + rounding_N + underflow_N)
+def error_of_float64(lengths: Doubles, dim: int, smallest: float) -> Doubles:
+    """Error of a score by the float64 distances that decide in the end, by entering the frame, and by underflow.
+
+    It is the sum of this function of the row's length and of this function of the centroid's. Both numbers of a
+    difference are exact when the frame's center is subtracted, and each difference is off by one rounding error of
+    itself, however far the center is from the origin. The distance is off by D + 2 more of |x - c|^2, and
+    |x - c|^2 <= 2 |x|^2 + 2 |c|^2.
+    """
+    return np.asarray(2 * (dim + 16) * FLOAT64 * np.square(lengths) + 3 * dim * smallest * (1 + lengths))
 
 
 def _two_best(scores_NK: Array) -> tuple[Doubles, Ints, Doubles]:

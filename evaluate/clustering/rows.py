@@ -16,7 +16,6 @@ import numpy as np
 
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.neighbours.error_bounds import FLOAT64
 from featbench.evaluate.neighbours.rescore import lengths_of_rows
 from featbench.store.typing import Bools, Doubles, Floats, Ints
 
@@ -60,16 +59,6 @@ class Frame:
             rows_ND *= self.factor
         return rows_ND
 
-    @property
-    def noise(self) -> float:
-        """Largest distance by which subtracting the center in float64 moves a row, less what is relative to the result.
-
-        A difference is off by half a unit in its last place; a row was off by as much before, if it was scaled.
-        """
-        return (
-            float(2 * FLOAT64 * (np.linalg.norm(self.center_D) + len(self.center_D) ** 0.5 * self.limit)) * self.factor
-        )
-
     @classmethod
     def around(cls, sample_ND: Doubles, lowest_D: Doubles, highest_D: Doubles) -> Frame:
         """Choose the median of a sample as the center: rows far from all others do not move it."""
@@ -78,8 +67,12 @@ class Frame:
         typical = float(np.median(np.abs(sample_ND - center_D).max(axis=1)))
         if not 0 < typical <= limit:
             typical = limit
-        factor = 1.0 if typical == 0 else float(2.0 ** -np.round(np.log2(typical)))
+        factor = 1.0 if typical == 0 else 2.0 ** -float(np.clip(np.round(np.log2(typical)), -_MOST, _MOST))
         return cls(center_D=center_D, factor=factor, limit=limit, typical=typical)
+
+
+_MOST = 250
+"""Largest exponent of the factor: float64 holds squares of numbers near 2^250, and of 2^-250."""
 
 
 class RowSource:

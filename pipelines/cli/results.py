@@ -146,6 +146,8 @@ def assign(
         path_of(name, store), path_of(clusters_of, store), config, clusters=counts_of(clusters),
         layers=[each for each in (layers or "").split(",") if each], progress=Progress(quiet=quiet),
     )  # fmt: skip
+    if not report.is_first:
+        return
     print_results(evaluation_tables(report.results), report.records, form)
     if report.path and form == "text":
         typer.echo(f"Results and what made them are in {report.path}", err=True)

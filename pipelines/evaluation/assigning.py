@@ -11,6 +11,7 @@ from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
 from featbench.pipelines.evaluation.run import EvaluationReport, resources_of, save_report
+from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
 
@@ -43,9 +44,11 @@ def assign(
     BenchError
         If there is no such feature set, layer or clustering, or it does not fit.
     """
-    start = time.perf_counter()
+    start, rank = time.perf_counter(), from_environment() or alone()
     features, theirs = FeatureSet.open(path), FeatureSet.open(origin)
     pairs = [((words := each.partition("="))[0], words[2] or words[0]) for each in layers]
+    if rank.rank:  # the first rank does it alone
+        return EvaluationReport(features=features, results=[], path=None, is_first=False)
     try:
         tasks = tasks_of(features, theirs, layers=pairs, clusters=clusters)
         labels = matched_labels(features, needed=False)

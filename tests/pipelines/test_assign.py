@@ -200,6 +200,23 @@ def test_what_cannot_be_assigned_is_refused(
     assert not list((tmp_path / "features").glob("*/results/*.json"))
 
 
+def test_one_rank_of_several_assigns_and_prints(
+    both: tuple[FeatureSet, FeatureSet], bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(both[1], "x", 4)
+    printed = []
+    for rank in "10":
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in {"TORCHELASTIC_RUN_ID": "x", **numbers}.items():
+            monkeypatch.setenv(name, value)
+        result = bench("assign", "mine", "--clusters-of", "theirs", "--quiet")
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout)
+    assert printed[0] == ""
+    assert "mine: clusters of theirs" in printed[1]
+    assert len(list((both[0].path / "results").glob("*.json"))) == 1
+
+
 def test_damaged_centroids_are_refused(both: tuple[FeatureSet, FeatureSet], bench: Bench) -> None:
     keep(both[1], "x", 4)
     (file,) = (both[1].path / "clusters").glob("x-4-*/centroids/c/0/0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
 from featbench.__main__ import main
@@ -47,6 +49,15 @@ def shared() -> Path:
 def _no_catalogue_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _without_waiting() -> Iterator[None]:
+    """The commands are made once for all tests, and nobody waits long for a lock that another run holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        patch.setattr("featbench.store.lock.PATIENCE_S", 0.2)
         yield
 
 

@@ -33,7 +33,29 @@ from featbench.store.status import Reporter, post, read_statuses
 from tests.conftest import ROOT, Arrays, Bench, make_features, needs_proc
 from tests.reliability.ranks import chunks_of, committed, wait_for
 
-DIGITS = ("digits", "extract.batch_size=16", "storage.rows_per_chunk=16", "--layers", "res4", "extract.threads=1")
+DIGITS = (
+    "digits", "model.trunk=net.py:Net", "--layers", "conv", "extract.batch_size=16", "storage.rows_per_chunk=16",
+    "extract.threads=1", "transform.resize=16", "transform.crop=16", "data.limit=400",
+)  # fmt: skip
+NET = """
+import os, time
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, images):
+        time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
+        return self.conv(images)
+"""
+"""A network that takes as long as a test needs, without the processor."""
+
+
+@pytest.fixture(autouse=True)
+def _net(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
 
 
 @pytest.fixture
@@ -42,19 +64,8 @@ def two_ranks(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     started = []
 
     def start(name: str) -> tuple[subprocess.Popen[str], list[RankStatus]]:
-        command = [
-            sys.executable,
-            "-m",
-            "featbench",
-            "extract",
-            *DIGITS,
-            "data.limit=400",
-            "--ranks",
-            "2",
-            "--name",
-            name,
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "featbench", "extract", *DIGITS, "--ranks", "2", "--name", name]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SECONDS_PER_BATCH": "0.25"}
         running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         started.append(running)
         path = tmp_path / "features" / name
@@ -67,7 +78,9 @@ def two_ranks(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             return [each for each in read_statuses(path / "journals", run) if each.rows and each.pid in alive]
 
         wait_for(lambda: len(statuses()) == 2 or running.poll() is not None, "the ranks do not write", seconds=240)
-        return running, statuses()
+        found = statuses()
+        assert len(found) == 2, "the run has ended before both ranks were seen"
+        return running, found
 
     yield start
     for running in started:
@@ -113,18 +126,23 @@ def test_a_killed_rank_alone_is_started_again_and_the_bytes_are_those_of_one_pro
     path = tmp_path / "features/two"
     assert read_statuses(path / "journals", run)[statuses[0].rank].pid == statuses[0].pid
     assert not list(verify(path))
-    assert bench("extract", *DIGITS, "data.limit=400", "--name", "one").returncode == 0
+    assert bench("extract", *DIGITS, "--name", "one").returncode == 0
     assert chunks_of(path) == chunks_of(tmp_path / "features/one")
 
 
 @needs_proc
-def test_ranks_end_with_the_process_that_started_them_and_finish_a_chunk_when_it_is_asked_to_stop(
-    two_ranks: Callable[..., Any], tmp_path: Path
-) -> None:
-    running, statuses = two_ranks("killed")
+@pytest.mark.slow
+def test_ranks_end_with_the_process_that_started_them(two_ranks: Callable[..., Any]) -> None:
+    running, _ = two_ranks("killed")
     pids = tree(running.pid)
     running.kill()
     wait_for(lambda: not any(is_running(pid) for pid in pids), "ranks are left over", seconds=20)
+
+
+@needs_proc
+def test_ranks_finish_a_chunk_when_the_process_that_started_them_is_asked_to_stop(
+    two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
     running, statuses = two_ranks("stopped")
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
@@ -179,7 +197,10 @@ def test_ranks_that_die_again_and_again_are_given_up_and_the_others_go_on(
     assert ended.given_up == ["rank 0 died (killed by SIGKILL), after 3 restarts of ranks"]
 
 
-def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(bench: Bench, tmp_path: Path) -> None:
+def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECONDS_PER_BATCH", "0.03")
     path = tmp_path / "features/digits"
 
     def interrupt() -> None:
@@ -193,7 +214,7 @@ def test_a_signal_stops_after_the_chunk_in_hand_and_the_same_command_goes_on(ben
     assert 10 < committed(path) < 250
     resumed = bench("extract", *DIGITS)
     assert resumed.returncode == 0
-    assert "1,797 images" not in resumed.stderr
+    assert "800 images" not in resumed.stderr
     assert not list(verify(path))
 
 

@@ -25,11 +25,11 @@ def file_name(kept: KeptClustering) -> str:
     Examples
     --------
     >>> kept = KeptClustering(
-    ...     key="", layer="res5", num_clusters=10, dim=4, settings={"spherical": True, "seed": 3}, objective=1.5,
-    ...     iterations=7, certified=True, seconds=0.1, made_from=("", ""), is_current=True, clusters_of=None,
+    ...     key="", layer="res5", num_clusters=10, dim=4, settings={"spherical": True, "seed": 3, "seeds": 5},
+    ...     objective=1.5, iterations=7, certified=True, seconds=0.1, made_from=("", ""), is_current=True, clusters_of=None,
     ... )
     >>> file_name(kept), settings_in_words(kept)
-    ('res5_10_spherical_seed3', 'spherical, seed 3')
+    ('res5_10_spherical_seed3_seeds5', 'spherical, seed 3, best of 5 runs')
     """
     origin = [f"of_{kept.clusters_of['features']}"] if kept.clusters_of else []
     return "_".join([short(kept.layer), str(kept.num_clusters), *origin, *_unusual(kept.settings)])
@@ -42,9 +42,10 @@ def settings_in_words(kept: KeptClustering) -> str:
     words += ["spherical"] * settings["spherical"]
     if kept.clusters_of:
         return ", ".join([*words, f"centroids of {kept.clusters_of['features']}"])
-    words += [str(settings["init"])] * (settings["init"] != _DEFAULTS["init"])
+    words += [PurePath(str(settings["init"])).name] * (settings["init"] != _DEFAULTS["init"])
     words += [f"mini-batch {settings['mini_batch']}"] if settings["mini_batch"] else []
-    return ", ".join([*words, f"seed {settings['seed']}"])
+    words.append(f"seed {settings['seed']}")
+    return ", ".join([*words, *[f"best of {settings['seeds']} runs"] * (settings["seeds"] > 1)])
 
 
 def _unusual(settings: Mapping[str, Any]) -> list[str]:

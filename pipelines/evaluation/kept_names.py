@@ -26,7 +26,8 @@ def file_name(kept: KeptClustering) -> str:
     --------
     >>> kept = KeptClustering(
     ...     key="", layer="res5", num_clusters=10, dim=4, settings={"spherical": True, "seed": 3, "seeds": 5},
-    ...     objective=1.5, iterations=7, certified=True, seconds=0.1, made_from=("", ""), is_current=True, clusters_of=None,
+    ...     objective=1.5, iterations=7, certified=True, seconds=0.1, made_from=("", ""), is_current=True,
+    ...     clusters_of=None,
     ... )
     >>> file_name(kept), settings_in_words(kept)
     ('res5_10_spherical_seed3_seeds5', 'spherical, seed 3, best of 5 runs')

@@ -1,6 +1,6 @@
 """Measure what the design promises, each against its baseline, side by side in one process.
 
-    make benchmark                      all of them, about 8 minutes on 2 cores
+    make benchmark                      all of them, about 15 minutes on 2 cores
     python -m benchmarks read search    some of them
 
 Both of a pair run alternately, several times; the ratio is the median of the pairs' ratios, so that it does not
@@ -25,7 +25,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from featbench.evaluate.clustering import kmeans
+from benchmarks.clustering import clustering
+from benchmarks.features import in_turns, made_features
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn import classification
 from featbench.evaluate.memory import BLOCK_BYTES
@@ -40,7 +41,7 @@ from featbench.extract.loading import batches
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.transform import Transform
-from featbench.store import ChunkWriter, FeatureSet, LayerInfo, Manifest, SplitRows, Work, add_layers, open_or_create
+from featbench.store import ChunkWriter, Manifest, SplitRows, Work, add_layers, open_or_create
 from featbench.store.layers import layers_of
 from featbench.store.layout import RowRange
 
@@ -61,48 +62,6 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     Console(width=130).print(table)
-
-
-def in_turns(ours, yardstick, *, repeats):
-    """Return the median seconds of both, and the median ratio, after one warm-up run of each."""
-    seconds = []
-    for _ in range(repeats + 1):
-        pair = []
-        for run in (ours, yardstick):
-            start = time.perf_counter()
-            run()
-            pair.append(time.perf_counter() - start)
-        seconds.append(pair)
-    first, second = zip(*seconds[1:], strict=True)
-    ratio = statistics.median(a / b for a, b in seconds[1:])
-    return statistics.median(first), statistics.median(second), ratio
-
-
-def made_features(path, train, val, *, compression="none"):
-    """Make a feature set of two arrays."""
-    arrays = {"train": train, "val": val}
-    rows = {
-        split: SplitRows(
-            labels=np.arange(len(values)) % 100,
-            paths=[str(i) for i in range(len(values))],
-            class_names=tuple(map(str, range(100))),
-        )
-        for split, values in arrays.items()
-    }
-    manifest = Manifest(
-        made_from={},
-        dtype="float32",
-        compression=compression,
-        rows_per_chunk=1024,
-        splits={split: each.info() for split, each in rows.items()},
-    )
-    features = open_or_create(path, manifest, rows)
-    add_layers(features, {"x": LayerInfo(tap="x", pooling=None, shape=train.shape[1:])})
-    writer = ChunkWriter(features)
-    for work in features.pending(["x"]):
-        chunk = features.grid(work.split).rows(work.chunk)
-        writer.write(work, {"x": arrays[work.split][chunk.start : chunk.stop]}, np.ones(len(chunk), bool))
-    return FeatureSet.open(path)
 
 
 def clustered(num_rows, dim, seed):
@@ -183,37 +142,6 @@ def sweep(folder):
     each = (time.perf_counter() - start) / len(records)
     what = f"a further k or T (of {len(records)}), 10,000 queries, {num_rows:,} x 512"
     yield what, f"{each:.3f} s", f"first search {searched:.2f} s", f"{each / searched:.4f}x", "<= 0.01x"
-
-
-def clustering(folder):
-    """Run one iteration of k-means from the store, and one of faiss.Kmeans with everything in memory."""
-    train = np.random.default_rng(0).standard_normal((200_000, 512), dtype=np.float32)
-    features = made_features(folder / "kmeans", train, train[:1000])
-    data = Selection(layer=features.layer("train", "x"), rows=np.arange(len(train)))
-    rows = BLOCK_MIB * 2**20 // (4 * 512)
-    for count in (100, 1000):
-        centroids = train[:count].copy()
-
-        blocks = list(data.blocks(rows, unit_length=False))  # one block, which stays in memory
-
-        def ours(count=count, centroids=centroids, blocks=blocks):
-            sums, counts = np.zeros((count, 512)), np.zeros(count, np.int64)
-            for block in blocks:
-                kmeans._add_up(block.features, centroids, sums, counts)
-
-        def theirs(count=count, centroids=centroids):
-            trained = faiss.Kmeans(512, count, niter=3, max_points_per_centroid=10**9)
-            trained.train(train, init_centroids=centroids)
-            assert len(trained.obj) == 3
-
-        def ours_three_times(ours=ours):
-            for _ in range(3):
-                ours()
-
-        first, second, ratio = in_turns(ours_three_times, theirs, repeats=3)
-        first, second = first / 3, second / 3
-        what = f"k-means iteration, 200,000 x 512, {count} clusters"
-        yield what, f"{first:.2f} s", f"faiss.Kmeans {second:.2f} s", f"{ratio:.2f}x", "<= 1.2x"
 
 
 class Noise(ImageSource):

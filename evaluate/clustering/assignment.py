@@ -20,7 +20,7 @@ import numpy as np
 
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.proposals import Float32, Float64, Pairs, Products, Proposals
-from featbench.evaluate.clustering.rows import Frame, RowSource, Tile, tiles_of
+from featbench.evaluate.clustering.rows import Frame, FramedRows, RowSource, Tile, tiles_of
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.rescore import BYTES_PER_COPY
 from featbench.evaluate.neighbours.tiled_engine import one_blas_thread
@@ -180,14 +180,12 @@ class Nearest:
 
     def _proposed(self, tile: Tile, top: int) -> Pairs:
         """Centroids that can be the nearest of each row, few of them if any engine can tell."""
-        rows_ND = self._frame.enter(tile.exact())
-        lengths_N = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND)) * (1 + 2.0**-30)
-        undecided = np.arange(len(rows_ND))
+        rows = FramedRows.of(tile, self._frame)
+        undecided = np.arange(len(rows))
         found: list[Pairs] = []
         for engine in self._engines:
             is_last = engine is self._engines[-1]
-            some = slice(None) if len(undecided) == len(rows_ND) else undecided
-            pairs = engine.propose(rows_ND[some], lengths_N[some], top)
+            pairs = engine.propose(rows.take(undecided), top)
             counts_N = np.bincount(pairs.row_of_P, minlength=len(undecided))
             is_done_N = pairs.is_complete_N & ((counts_N <= _FEW + top) | is_last)
             keep = is_done_N[pairs.row_of_P]
@@ -207,7 +205,7 @@ class Nearest:
         order = np.argsort(rows_P, kind="stable")
         centroids_P = np.concatenate([pairs.centroid_of_P for pairs in found])
         return Pairs(
-            row_of_P=rows_P[order], centroid_of_P=centroids_P[order], is_complete_N=np.ones(len(rows_ND), np.bool_)
+            row_of_P=rows_P[order], centroid_of_P=centroids_P[order], is_complete_N=np.ones(len(rows), np.bool_)
         )
 
 

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from featbench.evaluate.clustering.rows import FramedRows
 from featbench.evaluate.neighbours.error_bounds import BFLOAT16, FLOAT32
-from featbench.store.typing import Array, Doubles
+from featbench.store.typing import Array, Doubles, Floats
+
+_NUMBERS_AT_ONCE = 2**15
+"""Numbers whose rounding is measured together: they stay in a core's cache."""
 
 
 class Bfloat16:
@@ -23,9 +27,21 @@ class Bfloat16:
 
     def convert(self, values: Doubles) -> tuple[torch.Tensor, Doubles]:
         """See `NumberFormat`; how far rounding moves each row is measured."""
-        rounded = torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16)
-        moved = rounded.float().numpy() - values
-        off_N: Doubles = np.sqrt(np.square(moved, out=moved).sum(axis=1))
+        return self.convert_rounded(values.astype(np.float32))
+
+    def of_rows(self, rows: FramedRows) -> tuple[torch.Tensor, Doubles]:
+        """See `NumberFormat`."""
+        return self.convert_rounded(rows.rounded_ND)
+
+    def convert_rounded(self, values: Floats) -> tuple[torch.Tensor, Doubles]:
+        """Round rows from float32, which is within the bound on inner products, as in `Float32`."""
+        rounded = torch.from_numpy(values).to(torch.bfloat16)
+        off_N = np.empty(len(values))
+        rows_at_once = max(1, _NUMBERS_AT_ONCE // values.shape[1])
+        for at in range(0, len(values), rows_at_once):
+            piece = slice(at, at + rows_at_once)
+            moved = rounded[piece].float().numpy() - values[piece].astype(np.float64)
+            off_N[piece] = np.sqrt(np.einsum("nd,nd->n", moved, moved))
         return rounded, off_N
 
     def multiply(self, rows: torch.Tensor, centroids: torch.Tensor, out: Array) -> None:

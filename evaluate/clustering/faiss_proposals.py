@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 
 from featbench.evaluate.clustering.proposals import Float32, Pairs, error_of_float64
+from featbench.evaluate.clustering.rows import FramedRows
 from featbench.evaluate.clustering.sums import ROWS_AT_ONCE
 from featbench.evaluate.neighbours.backends import EngineChoice
 from featbench.evaluate.neighbours.error_bounds import FLOAT32, relative_error
@@ -56,14 +57,15 @@ class FaissProposals:
             self._index = make(self._dim, faiss.METRIC_L2)
             self._index.add(centroids_KD.astype(np.float32))
 
-    def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
+    def propose(self, rows: FramedRows, top: int) -> Pairs:
         """See `Proposals`."""
+        lengths_N = rows.lengths_N
         is_usable_N = lengths_N + self._longest < _LARGEST
         usable = np.flatnonzero(is_usable_N)
         if self._index is None or not len(usable):
-            return Pairs(row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(rows_ND), np.bool_))
+            return Pairs(row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(rows), np.bool_))
         with self._lock:
-            squares_NL, centroids_NL = self._index.search(rows_ND[usable].astype(np.float32), self._listed)
+            squares_NL, centroids_NL = self._index.search(rows.rounded_ND[usable], self._listed)
         squares_NL = squares_NL.astype(np.float64)
         farthest_N = lengths_N[usable] + self._longest
         error_N = relative_error(self._dim, FLOAT32) * np.square(farthest_N)
@@ -71,9 +73,9 @@ class FaissProposals:
             error_N += 2 * error_of_float64(lengths, self._dim, Float32.smallest)
         bar_N = np.inf if self._listed <= top else squares_NL[:, top - 1] + 2 * error_N
         is_possible_NL = (centroids_NL >= 0) & (squares_NL <= np.reshape(bar_N, (-1, 1)))
-        rows, places = np.nonzero(is_possible_NL)
-        is_complete_N = np.zeros(len(rows_ND), np.bool_)
+        found, places = np.nonzero(is_possible_NL)
+        is_complete_N = np.zeros(len(rows), np.bool_)
         is_complete_N[usable] = self._lists_all | ~is_possible_NL[:, -1]
-        centroids_P = centroids_NL[rows, places]
-        order = np.lexsort((centroids_P, rows))
-        return Pairs(row_of_P=usable[rows[order]], centroid_of_P=centroids_P[order], is_complete_N=is_complete_N)
+        centroids_P = centroids_NL[found, places]
+        order = np.lexsort((centroids_P, found))
+        return Pairs(row_of_P=usable[found[order]], centroid_of_P=centroids_P[order], is_complete_N=is_complete_N)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -213,6 +214,11 @@ class _Passes:
         return NumberSum(limit=limit, typical=self._frame.typical**2, count=self._num_rows)
 
 
+def _columns(tile: Tile, chosen: Ints, rows: slice, columns: slice) -> Doubles:
+    """Some columns of some of the chosen rows, in float64."""
+    return tile.exact(chosen[rows], columns)
+
+
 class _Shard:
     """Clusters and sums of some rows, kept from one pass to the next."""
 
@@ -230,11 +236,13 @@ class _Shard:
             old_N = self._clusters_N[tile.positions]
             changed = np.flatnonzero(clusters_N != old_N)
             if not self.is_assigned:
-                centered_ND = tile.exact()
-                centered_ND -= self._frame.center_D
-                self._squares.add(np.square(centered_ND, out=centered_ND).sum(axis=1))
+                for piece in tile.pieces():
+                    centered_ND = tile.exact(piece)
+                    centered_ND -= self._frame.center_D
+                    self._squares.add(np.square(centered_ND, out=centered_ND).sum(axis=1))
             if len(changed):
-                self.sums.move(tile.exact(changed), old_N[changed], clusters_N[changed])
+                read = partial(_columns, tile, changed)
+                self.sums.move_columns(read, old_N[changed], clusters_N[changed])
                 self._clusters_N[tile.positions] = clusters_N
             moved.append(len(changed))
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from featbench.evaluate.clustering.rows import FramedRows
 from featbench.evaluate.neighbours.error_bounds import FLOAT32, FLOAT64
 from featbench.store.typing import Array, Bools, Doubles, Ints
 
@@ -54,17 +55,17 @@ class Proposals(Protocol):
     rows_at_once: int
     """Rows to ask for at a time."""
 
-    def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
-        """Propose the centroids that can be among the `top` nearest of each row.
-
-        `rows_ND`, of lengths `lengths_N`, and the centroids are in the coordinates of a frame.
-        """
+    def propose(self, rows: FramedRows, top: int) -> Pairs:
+        """Propose the centroids, in the same frame, that can be among the `top` nearest of each row."""
 
 
 class NumberFormat(Protocol):
     """A number format: converts, multiplies, and knows its errors."""
 
     def convert(self, values: Doubles) -> tuple[Any, Doubles]:
+        """Round centroids; returns them, and how far each was moved."""
+
+    def of_rows(self, rows: FramedRows) -> tuple[Any, Doubles]:
         """Round rows; returns them, and how far each was moved."""
 
     def multiply(self, rows: Any, centroids: Any, out: Array) -> None:
@@ -97,6 +98,10 @@ class Float32:
         """See `NumberFormat`; rounding to float32 is within the bound on inner products."""
         return values.astype(np.float32), np.zeros(len(values))
 
+    def of_rows(self, rows: FramedRows) -> tuple[Any, Doubles]:
+        """See `NumberFormat`."""
+        return rows.rounded_ND, np.zeros(len(rows))
+
     def multiply(self, rows: Any, centroids: Any, out: Array) -> None:
         """See `NumberFormat`."""
         np.matmul(rows, centroids.T, out=out)
@@ -112,6 +117,10 @@ class Float64(Float32):
     def convert(self, values: Doubles) -> tuple[Any, Doubles]:
         """See `NumberFormat`."""
         return values, np.zeros(len(values))
+
+    def of_rows(self, rows: FramedRows) -> tuple[Any, Doubles]:
+        """See `NumberFormat`."""
+        return rows.exact(), np.zeros(len(rows))
 
 
 class Products:
@@ -139,34 +148,33 @@ class Products:
         rows_at_once = min(_SCORES_AT_ONCE // min(len(centroids_KD), CENTROIDS_AT_ONCE), _NUMBERS_AT_ONCE // dim)
         self.rows_at_once = int(np.clip(rows_at_once, _MIN_ROWS, _MAX_ROWS))
 
-    def propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
+    def propose(self, rows: FramedRows, top: int) -> Pairs:
         """See `Proposals`; for more than `rows_at_once`, several times."""
-        pieces = [slice(at, at + self.rows_at_once) for at in range(0, len(rows_ND), self.rows_at_once)]
-        found = [self._propose(rows_ND[piece], lengths_N[piece], top) for piece in pieces]
-        if len(found) == 1:
-            return found[0]
+        if len(rows) <= self.rows_at_once:
+            return self._propose(rows, top)
+        pieces = [np.arange(len(rows))[at : at + self.rows_at_once] for at in range(0, len(rows), self.rows_at_once)]
+        found = [self._propose(rows.take(piece), top) for piece in pieces]
         return Pairs(
-            row_of_P=np.concatenate([each.row_of_P + at.start for at, each in zip(pieces, found, strict=True)]),
+            row_of_P=np.concatenate([each.row_of_P + piece[0] for piece, each in zip(pieces, found, strict=True)]),
             centroid_of_P=np.concatenate([each.centroid_of_P for each in found]),
             is_complete_N=np.concatenate([each.is_complete_N for each in found]),
         )
 
-    def _propose(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> Pairs:
-        farthest_N = np.square(lengths_N + self._reach_K.max())
+    def _propose(self, rows: FramedRows, top: int) -> Pairs:
+        farthest_N = np.square(rows.lengths_N + self._reach_K.max())
         usable = np.flatnonzero(farthest_N < self._format.largest)
         is_complete_N = farthest_N < self._format.largest
-        if len(usable) < len(rows_ND):
-            rows_ND, lengths_N = rows_ND[usable], lengths_N[usable]
         if not len(usable) or not np.isfinite(self._lost):
             return Pairs(
                 row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(farthest_N), np.bool_)
             )
-        rows, centroids = self._of_usable(rows_ND, lengths_N, top)
-        return Pairs(row_of_P=usable[rows], centroid_of_P=centroids, is_complete_N=is_complete_N)
+        rows_P, centroids_P = self._of_usable(rows.take(usable), top)
+        return Pairs(row_of_P=usable[rows_P], centroid_of_P=centroids_P, is_complete_N=is_complete_N)
 
-    def _of_usable(self, rows_ND: Doubles, lengths_N: Doubles, top: int) -> tuple[Ints, Ints]:
+    def _of_usable(self, framed: FramedRows, top: int) -> tuple[Ints, Ints]:
         """Pairs of rows that can't overflow, by row."""
-        rows, off_N = self._format.convert(rows_ND)
+        rows, off_N = self._format.of_rows(framed)
+        lengths_N = framed.lengths_N
         a_N = off_N + self._lost * (lengths_N + off_N)
         base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
         best_N, which_N, second_N, held_NK = self._two_best(rows)

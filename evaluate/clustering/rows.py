@@ -19,6 +19,9 @@ from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.rescore import lengths_of_rows
 from featbench.store.typing import Bools, Doubles, Floats, Ints
 
+_BYTES_PER_PIECE = 2**18
+"""Bytes of rows in float64 that are prepared together: these, and what is made of them, fit into a core's cache."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
@@ -31,13 +34,18 @@ class Tile:
     divisors_N: Doubles | None
     """None if rows are not scaled."""
 
-    def exact(self, chosen: Ints | Bools | slice = slice(None)) -> Doubles:
+    def exact(self, chosen: Ints | Bools | slice = slice(None), columns: slice = slice(None)) -> Doubles:
         """Rows in float64, a copy."""
-        rows_ND = self.stored_ND[chosen]
-        if self.divisors_N is None:
-            return rows_ND.astype(np.float64)
-        exact_ND: Doubles = np.divide(rows_ND, self.divisors_N[chosen, None], dtype=np.float64)
+        exact_ND = self.stored_ND[chosen, columns].astype(np.float64)
+        if self.divisors_N is not None:
+            exact_ND /= self.divisors_N[chosen, None]
         return exact_ND
+
+    def pieces(self) -> Iterator[slice]:
+        """Cut the tile into slices whose rows, in float64, stay in a core's cache."""
+        rows_at_once = max(1, _BYTES_PER_PIECE // (8 * self.stored_ND.shape[1]))
+        for at in range(0, len(self.stored_ND), rows_at_once):
+            yield slice(at, at + rows_at_once)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +81,52 @@ class Frame:
 
 _MOST = 250
 """Largest exponent of the factor: float64 holds squares of numbers near 2^250, and of 2^-250."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramedRows:
+    """Rows in the coordinates of a frame: rounded to float32, and in float64 on request."""
+
+    tile: Tile
+    frame: Frame
+    chosen: Ints | slice
+    """Rows of the tile."""
+
+    rounded_ND: Floats
+    lengths_N: Doubles
+    """Before rounding; not too small."""
+
+    def __len__(self) -> int:
+        return len(self.rounded_ND)
+
+    def exact(self) -> Doubles:
+        """In float64."""
+        return self.frame.enter(self.tile.exact(self.chosen))
+
+    def take(self, chosen: Ints) -> FramedRows:
+        """Choose some rows by their positions, rising."""
+        if len(chosen) == len(self):
+            return self
+        return FramedRows(
+            tile=self.tile,
+            frame=self.frame,
+            chosen=chosen if isinstance(self.chosen, slice) else self.chosen[chosen],
+            rounded_ND=self.rounded_ND[chosen],
+            lengths_N=self.lengths_N[chosen],
+        )
+
+    @classmethod
+    def of(cls, tile: Tile, frame: Frame) -> FramedRows:
+        """Transform all rows of a tile."""
+        rounded_ND = np.empty(tile.stored_ND.shape, np.float32)
+        lengths_N = np.empty(len(rounded_ND))
+        with np.errstate(over="ignore"):
+            for piece in tile.pieces():
+                rows_ND = frame.enter(tile.exact(piece))
+                rounded_ND[piece] = rows_ND
+                lengths_N[piece] = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND))
+        lengths_N *= 1 + 2.0**-30
+        return cls(tile=tile, frame=frame, chosen=slice(None), rounded_ND=rounded_ND, lengths_N=lengths_N)
 
 
 class RowSource:

@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.evaluate.neighbours import cached_search
+from featbench.evaluate.neighbours.approximate import search_approximately
 from featbench.evaluate.neighbours.planning import Resources
+from featbench.evaluate.neighbours.search import search
 from featbench.store import FeatureSet, load_cached
 from featbench.store.typing import Doubles, Ints
 from tests.conftest import ROOT, make_features
-
-RANK = """
-import sys, time
-from pathlib import Path
-from featbench.evaluate.neighbours import cached_search as neighbours
-from featbench.evaluate.knn.classification import evaluate_knn
-from featbench.evaluate.neighbours.planning import Resources
-from featbench.store import FeatureSet
-original = neighbours.search
-def slow(*arguments, **settings):
-    print("searching", flush=True)
-    time.sleep(float(sys.argv[3]))
-    return original(*arguments, **settings)
-neighbours.search = slow
-make = neighbours.search_approximately
-def slowly(*arguments, **settings):
-    print("indexing", flush=True)
-    time.sleep(float(sys.argv[3]))
-    return make(*arguments, **settings)
-neighbours.search_approximately = slowly
-features = FeatureSet.open(Path(sys.argv[1]))
-print(evaluate_knn(features, ["x"], k=[9], index=sys.argv[4] or None,
-                   resources=Resources(num_shards=int(sys.argv[2])))[0]["top1"])
-"""
+from tests.forking import CONTEXT
+from tests.reliability.ranks import wait_for
 
 
 @pytest.fixture
@@ -64,9 +47,42 @@ def kept(features: FeatureSet) -> dict[str, Doubles | Ints]:
     return load_cached(features, "neighbours", names[0])[0]
 
 
-def rank(features: FeatureSet, shards: int, delay: float, index: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RANK, str(features.path), str(shards), str(delay), index]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+class RankOf:
+    """A process that searches a feature set with others; it says what it does in a file."""
+
+    def __init__(self, features: FeatureSet, shards: int, delay: float, index: str | None = None) -> None:
+        self.log = features.path.with_name(f"{uuid.uuid4().hex}.log")
+        self.process = CONTEXT.Process(target=_search, args=(features.path, shards, delay, index, self.log))
+        self.process.start()
+
+    @property
+    def said(self) -> list[str]:
+        """What it has done so far, and at last the accuracy."""
+        return self.log.read_text().split() if self.log.exists() else []
+
+    def finish(self) -> list[str]:
+        """Wait for its end; returns what it has said."""
+        self.process.join(60)
+        assert self.process.exitcode == 0
+        return self.said
+
+
+def _search(path: Path, shards: int, delay: float, index: str | None, log: Path) -> None:
+    """Search slowly, in a process of its own."""
+
+    def slowly(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **settings: Any) -> Any:
+            print(what, file=out, flush=True)
+            time.sleep(delay)
+            return function(*arguments, **settings)
+
+        return run
+
+    with log.open("w") as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cached_search, "search", slowly("searching", search))
+        patch.setattr(cached_search, "search_approximately", slowly("indexing", search_approximately))
+        resources = Resources(num_shards=shards)
+        print(evaluate_knn(FeatureSet.open(path), ["x"], k=[9], index=index, resources=resources)[0]["top1"], file=out)
 
 
 def assert_same(first: dict[str, Doubles | Ints], second: dict[str, Doubles | Ints]) -> None:
@@ -84,33 +100,33 @@ def test_one_process_may_search_all_shards(two: tuple[FeatureSet, FeatureSet], s
 
 def test_three_ranks_find_the_same_lists_to_the_bit(two: tuple[FeatureSet, FeatureSet]) -> None:
     alone, together = two
-    ranks = [rank(together, 3, 0.3) for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
-    assert len({output[-1] for output in outputs}) == 1, "all report the same accuracy"
-    assert sum(output.count("searching") for output in outputs) == 3, "each shard was searched once"
+    ranks = [RankOf(together, 3, 0.3) for _ in range(3)]
+    said = [rank.finish() for rank in ranks]
+    assert len({words[-1] for words in said}) == 1, "all report the same accuracy"
+    assert sum(words.count("searching") for words in said) == 3, "each shard was searched once"
     assert_same(kept(alone), kept(together))
 
 
 def test_an_index_is_made_by_one_rank(two: tuple[FeatureSet, FeatureSet]) -> None:
     _, together = two
-    ranks = [rank(together, 3, 0.3, "IVF2,Flat") for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
-    assert len({output[-1] for output in outputs}) == 1
-    assert sum(output.count("indexing") for output in outputs) == 1
+    ranks = [RankOf(together, 3, 0.3, "IVF2,Flat") for _ in range(3)]
+    said = [rank.finish() for rank in ranks]
+    assert len({words[-1] for words in said}) == 1
+    assert sum(words.count("indexing") for words in said) == 1
     kept(together)
 
 
 def test_the_shard_of_a_rank_that_died_is_taken_by_another(two: tuple[FeatureSet, FeatureSet]) -> None:
     alone, together = two
-    doomed = rank(together, 2, 60)
-    assert doomed.stdout.readline() == "searching\n"
-    other = rank(together, 2, 0)
-    assert other.stdout.readline() == "searching\n"
+    doomed = RankOf(together, 2, 60)
+    wait_for(lambda: doomed.said == ["searching"], "the first rank does not search")
+    other = RankOf(together, 2, 0)
+    wait_for(lambda: other.said == ["searching"], "the second rank does not search")
     time.sleep(0.5)
-    assert other.poll() is None, "it waits for the shard that is claimed"
-    os.kill(doomed.pid, signal.SIGKILL)
-    doomed.wait()
-    assert other.communicate(timeout=60)[0].split()[0] == "searching"
+    assert other.process.is_alive(), "it waits for the shard that is claimed"
+    doomed.process.kill()
+    doomed.process.join()
+    assert other.finish()[:2] == ["searching", "searching"]
     assert_same(kept(alone), kept(together))
 
 

@@ -51,25 +51,25 @@ def failure(result: subprocess.CompletedProcess[str], *parts: str) -> str:
 
 
 def test_the_two_commands_without_arguments_run_the_digits(bench: Bench, records: Records, tmp_path: Path) -> None:
-    first = bench("extract", "--layers", "res4,res5")
+    first = bench("extract", "data.limit=400", "--layers", "res4,res5")
     assert first.returncode == 0
     assert "No pipeline was named, so this is digits" in first.stderr
-    found = records("--k", "200")
+    found = records("--k", "20")
     knn = [record for record in found if record["task"] == "knn"]
     assert [(record["layer"], record["k"], record["temperature"]) for record in knn] == [
-        ("res4", 200, 0.07),
-        ("res5", 200, 0.07),
+        ("res4", 20, 0.07),
+        ("res5", 20, 0.07),
     ]
     for record in knn:
         assert record["weights"] == "random (seed 0)"
         assert 0.5 < record["top1_low"] <= record["top1"] <= record["top1_high"] <= 1
         assert record["top1"] <= record["top5"]
     assert len(list((tmp_path / "features/digits/results").glob("2*.json"))) == 1
-    table = bench("evaluate", "--k", "200")
+    table = bench("evaluate", "--k", "20")
     assert "random (seed 0)" in table.stdout
     assert "NMI" in table.stdout
     assert "preprocessed" not in table.stderr, "the default protocol was not asked for by name"
-    assert "resize 64, not 256" in bench("evaluate", "--k", "200", "--protocol", "dino").stderr
+    assert "resize 64, not 256" in bench("evaluate", "--k", "20", "--protocol", "dino").stderr
 
 
 def test_bench_yaml_of_the_working_folder_is_taken_if_there_is_one(bench: Bench, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from featbench.evaluate.clustering.rows import FramedRows
 from featbench.evaluate.neighbours.error_bounds import BFLOAT16, FLOAT32
-from featbench.store.typing import Array, Doubles, Floats
+from featbench.store.typing import Array, Doubles
 
 _NUMBERS_AT_ONCE = 2**15
 """Numbers whose rounding is measured together: they stay in a core's cache."""
@@ -27,14 +27,14 @@ class Bfloat16:
 
     def convert(self, values: Doubles) -> tuple[torch.Tensor, Doubles]:
         """See `NumberFormat`; how far rounding moves each row is measured."""
-        return self.convert_rounded(values.astype(np.float32))
+        rounded = torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16)
+        moved = rounded.float().numpy() - values
+        off_N: Doubles = np.sqrt(np.square(moved, out=moved).sum(axis=1))
+        return rounded, off_N
 
     def of_rows(self, rows: FramedRows) -> tuple[torch.Tensor, Doubles]:
-        """See `NumberFormat`."""
-        return self.convert_rounded(rows.rounded_ND)
-
-    def convert_rounded(self, values: Floats) -> tuple[torch.Tensor, Doubles]:
-        """Round rows from float32, which is within the bound on inner products, as in `Float32`."""
+        """See `NumberFormat`; rounding to float32 is within the bound on inner products, as in `Float32`."""
+        values = rows.rounded_ND
         rounded = torch.from_numpy(values).to(torch.bfloat16)
         off_N = np.empty(len(values))
         rows_at_once = max(1, _NUMBERS_AT_ONCE // values.shape[1])

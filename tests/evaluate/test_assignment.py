@@ -10,7 +10,7 @@ import pytest
 from featbench.evaluate.clustering.assignment import Nearest, assign, for_all_tiles
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.proposals import Float32, Float64, Products
-from featbench.evaluate.clustering.rows import Frame, RowSource, Tile
+from featbench.evaluate.clustering.rows import Frame, FramedRows, RowSource, Tile
 from featbench.evaluate.neighbours.backends import EngineChoice
 from featbench.store.typing import Doubles, Floats, Ints
 from tests.evaluate.test_search import held
@@ -191,10 +191,12 @@ def test_a_centroid_far_away_does_not_make_the_others_uncertain() -> None:
     """Otherwise one outlier would make all rows as slow as brute force."""
     random = np.random.default_rng(0)
     centroids_KD = random.standard_normal((40, 16))
-    rows_ND = random.standard_normal((200, 16))
+    stored_ND = random.standard_normal((200, 16)).astype(np.float32)
     centroids_KD[0] *= 1e12
+    frame = Frame(center_D=np.zeros(16), factor=1.0, limit=10.0, typical=1.0)
+    rows = FramedRows.of(Tile(positions=slice(0, 200), stored_ND=stored_ND, divisors_N=None), frame)
     for number_format in (Float32(), Float64()):
-        pairs = Products(centroids_KD, number_format).propose(rows_ND, np.linalg.norm(rows_ND, axis=1), 1)
+        pairs = Products(centroids_KD, number_format).propose(rows, 1)
         assert len(pairs.row_of_P) < 210
 
 

@@ -68,10 +68,27 @@ def kmeans(
         frame, start = _restored(*saved)
     else:
         sample = survey(sources, sampled(len(data), settings, dim=data.layer.dim), team)
+        refuse_equal_rows(sample.frame, data, settings)
         begun = team.once("start", lambda: {"centroids": starting_centroids(sample, settings, data=data, plan=plan)})
         frame, start = sample.frame, Position(centroids_KD=begun["centroids"])
         del sample
     return lloyd(sources, frame, start, settings, team=team, on_rows=on_rows, on_iteration=on_iteration)
+
+
+def refuse_equal_rows(frame: Frame, data: Selection, settings: KmeansSettings) -> None:
+    """Refuse to divide rows that are all equal.
+
+    Raises
+    ------
+    EvaluationError
+        If there is more than one cluster, and no difference between rows.
+    """
+    if frame.is_a_point and settings.num_clusters > 1:
+        scaled = " once they are scaled to length 1" if settings.normalize else ""
+        raise EvaluationError(
+            f"{data.layer.key}: all {len(data):,} rows are equal{scaled}, so they can't be divided into "
+            f"{settings.num_clusters:,} clusters. Leave the layer out, or look for what makes its features constant."
+        )
 
 
 def _restored(arrays: Arrays, facts: dict[str, Any]) -> tuple[Frame, Position]:

@@ -99,16 +99,20 @@ def lloyd(
     """
     passes = _Passes(sources, frame, settings, team or Alone(), on_rows)
     centroids_KD, objective, num_reseeded = start.centroids_KD, start.objective, start.num_reseeded
+    if settings.spherical and not start.number:
+        centroids_KD = _scaled(centroids_KD, centroids_KD)
     for number in range(start.number + 1, settings.iterations + 1):
         sums, found, moved = passes.assign(number, centroids_KD)
         logger.debug("k-means iteration %d: objective %.6g, %d rows moved", number, found, moved)
         on_iteration(Iteration(number=number, objective=found, moved=moved))
         is_better = found < objective * (1 - settings.tolerance)
         objective = min(objective, found)
-        if not is_better or number == settings.iterations:
+        if number == settings.iterations:
             break
-        if 0 in sums.counts_K:
-            num_reseeded += passes.reseed(number, centroids_KD, sums)
+        filled = passes.reseed(number, centroids_KD, sums) if 0 in sums.counts_K else 0
+        if not (is_better or filled):
+            break
+        num_reseeded += filled
         centroids_KD, before_KD = _means(sums, centroids_KD, spherical=settings.spherical), centroids_KD
         if np.array_equal(centroids_KD, before_KD):
             break
@@ -123,10 +127,13 @@ def _means(sums: ClusterSums, centroids_KD: Doubles, *, spherical: bool) -> Doub
     for at in range(0, len(filled), _CLUSTERS_AT_ONCE):
         some = filled[at : at + _CLUSTERS_AT_ONCE]
         moved_KD[some] = sums.means(some)
-    if spherical:
-        lengths_K = np.sqrt(np.square(moved_KD).sum(axis=1, keepdims=True))
-        moved_KD /= np.where(lengths_K == 0, 1, lengths_K)
-    return moved_KD
+    return _scaled(moved_KD, centroids_KD) if spherical else moved_KD
+
+
+def _scaled(means_KD: Doubles, centroids_KD: Doubles) -> Doubles:
+    """Divide means by their lengths; centroids whose means are 0 stay."""
+    lengths_K = np.sqrt(np.square(means_KD).sum(axis=1, keepdims=True))
+    return np.where(lengths_K == 0, centroids_KD, means_KD / np.where(lengths_K == 0, 1, lengths_K))
 
 
 class _Passes:
@@ -137,7 +144,7 @@ class _Passes:
     ) -> None:
         self._sources, self._frame, self._settings = sources, frame, settings
         self._team, self._on_rows = team, on_rows
-        self._num_rows = sum(map(len, sources))
+        self._num_rows, self._num_shards = sum(map(len, sources)), len(sources)
         self._starts = np.cumsum([0, *map(len, sources)])
         self._shards: dict[int, _Shard] = {}
 
@@ -146,9 +153,9 @@ class _Passes:
         nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
 
         def assign_shard(index: int) -> Arrays:
-            return self._shard(index).assign(nearest, self._on_rows)
+            return self._shard(index).assign(nearest, number, self._on_rows)
 
-        found = self._team.gather(f"pass-{number}", len(self._sources), assign_shard)
+        found = self._team.gather(f"pass-{number}", self._num_shards, assign_shard)
         sums, squares = self._sums(), self._squares()
         if len(found) == 1 and 0 in self._shards:
             sums = self._shards[0].sums  # no need to copy them
@@ -157,7 +164,30 @@ class _Passes:
                 sums.add(each["sums"], each["counts"])
         squares.sums_L += sum(each["squares"] for each in found)
         moved = sum(int(each["moved"][0]) for each in found)
-        return sums, sums.objective(centroids_KD, squares.total()), moved
+        objective = sums.objective(centroids_KD, squares.total())
+        if objective is None:
+            objective = self._measured(number, centroids_KD, nearest)
+        return sums, objective, moved
+
+    def _measured(self, number: int, centroids_KD: Doubles, nearest: Nearest) -> float:
+        """The objective by another pass, from the distance of each row to its centroid."""
+
+        def measure_shard(index: int) -> Arrays:
+            total = self._total(centroids_KD)
+            self._assigned(index, number, nearest).measure(nearest, lambda squares_N, positions: total.add(squares_N))
+            return {"total": total.sums_L}
+
+        total = self._total(centroids_KD)
+        total.sums_L += sum(
+            each["total"] for each in self._team.gather(f"total-{number}", self._num_shards, measure_shard)
+        )
+        return total.total()
+
+    def _total(self, centroids_KD: Doubles) -> NumberSum:
+        """Sum of squared distances of rows to any of these centroids, to all digits of float64."""
+        farthest = 2 * (self._frame.limit + float(np.abs(centroids_KD - self._frame.center_D).max()))
+        limit = farthest**2 * self._sources[0].dim
+        return NumberSum(limit=limit, typical=limit * 2.0**-500, count=self._num_rows)
 
     def reseed(self, number: int, centroids_KD: Doubles, sums: ClusterSums) -> int:
         """Give each cluster without rows the row that is farthest from its centroid; returns how many got one.
@@ -168,12 +198,10 @@ class _Passes:
         nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
 
         def farthest_of_shard(index: int) -> Arrays:
-            shard = self._shard(index)
-            if not shard.is_assigned:  # another rank assigned it
-                shard.assign(nearest, lambda rows: None)
+            shard = self._assigned(index, number, nearest)
             return shard.farthest(nearest, len(empty)) | {"shard": np.array([index])}
 
-        found = self._team.gather(f"far-{number}", len(self._sources), farthest_of_shard)
+        found = self._team.gather(f"far-{number}", self._num_shards, farthest_of_shard)
         squares_F = np.concatenate([each["squares"] for each in found])
         shard_of_F = np.concatenate([np.repeat(each["shard"], len(each["squares"])) for each in found])
         positions_F, clusters_F = (np.concatenate([each[name] for each in found]) for name in ("positions", "clusters"))
@@ -183,7 +211,7 @@ class _Passes:
             old, new = clusters_F[far : far + 1], empty[num_moved : num_moved + 1]
             if sums.counts_K[old[0]] > 1:
                 shard = self._shards.get(int(shard_of_F[far]))
-                if shard is not None and shard.is_assigned:
+                if shard is not None:
                     shard.move(int(positions_F[far]), rows_FD[far], int(new[0]))
                 if shard is None or shard.sums is not sums:
                     sums.move(rows_FD[far : far + 1].copy(), old, new)
@@ -199,6 +227,13 @@ class _Passes:
                 "factor": self._frame.factor, "limit": self._frame.limit, "typical": self._frame.typical,
             },
         )  # fmt: skip
+
+    def _assigned(self, index: int, number: int, nearest: Nearest) -> _Shard:
+        """A shard whose rows are assigned as in a pass, though another rank may have done it in that pass."""
+        shard = self._shard(index)
+        if shard.number != number:
+            shard.assign(nearest, number, lambda rows: None)
+        return shard
 
     def _shard(self, index: int) -> _Shard:
         if index not in self._shards:
@@ -225,9 +260,10 @@ class _Shard:
     def __init__(self, source: RowSource, frame: Frame, sums: ClusterSums, squares: NumberSum) -> None:
         self._source, self._frame, self.sums, self._squares = source, frame, sums, squares
         self._clusters_N = np.full(len(source), -1, np.int64)
-        self.is_assigned = False
+        self.number = 0
+        """Pass in which the rows were last assigned."""
 
-    def assign(self, nearest: Nearest, on_rows: OnRows) -> Arrays:
+    def assign(self, nearest: Nearest, number: int, on_rows: OnRows) -> Arrays:
         """Assign all rows, and update the sums."""
         moved: list[int] = []
 
@@ -235,7 +271,7 @@ class _Shard:
             clusters_N = nearest.one(tile)
             old_N = self._clusters_N[tile.positions]
             changed = np.flatnonzero(clusters_N != old_N)
-            if not self.is_assigned:
+            if not self.number:
                 for piece in tile.pieces():
                     centered_ND = tile.exact(piece)
                     centered_ND -= self._frame.center_D
@@ -247,23 +283,31 @@ class _Shard:
             moved.append(len(changed))
 
         for_all_tiles(self._source, nearest, work, on_rows)
-        self.is_assigned = True
+        self.number = number
         return {
             "sums": self.sums.sums_LKD, "counts": self.sums.counts_K, "squares": self._squares.sums_L,
             "moved": np.array([sum(moved)]),
         }  # fmt: skip
 
+    def measure(self, nearest: Nearest, use: Callable[[Doubles, slice], None]) -> None:
+        """Compute the squared distance of each row to the centroid of its cluster."""
+
+        def measure(tile: Tile) -> None:
+            use(nearest.squares(tile, self._clusters_N[tile.positions]), tile.positions)
+
+        for_all_tiles(self._source, nearest, measure)
+
     def farthest(self, nearest: Nearest, count: int) -> Arrays:
         """Rows farthest from their centroids that do not equal them, the first of equally far ones first."""
         squares_N = np.empty(len(self._source))
 
-        def measure(tile: Tile) -> None:
-            squares_N[tile.positions] = nearest.squares(tile, self._clusters_N[tile.positions])
+        def keep(tile_squares_N: Doubles, positions: slice) -> None:
+            squares_N[positions] = tile_squares_N
 
-        for_all_tiles(self._source, nearest, measure)
+        self.measure(nearest, keep)
         squares_N[self.sums.counts_K[self._clusters_N] == 0] = 0
         positions = np.argsort(-squares_N, kind="stable")[:count]
-        positions = positions[squares_N[positions] > 0]
+        positions = positions[squares_N[positions] > self._frame.rounding]
         rows_FD = np.empty((len(positions), self._source.dim))
         for block in self._source.blocks():
             within = np.flatnonzero((positions >= block.positions.start) & (positions < block.positions.stop))

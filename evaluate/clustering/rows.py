@@ -60,6 +60,16 @@ class Frame:
     typical: float
     """Largest distance of a coordinate from the center in an ordinary row; at most `limit`."""
 
+    @property
+    def is_a_point(self) -> bool:
+        """Whether all rows are equal, but for the rounding of their scaling."""
+        return self.limit <= 2.0**-50 * float(np.abs(self.center_D).max())
+
+    @property
+    def rounding(self) -> float:
+        """A row this far from its centroid, squared, may equal it but for the rounding of means."""
+        return len(self.center_D) * (2.0**-32 * self.typical + 2.0**-50 * float(np.abs(self.center_D).max())) ** 2
+
     def enter(self, rows_ND: Doubles) -> Doubles:
         """Transform rows, in place."""
         rows_ND -= self.center_D
@@ -69,12 +79,15 @@ class Frame:
 
     @classmethod
     def around(cls, sample_ND: Doubles, lowest_D: Doubles, highest_D: Doubles) -> Frame:
-        """Choose the median of a sample as the center: rows far from all others do not move it."""
+        """Choose the median of a sample as the center: rows far from all others do not move it.
+
+        Rows that equal the center, as most rows of zeros do, are not ordinary.
+        """
         center_D = np.median(sample_ND, axis=0)
         limit = float(np.maximum(highest_D - center_D, center_D - lowest_D).max(initial=0))
-        typical = float(np.median(np.abs(sample_ND - center_D).max(axis=1)))
-        if not 0 < typical <= limit:
-            typical = limit
+        distances_N = np.abs(sample_ND - center_D).max(axis=1)
+        typical = float(np.median(distances_N[distances_N > 0])) if distances_N.any() else limit
+        typical = min(typical, limit)
         factor = 1.0 if typical == 0 else 2.0 ** -float(np.clip(np.round(np.log2(typical)), -_MOST, _MOST))
         return cls(center_D=center_D, factor=factor, limit=limit, typical=typical)
 

@@ -54,7 +54,7 @@ def kmeans_plus_plus(rows_ND: Floats, num_clusters: int, *, seed: Sequence[int],
     nearest_N = np.full(len(rows_ND), np.inf, np.float32)
     distances_TN = np.empty((trials, len(rows_ND)), np.float32)
     is_chosen_N = np.zeros(len(rows_ND), np.bool_)
-    noise = 16 * FLOAT32 * float(squares_N.max(initial=0))
+    noise_N = 16 * FLOAT32 * squares_N
 
     def compare(piece: slice, candidates_T: Ints) -> Doubles:
         """Fill distances to the candidates or to what is nearer; returns their sums."""
@@ -63,7 +63,7 @@ def kmeans_plus_plus(rows_ND: Floats, num_clusters: int, *, seed: Sequence[int],
         found *= -2
         found += squares_N[piece]
         found += squares_N[candidates_T, None]
-        found[found < noise] = 0  # equal rows
+        found[found < noise_N[piece] + noise_N[candidates_T, None]] = 0  # equal rows
         np.minimum(found, nearest_N[piece], out=found)
         sums: Doubles = found.sum(axis=1, dtype=np.float64)
         return sums

@@ -150,7 +150,7 @@ def _started(
 
 def _swapped(rows_ND: Floats, found: Clustering, frame: Frame, *, seed: Sequence[int], num_threads: int) -> Doubles:
     """Centroids of which some were moved to where they are needed more."""
-    framed_KD = frame.enter(found.centroids_KD.copy()).astype(np.float32)
+    framed_KD = _in_float32(frame, found.centroids_KD.copy())
     better_KD = swapped(rows_ND, framed_KD, seed=seed, num_threads=num_threads)
     is_moved_K = (better_KD != framed_KD).any(axis=1)
     centroids_KD = found.centroids_KD.copy()
@@ -190,5 +190,14 @@ def _framed(sample: Survey, *, normalize: bool) -> Floats:
     rows_ND = np.empty_like(sample.stored_ND)
     for at in range(0, len(rows_ND), _FRAMED_ROWS):
         some = slice(at, at + _FRAMED_ROWS)
-        rows_ND[some] = sample.frame.enter(_exact(sample.stored_ND[some], normalize=normalize))
+        rows_ND[some] = _in_float32(sample.frame, _exact(sample.stored_ND[some], normalize=normalize))
     return rows_ND
+
+
+def _in_float32(frame: Frame, rows_ND: Doubles) -> Floats:
+    """Rows in the coordinates of the frame; what is so far away that squares could overflow comes nearer."""
+    framed_ND = frame.enter(rows_ND)
+    return np.clip(framed_ND, -_FARTHEST, _FARTHEST, out=framed_ND).astype(np.float32)
+
+
+_FARTHEST = 2.0**50

@@ -42,6 +42,15 @@ _DIGITS = 34
 """Bits that are kept of an ordinary number."""
 
 MAX_LEVELS = 8
+"""Enough for all of float32."""
+
+_LEVELS_OF_SQUARES = 2 * MAX_LEVELS
+
+_LARGEST_EXPONENT = 1000
+"""Float64 holds 2^-1000."""
+
+_CERTAIN = 2.0**-10
+"""Part of the squares that must be left in an objective for its first digits to be certain: sums have 34 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +60,7 @@ class FixedPoint:
     exponents: tuple[int, ...]
 
     @classmethod
-    def of(cls, *, limit: float, typical: float, count: int) -> FixedPoint:
+    def of(cls, *, limit: float, typical: float, count: int, max_levels: int = MAX_LEVELS) -> FixedPoint:
         """Choose the exponents for sums of `count` numbers of at most `limit`, most of about `typical`.
 
         Examples
@@ -60,9 +69,10 @@ class FixedPoint:
         (39,)
         """
         bits = min(_BITS, _SUM_BITS - max(1, count).bit_length())
-        first = bits - (math.frexp(limit)[1] if limit else 0)
+        first = min(_LARGEST_EXPONENT, bits - (math.frexp(limit)[1] if limit else 0))
         wanted = _DIGITS + (math.log2(limit / typical) if typical else 0)
-        levels = min(MAX_LEVELS, max(1, math.ceil(wanted / bits)))
+        most = min(max_levels, 1 + (_LARGEST_EXPONENT - first) // (bits - 1))
+        levels = min(most, max(1, math.ceil(wanted / bits)))
         return cls(exponents=tuple(first + level * (bits - 1) for level in range(levels)))
 
     def cut(self, numbers: Doubles) -> list[Doubles]:
@@ -138,8 +148,10 @@ class ClusterSums:
         totals = self._digits.join(self.sums_LKD[:, clusters])
         return np.asarray(self.frame.center_D + totals / self.counts_K[clusters, None])
 
-    def objective(self, centroids_KD: Doubles, squares: float) -> float:
+    def objective(self, centroids_KD: Doubles, squares: float) -> float | None:
         """Sum of squared distances of all rows to the centroids of their clusters.
+
+        None if it is so small beside the squares that these, less what the centroids explain of them, do not tell.
 
         Parameters
         ----------
@@ -153,7 +165,8 @@ class ClusterSums:
             moved_KD = centroids_KD[some] - self.frame.center_D
             crossed += float((moved_KD * self._digits.join(self.sums_LKD[:, some])).sum(axis=1).sum())
             lengths += float((np.square(moved_KD).sum(axis=1) * self.counts_K[some]).sum())
-        return max(0.0, squares - 2 * crossed + lengths)
+        found = squares - 2 * crossed + lengths
+        return found if found > _CERTAIN * (squares + 2 * abs(crossed) + lengths) else None
 
 
 _CLUSTERS_AT_ONCE = 256
@@ -161,10 +174,22 @@ _CLUSTERS_AT_ONCE = 256
 
 
 class NumberSum:
-    """Sum of numbers, none of them negative, that does not depend on their order."""
+    """Sum of numbers, none of them negative, that does not depend on their order.
+
+    Parameters
+    ----------
+    limit : float
+        No number is larger.
+    typical : float
+        Numbers of this size are kept to 74 bits.
+    count : int
+        Most numbers.
+    """
 
     def __init__(self, *, limit: float, typical: float, count: int) -> None:
-        self._digits = FixedPoint.of(limit=limit, typical=min(limit, typical) * 2.0**-_BITS, count=count)
+        self._digits = FixedPoint.of(
+            limit=limit, typical=min(limit, typical) * 2.0**-_BITS, count=count, max_levels=_LEVELS_OF_SQUARES
+        )
         self.sums_L = np.zeros(len(self._digits.exponents), np.int64)
         self._lock = Lock()
 

@@ -338,3 +338,88 @@ def test_records_say_how_many_passes_were_made(tmp_path: Path) -> None:
 def test_rows_of_zeros_are_one_cluster_at_0() -> None:
     ours = cluster(np.zeros((5, 3)), 1)
     assert (ours.objective, ours.centroids_KD.tolist()) == (0, [[0, 0, 0]])
+
+
+@pytest.mark.parametrize("far", [1e4, 1e12, 3e38])
+def test_one_row_far_away_leaves_the_others_as_they_were(far: float) -> None:
+    """Its square hides the objective of all others, and in float32 their distances."""
+    values, _ = blobs(12, 8, 400)
+    without = cluster(values, 12)
+    values[7] = far
+    ours = cluster(values, 13)
+    rows = in_float64(values, normalize=False)
+    squares = np.stack([((rows - centroid) ** 2).sum(1) for centroid in ours.centroids_KD]).min(0)
+    assert ours.objective == pytest.approx(squares.sum(), rel=1e-12)
+    assert squares.sum() <= 1.001 * without.objective
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-6])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_tight_clusters_have_their_objective(offset: int, spread: float) -> None:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((6, 8))[np.arange(300) % 6] + spread * random.standard_normal((300, 8)) + offset
+    rows = in_float64(values, normalize=False)
+    ours = cluster(values, 6)
+    means = np.stack([rows[each::6].mean(axis=0) for each in range(6)])
+    assert ours.objective == pytest.approx(((rows - means[np.arange(300) % 6]) ** 2).sum(), rel=1e-9, abs=0)
+
+
+def test_most_rows_being_equal_hides_no_digit_of_the_others() -> None:
+    random = np.random.default_rng(0)
+    values = np.zeros((300, 4))
+    values[200:] = random.standard_normal((2, 4))[np.arange(100) % 2] * 10 + random.standard_normal((100, 4))
+    values[299] = 1e15
+    ours = cluster(values, 4)
+    means = [values[200:299:2].astype(np.float32).mean(axis=0, dtype=np.float64), np.zeros(4)]
+    for mean in means:
+        assert np.abs(ours.centroids_KD - mean).max(axis=1).min() < 1e-8
+
+
+@pytest.mark.parametrize("num_clusters", [5, 60])
+def test_copies_of_rows_are_not_divided_because_their_means_are_rounded(num_clusters: int) -> None:
+    values = np.random.default_rng(0).standard_normal((20, 6)).repeat(3, axis=0)
+    ours = cluster(values, num_clusters, normalize=True, tolerance=0)
+    assert ours.iterations < 20
+    assert ours.num_reseeded == 0
+    assert len(np.unique(clusters_of(values, ours, normalize=True))) == min(20, num_clusters)
+
+
+def test_a_cluster_that_loses_its_rows_in_a_pass_that_hardly_helps_gets_a_row(tmp_path: Path) -> None:
+    """The second pass leaves one cluster empty, and lowers the objective from 299 to 30, by less than the tolerance."""
+    values = np.array([[0, 3], [0, 4], [7, 7], [2, 3], [10, 4], [10, 9], [10, 8]])
+    np.save(tmp_path / "start.npy", np.array([[4.0, 1], [1, 9], [3, 0]]))
+    ours = cluster(values, 3, tolerance=0.95, init=str(tmp_path / "start.npy"))
+    assert len(np.unique(clusters_of(values, ours))) == 3
+    assert (ours.num_reseeded, ours.iterations) == (1, 3)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_that_are_all_equal_are_one_cluster_and_no_more(normalize: bool) -> None:
+    values = np.outer(2.0 ** np.arange(8) if normalize else np.ones(8), [0.1, -0.7, 0.3])
+    ours = cluster(values, 1, normalize=normalize)
+    assert ours.centroids_KD == pytest.approx(in_float64(values, normalize=normalize)[:1], rel=1e-12)
+    with pytest.raises(EvaluationError, match=r"held: all 8 rows are equal.*can't be divided into 2 clusters"):
+        cluster(values, 2, normalize=normalize)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_spherical_centroids_are_scaled_from_the_first_pass_on(normalize: bool, tmp_path: Path) -> None:
+    """Else the objective of the first pass is that of other centroids than the later ones."""
+    values = np.random.default_rng(0).standard_normal((300, 5)) * 4 + 1
+    np.save(tmp_path / "start.npy", values[:6])
+    start = str(tmp_path / "start.npy")
+    first, last = (
+        cluster(values, 6, normalize=normalize, spherical=True, iterations=limit, tolerance=0, init=start)
+        for limit in (1, 100)
+    )
+    for found in (first, last):
+        assert np.linalg.norm(found.centroids_KD, axis=1) == pytest.approx(1, abs=1e-12)
+    assert last.iterations > 2
+    assert last.objective < first.objective
+
+
+def test_a_spherical_centroid_whose_mean_is_zero_stays(tmp_path: Path) -> None:
+    values = np.array([[1.0, 0], [-1, 0], [0, 5], [0, 6]])
+    np.save(tmp_path / "start.npy", np.array([[0.0, -1], [0, 1]]))
+    ours = cluster(values, 2, normalize=False, spherical=True, init=str(tmp_path / "start.npy"))
+    assert np.linalg.norm(ours.centroids_KD, axis=1).tolist() == [1, 1]

@@ -116,7 +116,7 @@ def verify(
 
     Exit code 0: complete and undamaged; 2: damaged; 3: undamaged, but chunks are still to be written.
     """
-    from featbench.pipelines.cli.tables import fault_lines
+    from featbench.pipelines.cli.store_tables import fault_lines
     from featbench.store import FeatureSet, StoreError
     from featbench.store import verify as find_faults
     from featbench.store.verification import repair as put_back
@@ -157,7 +157,7 @@ def ls(
     as_latex: Latex = False,
 ) -> None:
     """List the feature sets of a store."""
-    from featbench.pipelines.cli.tables import store_records, store_table
+    from featbench.pipelines.cli.store_tables import store_records, store_table
     from featbench.store import StoreError
     from featbench.store.feature_set import feature_sets
 
@@ -179,8 +179,8 @@ def info(
 ) -> None:
     """Show how a feature set was made, and what it holds."""
     from featbench.evaluate.clustering.kept import kept_clusterings
-    from featbench.pipelines.cli.tables import (
-        clustering_table,
+    from featbench.pipelines.cli.cluster_tables import clustering_table
+    from featbench.pipelines.cli.store_tables import (
         facts_table,
         info_facts,
         layer_records,

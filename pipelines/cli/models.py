@@ -31,7 +31,7 @@ def layers(
     For each: its name, VISSL's name for it, its shape, and how many numbers are stored of one image.
     """
     from featbench.extract.model.taps import list_taps
-    from featbench.pipelines.cli.tables import tap_table
+    from featbench.pipelines.cli.store_tables import tap_table
     from featbench.pipelines.config.pipeline import make_pipeline, parse_overrides
 
     settings = {"model.trunk": words[0], **parse_overrides(words[1:])}

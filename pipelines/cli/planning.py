@@ -124,7 +124,7 @@ def plan(
 
 def datasets() -> None:
     """List the known data sets, and which are on this machine."""
-    from featbench.pipelines.cli.tables import dataset_table
+    from featbench.pipelines.cli.store_tables import dataset_table
     from featbench.pipelines.config.catalogue import catalogue_files, list_datasets
 
     show(dataset_table(list_datasets()))

@@ -50,7 +50,7 @@ def protocols(
 
     from featbench.evaluate.errors import EvaluationError
     from featbench.evaluate.knn.protocols import PROTOCOLS, difference
-    from featbench.pipelines.cli.tables import difference_table, protocol_table
+    from featbench.pipelines.cli.knn_tables import difference_table, protocol_table
     from featbench.pipelines.config.protocols import find_protocols
 
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
@@ -95,7 +95,7 @@ def compare(
     settings = settings_of(compare, locals())
     set_level(True)
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
-    from featbench.pipelines.cli.tables import comparison_table
+    from featbench.pipelines.cli.knn_tables import comparison_table
     from featbench.pipelines.evaluation.compare import compare as compare_features
     from featbench.store.layers import split_layers
 

@@ -11,7 +11,7 @@ import pytest
 from featbench.evaluate.clustering.contingency import Contingency
 from featbench.evaluate.clustering.metrics import cluster_metrics, cluster_sizes
 from featbench.evaluate.results import ClusterResult, Counts, KmeansRun, LayerFacts, Silhouettes
-from featbench.pipelines.cli.tables import cluster_table
+from featbench.pipelines.cli.cluster_tables import cluster_table
 from featbench.pipelines.terminal.table import as_text
 
 

@@ -16,7 +16,8 @@ import pytest
 from rich.cells import cell_len
 
 from featbench.evaluate.metrics import proportion
-from featbench.pipelines.cli.tables import _percent, protocol_table
+from featbench.pipelines.cli.cells import percent
+from featbench.pipelines.cli.knn_tables import protocol_table
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.terminal.formats import as_csv, as_markdown
 from featbench.pipelines.terminal.table import Column, Table, as_text, facts_text
@@ -86,7 +87,7 @@ def test_long_values_go_on_below_their_beginning() -> None:
 @pytest.mark.parametrize("correct", [0, 1, 7, 299, 300])
 def test_value_and_half_width_hold_both_ends_of_the_interval(correct: int) -> None:
     estimate = proportion(np.arange(300) < correct)
-    value, half = map(float, _percent(estimate).split(" ±"))
+    value, half = map(float, percent(estimate).split(" ±"))
     assert value == pytest.approx(100 * correct / 300, abs=0.051)
     assert value - half <= 100 * estimate.low + 1e-6
     assert value + half >= 100 * estimate.high - 1e-6

@@ -1,0 +1,53 @@
+"""How values are written in the cells of tables."""
+
+from __future__ import annotations
+
+import math
+
+from featbench.evaluate.metrics import Estimate
+from featbench.evaluate.results import Spread
+from featbench.pipelines.terminal.table import Column
+
+LAYER = Column(name="layer", is_right=False)
+"""The column of layers' names."""
+
+
+def percent(estimate: Estimate | None, *, sign: str = "") -> str:
+    """Write a fraction in percent with the half width of an interval that holds both ends.
+
+    Examples
+    --------
+    >>> percent(Estimate(0.5, 0.403, 0.596))
+    '50.0 ±9.7'
+    """
+    if estimate is None:  # all queries are duplicates
+        return "none"
+    value, low, high = (100 * each for each in (estimate.value, estimate.low, estimate.high))
+    shown = f"{value:{sign}.1f}"
+    half = max(high - float(shown), float(shown) - low)
+    return f"{shown} ±{math.ceil(round(10 * half, 6)) / 10:.1f}"
+
+
+def mean_and_sd(spread: Spread) -> str:
+    """Write a mean and its standard deviation in percent."""
+    return f"{100 * spread.mean:.1f} ±{100 * spread.sd:.1f}"
+
+
+def yes_or_no(known: bool | None) -> str:
+    """Write what is known to be so or not; `-` if it is not known."""
+    return "-" if known is None else "yes" if known else "no"
+
+
+def shortened(text: str, *, most: int = 200) -> str:
+    """Cut a text after some characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def with_spaces(name: str) -> str:
+    """Write the name of a setting as words."""
+    return name.replace("_", " ")
+
+
+def temperature_of(temperature: float | None) -> str:
+    """Write a temperature; nothing if there is none."""
+    return "" if temperature is None else f"{temperature:g}"

@@ -1,0 +1,226 @@
+"""Tables of kNN results and protocols.
+
+Accuracies are in percent with one digit, as value and half width of the 95% interval; records (`--json`, `--csv`) have
+all digits and both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from featbench.evaluate.knn.protocols import KnnProtocol
+from featbench.evaluate.metrics import Estimate
+from featbench.evaluate.results import (
+    ClassResult,
+    FewShotResult,
+    KnnResult,
+    NeighboursResult,
+    Record,
+    RetrievalResult,
+)
+from featbench.pipelines.cli.cells import LAYER, mean_and_sd, percent, temperature_of, with_spaces
+from featbench.pipelines.terminal.table import Column, Table
+
+
+def accuracy_table(knn: Sequence[KnnResult]) -> Table:
+    """Make the table of kNN accuracies by one protocol; the best top-1 is bold."""
+    first = knn[0]
+    has_temperature = any(result.temperature is not None for result in knn)
+    has_duplicates = first.accuracy.num_duplicates is not None
+    best = max(result.top1 for result in knn)
+    rows = []
+    for result in knn:
+        accuracy, row = result.accuracy, [result.layer.layer, f"{result.layer.dim:,}", str(result.k)]
+        row += [temperature_of(result.temperature)] if has_temperature else []
+        row += map(percent, (accuracy.top1, accuracy.top5, accuracy.mean_per_class))
+        if has_duplicates:
+            row.append(f"{percent(accuracy.top1_without_duplicates)} ({accuracy.num_duplicates:,})")
+        rows.append(tuple(row))
+    top1 = 3 + has_temperature
+    what = "leave-one-out kNN of train" if first.leave_one_out else "kNN"
+    return Table(
+        title=f"{first.layer.features}: {what}, protocol {first.protocol} "
+        f"({with_spaces(first.similarity)}, {with_spaces(first.vote)} vote)",
+        columns=(
+            LAYER,
+            Column(name="dim", drop=3),
+            Column(name="k"),
+            *([Column(name="T", drop=4)] if has_temperature else []),
+            Column(name="top-1"),
+            Column(name="top-5", drop=2),
+            Column(name="mean/class", drop=5),
+            *([Column(name="no duplicates", drop=1)] if has_duplicates else []),
+        ),
+        rows=tuple(rows),
+        notes=tuple(_accuracy_notes(knn, has_duplicates=has_duplicates)),
+        bold=frozenset((i, top1) for i, result in enumerate(knn) if result.top1 == best),
+        num_grouped=2,
+    )
+
+
+def few_shot_table(results: Sequence[FewShotResult]) -> Table:
+    """Make the table of accuracies with few labels: mean and standard deviation of the tries."""
+    first = results[0]
+    rows = [
+        (
+            result.layer.layer, result.protocol, result.shots, f"{result.num_train:,}", str(result.k),
+            temperature_of(result.temperature),
+            *map(mean_and_sd, (result.top1, result.top5, result.mean_per_class)),
+        )
+        for result in results
+    ]  # fmt: skip
+    columns = (
+        LAYER,
+        Column(name="protocol", is_right=False, drop=2 if len({result.protocol for result in results}) == 1 else 0),
+        Column(name="shots"),
+        Column(name="train", drop=6),
+        Column(name="k"),
+        Column(name="T", drop=4),
+        Column(name="top-1"),
+        Column(name="top-5", drop=3),
+        Column(name="mean/class", drop=5),
+    )
+    title = f"{first.layer.features}: kNN with few labels"
+    note = f"% and standard deviation of {first.tries} tries; shots: labelled images of each class."
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=(note,), num_grouped=1)
+
+
+def retrieval_table(results: Sequence[RetrievalResult]) -> Table:
+    """Make the table of retrieval metrics."""
+    first = results[0]
+    ks = [k for k, recall in first.recall_at.items() if recall is not None]
+    rows = []
+    for result in results:
+        shown = [result.precision_at_1, result.r_precision, result.map_at_r, *(result.recall_at[k] for k in ks)]
+        values = ["none" if value is None else f"{100 * value:.1f}" for value in shown]
+        rows.append((result.layer.layer, with_spaces(result.similarity), *values))
+    columns = (
+        LAYER,
+        Column(name="similarity", is_right=False, drop=1 if len({each.similarity for each in results}) > 1 else 3),
+        *(Column(name=name) for name in ("P@1", "R-prec.", "MAP@R")),
+        *(Column(name=f"R@{k}", drop=2) for k in ks),
+    )
+    notes = ("In %. P@1: precision at 1; R-prec.: R-precision; R@k: recall at k.",)
+    return Table(title=f"{first.layer.features}: retrieval", columns=columns, rows=tuple(rows), notes=notes)
+
+
+def neighbours_table(results: Sequence[NeighboursResult]) -> Table:
+    """Make the table of searches among unlabelled images."""
+    rows = []
+    for result in results:
+        queries = result.counts.num_train if result.leave_one_out else result.counts.num_val
+        counts = [str(result.k), f"{result.counts.num_train:,}", f"{queries:,}"]
+        rows.append((result.layer.layer, with_spaces(result.similarity), *counts, result.search.engine))
+    columns = (
+        LAYER,
+        Column(name="similarity", is_right=False, drop=1),
+        *(Column(name=name) for name in ("k", "train", "queries")),
+        Column(name="engine", is_right=False, drop=2),
+    )
+    return Table(title=f"{results[0].layer.features}: neighbours, without labels", columns=columns, rows=tuple(rows))
+
+
+def class_table(results: Sequence[ClassResult]) -> Table:
+    """Make the table of accuracies by class, worst first."""
+    first = results[0]
+    rows = []
+    for each in sorted((result.accuracy for result in results), key=lambda each: each.top1.value):
+        worst = f"{each.most_confused_with} ({100 * each.confusion_rate:.0f}%)" if each.most_confused_with else ""
+        rows.append((each.name, f"{each.num_queries:,}", percent(each.top1), worst))
+    columns = (
+        Column(name="class", is_right=False),
+        Column(name="val"),
+        Column(name="top-1"),
+        Column(name="most often confused with", is_right=False, drop=1),
+    )
+    title = f"{first.layer.features}: {first.layer.layer}, protocol {first.protocol}, k = {first.k}, by class"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=("% with 95% interval.",))
+
+
+def comparison_table(records: Sequence[Record]) -> Table:
+    """Make the table of paired differences."""
+    first = records[0]
+    sides = [{record[side] for record in records} for side in ("first", "second")]
+    names = [
+        first[side] if len(each) == 1 else first[side].split("/")[0]
+        for side, each in zip(("first", "second"), sides, strict=True)
+    ]
+    rows = []
+    for record in records:
+        difference = Estimate(record["difference"], record["low"], record["high"])
+        layers = dict.fromkeys(record[side].split("/")[1] for side in ("first", "second"))
+        setting = (" / ".join(layers), record["protocol"], str(record["k"]), temperature_of(record["temperature"]))
+        shown = (f"{100 * record[name]:.1f}" for name in ("top1_first", "top1_second"))
+        rows.append((*setting, *shown, percent(difference, sign="+"), f"{record['p_value']:.2g}"))
+    columns = (
+        LAYER,
+        Column(name="protocol", is_right=False, drop=2 if len({record["protocol"] for record in records}) == 1 else 0),
+        Column(name="k"),
+        Column(name="T", drop=1),
+        *(Column(name=name) for name in ("first", "second", "difference", "p")),
+    )
+    return Table(
+        title=f"{names[0]} against {names[1]}: top-1 of {first['num_val']:,} queries",
+        columns=columns,
+        rows=tuple(rows),
+        notes=("% with 95% interval; difference: second minus first; p: McNemar's exact test.",),
+        num_grouped=2,
+    )
+
+
+def protocol_table(protocols: Mapping[str, KnnProtocol], *, with_sources: bool = False) -> Table:
+    """Make the table of protocols."""
+    rows = [
+        (
+            name, with_spaces(rule.similarity), with_spaces(rule.vote), ",".join(map(str, rule.k)),
+            ",".join(map(temperature_of, rule.temperature)), rule.top5, rule.interpolation or "", rule.source,
+        )
+        for name, rule in protocols.items()
+    ]  # fmt: skip
+    columns = (
+        *(Column(name=name, is_right=False) for name in ("protocol", "similarity", "vote", "k", "T")),
+        Column(name="top-5", is_right=False, drop=1),
+        Column(name="resize", is_right=False, drop=2),
+        Column(name="source", is_right=False, drop=3),
+    )
+    notes = [f"{name}: {rule.source}." for name, rule in protocols.items() if rule.source] if with_sources else []
+    return Table(columns=columns, rows=tuple(rows), notes=tuple(notes))
+
+
+def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, object]]) -> Table:
+    """Make the table of differences between two protocols."""
+    shown = tuple(
+        (name, *(", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values))
+        for name, *values in rows
+    )
+    names = ("setting", first, second)
+    notes = () if rows else (f"{first} and {second} fix the same.",)
+    return Table(columns=tuple(Column(name=name, is_right=False) for name in names), rows=shown, notes=notes)
+
+
+def _accuracy_notes(knn: Sequence[KnnResult], *, has_duplicates: bool) -> Iterable[str]:
+    """Notes below a table of accuracies."""
+    first = knn[0]
+    counts = f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, {first.counts.num_classes:,} classes"
+    yield f"{counts}; weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}."
+    if has_duplicates:
+        yield "No duplicates: top-1 without the queries (their number) that have a near-duplicate in train."
+    if first.similarity == "inner_product":
+        yield (
+            f"Protocol {first.protocol} does not normalize features: rows of large norm win every vote, so accuracies "
+            "can be near chance where a protocol of cosine similarity, such as dino, is far above it."
+        )
+
+
+def _exactness(knn: Sequence[KnnResult]) -> str:
+    """Say whether neighbours are exact, and how many queries needed an exact re-check."""
+    if not knn[0].search.certified:
+        of_k: dict[int, list[float]] = {}
+        for result in knn:
+            of_k.setdefault(result.k, []).append(result.search.recall or 0.0)
+        ranges = {k: dict.fromkeys(f"{100 * each:.1f}" for each in (min(all_), max(all_))) for k, all_ in of_k.items()}
+        shown = ", ".join(f"{' to '.join(each)} %" + f" at k = {k}" * (len(of_k) > 1) for k, each in ranges.items())
+        return f"approximate neighbours, recall {shown}"
+    rechecks = {each.layer.layer: each.search.num_rechecked for each in knn if each.search.num_rechecked}
+    shown = ", ".join(f"{layer} {count:,}" for layer, count in rechecks.items())
+    return "neighbours certified exact" + (f", after an exact re-check of some queries: {shown}" if shown else "")

@@ -35,7 +35,7 @@ _MOST_ROUNDS = 10
 _LEAST_GAIN = 1e-4
 """Part of the objective that a round must save for another one."""
 
-_MULTIPLICATIONS_OF_STARTS = 2 * 10**10
+_MULTIPLICATIONS_OF_STARTS = 10**11
 """Starts may take this many multiplications, and one pass over all rows, together ..."""
 
 _MOST_STARTS = 10

@@ -16,12 +16,13 @@ from typing import Any
 from featbench.evaluate.clustering.assignment import OnRows
 from featbench.evaluate.clustering.lloyd import Clustering, Iteration, Position, lloyd
 from featbench.evaluate.clustering.planning import ClusterPlan
-from featbench.evaluate.clustering.rows import Frame, RowSource
+from featbench.evaluate.clustering.rows import Frame, RowSource, are_equal
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.starts import sampled, starting_centroids, survey
 from featbench.evaluate.clustering.teamwork import Alone, Arrays, Team
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
+from featbench.store.typing import Doubles
 
 
 def kmeans(
@@ -68,22 +69,22 @@ def kmeans(
         frame, start = _restored(*saved)
     else:
         sample = survey(sources, sampled(len(data), settings, dim=data.layer.dim), team)
-        refuse_equal_rows(sample.frame, data, settings)
+        refuse_equal_rows(sample.lowest_D, sample.highest_D, data, settings)
         begun = team.once("start", lambda: {"centroids": starting_centroids(sample, settings, data=data, plan=plan)})
         frame, start = sample.frame, Position(centroids_KD=begun["centroids"])
         del sample
     return lloyd(sources, frame, start, settings, team=team, on_rows=on_rows, on_iteration=on_iteration)
 
 
-def refuse_equal_rows(frame: Frame, data: Selection, settings: KmeansSettings) -> None:
-    """Refuse to divide rows that are all equal.
+def refuse_equal_rows(lowest_D: Doubles, highest_D: Doubles, data: Selection, settings: KmeansSettings) -> None:
+    """Refuse to divide rows that are all equal, given the lowest and highest number of each dimension.
 
     Raises
     ------
     EvaluationError
         If there is more than one cluster, and no difference between rows.
     """
-    if frame.is_a_point and settings.num_clusters > 1:
+    if settings.num_clusters > 1 and are_equal(lowest_D, highest_D):
         scaled = " once they are scaled to length 1" if settings.normalize else ""
         raise EvaluationError(
             f"{data.layer.key}: all {len(data):,} rows are equal{scaled}, so they can't be divided into "

@@ -61,11 +61,6 @@ class Frame:
     """Largest distance of a coordinate from the center in an ordinary row; at most `limit`."""
 
     @property
-    def is_a_point(self) -> bool:
-        """Whether all rows are equal, but for the rounding of their scaling."""
-        return self.limit <= 2.0**-50 * float(np.abs(self.center_D).max())
-
-    @property
     def rounding(self) -> float:
         """A row this far from its centroid, squared, may equal it but for the rounding of means."""
         return len(self.center_D) * (2.0**-32 * self.typical + 2.0**-50 * float(np.abs(self.center_D).max())) ** 2
@@ -197,6 +192,12 @@ class RowSource:
         for block in self.data.blocks(self.plan.rows_per_block, unit_length=False):
             if len(block.rows):
                 yield block.features
+
+
+def are_equal(lowest_D: Doubles, highest_D: Doubles) -> bool:
+    """Whether rows within these limits are all equal, but for the rounding of their scaling."""
+    largest = np.maximum(np.abs(lowest_D), np.abs(highest_D)).max()
+    return bool((highest_D - lowest_D).max() <= 2.0**-50 * largest)
 
 
 def tiles_of(block: Tile, rows_per_tile: int) -> Iterator[Tile]:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -229,7 +231,7 @@ def read_centroids(path: Path, *, dim: int, num_clusters: int, normalize: bool) 
     wanted = f"expected {num_clusters:,} x {dim:,} finite numbers, one centroid a row"
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, BadZipFile, TokenError, SyntaxError) as error:
         raise EvaluationError(f"{path}: can't be read as initial centroids ({error}); {wanted}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (num_clusters, dim):
         shape = " x ".join(map(str, values.shape)) if isinstance(values, np.ndarray) else "an archive"
@@ -240,6 +242,8 @@ def read_centroids(path: Path, *, dim: int, num_clusters: int, normalize: bool) 
     centroids_KD = values.astype(np.float64)
     if not np.isfinite(centroids_KD).all():
         raise EvaluationError(f"{path}: initial centroids hold NaN or infinity; {wanted}")
+    if np.abs(centroids_KD).max() > np.finfo(np.float32).max:
+        raise EvaluationError(f"{path}: initial centroids hold numbers beyond float32, as no row does; {wanted}")
     if normalize:
         lengths_K = np.sqrt(np.square(centroids_KD).sum(axis=1, keepdims=True))
         centroids_KD /= np.where(lengths_K == 0, 1, lengths_K)

@@ -50,6 +50,9 @@ class Survey:
     stored_ND: Floats
     """The sample, as stored."""
 
+    lowest_D: Doubles
+    highest_D: Doubles
+
 
 def survey(sources: Sequence[RowSource], chosen: Ints, team: Team) -> Survey:
     """Read all rows once: copy the sample, and choose a frame.
@@ -73,7 +76,8 @@ def survey(sources: Sequence[RowSource], chosen: Ints, team: Team) -> Survey:
     lowest_D = np.min([each["lowest"] for each in found], axis=0)
     highest_D = np.max([each["highest"] for each in found], axis=0)
     framed_ND = _exact(stored_ND[:: max(1, len(stored_ND) // _FRAMED_ROWS)], normalize=sources[0].normalize)
-    return Survey(frame=Frame.around(framed_ND, lowest_D, highest_D), stored_ND=stored_ND)
+    frame = Frame.around(framed_ND, lowest_D, highest_D)
+    return Survey(frame=frame, stored_ND=stored_ND, lowest_D=lowest_D, highest_D=highest_D)
 
 
 def _survey_shard(source: RowSource, chosen: Ints) -> Arrays:

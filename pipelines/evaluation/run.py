@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featbench.evaluate.clustering.evaluation import kmeans_results, numbers_of_clusters
+from featbench.evaluate.clustering.refusal import refuse_impossible
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, derived_layers
@@ -87,10 +88,15 @@ def _evaluate(
     }
     chosen = layers_of(features, names)
     train, val, _ = labels
-    # Refuse impossible numbers of clusters before the search.
-    numbers_of_clusters(config.kmeans.clusters, with_unlabelled(features, labels).train)
+    to_cluster = with_unlabelled(features, labels)
+    numbers_of_clusters(config.kmeans.clusters, to_cluster.train)
     if recipe := Recipe(**config.derive.model_dump()):
         chosen = derived_layers(chosen, recipe, train, memory=resources.bytes)
+    if config.kmeans.clusters:
+        refuse_impossible(
+            features, chosen, to_cluster.train, to_cluster.val, clusters=config.kmeans.clusters,
+            settings=config.kmeans.settings(), num_seeds=config.kmeans.seeds, resources=resources,
+        )  # fmt: skip
     few_shot: list[Result] = []
     if knn.shots and not (train.has_labels and val.has_labels):
         logger.warning("%s: few-shot accuracies need labels in train and val, so there are none", features.name)

@@ -311,7 +311,10 @@ def save_start(path: Path, content: Any) -> Path:
         (lambda path: save_start(path, np.zeros((2, 5))), r"got 2 x 5 of float64"),
         (lambda path: save_start(path, np.full((2, 4), np.nan)), "hold NaN or infinity"),
         (lambda path: save_start(path, np.array([["a"] * 4] * 2)), "got 2 x 4 of <U1"),
+        (lambda path: save_start(path, np.full((2, 4), 1e39)), "numbers beyond float32"),
         (lambda path: path.write_bytes(b"\x93NUMPY"), "can't be read as initial centroids"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no archive"), "can't be read as initial centroids"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x06\x00{'a':("), "can't be read as initial centroids"),
         (lambda path: None, "can't be read as initial centroids"),
     ],
 )

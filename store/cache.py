@@ -192,11 +192,13 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str,
 
 def _warn_once(path: Path, reason: str) -> None:
     """Warn of a damaged result once until it changes, since it is loaded several times before it is replaced."""
-    with suppress(OSError):
+    try:
         seen = (path, path.stat().st_ino)
-        if seen in _warned:
-            return
-        _warned.add(seen)
+    except OSError:  # another process has removed it meanwhile
+        return
+    if seen in _warned:
+        return
+    _warned.add(seen)
     logger.warning("%s is damaged (%s) and will be computed again", path, reason)
 
 
@@ -207,9 +209,30 @@ def has_cached(features: FeatureSet, kind: str, key: str) -> bool:
 
 def drop_cached(features: FeatureSet, kind: str, key: str) -> None:
     """Remove what is cached under `kind/key`, and its claim, if possible."""
-    shutil.rmtree(paths.cached_folder(features.path, kind, key), ignore_errors=True)
+    folder = paths.cached_folder(features.path, kind, key)
+    removed = paths.partial_name(folder)
+    with suppress(OSError):
+        folder.rename(removed)  # so that another process finds all of it or nothing
+        shutil.rmtree(removed, ignore_errors=True)
     with suppress(OSError):
         paths.claim_file(features.path, kind, key).unlink(missing_ok=True)
+
+
+def drop_all_cached(features: FeatureSet, kind: str, prefix: str) -> None:
+    """Remove everything whose key begins with `prefix`, also what killed processes left half-written, if possible.
+
+    What another running process has claimed stays.
+    """
+    for path in paths.cache_files(features.path, kind, prefix):
+        with suppress(OSError, StoreError), claimed(features, kind, paths.cached_key(path.name)) as is_mine:
+            if is_mine:
+                drop_cached(features, kind, paths.cached_key(path.name))
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def cached_keys(features: FeatureSet, kind: str) -> list[str]:
+    """Return the keys of everything that is cached, damaged or not, but for those too long for a folder's name."""
+    return [path.name for path in paths.cached_folders(features.path, kind)]
 
 
 @contextmanager

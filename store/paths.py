@@ -55,6 +55,7 @@ _CUT = re.compile(r".{80}~[0-9a-f]{32}", re.DOTALL)
 _JOURNAL = re.compile(r"rank-[0-9]{5,}\.jsonl")
 _STATUS = ".status.json"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+_HIDDEN = re.compile(r"\.(.+)\.(?:claim|[0-9a-f]{32}\.partial)")
 _OLDER_LEFTOVER = re.compile(r"[^.].*\.([0-9a-f]{32}|status\.json\.[0-9]+)\.partial")
 """Files, never folders, of version 0.1.0."""
 
@@ -119,6 +120,24 @@ def cached_folders(root: Path, kind: str) -> list[Path]:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = (folder / name for name in names if not name.startswith(".") and not _CUT.fullmatch(name))
     return [path for path in found if path.is_dir()]
+
+
+def cache_files(root: Path, kind: str, prefix: str) -> list[Path]:
+    """Return the cached results whose keys begin with `prefix`, their claims, and what is half-written of them."""
+    folder = root / kind
+    return [path for path in folder.iterdir() if cached_key(path.name).startswith(prefix)] if folder.is_dir() else []
+
+
+def cached_key(name: str) -> str:
+    """Key of a cached result by the name of its folder, of its claim, or of what is being written there.
+
+    Examples
+    --------
+    >>> cached_key("res5-10"), cached_key(".res5-10.claim"), cached_key(f".res5-10.{'0' * 32}.partial")
+    ('res5-10', 'res5-10', 'res5-10')
+    """
+    hidden = _HIDDEN.fullmatch(name)
+    return name if hidden is None else hidden[1]
 
 
 def claim_file(root: Path, kind: str, key: str) -> Path:

@@ -6,5 +6,10 @@ import multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["featbench.evaluate.neighbours.cached_search", "featbench.pipelines.extraction.run", "sklearn.datasets"]
+    [
+        "featbench.evaluate.clustering.evaluation",
+        "featbench.evaluate.neighbours.cached_search",
+        "featbench.pipelines.extraction.run",
+        "sklearn.datasets",
+    ]
 )

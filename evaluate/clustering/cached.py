@@ -28,7 +28,7 @@ from featbench.evaluate.features.labels import Labelled, refuse_if_gone
 from featbench.evaluate.features.layers import EvalLayer, short
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
-from featbench.store import FeatureSet, claimed, has_cached, load_cached, save_cached
+from featbench.store import FeatureSet, claimed, drop_cached, has_cached, load_cached, save_cached
 from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Array, Doubles, Ints
@@ -37,6 +37,12 @@ logger = logging.getLogger(__name__)
 
 ALGORITHM = 7
 """Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""
+
+MIN_MULTIPLICATIONS = 2 * 10**9
+"""Least multiplications of a pass that several ranks divide; a smaller one takes less time than their files."""
+
+_POLL_S = 0.2
+"""Seconds between looks for the clustering of another rank."""
 
 Kept = tuple[dict[str, Any], dict[str, Any]]
 """Arrays and facts of a clustering, as they are cached (store/FORMAT.md)."""
@@ -94,6 +100,11 @@ class ClusterRequest:
             num_clusters=self.settings.num_clusters,
         )
 
+    @property
+    def multiplications(self) -> int:
+        """Of one pass."""
+        return len(self.train.rows) * self.settings.num_clusters * self.layer.dim
+
     def key(self) -> str:
         """Key in the cache."""
         count = self.settings.num_clusters
@@ -121,27 +132,62 @@ def find_clusters(features: FeatureSet, request: ClusterRequest) -> Kept:
     EvaluationError
         As `kmeans`; or if the feature set is no longer the one that was opened.
     """
-    key = request.key()
-    kept = load_cached(features, CLUSTERS, key)
-    if kept and _has_its_form(*kept, request):
+    key, num_ranks = request.key(), request.resources.num_shards
+    if kept := _kept(features, request, key):
+        StoredTeam(features, key, num_ranks=num_ranks).finish()  # what a killed rank left
         return kept
+    if num_ranks == 1:
+        return _search_and_keep(features, request, key)
+    if request.multiplications < MIN_MULTIPLICATIONS:
+        return _by_one_rank(features, request, key)
+    return _together(features, request, key)
+
+
+def _search_and_keep(features: FeatureSet, request: ClusterRequest, key: str) -> Kept:
+    """Compute a clustering in this process."""
+    team = StoredTeam(features, key, num_ranks=1)
+    arrays, facts = search_clusters(request, team)
+    refuse_if_gone(features)
+    save_cached(features, CLUSTERS, key, arrays, facts)
+    team.finish()
+    return arrays, facts
+
+
+def _by_one_rank(features: FeatureSet, request: ClusterRequest, key: str) -> Kept:
+    """Compute a clustering in the first rank, while the others wait for it."""
+    while True:
+        with claimed(features, CLUSTERS, key) as is_mine:
+            if is_mine:
+                return _kept(features, request, key) or _search_and_keep(features, request, key)
+        time.sleep(_POLL_S)
+
+
+def _together(features: FeatureSet, request: ClusterRequest, key: str) -> Kept:
+    """Compute a clustering together with the other ranks."""
+    with claimed(features, CLUSTERS, key) as is_mine:
+        if is_mine and has_cached(features, CLUSTERS, key) and not _kept(features, request, key):
+            drop_cached(features, CLUSTERS, key)  # it is damaged, and would pass for the result
     team = StoredTeam(features, key, num_ranks=request.resources.num_shards)
     try:
         arrays, facts = search_clusters(request, team)
     except AlreadyDoneError:
-        return _wait_for(features, request, key)
+        team.finish()
+        return _kept(features, request, key) or search_clusters(request)
     refuse_if_gone(features)
-    with claimed(features, CLUSTERS, key) as is_mine:
-        if is_mine and not has_cached(features, CLUSTERS, key):
-            save_cached(features, CLUSTERS, key, arrays, facts)
-            team.finish()
-    return arrays, facts
+    while True:
+        with claimed(features, CLUSTERS, key) as is_mine:
+            if is_mine:
+                if not team.is_done():
+                    save_cached(features, CLUSTERS, key, arrays, facts)
+                team.finish()
+                return arrays, facts
+        time.sleep(_POLL_S)
 
 
-def _wait_for(features: FeatureSet, request: ClusterRequest, key: str) -> Kept:
-    """Load what another rank has kept; compute it again if that is damaged."""
+def _kept(features: FeatureSet, request: ClusterRequest, key: str) -> Kept | None:
+    """Load a clustering, if there is one that is intact."""
     kept = load_cached(features, CLUSTERS, key)
-    return kept if kept and _has_its_form(*kept, request) else search_clusters(request)
+    return kept if kept and _has_its_form(*kept, request) else None
 
 
 def search_clusters(request: ClusterRequest, team: Team | None = None) -> Kept:
@@ -212,7 +258,7 @@ def _assigned(
         )  # fmt: skip
         return {"clusters": assigned.clusters_N, "distances": assigned.distances_N, "others": assigned.others_N}
 
-    done = team.gather("assign", len(shards), assign_shard)
+    done = list(team.gather("assign", len(shards), assign_shard))
     clusters, distances, others = (
         np.concatenate([each[name] for each in done]) for name in ("clusters", "distances", "others")
     )

@@ -11,15 +11,14 @@ Shape suffixes:  K clusters   D feature dimension
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from featbench.evaluate.clustering.assignment import OnRows
-from featbench.evaluate.clustering.lloyd import Clustering, Iteration, Position, lloyd
+from featbench.evaluate.clustering.lloyd import Clustering, Iteration, Position, lloyd, restored
 from featbench.evaluate.clustering.planning import ClusterPlan
-from featbench.evaluate.clustering.rows import Frame, RowSource, are_equal
+from featbench.evaluate.clustering.rows import RowSource, are_equal
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.starts import sampled, starting_centroids, survey
-from featbench.evaluate.clustering.teamwork import Alone, Arrays, Team
+from featbench.evaluate.clustering.teamwork import Alone, Team
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
 from featbench.store.typing import Doubles
@@ -66,7 +65,7 @@ def kmeans(
     sources = [RowSource(shard, normalize=settings.normalize, plan=plan) for shard in team.shards(data)]
     saved = team.saved()
     if saved is not None:
-        frame, start = _restored(*saved)
+        frame, start = restored(*saved)
     else:
         sample = survey(sources, sampled(len(data), settings, dim=data.layer.dim), team)
         refuse_equal_rows(sample.lowest_D, sample.highest_D, data, settings)
@@ -90,10 +89,3 @@ def refuse_equal_rows(lowest_D: Doubles, highest_D: Doubles, data: Selection, se
             f"{data.layer.key}: all {len(data):,} rows are equal{scaled}, so they can't be divided into "
             f"{settings.num_clusters:,} clusters. Leave the layer out, or look for what makes its features constant."
         )
-
-
-def _restored(arrays: Arrays, facts: dict[str, Any]) -> tuple[Frame, Position]:
-    """Frame and position of an earlier run."""
-    frame = Frame(center_D=arrays["center"], **{name: facts[name] for name in ("factor", "limit", "typical")})
-    named = {name: facts[name] for name in ("number", "objective", "num_reseeded")}
-    return frame, Position(centroids_KD=arrays["centroids"], **named)

@@ -9,9 +9,10 @@ Shape suffixes:  N rows   K clusters   D feature dimension   L levels of digits 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from featbench.evaluate.clustering.assignment import Nearest, OnRows, for_all_ti
 from featbench.evaluate.clustering.rows import Frame, RowSource, Tile
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.sums import ClusterSums, NumberSum
-from featbench.evaluate.clustering.teamwork import Alone, Arrays, Team
+from featbench.evaluate.clustering.teamwork import Alone, Arrays, Saved, Team
 from featbench.store.typing import Doubles, Ints
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,28 @@ class Position:
     """Passes made."""
 
     objective: float = np.inf
-    """The lowest so far."""
+    """The lowest so far; that of these centroids, if they are the last ones."""
 
     num_reseeded: int = 0
+    is_last: bool = False
+    """Whether there is no next pass."""
+
+    def saved(self, frame: Frame) -> Saved:
+        """Arrays and facts to go on from."""
+        facts = {
+            "number": self.number, "num_reseeded": self.num_reseeded, "is_last": self.is_last,
+            "objective": self.objective if np.isfinite(self.objective) else None,
+            "factor": frame.factor, "limit": frame.limit, "typical": frame.typical,
+        }  # fmt: skip
+        return {"centroids": self.centroids_KD, "center": frame.center_D}, facts
+
+
+def restored(arrays: Arrays, facts: Mapping[str, Any]) -> tuple[Frame, Position]:
+    """Return what `Position.saved` was given."""
+    frame = Frame(center_D=arrays["center"], **{name: facts[name] for name in ("factor", "limit", "typical")})
+    objective = np.inf if facts["objective"] is None else facts["objective"]
+    named = {name: facts[name] for name in ("number", "num_reseeded", "is_last")}
+    return frame, Position(centroids_KD=arrays["centroids"], objective=objective, **named)
 
 
 def lloyd(
@@ -97,27 +117,18 @@ def lloyd(
     on_rows, on_iteration
         As for `featbench.evaluate.clustering.kmeans.kmeans`.
     """
-    passes = _Passes(sources, frame, settings, team or Alone(), on_rows)
-    centroids_KD, objective, num_reseeded = start.centroids_KD, start.objective, start.num_reseeded
+    passes = _Passes(sources, frame, settings, team or Alone(), on_rows, on_iteration)
+    position = start
     if settings.spherical and not start.number:
-        centroids_KD = _scaled(centroids_KD, centroids_KD)
-    for number in range(start.number + 1, settings.iterations + 1):
-        sums, found, moved = passes.assign(number, centroids_KD)
-        logger.debug("k-means iteration %d: objective %.6g, %d rows moved", number, found, moved)
-        on_iteration(Iteration(number=number, objective=found, moved=moved))
-        is_better = found < objective * (1 - settings.tolerance)
-        objective = min(objective, found)
-        if number == settings.iterations:
-            break
-        filled = passes.reseed(number, centroids_KD, sums) if 0 in sums.counts_K else 0
-        if not (is_better or filled):
-            break
-        num_reseeded += filled
-        centroids_KD, before_KD = _means(sums, centroids_KD, spherical=settings.spherical), centroids_KD
-        if np.array_equal(centroids_KD, before_KD):
-            break
-        passes.save(Position(centroids_KD=centroids_KD, number=number, objective=objective, num_reseeded=num_reseeded))
-    return Clustering(centroids_KD=centroids_KD, objective=found, iterations=number, num_reseeded=num_reseeded)
+        position = replace(start, centroids_KD=_scaled(start.centroids_KD, start.centroids_KD))
+    while not position.is_last:
+        passes.save(position)
+        position = passes.newest(passes.advance(position))
+    passes.save(position)
+    return Clustering(
+        centroids_KD=position.centroids_KD, objective=position.objective, iterations=position.number,
+        num_reseeded=position.num_reseeded,
+    )  # fmt: skip
 
 
 def _means(sums: ClusterSums, centroids_KD: Doubles, *, spherical: bool) -> Doubles:
@@ -140,30 +151,67 @@ class _Passes:
     """Passes over all shards, together with the other ranks."""
 
     def __init__(
-        self, sources: Sequence[RowSource], frame: Frame, settings: KmeansSettings, team: Team, on_rows: OnRows
+        self,
+        sources: Sequence[RowSource],
+        frame: Frame,
+        settings: KmeansSettings,
+        team: Team,
+        on_rows: OnRows,
+        on_iteration: Callable[[Iteration], None],
     ) -> None:
         self._sources, self._frame, self._settings = sources, frame, settings
-        self._team, self._on_rows = team, on_rows
+        self._team, self._on_rows, self._on_iteration = team, on_rows, on_iteration
         self._num_rows, self._num_shards = sum(map(len, sources)), len(sources)
         self._starts = np.cumsum([0, *map(len, sources)])
         self._shards: dict[int, _Shard] = {}
 
+    def advance(self, position: Position) -> Position:
+        """Make one pass, and move the centroids unless it is the last."""
+        number, centroids_KD = position.number + 1, position.centroids_KD
+        sums, found, moved = self.assign(number, centroids_KD)
+        logger.debug("k-means iteration %d: objective %.6g, %d rows moved", number, found, moved)
+        self._on_iteration(Iteration(number=number, objective=found, moved=moved))
+        last = replace(position, number=number, objective=found, is_last=True)
+        if number == self._settings.iterations:
+            return last
+        reseeded = self.reseed(number, centroids_KD, sums) if 0 in sums.counts_K else 0
+        is_better = found < position.objective * (1 - self._settings.tolerance)
+        if not (is_better or reseeded):
+            return last
+        moved_KD = _means(sums, centroids_KD, spherical=self._settings.spherical)
+        last = replace(last, centroids_KD=moved_KD, num_reseeded=position.num_reseeded + reseeded)
+        if np.array_equal(moved_KD, centroids_KD):
+            return last
+        return replace(last, objective=min(position.objective, found), is_last=False)
+
+    def newest(self, position: Position) -> Position:
+        """Return the position of the ranks that are ahead, if there are any."""
+        saved = self._team.saved(after=position.number)
+        return position if saved is None else restored(*saved)[1]
+
+    def save(self, position: Position) -> None:
+        """Save the position, so that a later run can go on there."""
+        self._team.save(position.number, *position.saved(self._frame))
+
     def assign(self, number: int, centroids_KD: Doubles) -> tuple[ClusterSums, float, int]:
         """Assign all rows; returns the sums by cluster, the objective, and how many rows changed their cluster."""
         nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
+        sums, squares, moved = self._sums(), self._squares(), 0
 
         def assign_shard(index: int) -> Arrays:
             return self._shard(index).assign(nearest, number, self._on_rows)
 
-        found = self._team.gather(f"pass-{number}", self._num_shards, assign_shard)
-        sums, squares = self._sums(), self._squares()
-        if len(found) == 1 and 0 in self._shards:
-            sums = self._shards[0].sums  # no need to copy them
-        else:
-            for each in found:
+        for index, each in enumerate(self._team.gather(f"pass-{number}", self._num_shards, assign_shard)):
+            shard = self._shards.get(index)
+            is_own = shard is not None and each["sums"] is shard.sums.sums_LKD
+            if shard is not None and is_own and self._num_shards == 1:
+                sums = shard.sums  # no need to copy them
+            else:
                 sums.add(each["sums"], each["counts"])
-        squares.sums_L += sum(each["squares"] for each in found)
-        moved = sum(int(each["moved"][0]) for each in found)
+            if not is_own:
+                self._on_rows(len(self._sources[index]))
+            squares.sums_L += each["squares"]
+            moved += int(each["moved"][0])
         objective = sums.objective(centroids_KD, squares.total())
         if objective is None:
             objective = self._measured(number, centroids_KD, nearest)
@@ -201,7 +249,7 @@ class _Passes:
             shard = self._assigned(index, number, nearest)
             return shard.farthest(nearest, len(empty)) | {"shard": np.array([index])}
 
-        found = self._team.gather(f"far-{number}", self._num_shards, farthest_of_shard)
+        found = list(self._team.gather(f"far-{number}", self._num_shards, farthest_of_shard))
         squares_F = np.concatenate([each["squares"] for each in found])
         shard_of_F = np.concatenate([np.repeat(each["shard"], len(each["squares"])) for each in found])
         positions_F, clusters_F = (np.concatenate([each[name] for each in found]) for name in ("positions", "clusters"))
@@ -211,22 +259,12 @@ class _Passes:
             old, new = clusters_F[far : far + 1], empty[num_moved : num_moved + 1]
             if sums.counts_K[old[0]] > 1:
                 shard = self._shards.get(int(shard_of_F[far]))
-                if shard is not None:
+                if shard is not None and shard.number == number:
                     shard.move(int(positions_F[far]), rows_FD[far], int(new[0]))
                 if shard is None or shard.sums is not sums:
                     sums.move(rows_FD[far : far + 1].copy(), old, new)
                 num_moved += 1
         return num_moved
-
-    def save(self, position: Position) -> None:
-        """Save the position, so that a later run can go on there."""
-        self._team.save(
-            {"centroids": position.centroids_KD, "center": self._frame.center_D},
-            {
-                "number": position.number, "objective": position.objective, "num_reseeded": position.num_reseeded,
-                "factor": self._frame.factor, "limit": self._frame.limit, "typical": self._frame.typical,
-            },
-        )  # fmt: skip
 
     def _assigned(self, index: int, number: int, nearest: Nearest) -> _Shard:
         """A shard whose rows are assigned as in a pass, though another rank may have done it in that pass."""
@@ -261,7 +299,7 @@ class _Shard:
         self._source, self._frame, self.sums, self._squares = source, frame, sums, squares
         self._clusters_N = np.full(len(source), -1, np.int64)
         self.number = 0
-        """Pass in which the rows were last assigned."""
+        """The last pass in which this process assigned the rows; other ranks may have made later ones."""
 
     def assign(self, nearest: Nearest, number: int, on_rows: OnRows) -> Arrays:
         """Assign all rows, and update the sums."""

@@ -71,7 +71,7 @@ def survey(sources: Sequence[RowSource], chosen: Ints, team: Team) -> Survey:
         within = chosen[(chosen >= starts[index]) & (chosen < starts[index + 1])]
         return _survey_shard(sources[index], within - starts[index])
 
-    found = team.gather("survey", len(sources), survey_shard)
+    found = list(team.gather("survey", len(sources), survey_shard))
     stored_ND = np.concatenate([each["sample"] for each in found])
     lowest_D = np.min([each["lowest"] for each in found], axis=0)
     highest_D = np.max([each["highest"] for each in found], axis=0)

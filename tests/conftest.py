@@ -54,8 +54,9 @@ def _no_catalogue_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(autouse=True, scope="session")
 def _without_waiting() -> Iterator[None]:
-    """The commands are made once for all tests, and nobody waits long for a lock that another run holds."""
+    """Commands are made once for all tests, and no one waits for a disk, or long for a lock that another run holds."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # tests/reliability shows what a power cut would leave
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         patch.setattr("featbench.store.lock.PATIENCE_S", 0.2)
         yield

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featbench.__main__ import main
 from featbench.evaluate.clustering import cached, teamwork
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.clustering.settings import KmeansSettings
@@ -52,6 +54,17 @@ def cluster(
 def start_rank(features: FeatureSet, *, delay_s: float = 0, **settings: Any) -> BaseProcess:
     """Start a rank that sleeps in each pass; what it computes is appended to `log_of` it."""
     process: BaseProcess = CONTEXT.Process(target=_work, args=(str(features.path), delay_s, settings))
+    process.start()
+    return process
+
+
+def start_command(
+    arguments: Sequence[str], environment: Mapping[str, str], output: Path, *, is_divided: bool
+) -> BaseProcess:
+    """Start the command line as a rank of a launcher; `is_divided`: however little work there is."""
+    process: BaseProcess = CONTEXT.Process(
+        target=_command, args=(list(arguments), dict(environment), output, is_divided)
+    )
     process.start()
     return process
 
@@ -121,3 +134,13 @@ def _work(path: str, delay_s: float, settings: dict[str, Any]) -> None:
 
 def _log_file(features: Path, pid: int) -> Path:
     return features.with_name(f"{features.name}.{pid}.log")
+
+
+def _command(arguments: list[str], environment: dict[str, str], output: Path, is_divided: bool) -> None:
+    os.environ.update(environment)
+    sys.argv = ["bench", *arguments, "--quiet"]
+    if is_divided:
+        cached.MIN_MULTIPLICATIONS = 0
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        main()

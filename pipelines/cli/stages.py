@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -251,7 +252,14 @@ def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet:
     from featbench.pipelines.terminal.progress import Progress
 
     path = pipeline.store / pipeline.name
-    report = evaluate_features(path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet))
+    try:
+        report = evaluate_features(path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet))
+    except KeyboardInterrupt:
+        typer.echo(
+            "Stopped. Searches and passes of k-means that were done are kept; the same command goes on from there.",
+            err=True,
+        )
+        raise typer.Exit(128 + signal.SIGINT) from None
     if not report.is_first:
         return
     print_results(evaluation_tables(report.results), report.records, form)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from featbench.evaluate.clustering import cached, teamwork
 from featbench.evaluate.clustering.cached import Unwatched
 from featbench.evaluate.clustering.kept import kept_clusterings
 from featbench.evaluate.clustering.lloyd import Iteration
+from featbench.pipelines.terminal.progress import KmeansProgress
 from featbench.store import FeatureSet, cached_keys, claimed, has_cached, load_cached
 from featbench.store.paths import CLUSTERS
 from tests.cluster_ranks import (
@@ -23,8 +29,10 @@ from tests.cluster_ranks import (
     log_of,
     make_clustered,
     only_clustering,
+    start_command,
     start_rank,
 )
+from tests.conftest import ROOT, Bench
 from tests.reliability.ranks import wait_for
 
 SHORT = {"iterations": 3}
@@ -251,3 +259,85 @@ def test_a_rank_that_is_behind_jumps_to_the_newest_state(together: FeatureSet) -
     arrays, facts = behind.saved(after=2) or ({}, {})
     assert (arrays["centroids"].tolist(), facts["number"]) == ([5, 5, 5], 5)
     assert behind.saved(after=5) is None
+
+
+def clustered_by_command(features: FeatureSet) -> list[str]:
+    return [
+        "evaluate", "--store", str(features.path.parent), "--features", features.name, "--k", "5", "--clusters", "4",
+        "--seeds", "2", "--json",
+    ]  # fmt: skip
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ignored = {"seconds", "neighbours_reused", "features"}
+    return [{name: value for name, value in record.items() if name not in ignored} for record in records]
+
+
+def test_ctrl_c_keeps_the_passes_that_were_made(tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, stopped = (make_clustered(tmp_path, name) for name in ("alone", "stopped"))
+    first = bench(*clustered_by_command(alone), "--quiet")
+    seen: list[int] = []
+
+    def press(self: KmeansProgress, iteration: Iteration) -> None:
+        seen.append(iteration.number)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(KmeansProgress, "iteration", press)
+    interrupted = bench(*clustered_by_command(stopped), "--quiet")
+    assert interrupted.returncode == 130
+    assert interrupted.stdout == ""
+    assert "Stopped. Searches and passes of k-means that were done are kept" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    again = bench(*clustered_by_command(stopped), "--quiet")
+    assert seen[3] == seen[2], "the pass that was interrupted is the first one to be made again"
+    assert without_times(json.loads(again.stdout)) == without_times(json.loads(first.stdout))
+    assert_same(alone, stopped)
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("launched", "rank_names", "is_divided"),
+    [
+        (TORCHRUN, ("RANK", "LOCAL_RANK"), True),
+        pytest.param(TORCHRUN, ("RANK", "LOCAL_RANK"), False, marks=pytest.mark.slow),
+        pytest.param(SRUN, ("SLURM_PROCID", "SLURM_LOCALID"), True, marks=pytest.mark.slow),
+    ],
+)
+def test_the_ranks_of_a_launcher_cluster_together_and_the_first_reports(
+    tmp_path: Path, bench: Bench, launched: dict[str, str], rank_names: tuple[str, ...], is_divided: bool
+) -> None:
+    alone, together = (make_clustered(tmp_path, name) for name in ("alone", "together"))
+    ranks = [
+        start_command(
+            clustered_by_command(together),
+            launched | dict.fromkeys(rank_names, str(rank)),
+            tmp_path / f"rank-{rank}",
+            is_divided=is_divided,
+        )
+        for rank in range(2)
+    ]
+    expected = bench(*clustered_by_command(alone), "--quiet")
+    finish(*ranks)
+    first, second = ((tmp_path / f"rank-{rank}").read_text() for rank in range(2))
+    assert second == "", "one rank speaks for all"
+    assert without_times(json.loads(first)) == without_times(json.loads(expected.stdout))
+    assert len(list((together.path / "results").glob("2*.json"))) == 1
+    assert_same(alone, together)
+
+
+@pytest.mark.slow
+def test_torchrun_clusters_as_one_process_does(tmp_path: Path, bench: Bench) -> None:
+    alone, together = (make_clustered(tmp_path, name) for name in ("alone", "together"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launched = subprocess.run(
+        [*torchrun, "-m", "featbench", *clustered_by_command(together), "--quiet"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    expected = bench(*clustered_by_command(alone), "--quiet")
+    assert without_times(json.loads(launched.stdout)) == without_times(json.loads(expected.stdout))
+    assert_same(alone, together)

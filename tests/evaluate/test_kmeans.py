@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from featbench.evaluate.clustering.kmeans import kmeans
 from featbench.evaluate.clustering.lloyd import Clustering, Iteration
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.settings import KmeansSettings
+from featbench.evaluate.clustering.teamwork import Alone, Arrays
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.backends import EngineChoice
@@ -426,3 +429,55 @@ def test_a_spherical_centroid_whose_mean_is_zero_stays(tmp_path: Path) -> None:
     np.save(tmp_path / "start.npy", np.array([[0.0, -1], [0, 1]]))
     ours = cluster(values, 2, normalize=False, spherical=True, init=str(tmp_path / "start.npy"))
     assert np.linalg.norm(ours.centroids_KD, axis=1).tolist() == [1, 1]
+
+
+class TakingTurns(Alone):
+    """Two ranks in threads, each of which does another half of the rows in every step."""
+
+    def __init__(self, rank: int, results: dict[tuple[int, int], Arrays], changed: Condition) -> None:
+        self._rank, self._results, self._changed = rank, results, changed
+        self._num_steps = 0
+
+    def shards(self, data: Selection) -> list[Selection]:
+        return [data[: len(data) // 3], data[len(data) // 3 :]]
+
+    def gather(self, step: str, num_shards: int, compute: Callable[[int], Arrays]) -> list[Arrays]:
+        self._num_steps += 1
+        for shard in range(num_shards):
+            if (self._num_steps + shard) % 2 == self._rank:
+                copied = {name: np.array(each) for name, each in compute(shard).items()}
+                with self._changed:
+                    self._results[self._num_steps, shard] = copied
+                    self._changed.notify_all()
+        keys = [(self._num_steps, shard) for shard in range(num_shards)]
+        with self._changed:
+            assert self._changed.wait_for(lambda: all(key in self._results for key in keys), timeout=20)
+            return [self._results[key] for key in keys]
+
+    def once(self, step: str, compute: Callable[[], Arrays]) -> Arrays:
+        return self.gather(step, 1, lambda shard: compute())[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("spread", [4.0, 0.01])
+def test_shards_that_change_ranks_in_every_step_change_no_bit(spread: float, seed: int, tmp_path: Path) -> None:
+    """A rank then meets a shard as it left it some passes ago. Clusters lose all rows on the way, or are tight."""
+    random = np.random.default_rng(seed)
+    groups = random.integers(0, 12, (3, 2)) * 100
+    values = (groups[np.arange(90) % 3] + spread * random.standard_normal((90, 2))).astype(np.float32)
+    start = values[:20].astype(np.float64) + spread * random.standard_normal((20, 2)) * 3
+    np.save(tmp_path / "start.npy", start)
+    settings = KmeansSettings(num_clusters=len(start), normalize=False, tolerance=0, init=str(tmp_path / "start.npy"))
+    alone = kmeans(held(values), settings, plan=plan_of())
+    results: dict[tuple[int, int], Arrays] = {}
+    changed = Condition()
+    with ThreadPoolExecutor(2) as threads:
+        found = [
+            threads.submit(kmeans, held(values), settings, plan=plan_of(), team=TakingTurns(rank, results, changed))
+            for rank in range(2)
+        ]
+    for each in found:
+        assert np.array_equal(each.result().centroids_KD, alone.centroids_KD)
+        assert (each.result().objective, each.result().num_reseeded) == (alone.objective, alone.num_reseeded)
+    assert alone.iterations > 2
+    assert alone.num_reseeded

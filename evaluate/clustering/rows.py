@@ -147,13 +147,15 @@ class RowSource:
         Whether each row is divided by its length; a row of zeros stays.
     plan : ClusterPlan
         How many rows are read at once, and whether all are held.
+    held : ndarray of shape (N, D), dtype=float32, optional
+        The rows, if they are in memory already and known to be finite; they are not copied.
     """
 
-    def __init__(self, data: Selection, *, normalize: bool, plan: ClusterPlan) -> None:
+    def __init__(self, data: Selection, *, normalize: bool, plan: ClusterPlan, held: Floats | None = None) -> None:
         self.data = data
         self.normalize = normalize
         self.plan = plan
-        self._held: list[Floats] | None = None
+        self._held = None if held is None else [held]
         self._divisors_N: Doubles | None = np.empty(len(data)) if normalize else None
         self._is_measured = False
 

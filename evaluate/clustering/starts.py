@@ -72,7 +72,8 @@ def survey(sources: Sequence[RowSource], chosen: Ints, team: Team) -> Survey:
         return _survey_shard(sources[index], within - starts[index])
 
     found = list(team.gather("survey", len(sources), survey_shard))
-    stored_ND = np.concatenate([each["sample"] for each in found])
+    samples = [each["sample"] for each in found]
+    stored_ND = samples[0] if len(samples) == 1 else np.concatenate(samples)
     lowest_D = np.min([each["lowest"] for each in found], axis=0)
     highest_D = np.max([each["highest"] for each in found], axis=0)
     framed_ND = _exact(stored_ND[:: max(1, len(stored_ND) // _FRAMED_ROWS)], normalize=sources[0].normalize)
@@ -81,16 +82,16 @@ def survey(sources: Sequence[RowSource], chosen: Ints, team: Team) -> Survey:
 
 
 def _survey_shard(source: RowSource, chosen: Ints) -> Arrays:
-    copies: list[Floats] = [np.empty((0, source.dim), np.float32)]
+    sample_ND = np.empty((len(chosen), source.dim), np.float32)
     lowest_D, highest_D = np.full(source.dim, np.inf), np.full(source.dim, -np.inf)
     for block in source.blocks():
         span = slice(*np.searchsorted(chosen, [block.positions.start, block.positions.stop]))
-        copies.append(block.stored_ND[chosen[span] - block.positions.start])
+        np.take(block.stored_ND, chosen[span] - block.positions.start, axis=0, out=sample_ND[span])
         for tile in tiles_of(block, max(1, _NUMBERS_PER_TILE // source.dim)):
             exact = tile.exact() if source.normalize else tile.stored_ND
             np.minimum(lowest_D, exact.min(axis=0), out=lowest_D)
             np.maximum(highest_D, exact.max(axis=0), out=highest_D)
-    return {"sample": np.concatenate(copies), "lowest": lowest_D, "highest": highest_D}
+    return {"sample": sample_ND, "lowest": lowest_D, "highest": highest_D}
 
 
 _NUMBERS_PER_TILE = 2**17
@@ -117,7 +118,7 @@ def starting_centroids(sample: Survey, settings: KmeansSettings, *, data: Select
     rows_ND = _framed(sample, normalize=settings.normalize)
     layer = MemoryLayer(sample.stored_ND, key=data.layer.key)
     rows = Selection(layer=layer, rows=np.arange(layer.num_rows))
-    source = RowSource(rows, normalize=settings.normalize, plan=replace(plan, hold=True, rows_per_block=layer.num_rows))
+    source = RowSource(rows, normalize=settings.normalize, plan=plan, held=sample.stored_ND)
     refined = replace(settings, iterations=min(settings.iterations, REFINING_ITERATIONS), tolerance=_REFINING_TOLERANCE)
     best: Clustering | None = None
     for number in range(num_starts(settings, num_rows=len(data), dim=data.layer.dim)):

@@ -19,7 +19,7 @@ from featbench.evaluate.clustering import cached, teamwork
 from featbench.evaluate.clustering.evaluation import evaluate_kmeans
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.neighbours.planning import Resources
-from featbench.store import FeatureSet, load_cached
+from featbench.store import FeatureSet, list_cached, load_cached
 from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Array
 from tests.conftest import make_features
@@ -88,6 +88,13 @@ def kill(process: BaseProcess) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
+
+
+def runs_of(features: FeatureSet) -> list[dict[str, Any]]:
+    """Seed, objective and passes of each run of the only clustering."""
+    (kept,) = list_cached(features, CLUSTERS)
+    runs: list[dict[str, Any]] = kept.facts["runs"]
+    return runs
 
 
 def only_clustering(features: FeatureSet) -> dict[str, Array]:

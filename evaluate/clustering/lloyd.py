@@ -172,7 +172,7 @@ class _Passes:
         logger.debug("k-means iteration %d: objective %.6g, %d rows moved", number, found, moved)
         self._on_iteration(Iteration(number=number, objective=found, moved=moved))
         last = replace(position, number=number, objective=found, is_last=True)
-        if number == self._settings.iterations:
+        if number == self._settings.iterations or not found < position.objective:
             return last
         reseeded = self.reseed(number, centroids_KD, sums) if 0 in sums.counts_K else 0
         is_better = found < position.objective * (1 - self._settings.tolerance)

@@ -159,7 +159,7 @@ def _swapped(rows_ND: Floats, found: Clustering, frame: Frame, *, seed: Sequence
     better_KD = swapped(rows_ND, framed_KD, seed=seed, num_threads=num_threads)
     is_moved_K = (better_KD != framed_KD).any(axis=1)
     centroids_KD = found.centroids_KD.copy()
-    centroids_KD[is_moved_K] = better_KD[is_moved_K] / frame.factor + frame.center_D
+    centroids_KD[is_moved_K] = better_KD[is_moved_K].astype(np.float64) / frame.factor + frame.center_D
     return centroids_KD
 
 

@@ -481,3 +481,19 @@ def test_shards_that_change_ranks_in_every_step_change_no_bit(spread: float, see
         assert (each.result().objective, each.result().num_reseeded) == (alone.objective, alone.num_reseeded)
     assert alone.iterations > 2
     assert alone.num_reseeded
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [1e-40, 1e-30, 1e36])
+def test_centroids_are_exchanged_at_any_scale(factor: float) -> None:
+    """Two of the first centroids share a group, so that only an exchange finds the last one."""
+    values, _ = blobs(12, 6, 300, seed=3)
+    scaled = (values * factor).astype(np.float32)
+    found, expected = (cluster(each, 12, restarts=1, seed=2) for each in (scaled, values))
+    assert found.objective / factor / factor == pytest.approx(expected.objective, rel=1e-3)
+
+
+def test_rows_that_no_unit_vector_is_near_end_spherical_k_means() -> None:
+    """All are equally far from all centroids in float64, so clusters lose again the rows that they are given."""
+    values = np.random.default_rng(119).standard_normal((143, 5)) * 1e-40
+    assert cluster(values, 22, spherical=True, tolerance=0.01, restarts=1).iterations < 20

@@ -230,6 +230,14 @@ def drop_all_cached(features: FeatureSet, kind: str, prefix: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def drop_half_written(features: FeatureSet, kind: str, key: str) -> None:
+    """Remove what killed processes left half-written of `kind/key`, if possible; only while none writes it."""
+    folder = paths.cached_folder(features.path, kind, key)
+    for path in paths.cache_files(features.path, kind, folder.name):
+        if paths.is_leftover_of(folder.name, path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def cached_keys(features: FeatureSet, kind: str) -> list[str]:
     """Return the keys of everything that is cached, damaged or not, but for those too long for a folder's name."""
     return [path.name for path in paths.cached_folders(features.path, kind)]

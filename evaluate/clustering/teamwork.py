@@ -26,6 +26,7 @@ from featbench.store import (
     claimed,
     drop_all_cached,
     drop_cached,
+    drop_half_written,
     has_cached,
     load_cached,
     save_cached,
@@ -194,8 +195,9 @@ class StoredTeam:
         self._last_save = time.monotonic()
 
     def finish(self) -> None:
-        """Remove everything that was saved on the way, by any rank and any earlier run."""
+        """Remove everything that was saved on the way, by any rank and any earlier run, once the clustering is kept."""
         drop_all_cached(self._features, CLUSTERS, f"{self._key}.")
+        drop_half_written(self._features, CLUSTERS, self._key)
 
     def is_done(self) -> bool:
         """Whether the clustering is kept."""

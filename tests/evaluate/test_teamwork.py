@@ -214,7 +214,7 @@ def test_what_a_killed_rank_left_is_removed_but_not_what_is_claimed(together: Fe
     cluster(together, **SHORT)
     (key,) = cached_keys(together, CLUSTERS)
     folder = together.path / CLUSTERS
-    for name in (f"{key}.a", f".{key}.b.{'0' * 32}.partial", f"{key}.c"):
+    for name in (f"{key}.a", f".{key}.b.{'0' * 32}.partial", f".{key}.{'0' * 32}.partial", f"{key}.c"):
         (folder / name).mkdir()
     (folder / f".{key}.a.claim").touch()
     with claimed(together, CLUSTERS, f"{key}.c") as is_mine:

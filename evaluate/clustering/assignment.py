@@ -21,6 +21,7 @@ import numpy as np
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.proposals import Float32, Float64, Pairs, Products, Proposals
 from featbench.evaluate.clustering.rows import Frame, FramedRows, RowSource, Tile, tiles_of
+from featbench.evaluate.clustering.sums import ROWS_AT_ONCE
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.rescore import BYTES_PER_COPY
 from featbench.evaluate.neighbours.tiled_engine import one_blas_thread
@@ -32,6 +33,9 @@ OnRows = Callable[[int], None]
 
 _FEW = 6
 """If more centroids than this can be the nearest of a row, an engine of higher precision decides first."""
+
+_TILES_PER_THREAD = 4
+"""A block is cut into at least so many tiles for each thread, unless they would be too small."""
 
 _SAMPLED_ROWS = 4096
 """Rows of the sample that places the frame for kept centroids."""
@@ -104,10 +108,11 @@ def assign_rows(source: RowSource, frame: Frame, centroids_KD: Doubles, on_rows:
 def for_all_tiles(
     source: RowSource, nearest: Nearest, work: Callable[[Tile], None], on_rows: OnRows = lambda rows: None
 ) -> None:
-    """Pass over all rows once, on all threads."""
+    """Pass over all rows once, on all threads, as many at a time as they can share."""
     with nearest.workers() as workers:
         for block in source.blocks():
-            tiles = list(tiles_of(block, nearest.rows_at_once))
+            fair = -(-len(block.stored_ND) // (_TILES_PER_THREAD * source.plan.num_threads))
+            tiles = list(tiles_of(block, max(nearest.rows_at_once, min(fair, ROWS_AT_ONCE))))
             for tile, _ in zip(tiles, workers.map(work, tiles), strict=True):
                 on_rows(len(tile.stored_ND))
 
@@ -149,34 +154,45 @@ class Nearest:
 
     def one(self, tile: Tile) -> Ints:
         """Number of the nearest centroid of each row."""
-        pairs, squares_P = self._rescored(tile, top=1)
+        return np.concatenate([self._one(each) for each in tiles_of(tile, self.rows_at_once)])
+
+    def _one(self, tile: Tile) -> Ints:
+        pairs = self._proposed(tile, top=1)
+        if len(pairs.row_of_P) == len(tile.stored_ND):  # one each
+            return self._number_of[pairs.centroid_of_P]
+        squares_P = self._squares(tile, pairs, top=1)
         return self._number_of[_first_best(pairs, squares_P, len(tile.stored_ND))[0]]
 
     def two(self, tile: Tile) -> tuple[Ints, tuple[Doubles, Doubles]]:
         """Number of the nearest centroid, and squared distances to it and to the next one."""
-        pairs, squares_P = self._rescored(tile, top=2)
+        found = [self._two(each) for each in tiles_of(tile, self.rows_at_once)]
+        clusters_N, best_N, others_N = (np.concatenate(each) for each in zip(*found, strict=True))
+        return clusters_N, (best_N, others_N)
+
+    def _two(self, tile: Tile) -> tuple[Ints, Doubles, Doubles]:
+        pairs = self._proposed(tile, top=2)
+        squares_P = self._squares(tile, pairs, top=2)
         num_rows = len(tile.stored_ND)
         which_N, best_N, place_N = _first_best(pairs, squares_P, num_rows)
         squares_P[place_N] = np.inf
         others_N = np.full(num_rows, np.inf)
         np.minimum.at(others_N, pairs.row_of_P, squares_P)
         others_N = np.where(self._is_copied[which_N], best_N, others_N)
-        return self._number_of[which_N], (best_N, others_N)
+        return self._number_of[which_N], best_N, others_N
 
     def squares(self, tile: Tile, which_N: Ints) -> Doubles:
         """Squared distance of each row to one centroid."""
         return squared_distances(tile, np.arange(len(which_N)), self._given_KD, which_N)
 
-    def _rescored(self, tile: Tile, top: int) -> tuple[Pairs, Doubles]:
-        """Pairs that can be the nearest, with their squared distances in float64 (0 where there is but one)."""
-        pairs = self._proposed(tile, top)
+    def _squares(self, tile: Tile, pairs: Pairs, top: int) -> Doubles:
+        """Squared distances of pairs in float64 (0 if only the nearest is sought, and there is but one of the row)."""
         counts_N = np.bincount(pairs.row_of_P, minlength=len(tile.stored_ND))
         squares_P = np.zeros(len(pairs.row_of_P))
         wanted = np.flatnonzero(counts_N[pairs.row_of_P] > 1) if top == 1 else np.arange(len(squares_P))
         squares_P[wanted] = squared_distances(
             tile, pairs.row_of_P[wanted], self._centroids_KD, pairs.centroid_of_P[wanted]
         )
-        return pairs, squares_P
+        return squares_P
 
     def _proposed(self, tile: Tile, top: int) -> Pairs:
         """Centroids that can be the nearest of each row, few of them if any engine can tell."""
@@ -186,6 +202,8 @@ class Nearest:
         for engine in self._engines:
             is_last = engine is self._engines[-1]
             pairs = engine.propose(rows.take(undecided), top)
+            if len(pairs.row_of_P) == len(rows) and pairs.is_complete_N.all() and top == 1:
+                return pairs  # one each
             counts_N = np.bincount(pairs.row_of_P, minlength=len(undecided))
             is_done_N = pairs.is_complete_N & ((counts_N <= _FEW + top) | is_last)
             keep = is_done_N[pairs.row_of_P]

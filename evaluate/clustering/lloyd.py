@@ -287,6 +287,16 @@ class _Passes:
         return NumberSum(limit=limit, typical=self._frame.typical**2, count=self._num_rows)
 
 
+def _squares(tile: Tile, frame: Frame) -> Doubles:
+    """Squared distance of each row to the center of the frame."""
+    squares_N = np.empty(len(tile.stored_ND))
+    for piece in tile.pieces():
+        centered_ND = tile.exact(piece)
+        centered_ND -= frame.center_D
+        squares_N[piece] = np.square(centered_ND, out=centered_ND).sum(axis=1)
+    return squares_N
+
+
 def _columns(tile: Tile, chosen: Ints, rows: slice, columns: slice) -> Doubles:
     """Some columns of some of the chosen rows, in float64."""
     return tile.exact(chosen[rows], columns)
@@ -310,10 +320,7 @@ class _Shard:
             old_N = self._clusters_N[tile.positions]
             changed = np.flatnonzero(clusters_N != old_N)
             if not self.number:
-                for piece in tile.pieces():
-                    centered_ND = tile.exact(piece)
-                    centered_ND -= self._frame.center_D
-                    self._squares.add(np.square(centered_ND, out=centered_ND).sum(axis=1))
+                self._squares.add(_squares(tile, self._frame))
             if len(changed):
                 read = partial(_columns, tile, changed)
                 self.sums.move_columns(read, old_N[changed], clusters_N[changed])

@@ -181,6 +181,8 @@ class Products:
         error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + base_N
         is_decided_N = (best_N - second_N > 2 * _SPARE * error_N) & (top == 1)
         undecided = np.flatnonzero(~is_decided_N)
+        if not len(undecided):
+            return np.arange(len(which_N)), which_N
         row_of, centroid_of = [np.flatnonzero(is_decided_N)], [which_N[is_decided_N]]
         step = max(1, _ERRORS_AT_ONCE // len(self._reach_K))
         for at in range(0, len(undecided), step):

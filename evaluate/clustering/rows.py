@@ -78,13 +78,20 @@ class Frame:
 
         Rows that equal the center, as most rows of zeros do, are not ordinary.
         """
-        center_D = np.median(sample_ND, axis=0)
+        center_D = np.concatenate([np.median(each, axis=1) for each in _transposed(sample_ND)])
         limit = float(np.maximum(highest_D - center_D, center_D - lowest_D).max(initial=0))
-        distances_N = np.abs(sample_ND - center_D).max(axis=1)
+        distances_N = np.array([np.abs(row_D - center_D).max() for row_D in sample_ND])
         typical = float(np.median(distances_N[distances_N > 0])) if distances_N.any() else limit
         typical = min(typical, limit)
         factor = 1.0 if typical == 0 else 2.0 ** -float(np.clip(np.round(np.log2(typical)), -_MOST, _MOST))
         return cls(center_D=center_D, factor=factor, limit=limit, typical=typical)
+
+
+def _transposed(values_ND: Doubles) -> Iterator[Doubles]:
+    """Columns as rows, some at a time."""
+    columns_at_once = max(1, _BYTES_PER_PIECE // (8 * len(values_ND)))
+    for at in range(0, values_ND.shape[1], columns_at_once):
+        yield np.ascontiguousarray(values_ND[:, at : at + columns_at_once].T)
 
 
 _MOST = 250

@@ -76,7 +76,7 @@ def survey(sources: Sequence[RowSource], chosen: Ints, team: Team) -> Survey:
     stored_ND = samples[0] if len(samples) == 1 else np.concatenate(samples)
     lowest_D = np.min([each["lowest"] for each in found], axis=0)
     highest_D = np.max([each["highest"] for each in found], axis=0)
-    framed_ND = _exact(stored_ND[:: max(1, len(stored_ND) // _FRAMED_ROWS)], normalize=sources[0].normalize)
+    framed_ND = _exact(stored_ND[:: _step(len(stored_ND))], normalize=sources[0].normalize)
     frame = Frame.around(framed_ND, lowest_D, highest_D)
     return Survey(frame=frame, stored_ND=stored_ND, lowest_D=lowest_D, highest_D=highest_D)
 
@@ -104,9 +104,15 @@ _FRAMED_ROWS = 4096
 def sampled(num_rows: int, settings: KmeansSettings, *, dim: int) -> Ints:
     """Positions of the sampled rows, rising."""
     size = sample_size(num_rows, settings.num_clusters, dim)
-    if size == num_rows:
-        return np.arange(num_rows)
-    return np.sort(np.random.default_rng(settings.seed).choice(num_rows, size, replace=False))
+    chosen = np.arange(num_rows)
+    if size < num_rows:
+        chosen = np.sort(np.random.default_rng(settings.seed).choice(num_rows, size, replace=False))
+    return chosen[:: _step(size)] if settings.init.endswith(".npy") else chosen
+
+
+def _step(num_sampled: int) -> int:
+    """Every which row of a sample is looked at for the frame."""
+    return max(1, num_sampled // _FRAMED_ROWS)
 
 
 def starting_centroids(sample: Survey, settings: KmeansSettings, *, data: Selection, plan: ClusterPlan) -> Doubles:

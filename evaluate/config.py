@@ -115,7 +115,7 @@ class KmeansConfig(Config):
     """Stop when an iteration lowers the objective by less than this fraction of it."""
 
     mini_batch: int | None = Field(default=None, gt=0)
-    """Update the centroids after each batch of this many rows, for very large sets; all rows at once by default."""
+    """Update the centroids after each batch of this many random rows, for very large sets; by default after all."""
 
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the sample and of the initializations."""

@@ -190,7 +190,7 @@ def kmeans(
     tolerance : float
         Stop when an iteration lowers the objective by no more than this fraction of it.
     mini_batch : int, optional
-        Update the centroids after each batch of this many rows; after all rows by default.
+        Update the centroids after each batch of this many random rows; after all rows by default.
     ami : bool
         Compute the adjusted mutual information, which takes longest of all metrics.
 

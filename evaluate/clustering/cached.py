@@ -98,6 +98,7 @@ class ClusterRequest:
             rows_per_chunk=self.layer.layers[labelled.split].rows_per_chunk,
             dim=self.layer.dim,
             num_clusters=self.settings.num_clusters,
+            mini_batch=self.settings.mini_batch,
         )
 
     @property

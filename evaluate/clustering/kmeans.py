@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from featbench.evaluate.clustering.assignment import OnRows
 from featbench.evaluate.clustering.lloyd import Clustering, Iteration, Position, lloyd, restored
+from featbench.evaluate.clustering.mini_batch import mini_batch_kmeans
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.rows import RowSource, are_equal
 from featbench.evaluate.clustering.settings import KmeansSettings
@@ -72,6 +73,10 @@ def kmeans(
         begun = team.once("start", lambda: {"centroids": starting_centroids(sample, settings, data=data, plan=plan)})
         frame, start = sample.frame, Position(centroids_KD=begun["centroids"])
         del sample
+    if settings.mini_batch is not None:
+        return mini_batch_kmeans(
+            sources, frame, start, settings, team=team, saved=saved, on_rows=on_rows, on_iteration=on_iteration
+        )
     return lloyd(sources, frame, start, settings, team=team, on_rows=on_rows, on_iteration=on_iteration)
 
 

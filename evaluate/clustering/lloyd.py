@@ -35,8 +35,8 @@ class Iteration:
 
     number: int
     objective: float
-    moved: int
-    """Rows that changed their cluster."""
+    moved: int | None = None
+    """Rows that changed their cluster; unknown for mini-batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Clustering:
     """Sum over rows of the squared Euclidean distance to the nearest centroid."""
 
     iterations: int
-    """Passes over all rows; the last one changed nothing that counts, or the limit was reached."""
+    """Passes over all rows, or mini-batches; the last changed nothing that counts, or the limit was reached."""
 
     num_reseeded: int = 0
     """Times that a cluster without rows got the row farthest from its centroid."""
@@ -120,7 +120,7 @@ def lloyd(
     passes = _Passes(sources, frame, settings, team or Alone(), on_rows, on_iteration)
     position = start
     if settings.spherical and not start.number:
-        position = replace(start, centroids_KD=_scaled(start.centroids_KD, start.centroids_KD))
+        position = replace(start, centroids_KD=scaled(start.centroids_KD, start.centroids_KD))
     while not position.is_last:
         passes.save(position)
         position = passes.newest(passes.advance(position))
@@ -131,17 +131,17 @@ def lloyd(
     )  # fmt: skip
 
 
-def _means(sums: ClusterSums, centroids_KD: Doubles, *, spherical: bool) -> Doubles:
+def means_of(sums: ClusterSums, centroids_KD: Doubles, *, spherical: bool) -> Doubles:
     """Return the mean of each cluster; a cluster without rows keeps its centroid."""
     moved_KD = centroids_KD.copy()
     filled = np.flatnonzero(sums.counts_K)
     for at in range(0, len(filled), _CLUSTERS_AT_ONCE):
         some = filled[at : at + _CLUSTERS_AT_ONCE]
         moved_KD[some] = sums.means(some)
-    return _scaled(moved_KD, centroids_KD) if spherical else moved_KD
+    return scaled(moved_KD, centroids_KD) if spherical else moved_KD
 
 
-def _scaled(means_KD: Doubles, centroids_KD: Doubles) -> Doubles:
+def scaled(means_KD: Doubles, centroids_KD: Doubles) -> Doubles:
     """Divide means by their lengths; centroids whose means are 0 stay."""
     lengths_K = np.sqrt(np.square(means_KD).sum(axis=1, keepdims=True))
     return np.where(lengths_K == 0, centroids_KD, means_KD / np.where(lengths_K == 0, 1, lengths_K))
@@ -178,7 +178,7 @@ class _Passes:
         is_better = found < position.objective * (1 - self._settings.tolerance)
         if not (is_better or reseeded):
             return last
-        moved_KD = _means(sums, centroids_KD, spherical=self._settings.spherical)
+        moved_KD = means_of(sums, centroids_KD, spherical=self._settings.spherical)
         last = replace(last, centroids_KD=moved_KD, num_reseeded=position.num_reseeded + reseeded)
         if np.array_equal(moved_KD, centroids_KD):
             return last

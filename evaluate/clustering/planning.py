@@ -33,6 +33,9 @@ SAMPLED_ROWS_PER_CLUSTER = 32
 _SAMPLED_NUMBERS = 2**28
 """... but no more numbers than these, 1 GiB of float32, ..."""
 
+_DRAWN_NUMBERS = 2**26
+"""Numbers of the rows of several mini-batches, 256 MiB of float32."""
+
 _MIN_ROWS_PER_CLUSTER = 4
 """... unless that leaves fewer rows than this for each cluster."""
 
@@ -62,8 +65,26 @@ def sample_size(num_rows: int, num_clusters: int, dim: int) -> int:
     return min(num_rows, wanted, allowed)
 
 
+def rows_drawn_together(num_rows: int, dim: int, batch: int) -> int:
+    """Rows of several mini-batches, which are read in one pass; memory does not change it, since it changes the result.
+
+    Examples
+    --------
+    >>> rows_drawn_together(1_281_167, 2048, 10_000), rows_drawn_together(50_000, 64, 10_000)
+    (30000, 50000)
+    """
+    batch = min(batch, num_rows)
+    return min(num_rows, max(batch, _DRAWN_NUMBERS // dim)) // batch * batch
+
+
 def plan_clusters(
-    resources: Resources, *, num_rows: int, rows_per_chunk: int, dim: int, num_clusters: int
+    resources: Resources,
+    *,
+    num_rows: int,
+    rows_per_chunk: int,
+    dim: int,
+    num_clusters: int,
+    mini_batch: int | None = None,
 ) -> ClusterPlan:
     """Choose the engine, and cut k-means so that it fits into the memory.
 
@@ -75,6 +96,8 @@ def plan_clusters(
         Of the layer.
     num_clusters : int
         K.
+    mini_batch : int, optional
+        Rows of a batch.
 
     Raises
     ------
@@ -92,13 +115,16 @@ def plan_clusters(
     always = _FIXED_BYTES + num_threads * _BYTES_PER_THREAD + num_rows * _BYTES_PER_ROW + centroids
     always += TORCH_BYTES if is_torch_new else 0
     sample = sample_size(num_rows, num_clusters, dim) * dim * (4 + 4)
+    if mini_batch is not None:
+        sample = max(sample, (rows_drawn_together(num_rows, dim, mini_batch) + min(num_rows, mini_batch)) * dim * 4)
     least = always + max(2 * chunk, sample + 2 * chunk)
     if resources.bytes < least:
         if is_torch_new and resources.precision != "low":
             without = replace(resources, precision="float32")
             return plan_clusters(
-                without, num_rows=num_rows, rows_per_chunk=rows_per_chunk, dim=dim, num_clusters=num_clusters
-            )
+                without, num_rows=num_rows, rows_per_chunk=rows_per_chunk, dim=dim, num_clusters=num_clusters,
+                mini_batch=mini_batch,
+            )  # fmt: skip
         raise EvaluationError(
             f"k-means does not fit into {in_words(resources.bytes)} of memory: {num_clusters:,} centroids of "
             f"dimension {dim:,}, {num_rows:,} rows and a sample of them need at least {in_words(least)}. Allow that "

@@ -23,10 +23,10 @@ class KmeansSettings:
     """Starts on the sample; by default 10, and fewer where they would take longer than a few iterations."""
 
     iterations: int = 100
-    """Most passes over all rows."""
+    """Most passes over all rows, or as many rows in mini-batches."""
 
     tolerance: float = 1e-6
-    """Stop when an iteration lowers the objective by no more than this fraction of it."""
+    """Stop when an iteration, or ten mini-batches, lower the objective by no more than this fraction of it."""
 
     mini_batch: int | None = None
     """Rows after which the centroids are updated; None: after all rows."""

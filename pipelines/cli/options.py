@@ -131,6 +131,7 @@ Clusters = Annotated[
 ]
 Init = Annotated[str | None, typer.Option("--init", metavar="NAME|FILE"), Setting("evaluate.kmeans.init")]
 Seeds = Annotated[int | None, typer.Option("--seeds", metavar="N"), Setting("evaluate.kmeans.seeds")]
+MiniBatch = Annotated[int | None, typer.Option("--mini-batch", metavar="ROWS"), Setting("evaluate.kmeans.mini_batch")]
 Spherical = Annotated[bool | None, typer.Option("--spherical"), Setting("evaluate.kmeans.spherical")]
 Ami = Annotated[bool | None, typer.Option("--ami/--no-ami"), Setting("evaluate.kmeans.ami")]
 Concat = Annotated[bool | None, typer.Option("--concat"), Setting("evaluate.derive.concatenate")]

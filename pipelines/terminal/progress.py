@@ -164,6 +164,8 @@ class KmeansProgress:
     def _text(self) -> str:
         if self._last is None:
             return self._what
+        if self._last.moved is None:
+            return f"{self._what}: batch {self._last.number:,}, objective {self._last.objective:.6g}"
         return (
             f"{self._what}: iteration {self._last.number}, objective {self._last.objective:.6g}, "
             f"{self._last.moved:,} rows moved"

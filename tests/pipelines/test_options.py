@@ -58,9 +58,10 @@ def test_help_says_what_the_settings_are_with_their_choices_and_their_defaults(
 
 
 def test_options_of_k_means_override_the_settings(bench: Bench) -> None:
-    given = "--clusters classes,1000,4096 --seeds 5 --init random --spherical --no-ami"
+    given = "--clusters classes,1000,4096 --seeds 5 --mini-batch 10000 --init random --spherical --no-ami"
     kmeans = yaml.safe_load(bench("run", "digits", "--dry-run", *given.split()).stdout)["evaluate"]["kmeans"]
     expected = {"clusters": ["classes", 1000, 4096], "seeds": 5, "init": "random", "spherical": True, "ami": False}
+    expected |= {"mini_batch": 10_000}
     assert {key: kmeans[key] for key in expected} == expected
 
 

@@ -100,11 +100,11 @@ def _in_another_process(path: Path, num_rows: int) -> tuple[float, int]:
     return float(seconds), 1024 * int(peak)
 
 
-def _ours(path: str, num_rows: int) -> None:
+def _ours(path: Path, num_rows: int) -> None:
     """Run it in this process, and print seconds and peak memory."""
     data = Selection(layer=FeatureSet.open(path).layer("train", "x"), rows=np.arange(num_rows))
     settings = KmeansSettings(
-        num_clusters=NUM_CLUSTERS, normalize=False, init=f"{path}/start.npy", iterations=ITERATIONS, tolerance=0
+        num_clusters=NUM_CLUSTERS, normalize=False, init=str(path / "start.npy"), iterations=ITERATIONS, tolerance=0
     )
     began = time.perf_counter()
     plan = plan_clusters(
@@ -134,4 +134,4 @@ def _sklearn(train: Floats, start: Floats) -> None:
 
 
 if __name__ == "__main__":
-    _ours(sys.argv[1], int(sys.argv[2]))
+    _ours(Path(sys.argv[1]), int(sys.argv[2]))

@@ -12,7 +12,7 @@ from featbench.evaluate.memory import BLOCK_BYTES, MIB, in_words
 from featbench.evaluate.neighbours.backends import TORCH_BYTES, EngineChoice, choose_engine
 from featbench.evaluate.neighbours.planning import CPU, Resources
 
-_FIXED_BYTES = 32 * MIB
+_FIXED_BYTES = 80 * MIB
 """Bytes that every run needs, whatever its size."""
 
 _BYTES_PER_THREAD = 24 * MIB

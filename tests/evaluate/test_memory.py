@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featbench.evaluate.clustering.planning import plan_clusters
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import free_memory, plan_blocks
@@ -201,3 +202,39 @@ def test_a_search_that_shares_the_memory_with_an_index_says_what_both_need() -> 
         planned(100, 2)
     least = int(str(refusal.value).rpartition("--memory ")[2].partition("MiB")[0])
     assert planned(least, 2) == planned(least // 2, 1)
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+from featbench.evaluate.clustering.evaluation import evaluate_kmeans
+from featbench.evaluate.clustering.settings import KmeansSettings
+from featbench.evaluate.neighbours.planning import Resources
+from featbench.store import FeatureSet
+from tests.peak import peak_kb
+resources = Resources(memory=int(sys.argv[2]) * 2**20)
+settings = KmeansSettings(iterations=2, init="random", restarts=1)
+features = FeatureSet.open(Path(sys.argv[1]))
+evaluate_kmeans(features, ["x"], clusters=[500], settings=settings, resources=resources, ami=False)
+print(peak_kb())
+"""
+
+
+@needs_proc
+@pytest.mark.slow
+@pytest.mark.parametrize("is_least", [True, False])
+def test_rows_are_clustered_within_the_memory_that_was_allowed(is_least: bool, tmp_path: Path) -> None:
+    """200,000 x 256, 195 MiB; the least amount that the message names does."""
+    sizes = {"num_rows": 200_000, "rows_per_chunk": 1024, "dim": DIM, "num_clusters": 500}
+    memory = 700
+    if is_least:
+        with pytest.raises(EvaluationError, match="does not fit into 1 MiB") as refusal:
+            plan_clusters(Resources(memory=MIB, device="cpu"), **sizes)
+        memory = int(str(refusal.value).rpartition("--memory ")[2].partition("MiB")[0])
+        with pytest.raises(EvaluationError, match="does not fit"):
+            plan_clusters(Resources(memory=(memory - 1) * MIB, device="cpu"), **sizes)
+    assert plan_clusters(Resources(memory=memory * MIB, device="cpu"), **sizes).hold is not is_least
+    write_random(tmp_path / "f", 200_000, 1000)
+    command = [sys.executable, "-c", CLUSTER, str(tmp_path / "f"), str(memory)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) / 1024 < memory + 300

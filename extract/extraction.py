@@ -16,7 +16,7 @@ from featbench.extract.decoders import BatchRows
 from featbench.extract.errors import DataError, ImageError
 from featbench.extract.loading import Batch, batches
 from featbench.extract.memory import out_of_memory_is
-from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.taps import Forward
 from featbench.extract.transform import Transform
 from featbench.store import ChunkWriter, FeatureSet, Work
 from featbench.store.typing import Bools, Floats, UInt64s
@@ -45,7 +45,7 @@ def extract_chunks(
     work: Iterable[Work],
     *,
     writer: ChunkWriter,
-    trunk: TappedTrunk,
+    trunk: Forward,
     sources: Mapping[str, ImageSource],
     transform: Transform,
     batch_size: int,
@@ -70,8 +70,8 @@ def extract_chunks(
         Chunks to write, and which of their layers; consumed one at a time, a few batches ahead.
     writer : ChunkWriter
         This rank's writer.
-    trunk : TappedTrunk
-        Computes at least these layers; on `device`.
+    trunk : callable
+        Computes at least these layers on `device`: a `TappedTrunk`, or a compiled one.
     sources : mapping of str to ImageSource
         By split.
     transform : Transform
@@ -165,7 +165,7 @@ def _batches_of(features: FeatureSet, work: Iterable[Work], batch_size: int) -> 
 
 
 def _forward(
-    trunk: TappedTrunk,
+    trunk: Forward,
     transform: Transform,
     batch: Batch,
     device: torch.device,
@@ -179,16 +179,17 @@ def _forward(
 
 
 def forward(
-    trunk: TappedTrunk, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
+    trunk: Forward, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
 ) -> dict[str, Floats]:
     """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers as float32 arrays."""
     with out_of_memory_is(f"in the forward pass of {len(pixels)} images on {device}", OUT_OF_MEMORY):
-        with _autocast(device, precision):
+        with autocast(device, precision):
             layers = trunk(transform.scale(pixels, device))
         return {name: values.float().cpu().numpy() for name, values in layers.items()}
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a forward pass has this precision."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 

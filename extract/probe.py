@@ -12,7 +12,7 @@ from featbench.extract.data.sources import ImageSource
 from featbench.extract.decoders import BatchRows
 from featbench.extract.extraction import forward
 from featbench.extract.loading import batches
-from featbench.extract.model.taps import TappedTrunk
+from featbench.extract.model.taps import Forward
 from featbench.extract.transform import Transform
 from featbench.store import Work
 from featbench.store.layout import RowRange
@@ -23,7 +23,7 @@ CPU_BATCH = 16
 
 
 def images_per_second(
-    trunk: TappedTrunk,
+    trunk: Forward,
     sources: Mapping[str, ImageSource],
     transform: Transform,
     *,
@@ -37,8 +37,8 @@ def images_per_second(
 
     Parameters
     ----------
-    trunk : TappedTrunk
-        On `device`; has been probed.
+    trunk : callable
+        On `device`, such as a `TappedTrunk` that has been probed.
     sources, transform, batch_size, device, precision, workers
         As for `featbench.extract.extraction.extract_chunks`.
     seconds : float

@@ -19,6 +19,7 @@ from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.run import resources_of
 from featbench.pipelines.extraction.checking import CheckedPipeline, check
+from featbench.pipelines.extraction.computing import conflicts, planned
 from featbench.pipelines.extraction.devices import choose_device
 from featbench.pipelines.extraction.same_model import changed_layers
 from featbench.pipelines.terminal.progress import duration
@@ -67,7 +68,10 @@ class Plan:
     """Memory budget of stage two, in bytes."""
 
     rate: float | None
-    """Images per second of one process; None if it was not measured."""
+    """Images per second of one process, eager; None if it was not measured."""
+
+    forward: str
+    """What computes the layers: the eager pass, or a compiled graph."""
 
     ranks: int
     pending: int
@@ -103,6 +107,8 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     mismatches = differences(existing.manifest, checked.manifest) if existing else []
     if existing and not mismatches:
         mismatches = changed_layers(checked, existing.manifest)
+    if existing and not mismatches:
+        mismatches = conflicts(pipeline, existing.manifest)
     rows = checked.rows
     images = {split: len(each.labels) for split, each in rows.items()}
     per_chunk = checked.manifest.rows_per_chunk
@@ -128,7 +134,8 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     search, too_little = _searches(pipeline, images, checked)
     clusters, too_large = _clusterings(pipeline, images, len(used["train"]), checked)
     problems += [*too_little, *too_large]
-    measure = probe_seconds > 0 and pending and not problems
+    rate = _rate(checked, probe_seconds) if probe_seconds > 0 and pending and not problems else None
+    seconds = pending / (rate * pipeline.extract.num_ranks) if rate else None
     return Plan(
         name=pipeline.name,
         images=images,
@@ -141,7 +148,8 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
         disk_needed=needed,
         disk_free=disk_free,
         memory=resources_of(pipeline.evaluate).bytes,
-        rate=_rate(checked, probe_seconds) if measure else None,
+        rate=rate,
+        forward=planned(pipeline, existing.manifest if existing else None, list(checked.layers), seconds),
         ranks=pipeline.extract.num_ranks,
         pending=pending,
         search=search,
@@ -163,6 +171,7 @@ def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
     yield "chunks", f"{made.chunks:,} of {made.rows_per_chunk:,} rows for each layer"
     yield "disk", f"{_size(made.disk_needed)} to write, {_size(made.disk_free)} free"
     yield "memory of stage two", f"at most {_size(made.memory)}"
+    yield "forward pass", made.forward
     yield "search", made.search
     if made.clusters:
         yield "k-means", made.clusters
@@ -267,7 +276,7 @@ def _rate(checked: CheckedPipeline, seconds: float) -> float:
     settings = checked.pipeline.extract
     device = choose_device(settings.device)
     return images_per_second(
-        checked.tapped(device, list(checked.layers)),
+        checked.tapped(device, checked.pipeline.layers),
         checked.sources,
         checked.transform,
         batch_size=settings.batch_size,

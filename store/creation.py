@@ -115,10 +115,11 @@ def make_ready(
     layers: Mapping[str, LayerInfo],
     *,
     probes: Mapping[str, Json] | None = None,
+    computed: Mapping[str, Json] | None = None,
 ) -> None:
     """Remove leftovers of killed runs, rewrite labels and paths that are pending, create the layers' arrays.
 
-    Call it while holding the lock exclusively. `probes` and errors are those of `add_layers`.
+    Call it while holding the lock exclusively. `probes`, `computed` and errors are those of `add_layers`.
     """
     features.reload()
     features.sweep()
@@ -128,7 +129,7 @@ def make_ready(
         keys = [key for name in (paths.LABELS, paths.PATHS) for key in features.chunk_keys(split, name)]
         if not all(key in features.records for key in keys):
             _write_listing(features, split, rows)
-    add_layers(features, layers, probes=probes)
+    add_layers(features, layers, probes=probes, computed=computed)
 
 
 def create(path: Path, manifest: Manifest, splits: Mapping[str, SplitRows], *, digests: bool = False) -> FeatureSet:
@@ -205,11 +206,16 @@ def _sweep_beside(path: Path) -> None:
 
 
 def add_layers(
-    features: FeatureSet, layers: Mapping[str, LayerInfo], *, probes: Mapping[str, Json] | None = None
+    features: FeatureSet,
+    layers: Mapping[str, LayerInfo],
+    *,
+    probes: Mapping[str, Json] | None = None,
+    computed: Mapping[str, Json] | None = None,
 ) -> FeatureSet:
     """Create the arrays of new layers; return the feature set. Call it under the lock.
 
-    `probes`, summaries of each layer's features of fixed images, are stored for layers that have none yet.
+    `probes`, summaries of each layer's features of fixed images, are stored for layers that have none yet; `computed`,
+    what computes each layer, replaces what is stored.
 
     Raises
     ------
@@ -237,6 +243,8 @@ def add_layers(
             )
     known = {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
     notes = {**manifest.notes, "probe": {**probes, **known}} if probes else manifest.notes
+    if computed:
+        notes = {**notes, "computed": {**manifest.notes.get("computed", {}), **computed}}
     if not new:
         if notes != manifest.notes:
             features.manifest = dataclasses.replace(manifest, notes=notes)

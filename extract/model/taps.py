@@ -40,6 +40,10 @@ CHANNELS_FIRST = (
 """Modules whose activations of three axes are (B, C, positions); those of others are (B, positions, C)."""
 
 
+Forward = Callable[[Tensor], dict[str, Tensor]]
+"""Computes the layers of a batch (B, 3, H, W)."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     spec: LayerSpec
@@ -117,6 +121,13 @@ class TappedTrunk:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Compute every layer of a batch (B, 3, H, W); `probe` must have run once."""
+        return self.compute(images)
+
+    def compute(self, images: Tensor, *, to_the_end: bool = False) -> dict[str, Tensor]:
+        """Compute every layer as `__call__` does, in the grad mode of the caller.
+
+        With `to_the_end`, the pass does not stop after the last tap: `torch.export` can't trace that.
+        """
         left = self._runs.copy()
         parts: dict[str, dict[str, Tensor]] = {layer.spec.name: {} for layer in self._layers}
         in_view = False  # views of tokens run the final norm, which may be tapped itself
@@ -132,7 +143,7 @@ class TappedTrunk:
                     if place in layer.tap.places:
                         parts[layer.spec.name][place] = self._pooled(layer, place, output, images)
                 in_view = False
-                if place == self._last:
+                if place == self._last and not to_the_end:
                     raise _LastTapReached
 
         with _hooks(self.trunk, self._places, collect), suppress(_LastTapReached):

@@ -107,6 +107,7 @@ OnError = Annotated[str | None, typer.Option("--on-error", metavar="ACTION"), Se
 BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N"), Setting("extract.batch_size")]
 Workers = Annotated[int | None, typer.Option("--workers", metavar="N"), Setting("extract.workers")]
 Precision = Annotated[str | None, typer.Option("--precision", metavar="TYPE"), Setting("extract.precision")]
+Compile = Annotated[str | None, typer.Option("--compile", metavar="MODE"), Setting("extract.compile")]
 Dtype = Annotated[str | None, typer.Option("--dtype", metavar="TYPE"), Setting("storage.dtype")]
 Ranks = Annotated[int | None, typer.Option("--ranks", metavar="N"), Setting("extract.ranks")]
 Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N"), Setting("extract.gpus")]

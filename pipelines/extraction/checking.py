@@ -35,7 +35,7 @@ from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.devices import choose_device
 from featbench.pipelines.extraction.transforming import choose_transform
-from featbench.store import BenchError, FeatureSet, LayerInfo, Manifest, SplitRows
+from featbench.store import BenchError, FeatureSet, LayerInfo, LayerSpec, Manifest, SplitRows
 from featbench.store.layout import rows_per_chunk_for
 from featbench.store.paths import LISTINGS
 
@@ -78,12 +78,12 @@ class CheckedPipeline:
         """Free the model's memory, before ranks start that load their own."""
         self.trunk = None
 
-    def tapped(self, device: torch.device, layers: Sequence[str]) -> TappedTrunk:
-        """Return the trunk on a device, in the memory format that runs fastest, tapped at some of the layers."""
+    def tapped(self, device: torch.device, layers: Sequence[LayerSpec]) -> TappedTrunk:
+        """Return the trunk on a device, in the memory format that runs fastest, tapped at layers."""
         trunk = TappedTrunk(
             self.model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
             name=self.pipeline.model.trunk,
-            layers=[spec for spec in self.pipeline.layers if spec.name in layers],
+            layers=layers,
         )
         trunk.probe(self.image.to(device))
         return trunk

@@ -1,4 +1,4 @@
-"""The device that a setting means."""
+"""The device that a setting means, and how it computes."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {name!r} can't be used: {str(error).splitlines()[0]}. Try --device cpu") from error
     return device
+
+
+def make_repeatable(device: torch.device, precision: str, threads: int | None) -> None:
+    """Let the same images give the same bytes in every rank, and float32 mean float32."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        if precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
+            torch.backends.cuda.matmul.allow_tf32 = False

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from featbench.extract.data.same_images import note_missing_digests, refuse_other_images
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.checking import CheckedPipeline, check
+from featbench.pipelines.extraction.computing import Computation, undecided
+from featbench.pipelines.extraction.devices import make_repeatable
 from featbench.pipelines.extraction.same_model import NOT_THE_SAME, WAYS_ON, changed_layers, probes_of
-from featbench.store import FeatureSet, LayerInfo, MismatchError, make_ready, open_or_create
+from featbench.pipelines.extraction.signals import Interrupted, StopRequest
+from featbench.store import FeatureSet, LayerInfo, MismatchError, add_layers, make_ready, open_or_create
 from featbench.store.status import forget_statuses
 from featbench.store.typing import Json
 
@@ -21,6 +26,8 @@ class ExtractionJob:
     features: FeatureSet
     compared: Json
     """The features of fixed images, as the feature set recorded them when the model was last compared with them."""
+
+    computation: Computation
 
     @property
     def pipeline(self) -> Pipeline:
@@ -54,11 +61,36 @@ class ExtractionJob:
     def make_ready(self) -> None:
         """Make the feature set ready for writing; under the lock, while no other rank runs."""
         self.refuse_another_model()
-        make_ready(self.features, self.checked.rows, self.layers, probes=self.checked.manifest.notes["probe"])
+        self.features.reload()
+        self.computation.refuse_conflicts()
+        probes, still_open = self.checked.manifest.notes["probe"], undecided(self.layers, self.features.manifest)
+        computed: dict[str, Json] = {name: {} for name in still_open}
+        make_ready(self.features, self.checked.rows, self.layers, probes=probes, computed=computed)
         refuse_other_images(self.features, self.checked.sources)
         if self.missing():
             note_missing_digests(self.features)
         forget_statuses(self.features.journals)
+
+    def decide(self, device: torch.device, *, ranks: int, stopping: StopRequest) -> None:
+        """Decide and record what computes new layers; under the lock, while no other rank runs.
+
+        Raises
+        ------
+        Interrupted
+            If a signal came in the meantime; nothing is recorded then.
+        """
+        settings = self.pipeline.extract
+        make_repeatable(device, settings.precision, settings.threads)
+        decision = self.computation.decide(device, ranks=ranks, is_stopping=stopping)
+        if decision is None:
+            raise Interrupted(stopping.exit_code)
+        if decision:
+            add_layers(self.features, self.layers, computed=decision)
+
+    def release_model(self) -> None:
+        """Free the memory of the model and its graphs, before ranks start that load their own."""
+        self.checked.release_model()
+        self.computation.compiled.clear()
 
     def missing(self) -> tuple[str, ...]:
         """Return the layers that have pending chunks."""
@@ -77,6 +109,9 @@ def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> ExtractionJob:
     checked = check(pipeline, overwrite=overwrite)
     path = pipeline.store / pipeline.name
     features = open_or_create(path, checked.manifest, checked.rows, overwrite=overwrite, digests=True)
-    job = ExtractionJob(checked=checked, features=features, compared={})
+    job = ExtractionJob(
+        checked=checked, features=features, compared={}, computation=Computation(checked=checked, features=features)
+    )
     job.refuse_another_model()
+    job.computation.refuse_conflicts()
     return job

@@ -25,6 +25,7 @@ import torch
 
 from featbench.extract.lifetime import end_with_parent
 from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.extraction.devices import choose_device
 from featbench.pipelines.extraction.job import ExtractionJob
 from featbench.pipelines.extraction.monitor import watching
 from featbench.pipelines.extraction.rank import Outcome, raise_faults, rank_outcome
@@ -65,14 +66,13 @@ def launch(job: ExtractionJob, *, quiet: bool = False) -> tuple[str, ...]:
         missing = job.missing()
         if not missing:
             return ()
-        job.checked.release_model()
-        lock.share()
         layers = list(job.layers)
-        with (
-            graceful_shutdown() as stopping,
-            watching(job.features, layers, run, stopping=stopping, quiet=quiet),
-        ):
-            ranks = supervise(job.pipeline, run, stopping)
+        with graceful_shutdown() as stopping:
+            job.decide(choose_device(settings.device), ranks=settings.num_ranks, stopping=stopping)
+            job.release_model()
+            lock.share()
+            with watching(job.features, layers, run, stopping=stopping, quiet=quiet):
+                ranks = supervise(job.pipeline, run, stopping)
     raise_faults(ranks.outcomes)
     if job.missing():
         if stopping():

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-import torch
-
 from featbench.extract.extraction import extract_chunks
 from featbench.extract.loading import default_workers
 from featbench.pipelines.config.pipeline import Pipeline
-from featbench.pipelines.extraction.devices import choose_device
+from featbench.pipelines.extraction.devices import choose_device, make_repeatable
 from featbench.pipelines.extraction.job import ExtractionJob, prepare
 from featbench.pipelines.extraction.monitor import watching
 from featbench.pipelines.extraction.signals import Interrupted, StopRequest, graceful_shutdown
@@ -45,6 +43,8 @@ def run_rank(rank: Rank, job: ExtractionJob, *, quiet: bool = False) -> tuple[st
     with graceful_shutdown(quiet=has_launcher) as stopping, features.lock(rank.run) as lock:
         if lock.is_first:
             job.make_ready()
+            device = choose_device(job.pipeline.extract.device, rank.local_rank)
+            job.decide(device, ranks=rank.world_size, stopping=stopping)
             lock.share()
         features.reload()  # with the layers that the first rank has added
         job.refuse_another_model()
@@ -83,8 +83,8 @@ def _extract(
     checked, pipeline, features = job.checked, job.pipeline, job.features
     settings = pipeline.extract
     device = choose_device(settings.device, rank.local_rank)
-    _make_repeatable(device, settings.precision, settings.threads)
-    trunk = checked.tapped(device, missing)
+    make_repeatable(device, settings.precision, settings.threads)
+    trunk = job.computation.forward_pass(device, missing)
     workers = settings.workers
     reporter.change("extracting")
 
@@ -114,18 +114,6 @@ def _extract(
         on_chunk=committed,
         is_stopping=is_stopping,
     )
-
-
-def _make_repeatable(device: torch.device, precision: str, threads: int | None) -> None:
-    """Let the same images give the same bytes in every rank, and float32 mean float32."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        if precision == "float32":
-            torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
-            torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ WAYS_ON = (
 def changed_layers(checked: CheckedPipeline, manifest: Manifest) -> list[str]:
     """Say which layers of a feature set with the same settings differ from the model's now, and by how much."""
     recorded = probes_of(manifest)
-    specs = {name: _spec_of(name, manifest.layers[name]) for name in recorded}
+    specs = {name: spec_of(name, manifest.layers[name]) for name in recorded}
     wanted = {spec.name: spec for spec in checked.pipeline.layers}
     redefined = {name for name, spec in specs.items() if wanted.get(name, spec) != spec}  # refused elsewhere
     try:
@@ -44,7 +44,8 @@ def probes_of(manifest: Manifest) -> dict[str, Summary]:
     return {name: probe for name, probe in manifest.notes.get("probe", {}).items() if name in manifest.layers}
 
 
-def _spec_of(name: str, info: LayerInfo) -> LayerSpec:
+def spec_of(name: str, info: LayerInfo) -> LayerSpec:
+    """Where a stored layer is tapped."""
     return LayerSpec.of(f"{name}={info.tap}" + (f":{info.pooling}" if info.pooling else ""))
 
 

@@ -1,0 +1,264 @@
+"""Whether layers are computed by the eager forward pass or by a compiled graph.
+
+It is decided once for each layer, by the first rank under the lock, before any chunk of it is written, and recorded in
+the manifest (`notes.computed`). Other ranks and later runs do as it says, so no layer mixes both. A compiled layer is
+recorded with all layers of its graph, because the same graph has to be compiled again for the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from featbench.extract.extraction import autocast
+from featbench.extract.model.compiling import (
+    CannotCompileError,
+    CompiledTrunk,
+    paired_seconds,
+    probe_pixels,
+    refuse_disagreement,
+    seconds_of,
+)
+from featbench.extract.model.taps import Forward, TappedTrunk
+from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.extraction.checking import CheckedPipeline
+from featbench.pipelines.extraction.same_model import spec_of
+from featbench.store import FeatureSet, LayerSpec, Manifest, MismatchError
+from featbench.store.typing import Json
+
+logger = logging.getLogger(__name__)
+
+COMPUTED = "computed"
+"""Key of the manifest's notes: for each layer, its `graph` (layers that are compiled together; none if it is eager),
+the `setting` and the reason, and the software and hardware."""
+
+SHORT_S = 120.0
+"""`auto` compiles nothing that takes less time than this: compiling a ResNet-50 takes 15 to 35 s of two idle cores."""
+
+MUCH_FASTER = 1.05
+"""`auto` takes the compiled graph if it is at least this much faster."""
+
+CPU_BATCH = 16
+"""Images in the first, timed pass on a CPU at most."""
+
+AGREEMENT_BATCH = 4
+"""Images that are compared when only the agreement is checked."""
+
+WAYS_ON = (
+    "A layer is computed in one way only, since the last bits differ. Nothing was written. Give --compile auto, which "
+    "goes on as the layer was begun, choose another --name, or replace the feature set with --overwrite."
+)
+
+
+def graph_of(manifest: Manifest, layer: str) -> tuple[str, ...] | None:
+    """Layers of the graph that computes a layer: none if it is eager; None if that is not decided yet."""
+    if layer not in manifest.layers:
+        return None
+    record = manifest.notes.get(COMPUTED, {}).get(layer, {"graph": []})  # earlier versions were always eager
+    return tuple(record["graph"]) if "graph" in record else None
+
+
+def conflicts(pipeline: Pipeline, manifest: Manifest) -> list[str]:
+    """Say which layers were begun in another way than the pipeline asks for."""
+    setting, records = pipeline.extract.compile, manifest.notes.get(COMPUTED, {})
+    found = []
+    for name in (spec.name for spec in pipeline.layers):
+        graph = graph_of(manifest, name)
+        if graph and setting == "off":
+            found.append(f"layer {name}: it is computed by a compiled graph, you ask for extract.compile=off")
+        # A model that could not be compiled was run eagerly by the same command before.
+        if graph == () and setting == "on" and records.get(name, {}).get("setting") != "on":
+            found.append(f"layer {name}: it is computed eagerly, you ask for extract.compile=on")
+    return found
+
+
+def undecided(layers: Iterable[str], manifest: Manifest) -> list[str]:
+    """Layers for which it is still to be decided."""
+    return [name for name in layers if graph_of(manifest, name) is None]
+
+
+def too_short(seconds: float) -> str:
+    """Say that work is too short to compile; "" if it is not."""
+    return "" if seconds >= SHORT_S else f"{seconds:.0f} s of eager work are too short for compiling to pay"
+
+
+def _all_of(passes: Sequence[Forward], images: Tensor) -> dict[str, Tensor]:
+    return {name: values for forward in passes for name, values in forward(images).items()}
+
+
+def planned(pipeline: Pipeline, manifest: Manifest | None, layers: Sequence[str], seconds: float | None) -> str:
+    """Say what will compute layers, as far as that is known before it starts.
+
+    Parameters
+    ----------
+    manifest : Manifest, optional
+        Of the feature set, if there is one.
+    seconds : float, optional
+        The eager work of each rank, if it was measured.
+    """
+    graphs: Mapping[str, tuple[str, ...] | None] = {
+        name: graph_of(manifest, name) if manifest else None for name in layers
+    }
+    begun = {name: graph for name, graph in graphs.items() if graph is not None}
+    told = [f"{name} {'compiled' if graph else 'eager'}, as it was begun" for name, graph in begun.items()]
+    setting = pipeline.extract.compile
+    if len(begun) < len(graphs):
+        if setting == "off":
+            told.append("eager (--compile off)")
+        elif setting == "on":
+            told.append("compiled; eager if it can't be, or gives other features")
+        elif seconds is not None and too_short(seconds):
+            told.append(f"eager: {too_short(seconds)}")
+        else:
+            told.append("compiled if a test finds it faster and equal, which takes about a minute; otherwise eager")
+    return "; ".join(told)
+
+
+@dataclass(slots=True, kw_only=True)
+class Computation:
+    """What computes the layers of an extraction in this process."""
+
+    checked: CheckedPipeline
+    features: FeatureSet
+    compiled: dict[tuple[str, ...], CompiledTrunk] = field(default_factory=dict)
+    """Graphs that this process has compiled, by their layers."""
+
+    def refuse_conflicts(self) -> None:
+        """Refuse to go on with layers that were begun in another way than the pipeline asks for."""
+        found = conflicts(self.checked.pipeline, self.features.manifest)
+        if found:
+            raise MismatchError(f"{self.features.path}:\n  " + "\n  ".join(found) + f"\n{WAYS_ON}")
+
+    def decide(self, device: torch.device, *, ranks: int, is_stopping: Callable[[], bool]) -> dict[str, Json] | None:
+        """Decide how the layers that are still undecided are computed; returns what the manifest records of them.
+
+        A compiled graph is kept in `self.compiled` for this process.
+
+        Returns
+        -------
+        dict of str to JSON
+            By layer; None if a signal came in the meantime, which also ends the compiler.
+        """
+        manifest, setting = self.features.manifest, self.checked.pipeline.extract.compile
+        layers = undecided(self.checked.layers, manifest)
+        if not layers:
+            return {}
+        graph: tuple[str, ...] = ()
+        reason = "the setting"
+        if setting != "off":
+            graph, reason = self._compile_if_it_pays(device, layers, ranks)
+            if is_stopping():
+                return None
+        record: Json = {
+            "graph": list(graph),
+            "setting": setting,
+            "reason": reason,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "kernels": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
+        }
+        return dict.fromkeys(layers, record)
+
+    def _compile_if_it_pays(
+        self, device: torch.device, layers: Sequence[str], ranks: int
+    ) -> tuple[tuple[str, ...], str]:
+        """Return the layers of the compiled graph, none if they are to be eager, and the reason."""
+        settings, name = self.checked.pipeline.extract, self.checked.pipeline.model.trunk
+        is_auto = settings.compile == "auto"
+        taps = self.checked.tapped(device, self._specs(layers))
+        if is_auto:
+            with autocast(device, settings.precision):
+                reason = self._why_too_short(taps, device, layers, ranks)
+            if reason:
+                logger.info("%s runs eagerly: %s", name, reason)
+                return (), reason
+        logger.info("compiling %s for batches of %d; it takes about half a minute", name, settings.batch_size)
+        try:
+            reason = self._compile(taps, device, layers, compare_speed=is_auto)
+        except CannotCompileError as error:
+            logger.warning("%s runs eagerly: %s", name, error)
+            return (), str(error)
+        is_taken = tuple(layers) in self.compiled
+        logger.info("%s %s: %s", name, "is compiled" if is_taken else "runs eagerly", reason)
+        return tuple(layers) if is_taken else (), reason
+
+    def _why_too_short(self, taps: TappedTrunk, device: torch.device, layers: Sequence[str], ranks: int) -> str:
+        """Say why compiling would not pay; "" if it may."""
+        manifest = self.features.manifest
+        begun = [name for name in self.checked.layers if name not in layers and graph_of(manifest, name) == ()]
+        if begun and self.features.pending(begun):
+            return f"{begun[0]}, which the same pass computes, is eager"  # a second pass would take more than it gives
+        batch = self.checked.pipeline.extract.batch_size
+        images = self._images(device, min(batch, CPU_BATCH) if device.type == "cpu" else batch)
+        taps(images)
+        rows = sum(len(each.labels) for each in self.checked.rows.values())
+        seconds = seconds_of(taps, images) / len(images) * rows / ranks
+        return too_short(seconds)
+
+    def _compile(self, taps: TappedTrunk, device: torch.device, graph: Sequence[str], *, compare_speed: bool) -> str:
+        """Compile layers, and compare them with the eager ones; the graph is kept unless it is not faster.
+
+        Returns
+        -------
+        str
+            The reason to take it, or not to.
+        """
+        settings = self.checked.pipeline.extract
+        images = self._images(device, settings.batch_size)
+        start = time.perf_counter()
+        with autocast(device, settings.precision):
+            compiled = CompiledTrunk(taps, images)
+            seconds = time.perf_counter() - start
+            some = images if compare_speed else images[:AGREEMENT_BATCH].contiguous(memory_format=torch.channels_last)
+            refuse_disagreement(taps(some), compiled(images), settings.precision)
+            eager_s, compiled_s = paired_seconds(taps, compiled, images) if compare_speed else (1.0, 0.0)
+        faster = f"{eager_s / compiled_s:.2f} times as fast as the eager pass" if compare_speed else "the setting"
+        if compare_speed and eager_s < MUCH_FASTER * compiled_s:
+            return f"compiled, it is {faster}"
+        self.compiled[tuple(graph)] = compiled
+        return f"{faster}; compiled in {seconds:.0f} s"
+
+    def forward_pass(self, device: torch.device, missing: Sequence[str]) -> Forward:
+        """Return what computes the missing layers in this process, each as the manifest says.
+
+        Raises
+        ------
+        MismatchError
+            If a layer was begun with a compiled graph that can't be compiled here, or gives other features here.
+        """
+        graphs = {name: graph_of(self.features.manifest, name) or () for name in missing}
+        passes: list[Forward] = []
+        for graph in dict.fromkeys(graphs.values()):
+            if graph:
+                passes.append(self._compiled(device, graph))
+            else:
+                eager = [name for name in missing if not graphs[name]]
+                passes.append(self.checked.tapped(device, self._specs(eager)))
+        return passes[0] if len(passes) == 1 else lambda images: _all_of(passes, images)
+
+    def _compiled(self, device: torch.device, graph: tuple[str, ...]) -> Forward:
+        if graph not in self.compiled:
+            taps = self.checked.tapped(device, self._specs(graph))
+            try:
+                self._compile(taps, device, graph, compare_speed=False)
+            except CannotCompileError as error:
+                raise MismatchError(
+                    f"{self.features.path}: {', '.join(graph)}: begun with a compiled graph, and here {error}. What "
+                    f"was committed is safe. Go on where it can be compiled, choose another --name, or replace the "
+                    f"feature set with --overwrite."
+                ) from error
+        return self.compiled[graph]
+
+    def _specs(self, layers: Sequence[str]) -> list[LayerSpec]:
+        """Where layers are tapped: as the pipeline says, or else as the feature set records."""
+        asked, stored = {spec.name: spec for spec in self.checked.pipeline.layers}, self.features.manifest.layers
+        return [asked[name] if name in asked else spec_of(name, stored[name]) for name in layers]
+
+    def _images(self, device: torch.device, num_images: int) -> Tensor:
+        height, width = self.checked.image.shape[2:]
+        return self.checked.transform.scale(probe_pixels(height, width, num_images), device)

@@ -61,10 +61,11 @@ class CompiledTrunk:
         use_cache()
         self.batch_size = len(images)
         try:
-            with _silent(), torch.no_grad():
+            # As an option of torch.compile, freezing would come too late: the weights would be inputs of the graph.
+            with _silent(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
                 with torch.autocast(images.device.type, enabled=False):
                     graph = torch.export.export(_Whole(taps).eval(), (images,), strict=False).module()
-                self._graph = torch.compile(graph, fullgraph=True, dynamic=False, options={"freezing": True})
+                self._graph = torch.compile(graph, fullgraph=True, dynamic=False)
                 self._graph(images)
         except Exception as error:  # of many kinds: unsupported operations, no compiler, a full disk
             raise CannotCompileError(_reason(error)) from error

@@ -119,7 +119,7 @@ def test_images_of_the_probe_differ() -> None:
     assert len({bytes(image.numpy()) for image in pixels}) == 9
 
 
-def test_the_cache_is_in_the_users_folder_unless_another_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_the_users_unless_another_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(compiling.CACHE, "mine")
     compiling.use_cache()

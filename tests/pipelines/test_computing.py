@@ -156,9 +156,9 @@ def test_a_compiled_model_that_gives_other_features_runs_eagerly(
 @pytest.mark.parametrize(
     ("short_s", "seconds", "graph", "reason"),
     [
-        pytest.param(60.0, (2.0, 1.0), (), "0 s of eager work are too short for compiling to pay", marks=pytest.mark.slow),
+        pytest.param(60.0, (2.0, 1.0), (), "0 s of eager work are too short", marks=pytest.mark.slow),
         (0.0, (2.0, 1.0), ("conv", "linear"), "2.00 times as fast as the eager pass"),
-        pytest.param(0.0, (1.0, 1.0), (), "compiled, it is 1.00 times as fast as the eager pass", marks=pytest.mark.slow),
+        pytest.param(0.0, (1.0, 1.0), (), "compiled, it is 1.00 times as fast", marks=pytest.mark.slow),
     ],
 )
 def test_auto_compiles_long_work_that_it_makes_faster(

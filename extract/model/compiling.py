@@ -58,11 +58,13 @@ class CompiledTrunk:
     """
 
     def __init__(self, taps: TappedTrunk, images: Tensor) -> None:
+        from torch._inductor import config as inductor
+
         use_cache()
         self.batch_size = len(images)
         try:
             # As an option of torch.compile, freezing would come too late: the weights would be inputs of the graph.
-            with _silent(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            with _silent(), torch.no_grad(), inductor.patch(freezing=True):
                 with torch.autocast(images.device.type, enabled=False):
                     graph = torch.export.export(_Whole(taps).eval(), (images,), strict=False).module()
                 self._graph = torch.compile(graph, fullgraph=True, dynamic=False)

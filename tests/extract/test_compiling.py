@@ -133,6 +133,18 @@ def test_the_cache_is_the_users_unless_another_is_set(tmp_path: Path, monkeypatc
 
 @needs_compiler
 @pytest.mark.slow
+def test_batch_norm_is_folded_into_the_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variance is no longer in the code, as it is where the weights are inputs of the graph."""
+    from torch._inductor.utils import run_and_get_code
+
+    monkeypatch.setenv(compiling.CACHE, str(tmp_path))  # what comes from a cache has no code
+    _, code = run_and_get_code(CompiledTrunk, *tapped(Net(), "bn"))
+    assert code
+    assert not any("sqrt" in each for each in code)
+
+
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_small_model_compiled(precision: str) -> None:
     taps, images = tapped(Net(), "bn", "relu", "all=conv:Identity")

@@ -117,7 +117,7 @@ def test_every_question_is_answered_or_refused_in_one_message(tmp_path: Path, se
     made = list(sets(tmp_path))
     random = np.random.default_rng(seed)
     answered = 0
-    for _ in range(12):
+    for _ in range(20):
         asked = settings(random)
         try:
             config = EvaluateConfig(**asked)

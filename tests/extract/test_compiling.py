@@ -84,7 +84,7 @@ def test_a_model_whose_path_depends_on_the_images_cannot_be_compiled() -> None:
 
 def test_the_reason_is_that_of_the_innermost_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any, **__: Any) -> Any:
-        error = RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: ...")
+        error: Any = RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: ...")
         error.inner_exception = OSError("No working C++ compiler found\nin any place")
         raise error
 

@@ -10,7 +10,6 @@ Shape suffixes:  N rows   K centroids   D feature dimension   P pairs of a row a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,8 +26,6 @@ from featbench.evaluate.neighbours.rescore import BYTES_PER_COPY
 from featbench.evaluate.neighbours.tiled_engine import one_blas_thread
 from featbench.store.typing import Array, Doubles, Ints
 
-logger = logging.getLogger(__name__)
-
 OnRows = Callable[[int], None]
 
 _FEW = 6
@@ -36,9 +33,6 @@ _FEW = 6
 
 _TILES_PER_THREAD = 4
 """A block is cut into at least so many tiles for each thread, unless they would be too small."""
-
-_SAMPLED_ROWS = 4096
-"""Rows of the sample that places the frame for kept centroids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +136,7 @@ class Nearest:
         self._centroids_KD = (
             centroids_KD if len(self._number_of) == len(centroids_KD) else centroids_KD[self._number_of]
         )
-        self._framed_KD = frame.enter(self._centroids_KD.copy())
-        self._engines = list(_engines(self._framed_KD, plan))
+        self._engines = _engines(frame.enter(self._centroids_KD.copy()), plan)
         self.rows_at_once = self._engines[0].rows_at_once
 
     @contextmanager

@@ -7,7 +7,6 @@ features or settings never match.
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,8 +31,6 @@ from featbench.store import FeatureSet, claimed, drop_cached, has_cached, load_c
 from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Array, Doubles, Ints
-
-logger = logging.getLogger(__name__)
 
 ALGORITHM = 7
 """Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""

@@ -162,7 +162,6 @@ class _Passes:
         self._sources, self._frame, self._settings = sources, frame, settings
         self._team, self._on_rows, self._on_iteration = team, on_rows, on_iteration
         self._num_rows, self._num_shards = sum(map(len, sources)), len(sources)
-        self._starts = np.cumsum([0, *map(len, sources)])
         self._shards: dict[int, _Shard] = {}
 
     def advance(self, position: Position) -> Position:

@@ -161,13 +161,10 @@ class Products:
         )
 
     def _propose(self, rows: FramedRows, top: int) -> Pairs:
-        farthest_N = np.square(rows.lengths_N + self._reach_K.max())
-        usable = np.flatnonzero(farthest_N < self._format.largest)
-        is_complete_N = farthest_N < self._format.largest
+        is_complete_N = np.square(rows.lengths_N + self._reach_K.max()) < self._format.largest
+        usable = np.flatnonzero(is_complete_N)
         if not len(usable) or not np.isfinite(self._lost):
-            return Pairs(
-                row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(farthest_N), np.bool_)
-            )
+            return Pairs(row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(rows), np.bool_))
         rows_P, centroids_P = self._of_usable(rows.take(usable), top)
         return Pairs(row_of_P=usable[rows_P], centroid_of_P=centroids_P, is_complete_N=is_complete_N)
 

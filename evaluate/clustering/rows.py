@@ -9,7 +9,7 @@ Shape suffixes:  N rows   D feature dimension
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,9 +218,3 @@ def tiles_of(block: Tile, rows_per_tile: int) -> Iterator[Tile]:
             stored_ND=block.stored_ND[at:stop],
             divisors_N=None if block.divisors_N is None else block.divisors_N[at:stop],
         )
-
-
-def in_pieces(length: int, at_once: int, work: Callable[[slice], None]) -> None:
-    """Call `work` for consecutive slices."""
-    for at in range(0, length, at_once):
-        work(slice(at, min(at + at_once, length)))

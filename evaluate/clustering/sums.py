@@ -21,7 +21,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from featbench.evaluate.clustering.rows import Frame
-from featbench.store.typing import Array, Doubles, Ints
+from featbench.store.typing import Doubles, Ints
 
 _BITS = 40
 """Most bits of one integer: float64 adds up 2^13 of them exactly."""
@@ -203,8 +203,3 @@ class NumberSum:
     def total(self) -> float:
         """The sum."""
         return float(self._digits.join(self.sums_L[:, None])[0])
-
-
-def as_state(sums: ClusterSums) -> dict[str, Array]:
-    """Arrays that hold the sums, for files."""
-    return {"sums": sums.sums_LKD, "counts": sums.counts_K}

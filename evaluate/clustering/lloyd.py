@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -261,7 +260,7 @@ class _Passes:
                 if shard is not None and shard.number == number:
                     shard.move(int(positions_F[far]), rows_FD[far], int(new[0]))
                 if shard is None or shard.sums is not sums:
-                    sums.move(rows_FD[far : far + 1].copy(), old, new)
+                    sums.move(rows_FD[far : far + 1], old, new)
                 num_moved += 1
         return num_moved
 
@@ -296,11 +295,6 @@ def _squares(tile: Tile, frame: Frame) -> Doubles:
     return squares_N
 
 
-def _columns(tile: Tile, chosen: Ints, rows: slice, columns: slice) -> Doubles:
-    """Some columns of some of the chosen rows, in float64."""
-    return tile.exact(chosen[rows], columns)
-
-
 class _Shard:
     """Clusters and sums of some rows, kept from one pass to the next."""
 
@@ -321,8 +315,9 @@ class _Shard:
             if not self.number:
                 self._squares.add(_squares(tile, self._frame))
             if len(changed):
-                read = partial(_columns, tile, changed)
-                self.sums.move_columns(read, old_N[changed], clusters_N[changed])
+                self.sums.move_columns(
+                    lambda rows, columns: tile.exact(changed[rows], columns), old_N[changed], clusters_N[changed]
+                )
                 self._clusters_N[tile.positions] = clusters_N
             moved.append(len(changed))
 
@@ -364,5 +359,5 @@ class _Shard:
     def move(self, position: int, row_D: Doubles, cluster: int) -> None:
         """Put one row into another cluster."""
         old: Ints = self._clusters_N[position : position + 1].copy()
-        self.sums.move(row_D[None].copy(), old, np.array([cluster]))
+        self.sums.move(row_D[None], old, np.array([cluster]))
         self._clusters_N[position] = cluster

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from featbench.evaluate.clustering.rows import Frame, RowSource, Tile, tiles_of
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.sums import ROWS_AT_ONCE, ClusterSums
 from featbench.evaluate.clustering.teamwork import Arrays, Saved, Team
-from featbench.store.typing import Array, Doubles, Ints
+from featbench.store.typing import Array, Ints
 
 logger = logging.getLogger(__name__)
 
@@ -229,12 +228,8 @@ def _add(batch: Tile, nearest: Nearest, sums: ClusterSums) -> float:
         clusters_N = nearest.one(tile)
         squares_B[tile.positions] = nearest.squares(tile, clusters_N)
         none_N = np.full(len(clusters_N), -1)
-        sums.move_columns(partial(_columns, tile), none_N, clusters_N)
+        sums.move_columns(tile.exact, none_N, clusters_N)
 
     with nearest.workers() as workers:
         list(workers.map(work, tiles_of(batch, min(nearest.rows_at_once, ROWS_AT_ONCE))))
     return float(squares_B.mean())
-
-
-def _columns(tile: Tile, rows: slice, columns: slice) -> Doubles:
-    return tile.exact(rows, columns)

@@ -203,6 +203,13 @@ class RowSource:
                 yield block.features
 
 
+def scale_exactly(rows_ND: Doubles) -> Doubles:
+    """Divide rows by their lengths, in place, and return them; a row of zeros stays."""
+    lengths_N = np.sqrt(np.square(rows_ND).sum(axis=1, keepdims=True))
+    rows_ND /= np.where(lengths_N == 0, 1, lengths_N)
+    return rows_ND
+
+
 def are_equal(lowest_D: Doubles, highest_D: Doubles) -> bool:
     """Whether rows within these limits are all equal, but for the rounding of their scaling."""
     largest = np.maximum(np.abs(lowest_D), np.abs(highest_D)).max()

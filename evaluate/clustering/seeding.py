@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from featbench.evaluate.clustering.rows import scale_exactly
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours.error_bounds import FLOAT32
 from featbench.evaluate.neighbours.tiled_engine import one_blas_thread
@@ -61,10 +62,7 @@ def kmeans_plus_plus(rows_ND: Floats, num_clusters: int, *, seed: Sequence[int],
     def compare(piece: slice, candidates_T: Ints) -> Doubles:
         """Fill distances to the candidates or to what is nearer; returns their sums."""
         found = distances_TN[: len(candidates_T), piece]
-        np.matmul(rows_ND[candidates_T], rows_ND[piece].T, out=found)
-        found *= -2
-        found += squares_N[piece]
-        found += squares_N[candidates_T, None]
+        _fill_squared_distances(found, rows_ND, squares_N, candidates_T, piece)
         found[found < noise_N[piece] + noise_N[candidates_T, None]] = 0  # equal rows
         np.minimum(found, nearest_N[piece], out=found)
         sums: Doubles = found.sum(axis=1, dtype=np.float64)
@@ -111,11 +109,10 @@ def swapped(rows_ND: Floats, centroids_KD: Floats, *, seed: Sequence[int], num_t
     centroids_KD = centroids_KD.copy()
     with one_blas_thread(), ThreadPoolExecutor(num_threads) as workers:
         nearest = _TwoNearest(rows_ND, centroids_KD, workers)
-        failures = 0
+        failures, trials = 0, 2 + int(math.log(len(centroids_KD)))
+        nothing_N = np.zeros(len(rows_ND), np.bool_)
         for _ in range(MOST_SWAPS_PER_CLUSTER * len(centroids_KD)):
-            candidates = _draw(
-                random, nearest.first_N, np.zeros(len(rows_ND), np.bool_), 2 + int(math.log(len(centroids_KD)))
-            )
+            candidates = _draw(random, nearest.first_N, nothing_N, trials)
             failures = 0 if nearest.swap_best(candidates) else failures + 1
             if failures == _PATIENCE:
                 break
@@ -145,14 +142,10 @@ class _TwoNearest:
     def swap_best(self, candidates_T: Ints) -> bool:
         """Replace a centroid by one of the candidate rows, if that lowers the objective."""
         distances_TN = np.empty((len(candidates_T), len(self._rows_ND)), np.float32)
-        squares_T = self._squares_N[candidates_T, None]
 
         def weigh(piece: slice) -> tuple[Doubles, Doubles]:
             found = distances_TN[:, piece]
-            np.matmul(self._rows_ND[candidates_T], self._rows_ND[piece].T, out=found)
-            found *= -2
-            found += self._squares_N[piece]
-            found += squares_T
+            _fill_squared_distances(found, self._rows_ND, self._squares_N, candidates_T, piece)
             np.maximum(found, 0, out=found)
             best_TN = np.minimum(found, self.first_N[piece])
             lost_TN = np.minimum(found, self._second_N[piece]) - best_TN
@@ -197,6 +190,16 @@ class _TwoNearest:
                 found[everywhere, which] = np.inf
 
         list(self._workers.map(compute, range(0, len(rows), at_once)))
+
+
+def _fill_squared_distances(
+    found_TN: Floats, rows_ND: Floats, squares_N: Floats, candidates_T: Ints, piece: slice
+) -> None:
+    """Fill squared distances of some rows to candidates, given the squared lengths of all rows."""
+    np.matmul(rows_ND[candidates_T], rows_ND[piece].T, out=found_TN)
+    found_TN *= -2
+    found_TN += squares_N[piece]
+    found_TN += squares_N[candidates_T, None]
 
 
 def _draw(random: np.random.Generator, nearest_N: Floats, is_chosen_N: np.ndarray, count: int) -> Ints:
@@ -244,7 +247,4 @@ def read_centroids(path: Path, *, dim: int, num_clusters: int, normalize: bool) 
         raise EvaluationError(f"{path}: initial centroids hold NaN or infinity; {wanted}")
     if np.abs(centroids_KD).max() > np.finfo(np.float32).max:
         raise EvaluationError(f"{path}: initial centroids hold numbers beyond float32, as no row does; {wanted}")
-    if normalize:
-        lengths_K = np.sqrt(np.square(centroids_KD).sum(axis=1, keepdims=True))
-        centroids_KD /= np.where(lengths_K == 0, 1, lengths_K)
-    return centroids_KD
+    return scale_exactly(centroids_KD) if normalize else centroids_KD

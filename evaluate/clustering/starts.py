@@ -13,7 +13,7 @@ import numpy as np
 
 from featbench.evaluate.clustering.lloyd import Clustering, Position, lloyd
 from featbench.evaluate.clustering.planning import ClusterPlan, sample_size
-from featbench.evaluate.clustering.rows import Frame, RowSource, tiles_of
+from featbench.evaluate.clustering.rows import Frame, RowSource, scale_exactly
 from featbench.evaluate.clustering.seeding import kmeans_plus_plus, read_centroids, swapped
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.teamwork import Arrays, Team
@@ -87,15 +87,12 @@ def _survey_shard(source: RowSource, chosen: Ints) -> Arrays:
     for block in source.blocks():
         span = slice(*np.searchsorted(chosen, [block.positions.start, block.positions.stop]))
         np.take(block.stored_ND, chosen[span] - block.positions.start, axis=0, out=sample_ND[span])
-        for tile in tiles_of(block, max(1, _NUMBERS_PER_TILE // source.dim)):
-            exact = tile.exact() if source.normalize else tile.stored_ND
+        for piece in block.pieces():
+            exact = block.exact(piece) if source.normalize else block.stored_ND[piece]
             np.minimum(lowest_D, exact.min(axis=0), out=lowest_D)
             np.maximum(highest_D, exact.max(axis=0), out=highest_D)
     return {"sample": sample_ND, "lowest": lowest_D, "highest": highest_D}
 
-
-_NUMBERS_PER_TILE = 2**17
-"""Numbers that are converted at a time: 1 MiB of float64."""
 
 _FRAMED_ROWS = 4096
 """Rows whose median is the center of the frame."""
@@ -190,10 +187,7 @@ def num_starts(settings: KmeansSettings, *, num_rows: int, dim: int) -> int:
 def _exact(stored_ND: Floats, *, normalize: bool) -> Doubles:
     """Rows in float64, scaled if requested."""
     exact_ND = stored_ND.astype(np.float64)
-    if normalize:
-        lengths_N = np.sqrt(np.square(exact_ND).sum(axis=1, keepdims=True))
-        exact_ND /= np.where(lengths_N == 0, 1, lengths_N)
-    return exact_ND
+    return scale_exactly(exact_ND) if normalize else exact_ND
 
 
 def _framed(sample: Survey, *, normalize: bool) -> Floats:

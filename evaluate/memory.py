@@ -16,8 +16,8 @@ MIB = 2**20
 BLOCK_BYTES = 128 * MIB
 """Bytes of a block of the database, where there is room; larger blocks are no faster (docs/log.md)."""
 
-KMEANS_BLOCK_BYTES = 512 * MIB
-"""Bytes of a block of k-means: a layer that is not larger is read once and kept in memory."""
+SCAN_BLOCK_BYTES = 512 * MIB
+"""Most bytes of a block when a layer is only looked through."""
 
 _FIXED_BYTES = 48 * MIB
 """Bytes that every search needs, whatever its size."""
@@ -116,14 +116,14 @@ def plan_blocks(
 
 
 def rows_per_block(memory: int, *, dim: int) -> int:
-    """Rows of float32 in one block of k-means, where two blocks take at most half of the memory.
+    """Rows of float32 in one block of a layer that is looked through; two blocks take at most half of the memory.
 
     Examples
     --------
     >>> rows_per_block(2**30, dim=2048)
     32768
     """
-    return max(1, min(KMEANS_BLOCK_BYTES, memory // 4) // (4 * dim))
+    return max(1, min(SCAN_BLOCK_BYTES, memory // 4) // (4 * dim))
 
 
 def parse_memory(text: str) -> int:

@@ -32,7 +32,7 @@ _FEW = 6
 """If more centroids than this can be the nearest of a row, an engine of higher precision decides first."""
 
 _TILES_PER_THREAD = 4
-"""A block is cut into at least so many tiles for each thread, unless they would be too small."""
+"""Fewest tiles of a block for each thread, unless they would be too small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,7 @@ class ClusterRequest:
 
     @property
     def multiplications(self) -> int:
-        """Of one pass."""
+        """Multiplications that one pass takes."""
         return len(self.train.rows) * self.settings.num_clusters * self.layer.dim
 
     def key(self) -> str:

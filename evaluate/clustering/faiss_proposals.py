@@ -25,10 +25,10 @@ _LISTED = 8
 """Centroids listed for each row."""
 
 _NUMBERS_AT_ONCE = 2**21
-"""Numbers of the rows that are asked for at a time: 16 MiB in float64 ..."""
+"""Numbers of the rows that are searched together: 16 MiB in float64."""
 
 _FEWEST_ROWS = 256
-"""... but at least so many rows."""
+"""Fewest rows that are searched together."""
 
 _LARGEST = 2.0**60
 """Largest length whose square, and a few times it, float32 holds."""

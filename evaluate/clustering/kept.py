@@ -30,7 +30,7 @@ class KeptClustering:
     num_clusters: int
     dim: int
     settings: Mapping[str, Any]
-    """Of k-means; those that an earlier version did not have are missing."""
+    """Settings of k-means, without those that an earlier version did not have."""
 
     objective: float
     iterations: int

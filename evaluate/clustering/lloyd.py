@@ -60,7 +60,7 @@ class Position:
     """How far the iterations are."""
 
     centroids_KD: Doubles
-    """Of the next pass."""
+    """Centroids that the next pass assigns rows to."""
 
     number: int = 0
     """Passes made."""

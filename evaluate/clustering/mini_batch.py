@@ -43,7 +43,7 @@ class Smoothed:
     """
 
     weight: float
-    """Of the newest batch."""
+    """How much the newest batch counts, from 0 to 1."""
 
     tolerance: float
     num_batches: int = 0

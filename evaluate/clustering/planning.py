@@ -25,19 +25,19 @@ _BYTES_PER_CENTROID_NUMBER = 8 + 8 + 8 + 8 + 4 + 2 + 4
 """Bytes of one number of a centroid: itself, its successor, its sum (two levels), float32, bfloat16, copies."""
 
 SAMPLED_ROWS = 16_384
-"""Rows on which initial centroids are sought, if there are so many ..."""
+"""Fewest rows of the sample that initial centroids are sought on, unless there are fewer."""
 
 SAMPLED_ROWS_PER_CLUSTER = 32
-"""... and for each cluster, ..."""
+"""Fewest of these rows for each cluster."""
 
 _SAMPLED_NUMBERS = 2**28
-"""... but no more numbers than these, 1 GiB of float32, ..."""
+"""Most numbers of the sample, 1 GiB of float32; goes before the two above."""
+
+_MIN_ROWS_PER_CLUSTER = 4
+"""Fewest rows of the sample for each cluster, however many numbers they are."""
 
 _DRAWN_NUMBERS = 2**26
 """Numbers of the rows of several mini-batches, 256 MiB of float32."""
-
-_MIN_ROWS_PER_CLUSTER = 4
-"""... unless that leaves fewer rows than this for each cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,10 @@ _LEAST_GAIN = 1e-4
 """Part of the objective that a round must save for another one."""
 
 _MULTIPLICATIONS_OF_STARTS = 10**11
-"""Starts may take this many multiplications, and one pass over all rows, together ..."""
+"""All starts together may take this many multiplications, besides those of one pass over all rows."""
 
 _MOST_STARTS = 10
-"""... but there are at most so many, and at least one."""
+"""Most starts, however little time they take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ def sampled(num_rows: int, settings: KmeansSettings, *, dim: int) -> Ints:
 
 
 def _step(num_sampled: int) -> int:
-    """Every which row of a sample is looked at for the frame."""
+    """Distance between the rows of a sample that the frame is chosen from."""
     return max(1, num_sampled // _FRAMED_ROWS)
 
 

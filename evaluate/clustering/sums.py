@@ -30,10 +30,10 @@ ROWS_AT_ONCE = 2**12
 """Most rows that are added together, in float64."""
 
 _NUMBERS_AT_ONCE = 2**17
-"""Numbers of rows that are cut and added together ..."""
+"""Numbers of rows that are cut and added together."""
 
 _LEAST_COLUMNS = 64
-"""... of at least so many columns."""
+"""Fewest columns that are cut together."""
 
 _SUM_BITS = 62
 """Bits of the sum of all integers of one level."""

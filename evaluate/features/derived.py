@@ -22,6 +22,7 @@ from featbench.evaluate.features.selection import Layer, Selection, lengths_of, 
 from featbench.evaluate.memory import in_words
 from featbench.store import Block
 from featbench.store.manifest import digest_of
+from featbench.store.reader import OnRows
 from featbench.store.typing import Doubles, Floats, Ints
 
 T = TypeVar("T")
@@ -90,7 +91,11 @@ class DerivedLayer:
         return self._sources[0].rows_per_chunk
 
     def map_blocks(
-        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+        self,
+        prepare: Callable[[Block], T],
+        rows_per_block: int,
+        chunks: range | None = None,
+        on_rows: OnRows | None = None,
     ) -> Iterator[T]:
         """Yield what `prepare` makes of each block; the sources are read ahead."""
         for blocks in zip(*(each.map_blocks(_same, rows_per_block, chunks) for each in self._sources), strict=True):
@@ -98,6 +103,8 @@ class DerivedLayer:
             for at in range(0, len(features), self.rows_per_chunk):  # as `peek` does, bit for bit
                 piece = slice(at, at + self.rows_per_chunk)
                 features[piece] = self._derive([block.features[piece] for block in blocks])
+                if on_rows is not None:
+                    on_rows(blocks[0].start + at, features[piece])
             yield prepare(Block(start=blocks[0].start, features=features))
 
     def peek(self, chunk: int) -> Floats:

@@ -15,7 +15,8 @@ from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.features.selection import Layer
 from featbench.evaluate.results import LayerFacts
 from featbench.store import Block
-from featbench.store.layout import Grid
+from featbench.store.layout import Grid, RowRange
+from featbench.store.reader import OnRows, pieces_of
 from featbench.store.typing import Floats
 
 T = TypeVar("T")
@@ -48,7 +49,11 @@ class MemoryLayer:
         return self._grid.rows_per_chunk
 
     def map_blocks(
-        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+        self,
+        prepare: Callable[[Block], T],
+        rows_per_block: int,
+        chunks: range | None = None,
+        on_rows: OnRows | None = None,
     ) -> Iterator[T]:
         """Yield what `prepare` makes of a copy of each block, while the next one is copied; see `LayerReader`."""
         spans = [
@@ -61,7 +66,10 @@ class MemoryLayer:
         def copy(index: int) -> T:
             span = spans[index]
             block = buffers[index % 2][: span.stop - span.start]
-            np.copyto(block, self._features_ND[span])
+            for start, piece in pieces_of(RowRange(start=span.start, stop=span.stop), block):
+                np.copyto(piece, self._features_ND[start : start + len(piece)])
+                if on_rows is not None:
+                    on_rows(start, piece)
             return prepare(Block(start=span.start, features=block))
 
         with ThreadPoolExecutor(1) as ahead:

@@ -13,6 +13,7 @@ import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.store import Block
+from featbench.store.reader import OnRows
 from featbench.store.typing import Array, Bools, Doubles, Floats, Ints
 
 T = TypeVar("T")
@@ -34,9 +35,17 @@ class Layer(Protocol):
         """Rows that are read together."""
 
     def map_blocks(
-        self, prepare: Callable[[Block], T], rows_per_block: int, chunks: range | None = None
+        self,
+        prepare: Callable[[Block], T],
+        rows_per_block: int,
+        chunks: range | None = None,
+        on_rows: OnRows | None = None,
     ) -> Iterator[T]:
-        """Yield what `prepare` makes of each block, while the next one is read."""
+        """Yield what `prepare` makes of each block, while the next one is read.
+
+        Before that, `on_rows` is called with every row of the block, in pieces that are in the cache, maybe by several
+        threads at a time; it may change them in place.
+        """
 
     def peek(self, chunk: int) -> Floats:
         """Return the rows of one chunk that was read before, for picking some of them."""
@@ -95,37 +104,30 @@ class Selection:
         """
         keep = np.zeros(self.layer.num_rows, np.bool_)
         keep[self.rows] = True
-        rows_at_once = max(1, _PIECE_BYTES // (4 * self.layer.dim))
+        lengths_by_row: dict[int, Doubles] = {}
+        """Lengths of the rows of a piece, by its first row."""
+
+        def measure(start: int, features: Floats) -> None:
+            lengths = lengths_by_row[start] = lengths_of(features)
+            if unit_length:
+                scale_to_unit_length(features, lengths)
 
         def prepare(block: Block) -> RowBlock:
-            taken, longest, zeros = 0, 0.0, []
-            mask = keep[block.start : block.start + len(block.features)]
-            # Piece by piece, so that each stays in the cache; rows move up in place to fill the gaps of omitted ones.
-            for at in range(0, len(block.features), rows_at_once):
-                piece, wanted = block.features[at : at + rows_at_once], mask[at : at + rows_at_once]
-                if not wanted.all():
-                    piece = piece[wanted]
-                lengths = lengths_of(piece)
-                self._check_finite(block.start + at + np.flatnonzero(wanted), piece, lengths)
-                longest = max(longest, lengths.max(initial=0))
-                if without_zeros and (is_zero := lengths == 0).any():
-                    chosen = np.flatnonzero(wanted)
-                    zeros.append(block.start + at + chosen[is_zero])
-                    wanted[chosen[is_zero]] = False
-                    piece, lengths = piece[~is_zero], lengths[~is_zero]
-                if taken < at or len(piece) < len(wanted):
-                    block.features[taken : taken + len(piece)] = piece
-                    piece = block.features[taken : taken + len(piece)]
-                if unit_length:
-                    scale_to_unit_length(piece, lengths)
-                taken += len(piece)
-            rows = block.start + np.flatnonzero(mask).astype(np.int64)
-            left_out = np.concatenate(zeros) if zeros else rows[:0]
+            num_read = len(block.features)
+            lengths = _collected(lengths_by_row, block.start, num_read)
+            mask = keep[block.start : block.start + num_read]
+            self._check_finite(block.start + np.flatnonzero(mask & ~np.isfinite(lengths)))
+            is_zero = mask & (lengths == 0) if without_zeros else np.zeros_like(mask)
+            longest, taken = lengths[mask].max(initial=0), mask & ~is_zero
             return RowBlock(
-                rows=rows, features=block.features[:taken], num_read=len(mask), longest=float(longest), zeros=left_out
+                rows=block.start + np.flatnonzero(taken),
+                features=_moved_up(block.features, taken),
+                num_read=num_read,
+                longest=float(longest),
+                zeros=block.start + np.flatnonzero(is_zero),
             )
 
-        return self.layer.map_blocks(prepare, rows_per_block, self.chunks)
+        return self.layer.map_blocks(prepare, rows_per_block, self.chunks, measure)
 
     def read(self) -> Floats:
         """Return the selected rows, in memory, shape (n, D)."""
@@ -143,20 +145,39 @@ class Selection:
             for block in self.blocks(rows_per_block, unit_length=False, without_zeros=True)
         )
 
-    def _check_finite(self, rows: Ints, features: Floats, lengths: Doubles) -> None:
-        suspects = ~np.isfinite(lengths)  # a length is not finite if any value is not; cheaper than checking each value
-        if suspects.any():
-            bad = rows[suspects][~np.isfinite(features[suspects]).all(axis=1)]
-            if len(bad):
-                named = ", ".join(map(str, bad[:5].tolist())) + (", ..." if len(bad) > 5 else "")
-                raise EvaluationError(
-                    f"{self.layer.key}: {len(bad)} rows hold NaN or infinity: row {named}. Such a feature has no "
-                    f"neighbours. Extract or import the layer again from a model that gives finite numbers."
-                )
+    def _check_finite(self, bad: Ints) -> None:
+        """Refuse rows whose length is not finite, as it is if any value is not; cheaper than checking each value."""
+        if len(bad):
+            named = ", ".join(map(str, bad[:5].tolist())) + (", ..." if len(bad) > 5 else "")
+            raise EvaluationError(
+                f"{self.layer.key}: {len(bad)} rows hold NaN or infinity: row {named}. Such a feature has no "
+                f"neighbours. Extract or import the layer again from a model that gives finite numbers."
+            )
+
+
+def _collected(lengths_by_row: dict[int, Doubles], start: int, num_rows: int) -> Doubles:
+    """Take the lengths of the rows of a block out of those of the pieces."""
+    found, row = [], start
+    while row < start + num_rows:
+        found.append(lengths_by_row.pop(row))
+        row += len(found[-1])
+    return np.concatenate(found)
+
+
+def _moved_up(features_ND: Floats, wanted: Bools) -> Floats:
+    """Move the wanted rows to the front, in place, piece by piece."""
+    if wanted.all():
+        return features_ND
+    rows_at_once, taken = max(1, _PIECE_BYTES // (4 * features_ND.shape[1])), 0
+    for at in range(0, len(features_ND), rows_at_once):
+        piece = features_ND[at : at + rows_at_once][wanted[at : at + rows_at_once]]
+        features_ND[taken : taken + len(piece)] = piece
+        taken += len(piece)
+    return features_ND[:taken]
 
 
 _PIECE_BYTES = 2**20
-"""Bytes of the pieces in which a block is prepared: fits in a core's cache."""
+"""Bytes of the rows that are moved at a time: fits in a core's cache."""
 
 
 _READ_BYTES = 2**25

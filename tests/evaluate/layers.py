@@ -76,6 +76,27 @@ class LayerTests:
         again = np.concatenate([block.features.copy() for block in layer.map_blocks(same, 16)])
         assert np.array_equal(again, self.expected(rows)), "the rows themselves are not changed"
 
+    @pytest.mark.parametrize("rows_per_block", [1, 40, 1000])
+    def test_every_row_is_handed_out_once_before_prepare_and_may_be_changed(
+        self, layer: Layer, rows: Floats, rows_per_block: int
+    ) -> None:
+        seen: dict[int, Floats] = {}
+
+        def on_rows(start: int, features: Floats) -> None:
+            assert start not in seen
+            seen[start] = features.copy()
+            features[:] += 1
+
+        def prepare(block: Block) -> Floats:
+            assert any(block.start <= start < block.start + len(block.features) for start in seen)
+            return block.features.copy()
+
+        blocks = list(layer.map_blocks(prepare, rows_per_block, range(1, 5), on_rows))
+        assert np.array_equal(np.concatenate(blocks), self.expected(rows)[16:] + 1)
+        pieces = [seen[start] for start in sorted(seen)]
+        assert np.array_equal(np.concatenate(pieces), self.expected(rows)[16:])
+        assert sorted(seen) == [16, *(16 + np.cumsum([len(piece) for piece in pieces[:-1]])).tolist()]
+
     def test_an_error_of_prepare_comes_through(self, layer: Layer) -> None:
         def prepare(block: Block) -> None:
             raise RuntimeError("of prepare")

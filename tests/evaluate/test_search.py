@@ -17,6 +17,7 @@ from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.search import UNDEFINED, Neighbours, merged, search
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.store import Block
+from featbench.store.reader import OnRows
 from featbench.store.typing import Doubles, Floats, Ints
 from tests.conftest import make_features
 
@@ -71,13 +72,20 @@ class Held:
         self.num_rows, self.dim = values.shape
 
     def map_blocks(
-        self, prepare: Callable[..., Any], rows_per_block: int, chunks: range | None = None
+        self,
+        prepare: Callable[..., Any],
+        rows_per_block: int,
+        chunks: range | None = None,
+        on_rows: OnRows | None = None,
     ) -> Iterator[RowBlock]:
         chunks = chunks or range(-(-self.num_rows // self.rows_per_chunk))
         step = max(1, rows_per_block // self.rows_per_chunk) * self.rows_per_chunk
         stop = min(chunks.stop * self.rows_per_chunk, self.num_rows)
         for start in range(chunks.start * self.rows_per_chunk, stop, step):
-            yield prepare(Block(start=start, features=self.values[start : min(start + step, stop)].copy()))
+            features = self.values[start : min(start + step, stop)].copy()
+            if on_rows is not None:
+                on_rows(start, features)
+            yield prepare(Block(start=start, features=features))
 
     def peek(self, chunk: int) -> Floats:
         return self.values[chunk * self.rows_per_chunk : (chunk + 1) * self.rows_per_chunk]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import featbench.store.reader
+from featbench.evaluate.features.selection import Selection
 from featbench.store import DamagedError, FeatureSet
 from featbench.store.typing import Floats
 from tests.conftest import make_features
@@ -65,6 +66,36 @@ def test_reads_that_return_less_than_asked_are_continued(
         os, "preadv", lambda file, into, at: preadv(file, into if len(into[0]) == 4 else [into[0][:most]], at)
     )
     assert np.array_equal(layer.read(), values)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 50, 10**6])
+def test_pieces_of_any_size_are_read_checked_and_handed_out(
+    tmp_path: Path, values: Floats, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(featbench.store.reader, "PIECE_BYTES", piece_bytes)
+    layer, seen = made_of(tmp_path / "f", values, rows_per_chunk=8).layer("val", "x"), {}
+
+    def note(start: int, rows: Floats) -> None:
+        seen.update({start + i: row for i, row in enumerate(rows.copy())})
+
+    blocks = list(layer.map_blocks(lambda block: block.features.copy(), 16, on_rows=note))
+    assert np.array_equal(np.concatenate(blocks), values)
+    assert np.array_equal(np.stack([seen[row] for row in range(29)]), values)
+
+
+def test_a_changed_byte_is_refused_in_whichever_piece_it_is(
+    tmp_path: Path, values: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if what it turns the row into, once scaled, is not a number."""
+    monkeypatch.setattr(featbench.store.reader, "PIECE_BYTES", 48)
+    made = made_of(tmp_path / "f", values, rows_per_chunk=8)
+    path = made.path / "val/x/c/1/0"
+    content = path.read_bytes()
+    for at in range(3, len(content) - 4, 24):
+        path.write_bytes(content[:at] + bytes([0x7F, 0xC0])[:: 1 if at % 2 else -1] + content[at + 2 :])
+        with pytest.raises(DamagedError, match=r"val/x, chunk 1: .*(checksum)"):
+            for _ in Selection(layer=made.layer("val", "x"), rows=np.arange(29)).blocks(8, unit_length=True):
+                pass
 
 
 def test_a_file_that_ends_while_it_is_read_is_refused(

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clustering import clustering
+from benchmarks.extraction import Noise, commands, compiled
 from benchmarks.features import in_turns, made_features
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.knn import classification
@@ -33,15 +34,14 @@ from featbench.evaluate.memory import BLOCK_BYTES
 from featbench.evaluate.neighbours.backends import choose_engine
 from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.search import search as streamed_search
-from featbench.extract.data.pictures import Picture
-from featbench.extract.data.sources import ImageSource, open_sources
+from featbench.extract.data.sources import open_sources
 from featbench.extract.decoders import BatchRows
 from featbench.extract.extraction import extract_chunks
 from featbench.extract.loading import batches
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.transform import Transform
-from featbench.store import ChunkWriter, Manifest, SplitRows, Work, add_layers, open_or_create
+from featbench.store import ChunkWriter, Manifest, Work, add_layers, open_or_create
 from featbench.store.layers import layers_of
 from featbench.store.layout import RowRange
 
@@ -142,24 +142,6 @@ def sweep(folder):
     each = (time.perf_counter() - start) / len(records)
     what = f"a further k or T (of {len(records)}), 10,000 queries, {num_rows:,} x 512"
     yield what, f"{each:.3f} s", f"first search {searched:.2f} s", f"{each / searched:.4f}x", "<= 0.01x"
-
-
-class Noise(ImageSource):
-    """Images in memory, so that decoding costs nothing."""
-
-    in_memory = True
-
-    def __init__(self, num_rows):
-        from PIL import Image
-
-        random = np.random.default_rng(0)
-        self._images = [Image.fromarray(random.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(64)]
-        self.rows = SplitRows(
-            labels=np.zeros(num_rows, np.int64), paths=[str(i) for i in range(num_rows)], class_names=("noise",)
-        )
-
-    def read(self, row):
-        return Picture(image=self._images[row % 64], digest=1 + row % 64, name=str(row))
 
 
 def extraction(folder):
@@ -269,6 +251,7 @@ def safety(folder):
 
 MEASUREMENTS = {
     "read": read, "search": search, "sweep": sweep, "kmeans": clustering, "extraction": extraction, "safety": safety,
+    "compiled": compiled, "commands": commands,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ _ONLY_FOR = {
     "classes": ("filelist", "webdataset"),
     "label_column": ("filelist", "folder", "huggingface"),
     "options": ("torchvision", "huggingface"),
+    "decoder": ("folder", "filelist", "webdataset", "huggingface", "torchvision"),
 }
 """Settings that only some sources use."""
 
@@ -112,6 +113,9 @@ class DataConfig(Config):
     on_error: Literal["stop", "skip"] = "stop"
     """What to do about an image that can't be read; skipped ones are counted, and left out of every evaluation."""
 
+    decoder: Literal["pillow", "torchvision", "simplejpeg"] = "pillow"
+    """Decoder of JPEG files. The others are faster; Pillow decodes what they refuse, and other kinds of files."""
+
     on_class_fault: Literal["stop", "warn"] = "stop"
     """What to do about a class folder without images, classes whose names differ only in case, or a class of val that
     is not in train (so it is never predicted)."""
@@ -120,7 +124,7 @@ class DataConfig(Config):
     @classmethod
     def _heeded(cls, value: Any, info: Any) -> Any:
         sources, source = _ONLY_FOR[info.field_name], info.data.get("source")
-        if value and source is not None and source not in sources:
+        if value and value != "pillow" and source is not None and source not in sources:
             raise ValueError(f"has no effect with data.source={source}, only with {' or '.join(sources)}")
         return value
 

@@ -87,6 +87,7 @@ class HuggingFaceSource(ImageSource):
         options: Mapping[str, Any],
         *,
         label_column: str | None = None,
+        decoder: str = "pillow",
     ) -> None:
         datasets = _import_datasets()
         data = _load(datasets, name, root, split, options)
@@ -99,6 +100,7 @@ class HuggingFaceSource(ImageSource):
                 f"set of its own (`remove_columns`, then `save_to_disk`)."
             )
         self._column = images[0]
+        self._decoder = decoder
         labels = _label_column(datasets, data, label_column, where=str(name or root))
         self._data = data.cast_column(self._column, datasets.Image(decode=False))
         numbers, names = _labels_and_names(data, labels, where=str(name or root))
@@ -108,7 +110,7 @@ class HuggingFaceSource(ImageSource):
 
     def read(self, row: int) -> Picture:
         """Decode the picture of a row."""
-        return read_picture(self._content(row), name=self._name_of(row))
+        return read_picture(self._content(row), name=self._name_of(row), decoder=self._decoder)
 
     def digest(self, row: int) -> int:
         """Digest the stored bytes of a row."""

@@ -28,10 +28,11 @@ class ListedSource(ImageSource):
 
     in_memory = False
 
-    def __init__(self, listing: Listing, root: Path, *, cached: Path | None = None) -> None:
+    def __init__(self, listing: Listing, root: Path, *, cached: Path | None = None, decoder: str = "pillow") -> None:
         self._listing = listing
         self._root = root
         self._cached = cached
+        self._decoder = decoder
         names = (name.encode(errors="surrogateescape").decode(errors="replace") for name in listing.class_names)
         self.rows = SplitRows(labels=listing.labels, paths=listing.paths, class_names=tuple(names), sizes=listing.sizes)
 
@@ -46,7 +47,7 @@ class ListedSource(ImageSource):
             If the file's size has changed since it was listed, or it no longer exists, or its archive
             has changed.
         """
-        return read_picture(self._content(row), name=self._name(row))
+        return read_picture(self._content(row), name=self._name(row), decoder=self._decoder)
 
     def digest(self, row: int) -> int:
         """Digest the bytes of a row's file; errors are those of `read`."""
@@ -86,7 +87,7 @@ class ListedSource(ImageSource):
     def labelled(self, labels: Path, class_names: Sequence[str], *, label_column: str | None = None) -> ListedSource:
         """Return the same images with labels from a list; see `featbench.extract.data.labels`."""
         listing = with_labels(self._listing, labels, class_names, label_column=label_column)
-        return ListedSource(listing, self._root, cached=self._cached)
+        return ListedSource(listing, self._root, cached=self._cached, decoder=self._decoder)
 
     def _check(self, path: Path, listed: int, found: int) -> None:
         """Compare sizes; the time of change alone does not count, since the digest decides."""

@@ -1,7 +1,8 @@
 """Decoding: an image file of any kind becomes 8-bit RGB, or an error that names the file.
 
 Images are decoded by Pillow. Other decoders are faster, but some damaged files crash the process
-(measured: one flipped bit of a PNG), without an error that names the file.
+(measured: one flipped bit of a PNG), without an error that names the file. For JPEG files they can be chosen
+(`featbench.extract.data.jpeg`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from featbench.extract.data.jpeg import decode_faster
 from featbench.extract.data.pictures import Picture, digest_of_bytes
 from featbench.extract.errors import ImageError, OutOfMemoryError, UnavailableError
 
@@ -55,7 +57,7 @@ _RUNS_PROGRAMS = ("EPS",)
 """Formats that Pillow hands to another program (Ghostscript), whatever the file is called."""
 
 
-def read_picture(file: Path | bytes, *, name: str) -> Picture:
+def read_picture(file: Path | bytes, *, name: str, decoder: str = "pillow") -> Picture:
     """Decode one image to mode RGB, with a digest of its bytes.
 
     As in other benchmarks, EXIF orientation is not applied and transparency is dropped.
@@ -67,6 +69,8 @@ def read_picture(file: Path | bytes, *, name: str) -> Picture:
         Path or contents.
     name : str
         Name for messages.
+    decoder : {"pillow", "torchvision", "simplejpeg"}
+        Of JPEG files.
 
     Raises
     ------
@@ -81,8 +85,7 @@ def read_picture(file: Path | bytes, *, name: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large and of slightly damaged images, and goes on
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
-                image.load()
-                rgb = to_rgb(image)
+                rgb = decode_faster(image, content, decoder) or to_rgb(_loaded(image))
     except Exception as error:  # decoders raise builtin errors of many kinds for damaged files
         refuse_to_blame_an_image(error, name=name)
         raise ImageError(f"{name}: cannot be read as an image: {_reason(content, error)}") from error
@@ -155,6 +158,11 @@ def kind_of(mode: int) -> str:
         stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -25,6 +25,7 @@ from featbench.extract.data.datasets import (
 from featbench.extract.data.filelists import list_files
 from featbench.extract.data.folders import ArchiveTree, list_classes, tree_of
 from featbench.extract.data.image_sources import ListedSource, SubsetSource
+from featbench.extract.data.jpeg import check_decoder
 from featbench.extract.data.labels import BESIDE, labels_in
 from featbench.extract.data.listing import Listing, hashes_of
 from featbench.extract.data.listing_cache import cache_file, cached_or_made
@@ -55,6 +56,7 @@ class Place:
     on_class_fault: str = "stop"
     on_error: str = "stop"
     cache: Path | None = None
+    decoder: str = "pillow"
     archives: dict[Path, ArchiveTree] = field(default_factory=dict)
     """Archives that have already been read, while both splits are listed."""
 
@@ -62,7 +64,7 @@ class Place:
         """Return the cached listing for `made_from`, or make it."""
         root = (root or self.root or Path()).resolve()
         file = cache_file(self.cache, [str(root), *map(str, made_from)]) if self.cache is not None else None
-        return ListedSource(cached_or_made(file, make, root=root), root, cached=file)
+        return ListedSource(cached_or_made(file, make, root=root), root, cached=file, decoder=self.decoder)
 
 
 def open_sources(
@@ -84,6 +86,7 @@ def open_sources(
     seed: int = 0,
     on_class_fault: str = "stop",
     on_error: str = "stop",
+    decoder: str = "pillow",
     cache: Path | None = None,
 ) -> dict[str, ImageSource]:
     """List both splits of a dataset.
@@ -107,6 +110,7 @@ def open_sources(
     """
     if source not in SOURCES:
         raise DataError(f"unknown data.source {source!r}. {suggest(source, SOURCES)}")
+    check_decoder(decoder)
     if source == "filelist" and train_list == val_list and train_list is not None:
         raise DataError(f"train and val are both {val_list}: every image would be its own neighbour. Name two lists.")
     if source != "filelist" and train_split == val_split:
@@ -124,6 +128,7 @@ def open_sources(
         options=options or {},
         on_class_fault=on_class_fault,
         on_error=on_error,
+        decoder=decoder,
         cache=cache,
     )
     val = replace(train, split=val_split, list=_found(val_list, root), labels=_found(val_labels, root))
@@ -185,11 +190,20 @@ def _torchvision(place: Place) -> ImageSource:
         raise DataError("say which of torchvision's data sets to read with data.dataset, such as data.dataset=CIFAR10")
     data = torchvision_data(place.dataset, place.root, place.split, place.options)
     listing = torchvision_listing(data, place.root)
-    return ListedSource(listing, place.root) if listing else TorchvisionSource(data, place.dataset, place.split)
+    if listing:
+        return ListedSource(listing, place.root, decoder=place.decoder)
+    return TorchvisionSource(data, place.dataset, place.split)
 
 
 def _huggingface(place: Place) -> ImageSource:
-    return HuggingFaceSource(place.dataset, place.root, place.split, place.options, label_column=place.label_column)
+    return HuggingFaceSource(
+        place.dataset,
+        place.root,
+        place.split,
+        place.options,
+        label_column=place.label_column,
+        decoder=place.decoder,
+    )
 
 
 SOURCES: Mapping[str, Callable[[Place], ImageSource]] = {

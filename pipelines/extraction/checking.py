@@ -223,7 +223,7 @@ def _manifest(
             "weights": loaded.identity,
             "transform": transform.describe(),
             "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
-            **_subset(pipeline),
+            **_of_data(pipeline),
         },
         dtype=pipeline.storage.dtype,
         compression=pipeline.storage.compression,
@@ -231,7 +231,7 @@ def _manifest(
         splits={split: source.rows.info() for split, source in sources.items()},
         software={
             "python": platform.python_version(),
-            **{package: version(package) for package in ("featbench", "torch", "torchvision", "pillow", "zarr")},
+            **{package: version(package) for package in _packages(pipeline)},
         },
         notes={
             "weights": loaded.text,
@@ -244,12 +244,19 @@ def _manifest(
     )
 
 
-def _subset(pipeline: Pipeline) -> dict[str, Any]:
-    """The subset of the data set; nothing if it is all of it."""
+def _packages(pipeline: Pipeline) -> list[str]:
+    """Packages whose versions may matter to the features or the store."""
+    decoder = [pipeline.data.decoder] if pipeline.data.decoder == "simplejpeg" else []
+    return ["featbench", "torch", "torchvision", "pillow", "zarr", *decoder]
+
+
+def _of_data(pipeline: Pipeline) -> dict[str, Any]:
+    """The subset of the data set, if it is not all of it, and the decoder, if it is not Pillow."""
     data = pipeline.data
-    if data.limit is None and data.per_class is None:
-        return {}
-    return {"data": {"limit": data.limit, "per_class": data.per_class, "seed": data.seed}}
+    facts: dict[str, Any] = {} if data.decoder == "pillow" else {"decoder": data.decoder}
+    if data.limit is not None or data.per_class is not None:
+        facts |= {"limit": data.limit, "per_class": data.per_class, "seed": data.seed}
+    return {"data": facts} if facts else {}
 
 
 def _rows_per_chunk(

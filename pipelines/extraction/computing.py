@@ -128,6 +128,9 @@ class Computation:
     compiled: dict[tuple[str, ...], CompiledTrunk] = field(default_factory=dict)
     """Graphs that this process has compiled, by their layers."""
 
+    compile_s: float = 0.0
+    """How long the last one took."""
+
     def refuse_conflicts(self) -> None:
         """Refuse to go on with layers that were begun in another way than the pipeline asks for."""
         found = conflicts(self.checked.pipeline, self.features.manifest)
@@ -150,6 +153,7 @@ class Computation:
             return {}
         graph: tuple[str, ...] = ()
         reason = "the setting"
+        self.compile_s = 0.0
         if setting != "off":
             graph, reason = self._compile_if_it_pays(device, layers, ranks)
             if is_stopping():
@@ -158,6 +162,7 @@ class Computation:
             "graph": list(graph),
             "setting": setting,
             "reason": reason,
+            "compile_s": round(self.compile_s, 1),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "kernels": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
@@ -213,7 +218,7 @@ class Computation:
         start = time.perf_counter()
         with autocast(device, settings.precision):
             compiled = CompiledTrunk(taps, images)
-            seconds = time.perf_counter() - start
+            self.compile_s = time.perf_counter() - start
             some = images if compare_speed else images[:AGREEMENT_BATCH].contiguous(memory_format=torch.channels_last)
             refuse_disagreement(taps(some), compiled(images), settings.precision)
             eager_s, compiled_s = paired_seconds(taps, compiled, images) if compare_speed else (1.0, 0.0)
@@ -221,7 +226,7 @@ class Computation:
         if compare_speed and eager_s < MUCH_FASTER * compiled_s:
             return f"compiled, it is {faster}"
         self.compiled[tuple(graph)] = compiled
-        return f"{faster}; compiled in {seconds:.0f} s"
+        return f"{faster}; compiled in {self.compile_s:.0f} s"
 
     def forward_pass(self, device: torch.device, missing: Sequence[str]) -> Forward:
         """Return what computes the missing layers in this process, each as the manifest says.

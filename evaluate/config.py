@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -49,6 +50,9 @@ class KnnConfig(Config):
     leave_one_out: bool = False
     """Classify each train image by the other train images."""
 
+    select: Literal["leave-one-out"] | None = None
+    """Choose layer, protocol, k and temperature on train, and report it on val; by default report all on val."""
+
     retrieval: bool = False
     """Also report R-precision, MAP@R, precision@1 and recall@k."""
 
@@ -88,6 +92,27 @@ class KnnConfig(Config):
         for each in shots:
             parse_shots(each)
         return tuple(dict.fromkeys(shots))
+
+
+class DiagnosisConfig(Config):
+    """What an accuracy does not say."""
+
+    diagnose: bool = False
+    """Also report calibration, hubs, intrinsic dimension and spectrum, as `bench diagnose` does."""
+
+    group_by: Path | None = None
+    """Also accuracies by group: a CSV file with a column `path` and columns of groups, such as camera or patient."""
+
+    suspects: Path | None = None
+    """Write likely label errors, near-duplicates and outliers to this CSV file; also report accuracy without them."""
+
+    share: float = Field(default=0.01, gt=0, le=1)
+    """Most rows listed as label errors, and as outliers, as a fraction of all rows."""
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anything of it is."""
+        return self.diagnose or self.group_by is not None or self.suspects is not None
 
 
 class KmeansConfig(Config):
@@ -169,6 +194,7 @@ class EvaluateConfig(Config):
 
     knn: KnnConfig = KnnConfig()
     kmeans: KmeansConfig = KmeansConfig()
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
 
     memory: str | None = None
     """Memory for stage two, such as 8GiB; half of what is free by default."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featbench.store.typing import Bools, Ints
+from featbench.store.typing import Bools, Doubles, Ints
 
 Z95 = 1.959963984540054
 """Standard normal quantile of 0.975."""
@@ -130,3 +130,47 @@ def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
         only_second=only_second,
         p_value=p_value,
     )
+
+
+def mean_of(values_Q: Doubles) -> Estimate:
+    """Mean, with the normal interval of its standard error; Q >= 1.
+
+    Examples
+    --------
+    >>> mean_of(np.array([1.0, 1.0, 1.0]))
+    Estimate(value=1.0, low=1.0, high=1.0)
+    """
+    count = len(values_Q)
+    value = float(values_Q.mean())
+    half = Z95 * float(values_Q.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    return Estimate(value, value - half, value + half)
+
+
+def auroc(positives_P: Doubles, negatives_N: Doubles) -> Estimate:
+    """Area under the ROC curve: how often a positive scores higher than a negative, ties counting half.
+
+    Parameters
+    ----------
+    positives_P, negatives_N : ndarray of shape (P,) and (N,), dtype=float64
+        Scores, P >= 1 and N >= 1.
+
+    References
+    ----------
+    Interval: DeLong et al., "Comparing the areas under two or more correlated receiver operating characteristic
+    curves", Biometrics 1988; its ranks as in Sun and Xu, IEEE Signal Processing Letters 2014.
+
+    Examples
+    --------
+    >>> auroc(np.array([2.0, 3.0]), np.array([1.0, 2.0])).value
+    0.875
+    """
+    from scipy.stats import rankdata
+
+    num_positives, num_negatives = len(positives_P), len(negatives_N)
+    ranks = rankdata(np.concatenate([positives_P, negatives_N]))
+    below_P = (ranks[:num_positives] - rankdata(positives_P)) / num_negatives
+    above_N = 1 - (ranks[num_positives:] - rankdata(negatives_N)) / num_positives
+    value = float(below_P.mean())
+    variance = sum(float(each.var(ddof=1)) / len(each) for each in (below_P, above_N) if len(each) > 1)
+    half = Z95 * math.sqrt(variance)
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))

@@ -1,7 +1,8 @@
 """Results of an evaluation as dataclasses: one for each layer and setting.
 
-A result's `record()` is the flat dict used by `--json`, saved results and data frames; this module is the only place
-that spells its keys. `featbench.pipelines.cli.tables` makes tables of the results.
+A result's `record()` is the flat dict used by `--json`, saved results and data frames; this module, and
+`featbench.evaluate.diagnosis.results` for those of a diagnosis, are the only places that spell its keys.
+`featbench.pipelines.cli.tables` makes tables of the results.
 """
 
 from __future__ import annotations
@@ -131,6 +132,38 @@ class KnnResult:
         return _origin(self) | {
             "protocol": self.protocol, "vote": self.vote, "task": "knn", "k": self.k, "temperature": self.temperature,
         } | self.accuracy.record() | asdict(self.search)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionResult:
+    """Layer, protocol, k and temperature chosen on train, and what they reach on val."""
+
+    chosen: KnnResult
+    """Leave-one-out on train: the highest top-1, the first of equals."""
+
+    on_val: KnnResult
+    """The same setting on val."""
+
+    best_on_val: KnnResult
+    """The setting that val itself would have chosen, whose accuracy is too optimistic."""
+
+    num_settings: int
+
+    @property
+    def optimism(self) -> float:
+        """How much choosing on val would have claimed in addition."""
+        return self.best_on_val.top1 - self.on_val.top1
+
+    def record(self) -> Record:
+        """Return the result as a flat dict: that of val, with what chose it."""
+        chosen, best = self.chosen.accuracy.top1, self.best_on_val
+        return self.on_val.record() | {
+            "task": "selection", "selected_by": "leave-one-out", "num_settings": self.num_settings,
+            "top1_leave_one_out": chosen.value, "top1_leave_one_out_low": chosen.low,
+            "top1_leave_one_out_high": chosen.high, "best_on_val_layer": best.layer.layer,
+            "best_on_val_protocol": best.protocol, "best_on_val_k": best.k,
+            "best_on_val_temperature": best.temperature, "best_on_val_top1": best.top1, "optimism": self.optimism,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

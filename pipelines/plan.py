@@ -17,7 +17,7 @@ from featbench.extract.loading import default_workers
 from featbench.extract.probe import images_per_second
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.config.protocols import find_protocols
-from featbench.pipelines.evaluation.run import resources_of
+from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.extraction.checking import CheckedPipeline, check
 from featbench.pipelines.extraction.computing import conflicts, planned
 from featbench.pipelines.extraction.devices import choose_device

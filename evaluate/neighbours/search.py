@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -72,6 +72,10 @@ class Neighbours:
 
     engine: str
     """What searched; it changes no list."""
+
+    def first(self, k: int) -> Neighbours:
+        """Return the lists of the k nearest."""
+        return replace(self, rows_QK=self.rows_QK[:, :k], similarities_QK=self.similarities_QK[:, :k])
 
 
 def search(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featbench import __version__
-from featbench.pipelines.cli import feature_sets, models, planning, results, stages, vissl
+from featbench.pipelines.cli import diagnosing, feature_sets, models, planning, results, stages, vissl
 from featbench.pipelines.cli.command import PlainCommand
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ for command, name in (
     (stages.evaluate, None),
     (stages.run, None),
     (planning.plan, None),
+    (diagnosing.diagnose, None),
     (results.compare, None),
     (results.assign, None),
     (results.export, None),

@@ -122,6 +122,11 @@ Temperature = Annotated[
     str | None, typer.Option("--temperature", metavar="T,..."), Setting("evaluate.knn.temperature", is_list=True)
 ]
 LeaveOneOut = Annotated[bool | None, typer.Option("--leave-one-out"), Setting("evaluate.knn.leave_one_out")]
+Select = Annotated[str | None, typer.Option("--select", metavar="HOW"), Setting("evaluate.knn.select")]
+Diagnose = Annotated[bool | None, typer.Option("--diagnose"), Setting("evaluate.diagnosis.diagnose")]
+GroupBy = Annotated[Path | None, typer.Option("--group-by", metavar="FILE"), Setting("evaluate.diagnosis.group_by")]
+Suspects = Annotated[Path | None, typer.Option("--suspects", metavar="FILE"), Setting("evaluate.diagnosis.suspects")]
+Share = Annotated[float | None, typer.Option("--share", metavar="FRACTION"), Setting("evaluate.diagnosis.share")]
 Retrieval = Annotated[bool | None, typer.Option("--retrieval"), Setting("evaluate.knn.retrieval")]
 PerClass = Annotated[bool | None, typer.Option("--per-class"), Setting("evaluate.knn.per_class")]
 Duplicates = Annotated[float | None, typer.Option("--duplicates", metavar="COSINE"), Setting("evaluate.knn.duplicates")]

@@ -9,6 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from featbench.evaluate.diagnosis.results import (
+    CalibrationResult,
+    GeometryResult,
+    GroupResult,
+    HubnessResult,
+    SuspectsResult,
+    WithoutResult,
+)
 from featbench.evaluate.results import (
     ClassResult,
     ClusterResult,
@@ -17,8 +25,18 @@ from featbench.evaluate.results import (
     NeighboursResult,
     Result,
     RetrievalResult,
+    SelectionResult,
 )
 from featbench.pipelines.cli.cluster_tables import cluster_table
+from featbench.pipelines.cli.diagnosis_tables import (
+    calibration_table,
+    geometry_table,
+    group_table,
+    hubness_table,
+    selection_table,
+    suspects_table,
+    without_table,
+)
 from featbench.pipelines.cli.knn_tables import (
     accuracy_table,
     class_table,
@@ -35,12 +53,20 @@ def evaluation_tables(results: Sequence[Result]) -> list[Table]:
     """Make all tables of an evaluation: one for each protocol, and one for each other kind of result."""
     accuracies = _grouped(results, KnnResult, lambda result: result.protocol)
     classes = _grouped(results, ClassResult, lambda result: (result.layer.layer, result.protocol))
+    groups = _grouped(results, GroupResult, lambda result: (result.layer.layer, result.protocol, result.grouping))
     return [
         *map(accuracy_table, accuracies),
+        *map(selection_table, _grouped(results, SelectionResult)),
         *map(neighbours_table, _grouped(results, NeighboursResult)),
         *map(few_shot_table, _grouped(results, FewShotResult)),
         *map(retrieval_table, _grouped(results, RetrievalResult)),
         *map(class_table, classes),
+        *map(calibration_table, _grouped(results, CalibrationResult)),
+        *map(hubness_table, _grouped(results, HubnessResult)),
+        *map(geometry_table, _grouped(results, GeometryResult)),
+        *map(group_table, groups),
+        *map(suspects_table, _grouped(results, SuspectsResult)),
+        *map(without_table, _grouped(results, WithoutResult)),
         *map(cluster_table, _grouped(results, ClusterResult)),
     ]
 

@@ -10,7 +10,8 @@ from featbench.evaluate.clustering.reuse import assign_results, tasks_of
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
-from featbench.pipelines.evaluation.run import EvaluationReport, resources_of, save_report
+from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.evaluation.run import EvaluationReport, save_report
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet

@@ -17,7 +17,7 @@ from featbench.evaluate.knn.predictions import Predictions, predict
 from featbench.evaluate.metrics import paired_difference
 from featbench.evaluate.results import Record
 from featbench.pipelines.config.protocols import find_protocols
-from featbench.pipelines.evaluation.run import resources_of
+from featbench.pipelines.evaluation.resources import resources_of
 from featbench.store import FeatureSet
 from featbench.store.names import normal_name
 

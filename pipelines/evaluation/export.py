@@ -45,7 +45,7 @@ from featbench.evaluate.neighbours.search import Neighbours
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.clustering_files import write_clusterings
 from featbench.pipelines.evaluation.files import Arrays, ExportError, write_npy, write_npz, write_parquet
-from featbench.pipelines.evaluation.run import resources_of
+from featbench.pipelines.evaluation.resources import resources_of
 from featbench.store import FeatureSet, has_cached, save_cached
 from featbench.store.durable import cannot_write
 from featbench.store.manifest import digest_of

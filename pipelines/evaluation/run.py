@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, w
 from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
-from featbench.evaluate.memory import free_memory, parse_memory
-from featbench.evaluate.neighbours.planning import Resources
+from featbench.evaluate.knn.selecting import select
 from featbench.evaluate.results import Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
-from featbench.pipelines.ranks import Rank, alone, from_environment
+from featbench.pipelines.evaluation.diagnosis import diagnosis
+from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet, StoreError
 
@@ -103,20 +105,28 @@ def _evaluate(
     elif knn.shots:  # first, since it is fast and refuses a k that is too large
         few_shot += few_shot_results(features, chosen, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
-    with progress.task("search", features.split("train").num_rows * num_searches) as on_rows:
-        results = knn_results(
+    asks_twice = knn.select is not None and not knn.leave_one_out
+    with progress.task("search", features.split("train").num_rows * num_searches * (1 + asks_twice)) as on_rows:
+        ask = partial(
+            knn_results,
             features,
             chosen,
             index=config.index,
-            leave_one_out=knn.leave_one_out,
             retrieval=knn.retrieval,
             duplicates=knn.duplicates,
             per_class=knn.per_class,
             on_rows=lambda layer, rows: on_rows(rows),
-            compare_preprocessing="protocol" in knn.model_fields_set,  # the default is no claim to reproduce DINO
             **settings,
         )
+        results = ask(
+            leave_one_out=knn.leave_one_out or knn.select is not None,
+            compare_preprocessing="protocol" in knn.model_fields_set,  # the default is no claim to reproduce DINO
+        )
+        if knn.select is not None:
+            results.append(select(results, ask(leave_one_out=False, compare_preprocessing=False)))
     results += few_shot
+    if config.diagnosis.is_asked:
+        results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
     if config.kmeans.clusters:
         with progress.iterations() as watcher:
             results += kmeans_results(
@@ -167,17 +177,6 @@ def save_report(
         logger.warning("the results are not kept: %s", error)
         saved = None
     return EvaluationReport(features=features, results=results, path=saved)
-
-
-def resources_of(config: EvaluateConfig, rank: Rank | None = None) -> Resources:
-    """Return the resources of a rank: ranks of one host share its memory, and use one GPU each."""
-    rank = rank or alone()
-    return Resources(
-        memory=parse_memory(config.memory) if config.memory else free_memory() // 2 // rank.local_world_size,
-        device=f"{config.device}:{rank.local_rank}",
-        precision=config.precision,
-        num_shards=rank.world_size,
-    )
 
 
 def _versions() -> dict[str, str]:

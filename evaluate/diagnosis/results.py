@@ -1,0 +1,229 @@
+"""Results of a diagnosis as dataclasses, and their flat records; as `featbench.evaluate.results`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from featbench.evaluate.diagnosis.calibration import Calibration
+from featbench.evaluate.diagnosis.dimension import IntrinsicDimension
+from featbench.evaluate.diagnosis.hubness import Hubness
+from featbench.evaluate.diagnosis.spectrum import Spectrum
+from featbench.evaluate.metrics import Estimate
+from featbench.evaluate.results import Counts, LayerFacts, Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationResult:
+    """Calibration of one layer's vote by one protocol with one k and one temperature."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    protocol: str
+    vote: str
+    k: int
+    temperature: float | None
+    top1: Estimate
+    calibration: Calibration
+
+    def record(self) -> Record:
+        """Return the result as a flat dict; `reliability` lists the bins."""
+        found = self.calibration
+        return _origin(self) | {
+            "task": "calibration", "protocol": self.protocol, "vote": self.vote, "k": self.k,
+            "temperature": self.temperature,
+        } | estimated(top1=self.top1) | {
+            "ece": found.ece, "rms_ce": found.rms_ce, "max_ce": found.max_ce,
+        } | estimated(nll=found.nll, brier=found.brier, auroc_of_confidence=found.auroc) | {
+            "mean_confidence": found.mean_confidence, "num_without_vote": found.num_without_vote,
+            "reliability": [asdict(each) for each in found.bins],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub:
+    """A database row that is in many lists."""
+
+    row: int
+    path: str
+    num_lists: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubnessResult:
+    """Hubness of one layer's lists of k neighbours."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    k: int
+    hubness: Hubness
+    hubs: tuple[Hub, ...]
+
+    def record(self) -> Record:
+        """Return the result as a flat dict; `hubs` lists the rows that are in most lists."""
+        return _origin(self) | {
+            "task": "hubness", "protocol": self.similarity, "k": self.k,
+        } | asdict(self.hubness) | {"hubs": [asdict(each) for each in self.hubs]}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeometryResult:
+    """Intrinsic dimension and spectrum of one layer."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    dimension: IntrinsicDimension | None
+    """None if the similarity is no distance, or the lists are too short."""
+
+    spectrum: Spectrum | None
+    """None if the products of the features do not fit into the memory."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        record = _origin(self) | {"task": "geometry", "protocol": self.similarity}
+        found = self.dimension
+        record |= estimated(intrinsic_dimension=None if found is None else found.mle)
+        record |= {
+            "intrinsic_dimension_linear": None if found is None else found.linear,
+            "num_dimension": None if found is None else found.num_used,
+            "num_at_distance_0": None if found is None else found.num_duplicates,
+        }
+        measured = self.spectrum
+        for name in ("rankme", "rankme_covariance", "alpha"):
+            record[name] = None if measured is None else getattr(measured, name)
+        record |= estimated(uniformity=None if measured is None else measured.uniformity)
+        return record | {"num_uniformity": None if measured is None else measured.num_sampled}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutResult:
+    """Accuracy of one layer without some kinds of suspects."""
+
+    layer: LayerFacts
+    protocol: str
+    k: int
+    temperature: float | None
+    without: str
+    """Kinds that are left out: `nothing`, `duplicates`, `label errors`, `outliers` or `all of them`."""
+
+    num_train: int
+    num_val: int
+    top1: Estimate | None
+    """None if no query is left."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return asdict(self.layer) | {
+            "task": "without_suspects", "protocol": self.protocol, "k": self.k, "temperature": self.temperature,
+            "without": self.without, "num_train": self.num_train, "num_val": self.num_val,
+        } | estimated(top1=self.top1)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """Accuracy of the queries of one group, such as a camera or a patient."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    protocol: str
+    k: int
+    temperature: float | None
+    grouping: str
+    """Column of the file of groups."""
+
+    group: str
+    num_queries: int
+    top1: Estimate
+    is_worst: bool
+    """Whether no other group of the grouping has a lower accuracy; the first of equals."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return _origin(self) | {
+            "task": "group", "protocol": self.protocol, "k": self.k, "temperature": self.temperature,
+            "group_by": self.grouping, "group": self.group, "num_queries": self.num_queries, "is_worst": self.is_worst,
+        } | estimated(top1=self.top1)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """One row to look at; `featbench.evaluate.diagnosis.suspects` says what the scores are."""
+
+    kind: str
+    """`leak`, `label error`, `duplicate` or `outlier`."""
+
+    rank: int
+    """Place among those of its kind, from 1: the most suspicious first."""
+
+    score: float
+    split: str
+    row: int
+    group: int | None
+    """Number of the connected component, for duplicates and leaks."""
+
+    other_split: str | None
+    other_row: int | None
+    """The row that makes it a suspect: the nearest of another class, the duplicate, the k-th neighbour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspectsResult:
+    """Suspects of one layer, in the order to look at, and how many there are of each kind."""
+
+    layer: LayerFacts
+    counts: Counts
+    k: int
+    threshold: float
+    """Cosine from which two rows count as near-duplicates."""
+
+    num_leaks: int
+    """Rows of val with a near-duplicate in train."""
+
+    num_duplicates: int
+    """Rows of train with a near-duplicate in train."""
+
+    num_components: int
+    """Connected components of near-duplicates, of both splits."""
+
+    largest_component: int
+    num_closer_to_others: int
+    """Rows of both splits that are nearer to a row of another class than to any of their own, in train."""
+
+    suspects: tuple[Suspect, ...] = field(repr=False)
+
+    def record(self) -> Record:
+        """Return the counts as a flat dict; the suspects themselves are written to a file."""
+        return asdict(self.layer) | asdict(self.counts) | {
+            "task": "suspects", "protocol": "cosine", "similarity": "cosine", "k": self.k,
+            "duplicates_from": self.threshold, "num_leaks": self.num_leaks, "num_duplicates": self.num_duplicates,
+            "num_components": self.num_components, "largest_component": self.largest_component,
+            "num_closer_to_others": self.num_closer_to_others, "num_suspects": len(self.suspects),
+        }  # fmt: skip
+
+
+def estimated(**estimates: Estimate | None) -> Record:
+    """Return each estimate under its name, with the ends of its interval; None for what is not known.
+
+    Examples
+    --------
+    >>> estimated(top1=Estimate(0.5, 0.25, 0.75))
+    {'top1': 0.5, 'top1_low': 0.25, 'top1_high': 0.75}
+    """
+    record: Record = {}
+    for name, each in estimates.items():
+        values: Sequence[float | None] = (None, None, None) if each is None else (each.value, each.low, each.high)
+        record |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return record
+
+
+def _origin(result: CalibrationResult | HubnessResult | GeometryResult | GroupResult) -> Record:
+    setting = {"similarity": result.similarity, "leave_one_out": result.leave_one_out}
+    return asdict(result.layer) | asdict(result.counts) | setting

@@ -1,0 +1,155 @@
+"""Diagnosis of the layers of a feature set, accuracies by group, and the file of suspects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.diagnosis.diagnosis import DiagnosisQuestion, diagnose
+from featbench.evaluate.diagnosis.results import SuspectsResult
+from featbench.evaluate.diagnosis.suspects import find_suspects
+from featbench.evaluate.diagnosis.without import accuracies_without
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import MatchedLabels, class_names_of
+from featbench.evaluate.features.layers import EvalLayer
+from featbench.evaluate.knn.classification import Find, usable_k
+from featbench.evaluate.knn.protocols import KnnProtocol
+from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.neighbours.planning import Resources
+from featbench.evaluate.results import Result
+from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.files import ExportError, save
+from featbench.pipelines.evaluation.groups import read_groups
+from featbench.pipelines.terminal.formats import as_csv
+from featbench.pipelines.terminal.progress import Progress
+from featbench.store import FeatureSet
+from featbench.store.durable import cannot_write
+
+OUTLIER_K = 10
+"""Neighbour whose distance says how far out a row is, where no k is given."""
+
+NEAR_DUPLICATE = 0.99
+"""Cosine from which rows are near-duplicates, where none is given."""
+
+
+def diagnosis(
+    features: FeatureSet,
+    layers: Sequence[EvalLayer],
+    labels: MatchedLabels,
+    config: EvaluateConfig,
+    *,
+    resources: Resources,
+    progress: Progress,
+) -> list[Result]:
+    """Diagnose layers of a feature set, and write the suspects if a file is named.
+
+    Raises
+    ------
+    BenchError
+        If a file of groups does not fit, the file of suspects exists, or a search is not possible.
+    """
+    settings, knn = config.diagnosis, config.knn
+    protocols = find_protocols(knn.protocol)
+    queries = "train" if knn.leave_one_out else "val"
+    groups = None
+    if settings.group_by is not None:
+        groups = read_groups(settings.group_by, features.paths(queries), what=f"{features.name}'s {queries}")
+    if settings.suspects is not None:
+        refuse_existing(settings.suspects)
+    find: Find = partial(find_neighbours, features, index=config.index, resources=resources)
+    question = DiagnosisQuestion(
+        protocols=protocols, k=knn.k, temperature=knn.temperature, leave_one_out=knn.leave_one_out, groups=groups,
+        only_groups=not settings.diagnose,
+    )  # fmt: skip
+    num_passes = len({each.similarity for each in protocols.values()}) + settings.diagnose
+    results: list[Result] = []
+    if settings.diagnose or groups:
+        with progress.task("diagnosis", features.split("train").num_rows * num_passes * len(layers)) as on_rows:
+            results += diagnose(
+                layers, labels, question, find=find, memory=resources.bytes, paths=features.paths("train"),
+                on_rows=on_rows,
+            )  # fmt: skip
+    if settings.suspects is not None:
+        found = [_suspects(layer, labels, config, protocols, find, resources, progress) for layer in layers]
+        write_suspects(features, [result for result, _ in found], labels, settings.suspects)
+        results += [each for result, others in found for each in (result, *others)]
+    return results
+
+
+def _suspects(
+    layer: EvalLayer,
+    labels: MatchedLabels,
+    config: EvaluateConfig,
+    protocols: Mapping[str, KnnProtocol],
+    find: Find,
+    resources: Resources,
+    progress: Progress,
+) -> tuple[SuspectsResult, Sequence[Result]]:
+    """Find the suspects of one layer, and what accuracies are without them."""
+    num_rows = len(labels.train.rows)
+    if num_rows < 2:
+        raise EvaluationError(f"suspects need at least two rows in train; got {num_rows}")
+    k = min(config.knn.k[0] if config.knn.k else OUTLIER_K, num_rows - 1)
+    lists = {}
+    with progress.task(f"{layer.name}: neighbours", 2 * layer.layers["train"].num_rows) as on_rows:
+        for split, queries in (("train", labels.train), ("val", labels.val)):
+            found = find(layer, database=labels.train, queries=queries, k=k, similarity="cosine", on_rows=on_rows)
+            lists[split] = found.neighbours.first(k)
+    suspicions = find_suspects(
+        layer, labels, lists, k=k, threshold=config.knn.duplicates or NEAR_DUPLICATE, share=config.diagnosis.share,
+        memory=resources.bytes,
+    )  # fmt: skip
+    others: list[Result] = []
+    if labels.train.has_labels and labels.val.has_labels:
+        for name, protocol in protocols.items():
+            others += accuracies_without(
+                layer, labels, suspicions, find=find, name=name, protocol=protocol,
+                k=usable_k(config.knn.k, protocol.k, num_rows)[0], temperature=config.knn.temperature,
+            )  # fmt: skip
+    return suspicions.result, others
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to replace a file, before anything is computed."""
+    if path.exists():
+        raise ExportError(f"{path} exists; name another file, or remove it")
+
+
+def write_suspects(features: FeatureSet, found: Sequence[SuspectsResult], labels: MatchedLabels, path: Path) -> Path:
+    """Write the suspects of layers to a CSV file, in the order to look at."""
+    splits = ("train", "val")
+    paths = {split: features.paths(split) for split in splits}
+    numbers = {split: features.labels(split) for split in splits}
+    names = {split: class_names_of(features, split) for split in splits}
+
+    def described(prefix: str, split: str | None, row: int | None) -> dict[str, Any]:
+        if split is None or row is None:
+            return dict.fromkeys(f"{prefix}{name}" for name in ("split", "row", "path", "class"))
+        label = numbers[split][row]
+        name = names[split][label] if label >= 0 else None
+        return {
+            f"{prefix}split": split,
+            f"{prefix}row": row,
+            f"{prefix}path": paths[split][row],
+            f"{prefix}class": name,
+        }
+
+    records = [
+        {"layer": result.layer.layer, "kind": each.kind, "rank": each.rank, "score": each.score}
+        | described("", each.split, each.row)
+        | {"group": each.group}
+        | described("other_", each.other_split, each.other_row)
+        for result in found
+        for each in result.suspects
+    ]
+    empty = {"layer": "", "kind": "", "rank": 0, "score": 0.0} | described("", None, None) | {"group": None}
+    header = ",".join(empty | described("other_", None, None)) + "\n"
+    text = as_csv(records) if records else header
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise ExportError(cannot_write(path, error)) from error

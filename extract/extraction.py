@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,20 +17,17 @@ from featbench.extract.data.pictures import ImageSource
 from featbench.extract.decoders import BatchRows
 from featbench.extract.errors import DataError, ImageError
 from featbench.extract.loading import Batch, batches
-from featbench.extract.memory import out_of_memory_is
 from featbench.extract.model.taps import Forward
+from featbench.extract.passes import Features, passes_on
+from featbench.extract.profile import Profile
 from featbench.extract.transform import Transform
-from featbench.store import ChunkWriter, FeatureSet, Work
+from featbench.store import BenchError, ChunkWriter, FeatureSet, Work
 from featbench.store.typing import Bools, Floats, UInt64s
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = (
-    "Set --batch-size lower (it belongs to the fingerprint: another --name, or --overwrite), use a device with more "
-    "memory, or fewer ranks on it. What was committed is safe."
-)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_Loaded = TypeVar("_Loaded")
+_Started = TypeVar("_Started")
 
 
 @dataclass(slots=True)
@@ -38,6 +37,8 @@ class Extracted:
     rows: int = 0
     unreadable: int = 0
     """Images that could not be read and were skipped."""
+
+    profile: Profile = field(default_factory=Profile)
 
 
 def extract_chunks(
@@ -60,7 +61,8 @@ def extract_chunks(
 ) -> Extracted:
     """Compute and commit chunks; each counts as soon as it is on disk.
 
-    Decoding, the forward pass and writing overlap. An error leaves all earlier chunks committed.
+    Decoding, copies to and from a GPU, the forward pass and writing overlap. An error leaves all earlier chunks
+    committed.
 
     Parameters
     ----------
@@ -106,34 +108,74 @@ def extract_chunks(
     StoreError
         If a value can't be stored, or writing fails.
     """
-    done = Extracted()
+    done = Extracted(profile=Profile(device=device.type, decoders=workers))
+    profile = done.profile
     wanted = _batches_of(features, work, batch_size)
     loaded = batches(sources, wanted, transform=transform, workers=workers, pin_memory=device.type == "cuda")
+    passes = passes_on(device, trunk, transform, precision, profile)
 
     def write(chunk: _Chunk) -> None:
-        writer.write(chunk.work, chunk.layers(), np.concatenate(chunk.valid), np.concatenate(chunk.digests))
+        with profile.timed("writing"):
+            writer.write(chunk.work, chunk.layers(), np.concatenate(chunk.valid), np.concatenate(chunk.digests))
         on_chunk(chunk.work)
+
+    def start(batch: Batch) -> Callable[[], Features]:
+        _note_unreadable(batch, done, on_error)
+        _check_size(batch, image_size)
+        if len(batch.unreadable) == len(batch.rows.rows):  # without any image, the size is not known
+            return lambda: _nothing(features, batch)
+        return passes.start(batch.pixels)
 
     writing: Future[None] | None = None
     chunk: _Chunk | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background, closing(loaded):
-        for batch in loaded:
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background, closing(loaded), profile.timed("seconds"):
+        for batch, result in _in_flight(_timed(loaded, profile), start, passes.ahead):
             chunk = chunk or _Chunk(batch.rows.work)
-            _note_unreadable(batch, done, on_error)
-            _check_size(batch, image_size)
-            shapes = {name: features.layer_info(name).shape for name in chunk.work.layers}
-            chunk.add(batch, _forward(trunk, transform, batch, device, precision, shapes))
+            chunk.add(batch, result())
             done.rows += len(batch.rows.rows)
             on_rows(len(batch.rows.rows))
             if writing is not None and (batch.rows.is_last or writing.done()):
-                writing.result()  # raises if writing failed
+                with profile.timed("waited_for_writing"):
+                    writing.result()  # raises if writing failed
             if batch.rows.is_last:
                 writing, chunk = background.submit(write, chunk), None
                 if is_stopping():
                     break
         if writing is not None:
-            writing.result()
+            with profile.timed("waited_for_writing"):
+                writing.result()
+    profile.rows = done.rows
     return done
+
+
+def _timed(loaded: Generator[Batch, None, None], profile: Profile) -> Iterator[Batch]:
+    """Time how long batches are waited for, and how long they took to decode."""
+    while True:
+        with profile.timed("waited_for_images"):
+            batch = next(loaded, None)
+        if batch is None:
+            return
+        profile.decoding += batch.seconds
+        yield batch
+
+
+def _in_flight(
+    loaded: Iterator[_Loaded], start: Callable[[_Loaded], _Started], ahead: int
+) -> Iterator[tuple[_Loaded, _Started]]:
+    """Yield each batch with its result to wait for, once `ahead` batches after it have been started.
+
+    Where one can't be loaded or started, those before it are yielded first: they may complete a chunk.
+    """
+    started: deque[tuple[_Loaded, _Started]] = deque()
+    try:
+        for batch in loaded:
+            started.append((batch, start(batch)))
+            if len(started) > ahead:
+                yield started.popleft()
+    except BenchError:
+        yield from started
+        raise
+    yield from started
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,33 +206,10 @@ def _batches_of(features: FeatureSet, work: Iterable[Work], batch_size: int) -> 
             yield BatchRows(work=item, rows=rows, is_last=rows.stop == chunk.stop)
 
 
-def _forward(
-    trunk: Forward,
-    transform: Transform,
-    batch: Batch,
-    device: torch.device,
-    precision: str,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, Floats]:
-    num_rows = len(batch.pixels)
-    if len(batch.unreadable) == num_rows:  # without any image, the size is not known
-        return {name: np.full((num_rows, *shape), np.nan, np.float32) for name, shape in shapes.items()}
-    return forward(trunk, transform, batch.pixels, device, precision)
-
-
-def forward(
-    trunk: Forward, transform: Transform, pixels: torch.Tensor, device: torch.device, precision: str
-) -> dict[str, Floats]:
-    """Run the trunk on pixels (B, 3, H, W), uint8; returns its layers as float32 arrays."""
-    with out_of_memory_is(f"in the forward pass of {len(pixels)} images on {device}", OUT_OF_MEMORY):
-        with autocast(device, precision):
-            layers = trunk(transform.scale(pixels, device))
-        return {name: values.float().cpu().numpy() for name, values in layers.items()}
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context in which a forward pass has this precision."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+def _nothing(features: FeatureSet, batch: Batch) -> Features:
+    """Features of a batch without any image, which are stored as NaN."""
+    shapes = {name: features.layer_info(name).shape for name in batch.rows.work.layers}
+    return {name: np.full((len(batch.rows.rows), *shape), np.nan, np.float32) for name, shape in shapes.items()}
 
 
 def _check_size(batch: Batch, expected: tuple[int, int] | None) -> None:

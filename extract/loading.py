@@ -7,6 +7,7 @@ run, so features never depend on how the work was divided or resumed.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -41,9 +42,12 @@ class Batch:
     unreadable: Mapping[int, str]
     """Why images are missing, by their position in the batch; their pixels mean nothing."""
 
+    seconds: float = 0.0
+    """How long they took to read, decode and transform."""
 
-Note = tuple[list[int], dict[int, str]]
-"""Digests of the images of a batch, and why images are missing, by position."""
+
+Note = tuple[list[int], dict[int, str], float]
+"""Digests of the images of a batch, why images are missing, by position, and the seconds that they took."""
 
 
 class _Images:
@@ -54,7 +58,10 @@ class _Images:
         self._transform = transform
 
     def __call__(self, batch: BatchRows) -> tuple[Bytes, Note]:
-        return _collate([self._pixels(batch.split, row) for row in range(batch.rows.start, batch.rows.stop)])
+        start = time.perf_counter()
+        images = [self._pixels(batch.split, row) for row in range(batch.rows.start, batch.rows.stop)]
+        pixels, digests, unreadable = _collate(images)
+        return pixels, (digests, unreadable, time.perf_counter() - start)
 
     def _pixels(self, split: str, row: int) -> tuple[Tensor, int] | str:
         """Pixels and digest of an image, or why there are none."""
@@ -124,19 +131,24 @@ def _next(submitted: deque[tuple[BatchRows, Future[Loaded]]]) -> Batch:
 
 
 def _batch(rows: BatchRows, pixels: Tensor, note: Note) -> Batch:
-    digests, unreadable = note
-    return Batch(rows=rows, pixels=pixels, digests=np.array(digests, np.uint64), unreadable=unreadable)
+    digests, unreadable, seconds = note
+    numbers = np.array(digests, np.uint64)
+    return Batch(rows=rows, pixels=pixels, digests=numbers, unreadable=unreadable, seconds=seconds)
 
 
 def default_workers(sources: Mapping[str, ImageSource], num_ranks: int = 1) -> int:
     """Cores divided by the ranks on this host, at most 16; 0 if images are in memory."""
     if all(source.in_memory for source in sources.values()):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // num_ranks), 16)
+    return min(max(1, usable_cores() // num_ranks), 16)
 
 
-def _collate(images: Sequence[tuple[Tensor, int] | str]) -> tuple[Bytes, Note]:
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _collate(images: Sequence[tuple[Tensor, int] | str]) -> tuple[Bytes, list[int], dict[int, str]]:
     shapes = {tuple(image[0].shape) for image in images if isinstance(image, tuple)}
     if len(shapes) > 1:
         sizes = " and ".join(f"{height} x {width}" for _, height, width in sorted(shapes)[:2])
@@ -152,4 +164,4 @@ def _collate(images: Sequence[tuple[Tensor, int] | str]) -> tuple[Bytes, Note]:
             pixels[index], digests[index] = image[0].numpy(), image[1]
         else:
             unreadable[index] = image
-    return pixels, (digests, unreadable)
+    return pixels, digests, unreadable

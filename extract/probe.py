@@ -10,9 +10,10 @@ import torch
 
 from featbench.extract.data.sources import ImageSource
 from featbench.extract.decoders import BatchRows
-from featbench.extract.extraction import forward
 from featbench.extract.loading import batches
 from featbench.extract.model.taps import Forward
+from featbench.extract.passes import passes_on
+from featbench.extract.profile import Profile
 from featbench.extract.transform import Transform
 from featbench.store import Work
 from featbench.store.layout import RowRange
@@ -49,12 +50,13 @@ def images_per_second(
     num_rows = len(sources[TRAIN].rows.labels)
     work = Work(split=TRAIN, chunk=0, layers=("",), valid=False)  # the split as one chunk
     wanted = [BatchRows(work=work, rows=rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]
+    passes = passes_on(device, trunk, transform, precision, Profile())
     start, done = 0.0, 0
     with closing(
         batches(sources, wanted[:1] + wanted, transform=transform, workers=workers, pin_memory=device.type == "cuda")
     ) as loaded:
         for batch in loaded:
-            forward(trunk, transform, batch.pixels, device, precision)
+            passes.start(batch.pixels)()
             now = time.perf_counter()
             if start:
                 done += len(batch.pixels)

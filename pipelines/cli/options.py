@@ -66,6 +66,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run code that bench.yaml refers to, though it was not named.")
 ]
+ShowProfile = Annotated[
+    bool, typer.Option("--profile", help="Print how busy each step was, which sets the pace, and what would help.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a feature set of that name.")]
 
 # Where the feature set is.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from featbench.pipelines.cli import set_level
-from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results
+from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results, show
 from featbench.pipelines.cli.options import (
     Ami,
     Arguments,
@@ -51,6 +51,7 @@ from featbench.pipelines.cli.options import (
     Seeds,
     Select,
     Shots,
+    ShowProfile,
     Slurm,
     Spherical,
     StoreSetting,
@@ -101,6 +102,7 @@ def extract(
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
+    profile: ShowProfile = False,
     quiet: Quiet = False,
 ) -> None:
     """Store a model's features, layer by layer (stage one).
@@ -112,7 +114,7 @@ def extract(
     if dry_run:
         _print_settings(pipeline)
     else:
-        _extract(pipeline, overwrite=overwrite, quiet=quiet)
+        _extract(pipeline, overwrite=overwrite, quiet=quiet, profile=profile)
 
 
 def evaluate(
@@ -239,7 +241,7 @@ def _print_settings(pipeline: Pipeline) -> None:
     typer.echo(as_yaml(pipeline), nl=False)
 
 
-def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
+def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool, profile: bool = False) -> None:
     set_level(quiet)
     from featbench.pipelines.extraction.run import extract as extract_features
     from featbench.pipelines.extraction.signals import Interrupted
@@ -261,6 +263,10 @@ def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> None:
     )
     if report.unreadable:
         typer.echo(f"Images that could not be read, left out of every evaluation: {report.unreadable}", err=True)
+    if profile and report.profiles:
+        from featbench.pipelines.cli.profile_table import profile_table
+
+        show(profile_table(report, pipeline))
 
 
 def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet: bool) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from featbench.extract.extraction import autocast
 from featbench.extract.model.compiling import (
     CannotCompileError,
     CompiledTrunk,
@@ -25,6 +24,7 @@ from featbench.extract.model.compiling import (
     seconds_of,
 )
 from featbench.extract.model.taps import Forward, TappedTrunk
+from featbench.extract.passes import autocast
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.checking import CheckedPipeline
 from featbench.pipelines.extraction.same_model import spec_of

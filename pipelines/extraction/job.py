@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from featbench.extract.data.same_images import note_missing_digests, refuse_other_images
+from featbench.extract.profile import Profile
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.checking import CheckedPipeline, check
 from featbench.pipelines.extraction.computing import Computation, undecided
@@ -28,6 +29,8 @@ class ExtractionJob:
     """The features of fixed images, as the feature set recorded them when the model was last compared with them."""
 
     computation: Computation
+    profiles: list[Profile] = field(default_factory=list)
+    """Where the time of each rank went."""
 
     @property
     def pipeline(self) -> Pipeline:

@@ -74,6 +74,7 @@ def launch(job: ExtractionJob, *, quiet: bool = False) -> tuple[str, ...]:
             with watching(job.features, layers, run, stopping=stopping, quiet=quiet):
                 ranks = supervise(job.pipeline, run, stopping)
     raise_faults(ranks.outcomes)
+    job.profiles += [outcome.profile for outcome in ranks.outcomes if outcome.profile is not None]
     if job.missing():
         if stopping():
             raise Interrupted(stopping.exit_code)

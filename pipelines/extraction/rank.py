@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from featbench.extract.extraction import extract_chunks
 from featbench.extract.loading import default_workers
+from featbench.extract.profile import Profile
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.devices import choose_device, make_repeatable
 from featbench.pipelines.extraction.job import ExtractionJob, prepare
@@ -97,7 +98,7 @@ def _extract(
             reporter.change("stopping")
         return stopping()
 
-    extract_chunks(
+    done = extract_chunks(
         features,
         queue,
         writer=writer,
@@ -114,6 +115,7 @@ def _extract(
         on_chunk=committed,
         is_stopping=is_stopping,
     )
+    job.profiles.append(done.profile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,9 @@ class Outcome:
 
     bug: str = ""
     """A traceback: a bug of bench or of the model's code."""
+
+    profile: Profile | None = None
+    """Where the time went; None if there was nothing to do."""
 
 
 def rank_outcome(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
@@ -139,7 +144,7 @@ def rank_outcome(pipeline: Pipeline, rank: Rank, *, quiet: bool) -> Outcome:
         return Outcome(fault=str(error))
     except Exception:  # a bug: starting the rank again would not help
         return Outcome(bug=traceback.format_exc())
-    return Outcome()
+    return Outcome(profile=job.profiles[0] if job.profiles else None)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from featbench.extract.profile import Profile
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.job import prepare
 from featbench.pipelines.extraction.launch import launch
@@ -37,6 +38,9 @@ class ExtractionReport:
 
     seconds: float
     weights: str
+    profiles: tuple[Profile, ...]
+    """Where the time of each rank went that this process started; empty if none computed anything."""
+
     flatten: str
     """In words, where the layer `flatten` is tapped; "" if it is not extracted."""
 
@@ -78,5 +82,6 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
         unreadable=sum(int((~after.valid_chunk(work.split, work.chunk)).sum()) for work in done),
         seconds=time.perf_counter() - start,
         weights=job.checked.weights,
+        profiles=tuple(job.profiles),
         flatten=job.checked.flatten,
     )

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featbench.extract.extraction import autocast
 from featbench.extract.model import compiling
 from featbench.extract.model.compiling import CannotCompileError, CompiledTrunk, probe_pixels, refuse_disagreement
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
+from featbench.extract.passes import autocast
 from featbench.extract.transform import Transform
 from featbench.store import LayerSpec
 

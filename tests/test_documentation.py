@@ -85,7 +85,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     labels = {"train": random.permutation(np.arange(2600) % 4), "val": np.arange(40) % 4}
     centres = random.normal(size=(4, 272))
-    for name in ("mine", "theirs"):
+    for name in ("mine", "theirs", "ours"):
         features = {
             split: {"res4": rows[:, :16], "res5": rows[:, 16:]}
             for split, each in labels.items()

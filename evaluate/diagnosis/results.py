@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from featbench.evaluate.diagnosis.agreement import Cka, Overlap
 from featbench.evaluate.diagnosis.calibration import Calibration
 from featbench.evaluate.diagnosis.dimension import IntrinsicDimension
 from featbench.evaluate.diagnosis.hubness import Hubness
@@ -206,6 +207,82 @@ class SuspectsResult:
             "duplicates_from": self.threshold, "num_leaks": self.num_leaks, "num_duplicates": self.num_duplicates,
             "num_components": self.num_components, "largest_component": self.largest_component,
             "num_closer_to_others": self.num_closer_to_others, "num_suspects": len(self.suspects),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementResult:
+    """How alike two layers are, of one feature set or of two, on the same rows."""
+
+    first: LayerFacts
+    second: LayerFacts
+    similarity: str
+    leave_one_out: bool
+    k: int
+    num_queries: int
+    overlap: Overlap
+    cka: Cka | None
+    """None if its products do not fit into the memory."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return {
+            "task": "agreement", "features": self.first.features, "layer": self.first.layer,
+            "other_features": self.second.features, "other_layer": self.second.layer, "protocol": self.similarity,
+            "similarity": self.similarity, "leave_one_out": self.leave_one_out, "k": self.k,
+            "num_queries": self.num_queries,
+        } | estimated(overlap=self.overlap.mean) | {
+            "overlap_by_chance": self.overlap.chance, "overlap_corrected": self.overlap.corrected,
+            "cka": None if self.cka is None else self.cka.biased,
+            "cka_debiased": None if self.cka is None else self.cka.debiased,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepRow:
+    """A query whose prediction changes until a late layer."""
+
+    row: int
+    path: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthResult:
+    """From which layer on the predictions for each query stay as they are in the last one."""
+
+    features: str
+    layers: tuple[str, ...]
+    """In the order of the network."""
+
+    protocol: str
+    k: int
+    temperature: float | None
+    leave_one_out: bool
+    num_queries: tuple[int, ...]
+    """Queries by depth: the position of a layer."""
+
+    top1: tuple[Estimate | None, ...]
+    """Accuracy of the last layer on the queries of each depth; None where there is none."""
+
+    deepest: tuple[DeepRow, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean depth."""
+        return sum(depth * count for depth, count in enumerate(self.num_queries)) / sum(self.num_queries)
+
+    def record(self) -> Record:
+        """Return the result as a flat dict; `depths` has the histogram."""
+        depths = [
+            {"depth": depth, "layer": layer, "num_queries": count} | estimated(top1=top1)
+            for depth, (layer, count, top1) in enumerate(zip(self.layers, self.num_queries, self.top1, strict=True))
+        ]
+        return {
+            "task": "prediction_depth", "features": self.features, "layer": self.layers[-1], "protocol": self.protocol,
+            "k": self.k, "temperature": self.temperature, "leave_one_out": self.leave_one_out,
+            "num_queries": sum(self.num_queries), "mean_depth": self.mean, "depths": depths,
+            "deepest": [asdict(each) for each in self.deepest],
         }  # fmt: skip
 
 

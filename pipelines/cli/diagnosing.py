@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from featbench.pipelines.cli import set_level
@@ -10,7 +12,6 @@ from featbench.pipelines.cli.feature_sets import path_of
 from featbench.pipelines.cli.options import (
     Duplicates,
     EvalLayers,
-    FeatureSetName,
     GroupBy,
     K,
     LeaveOneOut,
@@ -31,7 +32,7 @@ STAGE_TWO = ("evaluate",)
 
 
 def diagnose(
-    name: FeatureSetName,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of feature sets, or their paths.")],
     layers: EvalLayers = None,
     store: Store = None,
     protocol: Protocol = None,
@@ -53,7 +54,8 @@ def diagnose(
 ) -> None:
     """Say what the accuracies of stored features hide.
 
-    Calibration of the vote, hubs, intrinsic dimension, spectrum; likely label errors, duplicates and outliers.
+    Calibration of the vote, hubs, intrinsic dimension, spectrum; likely label errors, duplicates and outliers; how
+    alike layers and models are.
     """
     settings = settings_of(diagnose, locals()) | {"evaluate.diagnosis.diagnose": True}
     set_level(quiet)
@@ -65,7 +67,10 @@ def diagnose(
 
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     report = diagnose_features(
-        path_of(name, store), config, layers=split_layers(layers or ""), progress=Progress(quiet=quiet)
+        [path_of(name, store) for name in names],
+        config,
+        layers=split_layers(layers or ""),
+        progress=Progress(quiet=quiet),
     )
     if not report.is_first:
         return

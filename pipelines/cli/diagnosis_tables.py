@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from featbench.evaluate.diagnosis.results import (
+    AgreementResult,
     CalibrationResult,
+    DepthResult,
     GeometryResult,
     GroupResult,
     HubnessResult,
@@ -202,6 +204,78 @@ def without_table(results: Sequence[WithoutResult]) -> Table:
     )
     title = f"{first.layer.features}: accuracy without suspects"
     return Table(title=title, columns=columns, rows=tuple(rows), notes=("% with 95% interval.",), num_grouped=3)
+
+
+def depth_table(results: Sequence[DepthResult]) -> Table:
+    """Make the table of prediction depths."""
+    rows = []
+    for each in results:
+        for layer, count, top1 in zip(each.layers, each.num_queries, each.top1, strict=True):
+            share = f"{100 * count / sum(each.num_queries):.1f}"
+            rows.append((each.features, layer, f"{count:,}", share, percent(top1)))
+    columns = (
+        Column(name="features", is_right=False, drop=1 if len(results) == 1 else 0),
+        Column(name="decided at", is_right=False),
+        *(Column(name=name) for name in ("queries", "%", "top-1")),
+    )
+    notes = (
+        "First layer from which on all layers predict what the last one does, and the accuracy of these queries. "
+        f"Deepest: {', '.join(shortened(row.path, most=60) for row in results[0].deepest[:3]) or 'none'}.",
+    )
+    title = f"{results[0].features}: prediction depth, protocol {results[0].protocol}, k = {results[0].k}"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=notes, num_grouped=1)
+
+
+def agreement_tables(results: Sequence[AgreementResult]) -> list[Table]:
+    """Make two matrices of layers by layers: shared neighbours beyond chance, and CKA."""
+    if not results:
+        return []
+    first = results[0]
+    sides = [side for each in results for side in (each.first, each.second)]
+    names = list(dict.fromkeys((side.features, side.layer) for side in sides))
+    is_one = len({features for features, _ in names}) == 1
+    shown = [layer if is_one else f"{features}/{layer}" for features, layer in names]
+    shared = {_ends(each): f"{100 * each.overlap.corrected:.1f}" for each in results}
+    aligned = {_ends(each): _cka_cell(each) for each in results}
+    notes = (
+        f"% of the {first.k} nearest neighbours that two layers share, beyond chance; {first.num_queries:,} queries.",
+        "Linear CKA, debiased: 1 if alike up to rotation and scale, 0 if independent.",
+    )
+    title = f"{names[0][0]}: " if is_one else ""
+    return [
+        _matrix(f"{title}shared neighbours", shown, names, shared, "100.0", notes[0]),
+        _matrix(f"{title}CKA", shown, names, aligned, "1.00", notes[1]),
+    ]
+
+
+def _cka_cell(result: AgreementResult) -> str:
+    value = None if result.cka is None else result.cka.debiased
+    return "-" if value is None else f"{value:.2f}"
+
+
+Side = tuple[str, str]
+
+
+def _ends(result: AgreementResult) -> tuple[Side, Side]:
+    first, second = result.first, result.second
+    return (first.features, first.layer), (second.features, second.layer)
+
+
+def _matrix(
+    title: str,
+    shown: Sequence[str],
+    names: Sequence[Side],
+    cells: Mapping[tuple[Side, Side], str],
+    same: str,
+    note: str,
+) -> Table:
+    """Lay out a symmetric matrix; the columns are numbered as the rows."""
+    rows = tuple(
+        (str(i + 1), shown[i], *(same if a == b else cells.get((a, b)) or cells[b, a] for b in names))
+        for i, a in enumerate(names)
+    )
+    columns = (Column(name=""), LAYER, *(Column(name=str(i + 1), drop=i) for i in range(len(names))))
+    return Table(title=title, columns=columns, rows=rows, notes=(note,))
 
 
 def with_interval(estimate: Estimate | None, *, digits: int = 2) -> str:

@@ -168,6 +168,51 @@ def comparison_table(records: Sequence[Record]) -> Table:
     )
 
 
+def ranking_tables(records: Sequence[Record]) -> list[Table]:
+    """Make the table of feature sets by rank, and that of all pairs."""
+    ranked = [record for record in records if record["task"] == "ranking"]
+    pairs = [record for record in records if record["task"] == "comparison"]
+    first = ranked[0]
+    rows = [
+        (
+            str(each["rank"]), each["features"], each["layer"], each["protocol"], str(each["k"]),
+            temperature_of(each["temperature"]), percent(Estimate(each["top1"], each["top1_low"], each["top1_high"])),
+            each["groups"],
+        )
+        for each in ranked
+    ]  # fmt: skip
+    columns = (
+        Column(name=""),
+        Column(name="features", is_right=False),
+        LAYER,
+        Column(name="protocol", is_right=False, drop=2),
+        Column(name="k", drop=1),
+        Column(name="T", drop=3),
+        Column(name="top-1"),
+        Column(name="groups", is_right=False),
+    )
+    chosen = "leave-one-out on train" if first["selected_by"] != "val" else "val itself, which favours all of them"
+    notes = (
+        f"% with 95% interval, of {first['num_val']:,} queries; layer, k and T chosen by {chosen}. Sets with a letter "
+        "in common do not differ at 5%.",
+    )
+    compared = [
+        (
+            each["first"], each["second"],
+            percent(Estimate(each["difference"], each["low"], each["high"]), sign="+"),
+            f"{each['p_value']:.2g}", f"{each['p_holm']:.2g}",
+        )
+        for each in pairs
+    ]  # fmt: skip
+    names = (Column(name="first", is_right=False), Column(name="second", is_right=False))
+    numbers = (Column(name="difference"), Column(name="p", drop=1), Column(name="p (Holm)"))
+    note = "First minus second, % with 95% interval; p: McNemar's exact test, then corrected for the number of pairs."
+    return [
+        Table(title="Feature sets by top-1", columns=columns, rows=tuple(rows), notes=notes),
+        Table(title="All pairs", columns=(*names, *numbers), rows=tuple(compared), notes=(note,), num_grouped=1),
+    ]
+
+
 def protocol_table(protocols: Mapping[str, KnnProtocol], *, with_sources: bool = False) -> Table:
     """Make the table of protocols."""
     rows = [

@@ -22,6 +22,7 @@ from featbench.pipelines.cli.options import (
     Quiet,
     SearchDevice,
     SearchPrecision,
+    Select,
     Store,
     Temperature,
     counts_of,
@@ -71,15 +72,18 @@ def protocols(
 
 
 def compare(
-    first: FeatureSetName,
-    second: Annotated[
-        str, typer.Argument(metavar="NAME", help="The other one; the same name to compare two of its layers.")
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME NAME...", help="Feature sets, or their paths; one of them twice to compare two of its layers."
+        ),
     ],
     layers: EvalLayers = None,
     store: Store = None,
     protocol: Protocol = None,
     k: K = None,
     temperature: Temperature = None,
+    select: Select = None,
     memory: Memory = None,
     search_device: SearchDevice = None,
     search_precision: SearchPrecision = None,
@@ -88,20 +92,32 @@ def compare(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """Compare two feature sets, or layers, on the same queries.
+    """Compare feature sets, or layers, on the same queries.
 
-    Reports the difference of top-1 with its 95% interval, and McNemar's test.
+    Of two, every layer and k: the difference of top-1 with its 95% interval, and McNemar's test. Of more, or with
+    --select, the best of each, all pairs with p-values corrected by Holm's method, and groups that do not differ.
     """
     settings = settings_of(compare, locals())
     set_level(True)
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
-    from featbench.pipelines.cli.knn_tables import comparison_table
+    from featbench.evaluate.errors import EvaluationError
+    from featbench.evaluate.results import uniform
+    from featbench.pipelines.cli.knn_tables import comparison_table, ranking_tables
     from featbench.pipelines.evaluation.compare import compare as compare_features
+    from featbench.pipelines.evaluation.ranking import rank
     from featbench.store.layers import split_layers
 
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
-    sets = open_features(first, store), open_features(second, store)
-    records = compare_features(*sets, config, layers=split_layers(layers or ""))
+    if len(names) < 2:
+        raise EvaluationError(
+            f"a comparison needs two feature sets; got {names[0]}. Name it twice to compare its layers"
+        )
+    sets = [open_features(name, store) for name in names]
+    if len(sets) > 2 or config.knn.select:
+        records = rank(sets, config, layers=split_layers(layers or ""))
+        return print_results(ranking_tables(records), uniform(records), form, content=records)
+    first, second = sets
+    records = compare_features(first, second, config, layers=split_layers(layers or ""))
     print_results([comparison_table(records)], records, form)
 
 

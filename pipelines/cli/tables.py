@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from featbench.evaluate.diagnosis.results import (
+    AgreementResult,
     CalibrationResult,
+    DepthResult,
     GeometryResult,
     GroupResult,
     HubnessResult,
@@ -29,7 +31,9 @@ from featbench.evaluate.results import (
 )
 from featbench.pipelines.cli.cluster_tables import cluster_table
 from featbench.pipelines.cli.diagnosis_tables import (
+    agreement_tables,
     calibration_table,
+    depth_table,
     geometry_table,
     group_table,
     hubness_table,
@@ -61,14 +65,20 @@ def evaluation_tables(results: Sequence[Result]) -> list[Table]:
         *map(few_shot_table, _grouped(results, FewShotResult)),
         *map(retrieval_table, _grouped(results, RetrievalResult)),
         *map(class_table, classes),
-        *map(calibration_table, _grouped(results, CalibrationResult)),
-        *map(hubness_table, _grouped(results, HubnessResult)),
-        *map(geometry_table, _grouped(results, GeometryResult)),
+        *map(calibration_table, _grouped(results, CalibrationResult, _features_of)),
+        *map(hubness_table, _grouped(results, HubnessResult, _features_of)),
+        *map(geometry_table, _grouped(results, GeometryResult, _features_of)),
+        *map(depth_table, _grouped(results, DepthResult)),
+        *agreement_tables([each for each in results if isinstance(each, AgreementResult)]),
         *map(group_table, groups),
         *map(suspects_table, _grouped(results, SuspectsResult)),
         *map(without_table, _grouped(results, WithoutResult)),
         *map(cluster_table, _grouped(results, ClusterResult)),
     ]
+
+
+def _features_of(result: CalibrationResult | HubnessResult | GeometryResult) -> str:
+    return result.layer.features
 
 
 def _grouped(

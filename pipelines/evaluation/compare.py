@@ -10,7 +10,7 @@ import numpy as np
 
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import class_names_of, matched_labels
+from featbench.evaluate.features.labels import matched_labels
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import temperatures_of, usable_k
 from featbench.evaluate.knn.predictions import Predictions, predict
@@ -18,8 +18,8 @@ from featbench.evaluate.metrics import paired_difference
 from featbench.evaluate.results import Record
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.evaluation.same_rows import refuse_other_rows
 from featbench.store import FeatureSet
-from featbench.store.names import normal_name
 
 
 def compare(
@@ -48,7 +48,7 @@ def compare(
     EvaluationError
         If the queries are not the same.
     """
-    _refuse_other_queries(first, second)
+    refuse_other_rows(first, second)
     pairs = _pairs(first, second, layers)
     resources = resources_of(config)
     labels = [matched_labels(first)]
@@ -86,35 +86,6 @@ def _difference(first: Predictions, second: Predictions) -> Record:
         "top1_second": float(right[1].mean()),
         "difference": difference.pop("value"),
     } | difference
-
-
-def _refuse_other_queries(first: FeatureSet, second: FeatureSet) -> None:
-    if first.path == second.path:
-        return
-    paths = first.paths("val"), second.paths("val")
-    names = [_class_of_each_row(features) for features in (first, second)]
-    if len(paths[0]) != len(paths[1]):
-        raise EvaluationError(
-            f"{first.name} has {len(paths[0]):,} val images and {second.name} {len(paths[1]):,}: a comparison needs "
-            f"the same images in the same order. Extract both from the same dataset."
-        )
-    differing = [row for row, same in enumerate(map(_same, *paths, *names)) if not same]
-    if differing:
-        row = differing[0]
-        raise EvaluationError(
-            f"{first.name} and {second.name} differ in val images or labels in {len(differing):,} of {len(names[0]):,} "
-            f"rows, first in row {row}: {paths[0][row]} ({names[0][row]}) and {paths[1][row]} ({names[1][row]}). A "
-            f"comparison needs the same images in the same order. Extract both from the same dataset."
-        )
-
-
-def _same(first_path: str, second_path: str, first_class: str, second_class: str) -> bool:
-    return normal_name(first_path) == normal_name(second_path) and first_class == second_class
-
-
-def _class_of_each_row(features: FeatureSet) -> list[str]:
-    class_names = class_names_of(features, "val")
-    return [class_names[label] if label >= 0 else "" for label in features.labels("val")]
 
 
 def _pairs(first: FeatureSet, second: FeatureSet, layers: Sequence[str]) -> list[tuple[str, str]]:

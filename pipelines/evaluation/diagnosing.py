@@ -1,4 +1,4 @@
-"""`bench diagnose`: what the accuracies of a feature set do not say."""
+"""`bench diagnose`: what the accuracies of feature sets do not say, and how alike their layers are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
 from featbench.evaluate.features.layers import layers_of
+from featbench.evaluate.results import Result
+from featbench.pipelines.evaluation.agreement import Representation, agreement, depths, refuse_unlike
 from featbench.pipelines.evaluation.diagnosis import diagnosis
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.evaluation.run import EvaluationReport, save_report
@@ -18,24 +20,52 @@ from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
 
 
-def diagnose(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
-    """Diagnose layers of a feature set; all of them, if none is named.
+def diagnose(
+    paths: Sequence[Path], config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress
+) -> EvaluationReport:
+    """Diagnose layers of feature sets, all of them if none is named, and compare them with one another.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Feature sets; several must have the same rows. The report is saved in the first.
+    config : EvaluateConfig
+        Settings.
+    layers : sequence of str
+        Of each of them.
+    progress : Progress
+        Shows how far it is.
 
     Raises
     ------
     BenchError
-        If the feature set, a layer, a file or a setting does not allow it.
+        If a feature set, a layer, a file or a setting does not allow it.
     """
     start = time.perf_counter()
-    features, rank = FeatureSet.open(path), from_environment() or alone()
+    if len(set(paths)) < len(paths):
+        raise EvaluationError("a feature set is named twice; name each once: its layers are compared, too")
+    if len(paths) > 1 and config.diagnosis.suspects is not None:
+        raise EvaluationError("--suspects lists the rows of one feature set: name one")
+    sets = [FeatureSet.open(path) for path in paths]
+    rank = from_environment() or alone()
+    resources = resources_of(config, rank)
+    results: list[Result] = []
     try:
-        chosen = layers_of(features, features.find_layers(layers))
-        labels = matched_labels(features, needed=False)
-        resources = resources_of(config, rank)
-        results = diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
+        matched = [matched_labels(features, needed=False) for features in sets]
+        refuse_unlike(list(zip(sets, matched, strict=True)))
+        known: list[Representation] = []
+        for features, labels in zip(sets, matched, strict=True):
+            chosen = layers_of(features, features.find_layers(layers))
+            ours = [Representation(features=features, layer=layer, labels=labels) for layer in chosen]
+            results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
+            results += depths(ours, config, resources=resources)
+            known += ours
+        if len(known) > 1:
+            results += agreement(known, config, resources=resources, progress=progress)
     except OSError as error:
-        refuse_if_gone(features)
-        raise EvaluationError(f"{path}: can't be read ({error})") from error
+        for features in sets:
+            refuse_if_gone(features)
+        raise EvaluationError(f"{', '.join(map(str, paths))}: can't be read ({error})") from error
     if rank.rank:
-        return EvaluationReport(features=features, results=results, path=None, is_first=False)
-    return save_report(features, results, config.model_dump(mode="json"), start=start)
+        return EvaluationReport(features=sets[0], results=results, path=None, is_first=False)
+    return save_report(sets[0], results, config.model_dump(mode="json"), start=start)

@@ -38,7 +38,8 @@ def test_the_diagnosis_has_a_record_for_each_layer_and_kind(bench: Bench, featur
     records = json.loads(result.stdout)
     kinds = [(each["layer"], each["task"], each["k"]) for each in records]
     for layer in ("a", "b"):
-        assert [kind[1:] for kind in kinds if kind[0] == layer] == [
+        of_layer = [kind[1:] for kind in kinds if kind[0] == layer and kind[1] not in ("agreement", "prediction_depth")]
+        assert of_layer == [
             ("calibration", 3), ("calibration", 5), ("hubness", 3), ("hubness", 5), ("geometry", None)
         ]  # fmt: skip
     of_a = records[0]
@@ -162,3 +163,78 @@ def test_a_spectrum_that_does_not_fit_into_the_memory_is_left_out(bench: Bench, 
     result = bench("diagnose", "wide", "--k", "2", "--memory", "120MiB")
     assert result.returncode == 0, result.stderr
     assert "there is no spectrum" in result.stderr
+
+
+@pytest.fixture
+def others(features: Path) -> Path:
+    """Two more feature sets of the same rows, one better and one worse."""
+    from featbench.store import FeatureSet
+
+    mine = FeatureSet.open(features)
+    random = np.random.default_rng(5)
+    labels = {split: mine.labels(split) for split in ("train", "val")}
+    for name, scale in (("better", 3.0), ("worse", 0.0)):
+        rows = {
+            split: {"c": (scale * np.eye(3)[each] + random.normal(size=(len(each), 3))).astype(np.float32)}
+            for split, each in labels.items()
+        }
+        made = make_features(features.parent / name, rows, labels, class_names={"train": CLASSES, "val": CLASSES})
+        assert made.paths("val") == mine.paths("val")
+    return features.parent
+
+
+def test_layers_and_models_are_compared_pair_by_pair(bench: Bench, others: Path) -> None:
+    result = bench("diagnose", "mine", "better", "--k", "3", "--json", "--quiet")
+    assert result.returncode == 0, result.stderr
+    records = json.loads(result.stdout)
+    pairs = [each for each in records if each["task"] == "agreement"]
+    assert [(p["features"], p["layer"], p["other_features"], p["other_layer"]) for p in pairs] == [
+        ("mine", "a", "mine", "b"), ("mine", "a", "better", "c"), ("mine", "b", "better", "c")
+    ]  # fmt: skip
+    (depth,) = (each for each in records if each["task"] == "prediction_depth")
+    assert sum(each["num_queries"] for each in depth["depths"]) == 30
+    assert "shared neighbours" in bench("diagnose", "mine", "better", "--k", "3").stdout
+
+
+def test_models_with_other_rows_are_not_compared(bench: Bench, others: Path, tmp_path: Path) -> None:
+    labels = {"train": np.arange(60) % 3, "val": np.arange(29) % 3}
+    rows = {split: {"c": np.ones((len(each), 3), np.float32)} for split, each in labels.items()}
+    make_features(others / "short", rows, labels, class_names={"train": CLASSES, "val": CLASSES})
+    for command in (("diagnose", "mine", "short"), ("compare", "mine", "better", "short")):
+        result = bench(*command, "--k", "3")
+        assert result.returncode == 2
+        assert "30 val images and short 29" in result.stderr
+
+
+def test_three_sets_are_ranked_with_corrected_p_values(bench: Bench, others: Path) -> None:
+    result = bench("compare", "worse", "mine", "better", "--k", "1,5", "--json")
+    assert result.returncode == 0, result.stderr
+    records = json.loads(result.stdout)
+    ranked = [each for each in records if each["task"] == "ranking"]
+    pairs = [each for each in records if each["task"] == "comparison"]
+    assert [each["rank"] for each in ranked] == [1, 2, 3]
+    assert ranked[2]["features"] == "worse"
+    assert [each["top1"] for each in ranked] == sorted((each["top1"] for each in ranked), reverse=True)
+    assert all(each["p_holm"] >= each["p_value"] for each in pairs)
+    assert all(each["difference"] * 30 == pytest.approx(each["only_first"] - each["only_second"]) for each in pairs)
+    two = bench("compare", "mine", "worse", "--k", "1,5", "--select", "leave-one-out")
+    assert two.returncode == 0, two.stderr
+    assert "leave-one-out on train" in two.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("compare", "mine"), "needs two feature sets"),
+        (("compare", "mine", "mine", "better"), "named twice"),
+        (("diagnose", "mine", "mine"), "named twice"),
+        (("diagnose", "mine", "better", "--suspects", "s.csv"), "name one"),
+        (("compare", "mine", "better", "worse", "--layers", "zzz"), "no layer 'zzz'"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(
+    bench: Bench, others: Path, command: tuple[str, ...], message: str
+) -> None:
+    result = bench(*command)
+    assert result.returncode == 2
+    assert message in result.stderr

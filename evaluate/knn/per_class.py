@@ -1,6 +1,7 @@
 """Accuracy of each class, and the class it is most confused with.
 
-Memory grows with queries and classes, not with pairs of classes, except for `confusion_matrix`.
+Memory grows with queries and classes, not with pairs of classes, except for `confusion_matrix`;
+`confused_pairs` has the same counts without zeros.
 
 Shape suffixes:  Q queries   C classes   K neighbours
 """
@@ -26,6 +27,18 @@ def confusion_matrix(predictions_Q: Ints, labels_Q: Ints, *, num_classes: int) -
     """
     cells = np.bincount(labels_Q * num_classes + predictions_Q, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def confused_pairs(predictions_Q: Ints, labels_Q: Ints) -> Ints:
+    """Count queries by true and predicted class, where there is any: shape (P, 3), in the order of both.
+
+    Examples
+    --------
+    >>> confused_pairs(np.array([0, 1, 1]), np.array([0, 0, 1])).tolist()
+    [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
+    """
+    pairs, counts = np.unique(np.stack([labels_Q, predictions_Q], axis=1), axis=0, return_counts=True)
+    return np.concatenate([pairs, counts[:, None]], axis=1).astype(np.int64)
 
 
 def class_accuracies(predictions_Q: Ints, labels_Q: Ints, names: Sequence[str]) -> list[ClassAccuracy]:

@@ -9,6 +9,8 @@
 | `<layer>_predictions` | (Q, 5) int64 | best classes, -1 where fewer have a vote |
 | `<layer>_probabilities` | (Q, C) float64 | fraction of the votes for each class |
 | `<layer>_confusion` | (C, C) int64 | queries by class (rows) and prediction (columns) |
+| `<layer>_top_probabilities` | (Q, 5) float64 | of `predictions`; for `probabilities` beyond `--memory` |
+| `<layer>_confused_pairs` | (P, 3) int64 | class, prediction, queries; for `confusion` beyond `--memory` |
 
 `featbench.pipelines.evaluation.clustering_files` says what files clusterings are. Otherwise
 names of classes are in `classes.txt`, one a line, control characters spelled out: the numbers above count its lines.
@@ -37,14 +39,14 @@ from featbench.evaluate.features.labels import (
 )
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import usable_k
-from featbench.evaluate.knn.per_class import confusion_matrix
+from featbench.evaluate.knn.per_class import confused_pairs, confusion_matrix
 from featbench.evaluate.knn.predictions import Predictions, predict
 from featbench.evaluate.memory import in_words
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.clustering_files import write_clusterings
-from featbench.pipelines.evaluation.files import Arrays, ExportError, write_npy, write_npz, write_parquet
+from featbench.pipelines.evaluation.files import OF_CLASSES, Arrays, ExportError, write_npy, write_npz, write_parquet
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.store import FeatureSet, has_cached, save_cached
 from featbench.store.durable import cannot_write
@@ -191,7 +193,7 @@ def _labels_to_vote(
     elif not {"neighbours", "predictions"} & set(what) or not has_labels(features, "train"):
         return None
     labels = matched_labels(features, needed=False)
-    if is_vissl or "predictions" in what:
+    if is_vissl:
         _refuse_too_many_classes(features, config, labels)
     return labels
 
@@ -202,7 +204,8 @@ def _answers(
     """The neighbours and predictions to export, their setting, and a digest of all that they depend on."""
     if labels is not None:
         found = _predict(features, layer, config, labels)
-        arrays = _neighbours(found.neighbours) | (_predictions(found) if "predictions" in what else {})
+        arrays = _neighbours(found.neighbours)
+        arrays |= _predictions(found, resources_of(config).bytes) if "predictions" in what else {}
         keep = {name for each in what if each in _ARRAYS for name in _ARRAYS[each]}
         facts = {**found.setting, "class_names": list(found.class_names)}
         return {name: array for name, array in arrays.items() if name in keep}, facts, found.digest
@@ -235,15 +238,15 @@ def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) ->
 
 
 def _refuse_too_many_classes(features: FeatureSet, config: EvaluateConfig, labels: MatchedLabels) -> None:
-    """Predictions have a number for each query and class, and the confusion matrix one for each pair of classes."""
+    """VISSL's predictions have a number for each query and class."""
     queries = labels.train if config.knn.leave_one_out else labels.val
     num_queries, num_classes = len(queries.rows), len(labels.class_names)
-    needed, memory = 8 * num_classes * (num_queries + num_classes), resources_of(config).memory
-    if memory is not None and needed > memory:
+    needed, memory = 8 * num_classes * num_queries, resources_of(config).bytes
+    if needed > memory:
         raise ExportError(
-            f"{features.path}: predictions of {num_queries:,} queries and {num_classes:,} classes take "
-            f"{in_words(needed)}, more than the {in_words(memory)} of --memory. Allow more with --memory, or export "
-            f"--what neighbours, from which votes can be counted"
+            f"{features.path}: VISSL's predictions of {num_queries:,} queries and {num_classes:,} classes take "
+            f"{in_words(needed)}, more than the {in_words(memory)} of --memory. Allow more with --memory, or export in "
+            f"another format"
         )
 
 
@@ -279,7 +282,15 @@ def _predict(features: FeatureSet, layer: str, config: EvaluateConfig, labels: M
 
 _ARRAYS = {
     "neighbours": ("neighbours", "similarities", "queries"),
-    "predictions": ("queries", "labels", "predictions", "probabilities", "confusion"),
+    "predictions": (
+        "queries",
+        "labels",
+        "predictions",
+        "probabilities",
+        "top_probabilities",
+        "confusion",
+        "confused_pairs",
+    ),
 }
 
 
@@ -287,15 +298,21 @@ def _neighbours(found: Neighbours) -> dict[str, Array]:
     return {"neighbours": found.rows_QK, "similarities": found.similarities_QK, "queries": found.queries}
 
 
-def _predictions(found: Predictions) -> dict[str, Array]:
-    num_classes = len(found.class_names)
+def _predictions(found: Predictions, memory: int) -> dict[str, Array]:
+    """Predictions; without the zeros where a number for each class, or each pair of classes, exceeds the memory."""
+    num_queries, num_classes = len(found.labels_Q), len(found.class_names)
     known = found.labels_Q >= 0
-    return {
-        "labels": found.labels_Q,
-        "predictions": found.ranked_QT,
-        "probabilities": found.votes.probabilities(found.weights_QK, k=found.setting["k"]),
-        "confusion": confusion_matrix(found.ranked_QT[known, 0], found.labels_Q[known], num_classes=num_classes),
-    }
+    best, labels = found.ranked_QT[known, 0], found.labels_Q[known]
+    arrays: dict[str, Array] = {"labels": found.labels_Q, "predictions": found.ranked_QT}
+    if 8 * num_queries * num_classes <= memory:
+        arrays["probabilities"] = found.votes.probabilities(found.weights_QK, k=found.setting["k"])
+    else:
+        arrays["top_probabilities"] = found.probabilities_QT
+    if 8 * num_classes**2 <= memory:
+        arrays["confusion"] = confusion_matrix(best, labels, num_classes=num_classes)
+    else:
+        arrays["confused_pairs"] = confused_pairs(best, labels)
+    return arrays
 
 
 def _as_vissl(found: Predictions) -> Arrays:
@@ -319,7 +336,7 @@ def _keep(
     arrays, facts, digest = _answers(features, layer, config, wanted, labels)
     all_of_it = set(wanted) == set(_ARRAYS) or "predictions" not in arrays
     key = f"{layer}-{facts['protocol']}-{digest[:16]}" + ("" if all_of_it else f"-{wanted[0]}")
-    save_cached(features, PREDICTIONS, key, {n: a for n, a in arrays.items() if n != "confusion"}, facts)
+    save_cached(features, PREDICTIONS, key, {n: a for n, a in arrays.items() if n not in OF_CLASSES}, facts)
     if not has_cached(features, PREDICTIONS, key):
         raise ExportError(
             f"{features.path}: cannot be written, so nothing was saved. Export in another format, with --out"

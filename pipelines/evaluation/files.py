@@ -18,6 +18,10 @@ from featbench.store.typing import Array
 Arrays = Mapping[str, Array]
 
 
+OF_CLASSES = ("confusion", "confused_pairs")
+"""Arrays whose rows are not those of images."""
+
+
 class ExportError(BenchError):
     """An export that is not possible."""
 
@@ -47,7 +51,7 @@ def write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
 
     num_rows = len(next(iter(arrays.values())))
-    columns = {key or "features": column(array) for key, array in arrays.items() if key != "confusion"}
+    columns = {key or "features": column(array) for key, array in arrays.items() if key not in OF_CLASSES}
     assert all(len(each) == num_rows for each in columns.values())
     return [save(out / f"{name}.parquet", lambda file: parquet.write_table(pa.table(columns), file))]
 

@@ -155,15 +155,31 @@ def test_each_class_has_one_line_whatever_its_name(
     assert (tmp_path / "out/classes.txt").read_text().splitlines() == ["a\\nb", "c\\rd", "g", "é\\u2028f"]
 
 
-@pytest.mark.parametrize("file_format", ["npy", "vissl", "zarr"])
-def test_predictions_that_take_more_memory_than_allowed_are_refused_before_anything_is_written(
+@pytest.mark.parametrize("file_format", ["npy", "npz", "parquet", "vissl", "zarr"])
+def test_what_has_a_number_for_each_class_is_written_without_zeros_or_refused(
     bench: Bench, tmp_path: Path, file_format: str
 ) -> None:
-    """With 20,000 classes, the confusion matrix alone takes 3.2 GB."""
-    labels = {"train": np.arange(20_000), "val": np.arange(10)}
-    splits = {s: Arrays(layers={"x": np.ones((len(y), 2), np.float32)}, labels=y) for s, y in labels.items()}
+    """With 20,000 classes, the confusion matrix takes 3.2 GB, and probabilities of 1,000 queries 160 MB."""
+    random = np.random.default_rng(0)
+    labels = {"train": np.arange(20_000), "val": random.integers(20_000, size=1000)}
+    rows = {"train": random.normal(size=(20_000, 2)).astype(np.float32)}
+    rows["val"] = rows["train"][labels["val"]]
+    rows["val"][:100] = rows["train"][:100]
+    splits = {s: Arrays(layers={"x": rows[s]}, labels=y) for s, y in labels.items()}
     import_features(splits, store=tmp_path / "features", name="N")
-    result = bench("export", "N", "--k", 1, "--format", file_format, "--out", "out", "--memory", "1GiB")
-    assert result.returncode == 2
-    assert "10 queries and 20,000 classes take 3 GiB, more than the 1 GiB of --memory" in result.stderr
-    assert not list(tmp_path.glob("out/*"))
+    result = bench("export", "N", "--k", 1, "--format", file_format, "--out", "out", "--memory", "140MiB")
+    if file_format == "vissl":
+        assert result.returncode == 2
+        assert "1,000 queries and 20,000 classes take 153 MiB, more than the 140 MiB" in result.stderr
+        assert not list(tmp_path.glob("out/*"))
+        return
+    assert result.returncode == 0, result.stderr
+    if file_format == "npy":
+        pairs = np.load(tmp_path / "out/x_confused_pairs.npy")
+        predicted = np.where(np.arange(1000) < 100, np.arange(1000), labels["val"])
+        expected: dict[tuple[int, int], int] = {}
+        for pair in zip(labels["val"].tolist(), predicted.tolist(), strict=True):
+            expected[pair] = expected.get(pair, 0) + 1
+        assert {(a, b): count for a, b, count in pairs.tolist()} == expected
+        assert np.load(tmp_path / "out/x_top_probabilities.npy")[:, 0].tolist() == [1.0] * 1000
+        assert not list(tmp_path.glob("out/x_probabilities*"))

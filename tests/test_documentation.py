@@ -26,6 +26,7 @@ NEEDS_MORE = {
     "--gpus": "GPUs",
     "--vissl-config": "VISSL's configuration",
     "import-vissl": "VISSL's configuration",
+    "config=benchmark": "ImageNet or Places205",
     "cifar10": "CIFAR-10",
     "from_vissl": "VISSL's features",
     "from_dino": "DINO's features",

@@ -46,7 +46,7 @@ Arguments = Annotated[
     typer.Argument(
         metavar="[PIPELINE] [KEY=VALUE]...",
         help="A pipeline (digits, folder, in1k, ... or a YAML file; by default bench.yaml in this folder, or digits), "
-        "and settings that override it, such as model.trunk=resnet50.",
+        "and settings that override it, such as model.trunk=resnet50. Or VISSL's: config=NAME config.KEY=VALUE.",
         show_default=False,
     ),
 ]
@@ -87,6 +87,15 @@ VisslConfig = Annotated[
         help="VISSL's YAML files instead of a pipeline; config.KEY=VALUE overrides them.",
     ),
     Setting("vissl_config"),
+]
+VisslRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--vissl-root",
+        metavar="FOLDER",
+        help="A checkout of VISSL, for config=NAME of its configurations; those of kNN are built in.",
+    ),
+    Setting("vissl_root"),
 ]
 Layers = Annotated[
     str | None, typer.Option("--layers", metavar="LAYER,..."), Setting("layers", default="the pipeline's")
@@ -131,6 +140,7 @@ GroupBy = Annotated[Path | None, typer.Option("--group-by", metavar="FILE"), Set
 Suspects = Annotated[Path | None, typer.Option("--suspects", metavar="FILE"), Setting("evaluate.diagnosis.suspects")]
 Share = Annotated[float | None, typer.Option("--share", metavar="FRACTION"), Setting("evaluate.diagnosis.share")]
 Retrieval = Annotated[bool | None, typer.Option("--retrieval"), Setting("evaluate.knn.retrieval")]
+AsPublished = Annotated[bool | None, typer.Option("--as-published"), Setting("evaluate.knn.as_published")]
 PerClass = Annotated[bool | None, typer.Option("--per-class"), Setting("evaluate.knn.per_class")]
 Duplicates = Annotated[float | None, typer.Option("--duplicates", metavar="COSINE"), Setting("evaluate.knn.duplicates")]
 Shots = Annotated[str | None, typer.Option("--shots", metavar="N,..."), Setting("evaluate.knn.shots", is_list=True)]
@@ -247,9 +257,14 @@ def read_pipeline(
     """
     words = list(words or [])
     settings = dict(settings)
-    files = settings.pop("vissl_config", None)
-    if files:
-        return _from_vissl(files, words, settings)
+    files, root = settings.pop("vissl_config", None) or [], settings.pop("vissl_root", None)
+    from featbench.pipelines.foreign.words import sort_words
+
+    given = sort_words(words)
+    if files or given.names:
+        from featbench.pipelines.cli.vissl import pipeline_from_vissl
+
+        return pipeline_from_vissl(files, given, settings, root=root, quiet=quiet)
     from featbench.pipelines.config.pipeline import (
         DEFAULT,
         LOCAL,
@@ -281,17 +296,6 @@ def read_pipeline(
 
         refuse_unnamed_code(pipeline, files=unnamed, named=overrides)
     return pipeline
-
-
-def _from_vissl(files: list[str], words: list[str], settings: Mapping[str, Any]) -> Pipeline:
-    from featbench.pipelines.config.pipeline import make_pipeline, parse_overrides
-    from featbench.pipelines.foreign.vissl import is_override, read_vissl
-
-    translation = read_vissl([Path(file) for file in files], [word for word in words if is_override(word)])
-    if translation.ignored:
-        logger.info("ignored keys of VISSL: %s", ", ".join(translation.ignored))
-    overrides = {**parse_overrides([word for word in words if not is_override(word)]), **settings}
-    return make_pipeline(translation.settings, overrides, where=" + ".join(files))
 
 
 def _unnamed_files(name: str | None, pipeline: Pipeline) -> list[str]:

@@ -6,21 +6,21 @@ error, if it would change the result and is not supported. All errors are report
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from featbench.pipelines.config.documents import read_yaml
-from featbench.pipelines.config.pipeline import MOST_FAULTS, PipelineError, parse_overrides
+from featbench.pipelines.config.pipeline import MOST_FAULTS, PipelineError
+from featbench.pipelines.foreign.vissl_data import translate_data
 from featbench.pipelines.foreign.vissl_keys import Keys, is_ignored
+from featbench.pipelines.foreign.vissl_launch import Launch, translate_launch
 from featbench.pipelines.foreign.vissl_model import translate_model
 from featbench.store import StoreError
-from featbench.store.documents import DocumentError, brief, brief_text
+from featbench.store.documents import brief, brief_text
 from featbench.store.layers import LayerSpec
 from featbench.store.names import visible
 
@@ -30,20 +30,22 @@ INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """A pipeline's settings, and the keys that were ignored."""
+    """A pipeline's settings, how VISSL would have started its processes, and the keys that were ignored."""
 
     settings: dict[str, Any]
+    launch: Launch
     ignored: tuple[str, ...]
 
     def to_yaml(self, where: str) -> str:
         """Return the text of a pipeline file."""
         head = f"# Translated from VISSL's {visible(where, keep='')} by `bench import-vissl`.\n"
+        head += f"# {self.launch.advice}\n" if self.launch.advice else ""
         tail = "".join(f"#   {visible(key, keep='')}\n" for key in self.ignored)
         body = yaml.safe_dump(self.settings, sort_keys=False, default_flow_style=None, width=100)
         return head + body + (f"# Ignored, without effect here:\n{tail}" if tail else "")
 
 
-def translate(config: Mapping[str, Any], *, where: str) -> Translation:
+def translate(config: Mapping[str, Any], *, where: str, typed: Collection[str] = ()) -> Translation:
     """Translate a VISSL configuration.
 
     Parameters
@@ -52,6 +54,8 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
         Content of the YAML, with or without the outermost `config`.
     where : str
         File names, joined by " + "; the feature set is named after them.
+    typed : collection of str
+        Keys that the command line overrides.
 
     Raises
     ------
@@ -59,12 +63,8 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
         If a key would change the result and is not supported; all such keys are listed.
     """
     inner = config.get("config", config)
-    keys = Keys.of(_current(inner) if isinstance(inner, Mapping) else {})
-    stems = "_".join(Path(file).stem for file in where.split(" + "))
-    name = re.sub(r"[^A-Za-z0-9_.\-]", "_", stems).lstrip(".") or "vissl"
-    settings: dict[str, Any] = {
-        "name": name,
-    }
+    keys = Keys.of(current(inner) if isinstance(inner, Mapping) else {})
+    settings: dict[str, Any] = {"name": _named_after(where.split(" + "))}
     for name, translator in _TRANSLATORS.items():
         try:
             settings[name] = translator(keys)
@@ -77,50 +77,38 @@ def translate(config: Mapping[str, Any], *, where: str) -> Translation:
             keys.fault(f"{_SECTIONS[name]}: a value has the wrong type: {brief_text(error)}")
     if settings["layers"] != ["heads"]:
         settings["model"].pop("heads", None)
-    ignored = [key for key in keys.left if is_ignored(key)]
+    launch = translate_launch(keys, typed)
+    if launch.slurm is not None:
+        settings["extract"] = {**settings["extract"], "slurm": launch.slurm}
+    _check_engine(keys)
+    ignored = [key for key in keys.left if is_ignored(key)] + keys.notes
     keys.faults += [f"{key}: not supported here" for key in keys.left if key not in ignored]
     if keys.faults:
         raise PipelineError(
             f"{where}: {len(keys.faults)} of VISSL's keys can't be translated:\n  "
             + "\n  ".join(brief_text(fault, most=400) for fault in keys.faults[:MOST_FAULTS])
         )
-    return Translation(settings={key: value for key, value in settings.items() if value}, ignored=tuple(ignored))
+    settings = {key: value for key, value in settings.items() if value}
+    return Translation(settings=settings, launch=launch, ignored=tuple(dict.fromkeys(ignored)))
 
 
-def read_vissl(files: Sequence[Path], overrides: Sequence[str] = ()) -> Translation:
-    """Read VISSL files, each overriding those before it, with overrides `config.KEY=VALUE` last.
-
-    Raises
-    ------
-    PipelineError
-        If a file can't be read, or can't be translated.
-    """
-    config: dict[str, Any] = {}
+def _named_after(files: Sequence[str]) -> str:
+    """A name for the feature set; that of a model begins with its method, since several methods have a `deit_s16`."""
+    stems = []
     for file in files:
-        try:
-            content = read_yaml(file)
-        except DocumentError as error:
-            raise PipelineError(str(error)) from error
-        if not isinstance(content, dict):
-            raise PipelineError(f"{file}: expected VISSL's keys, such as MODEL and DATA; got {type(content).__name__}")
-        inner = content.get("config", content)
-        if not isinstance(inner, dict):
-            raise PipelineError(f"{file}: config: expected VISSL's keys, such as MODEL and DATA; got {brief(inner)}")
-        _merge(config, _current(inner))
-    for key, value in parse_overrides([word.removeprefix("+") for word in overrides]).items():
-        *parents, last = key.removeprefix("config.").replace(".TRUNK_PARAMS.", ".").split(".")
-        section = config
-        for parent in parents:
-            if not isinstance(section.get(parent), dict):
-                section[parent] = {}
-            section = section[parent]
-        section[last] = value
-    return translate(config, where=" + ".join(map(str, files)))
+        path = Path(file.removeprefix("config=").removesuffix(".yaml"))
+        is_model = path.parent.parent.name == "models"
+        stems.append(f"{path.parent.name}_{path.name}" if is_model else path.name)
+    return re.sub(r"[^A-Za-z0-9_.\-]", "_", "_".join(stems)).lstrip(".") or "vissl"
 
 
-def is_override(word: str) -> bool:
-    """Whether a word of the command line is a VISSL override, `config.KEY=VALUE`."""
-    return word.removeprefix("+").startswith("config.")
+def _check_engine(keys: Keys) -> None:
+    """Take `engine_name`: kNN extracts features whatever it is, but other engines do something else."""
+    engine = keys.take("engine_name", keys.take("ENGINE_NAME"))
+    if engine == "extract_features":
+        keys.note("engine_name=extract_features (what `bench extract` does; `bench run` also evaluates)")
+    elif engine:
+        keys.fault(f"engine_name: {engine!r} is not supported, only extract_features")
 
 
 def _layers(keys: Keys) -> list[Any]:
@@ -162,6 +150,9 @@ def _weights(keys: Keys) -> dict[str, Any]:
         )
     if str(file).startswith(("http://", "https://")):
         keys.fault("MODEL.WEIGHTS_INIT.PARAMS_FILE: bench downloads nothing. Download it and give the file")
+    if _is_placeholder(file):
+        keys.note(f"MODEL.WEIGHTS_INIT.PARAMS_FILE ({brief(file)} names no weights)")
+        file = ""
     weights: dict[str, Any] = {"file": file} if file else {}
     if key == "classy_state_dict":  # for which VISSL ignores prefixes
         return weights | {"key": "classy_state_dict.base_model.model"}
@@ -170,62 +161,12 @@ def _weights(keys: Keys) -> dict[str, Any]:
     return weights | ({"remove_prefix": remove} if remove else {}) | ({"add_prefix": add} if add else {})
 
 
-def _data(keys: Keys) -> dict[str, Any]:
-    splits = {split: {key: keys.take(f"DATA.{split}.{key}") for key in _SPLIT_KEYS} for split in ("TRAIN", "TEST")}
-    for split, given in splits.items():
-        for key in ("DATA_SOURCES", "LABEL_SOURCES", "DATA_PATHS", "LABEL_PATHS", "DATASET_NAMES"):
-            if isinstance(given[key], list) and len(given[key]) > 1:
-                keys.fault(f"DATA.{split}.{key}: several sources are not supported")
-        if given["DATA_LIMIT"] not in (None, -1):
-            keys.fault(f"DATA.{split}.DATA_LIMIT: VISSL's subset can't be reproduced; set data.limit in the pipeline")
-        if given["DROP_LAST"]:
-            keys.fault(f"DATA.{split}.DROP_LAST: every image is evaluated here")
-    keys.must_be("TEST_ONLY", False)
-    sources = {_first(given["DATA_SOURCES"]) or "disk_folder" for given in splits.values()}
-    labels = {_first(given["LABEL_SOURCES"]) for given in splits.values()} - {None}
-    if len(sources) > 1 or labels - sources:
-        keys.fault(
-            f"DATA: sources of images {sorted(sources)} and of labels {sorted(map(str, labels))} must be the same"
-        )
-        return {}
-    (source,) = sources
-    paths = {split: _first(given["DATA_PATHS"]) for split, given in splits.items()}
-    if source == "disk_folder":
-        return {"source": "folder", **_folders(keys, paths)}
-    if source == "disk_filelist":
-        labels_of = {split: _first(given["LABEL_PATHS"]) for split, given in splits.items()}
-        lists = {
-            "train_list": paths["TRAIN"],
-            "val_list": paths["TEST"],
-            "train_labels": labels_of["TRAIN"],
-            "val_labels": labels_of["TEST"],
-        }
-        return {"source": "filelist", **{key: path for key, path in lists.items() if path}}
-    if source == "torchvision_dataset":
-        return {
-            "source": "torchvision",
-            "dataset": _first(splits["TRAIN"]["DATASET_NAMES"]),
-            **({"root": paths["TRAIN"]} if paths["TRAIN"] else {}),
-        }
-    keys.fault(f"DATA: source {source!r} is not among disk_folder, disk_filelist, torchvision_dataset")
-    return {}
+_PLACEHOLDER = r"(please |the )?(specify|override|path to)\b|<.*>$|manifold://"
+"""What VISSL's files have in place of weights: instructions, and files on its authors' own storage."""
 
 
-_SPLIT_KEYS = (
-    "DATA_SOURCES", "LABEL_SOURCES", "DATA_PATHS", "LABEL_PATHS", "DATASET_NAMES", "DATA_LIMIT", "DROP_LAST",
-)  # fmt: skip
-
-
-def _folders(keys: Keys, paths: Mapping[str, str | None]) -> dict[str, str]:
-    """The common parent folder of both splits, and their names in it."""
-    train, val = paths["TRAIN"], paths["TEST"]
-    if not train or not val:
-        return {}  # --data will be required
-    if Path(train) == Path(val):
-        keys.fault(f"DATA: TRAIN and TEST are both {train}: every image would be its own neighbour")
-        return {}
-    root = os.path.commonpath([Path(path).parent for path in (train, val)])
-    return {"root": root, "train_split": os.path.relpath(train, root), "val_split": os.path.relpath(val, root)}
+def _is_placeholder(file: Any) -> bool:
+    return re.match(_PLACEHOLDER, str(file).strip(), re.IGNORECASE) is not None and not Path(str(file)).exists()
 
 
 def _transform(keys: Keys) -> dict[str, Any]:
@@ -261,7 +202,7 @@ def _extract(keys: Keys) -> dict[str, Any]:
     if workers is not None:
         settings["workers"] = workers
     if keys.left.get("MACHINE.DEVICE") == "cpu":
-        settings["device"] = keys.take("MACHINE.DEVICE")
+        settings["device"] = "cpu"
     return settings
 
 
@@ -282,7 +223,7 @@ def _evaluate(keys: Keys) -> dict[str, Any]:
 
 
 _TRANSLATORS: Mapping[str, Callable[[Keys], Any]] = {
-    "data": _data,
+    "data": translate_data,
     "transform": _transform,
     "model": translate_model,
     "weights": _weights,
@@ -302,11 +243,7 @@ _SECTIONS = {
 """The part of VISSL's configuration that each section of a pipeline comes from."""
 
 
-def _first(value: Any) -> Any:
-    return (value[0] if value else None) if isinstance(value, list) else value or None
-
-
-def _current(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def current(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Move the content of `TRUNK.TRUNK_PARAMS`, from earlier versions, to where later ones have it."""
     model = config.get("MODEL")
     trunk = model.get("TRUNK") if isinstance(model, Mapping) else None
@@ -315,11 +252,3 @@ def _current(config: Mapping[str, Any]) -> Mapping[str, Any]:
     assert isinstance(model, Mapping)
     rest = {key: value for key, value in trunk.items() if key != "TRUNK_PARAMS"}
     return {**config, "MODEL": {**model, "TRUNK": {**rest, **trunk["TRUNK_PARAMS"]}}}
-
-
-def _merge(config: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, Mapping) and isinstance(config.get(key), dict):
-            _merge(config[key], value)
-        else:
-            config[key] = dict(value) if isinstance(value, Mapping) else value

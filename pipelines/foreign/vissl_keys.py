@@ -9,7 +9,7 @@ from typing import Any
 
 IGNORED = (
     "VERBOSE", "LOG_FREQUENCY", "TEST_EVERY_NUM_EPOCH", "TEST_MODEL", "SEED_VALUE", "MULTI_PROCESSING_METHOD",
-    "ENGINE", "ENGINE_NAME", "MONITOR_PERF_STATS", "PERF_STAT_FREQUENCY", "ROLLING_BTIME_FREQ", "PROFILING*",
+    "ENGINE", "hydra*", "MONITOR_PERF_STATS", "PERF_STAT_FREQUENCY", "ROLLING_BTIME_FREQ", "PROFILING*",
     "REPRODUCIBILITY*", "TENSORBOARD_SETUP*", "HOOKS*", "TRAINER*", "METERS*", "OPTIMIZER*", "LOSS*", "CHECKPOINT*",
     "DISTRIBUTED*", "SLURM*", "CLUSTERFIT*", "RANKING*", "SVM*", "IMG_RETRIEVAL*", "DATA.PIN_MEMORY",
     "DATA.DDP_BUCKET*",
@@ -38,6 +38,8 @@ class Keys:
     """Values by dotted key that were not taken yet."""
 
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Keys that were taken, and still have no effect."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Keys:
@@ -57,6 +59,10 @@ class Keys:
     def drop(self, section: str) -> None:
         """Discard all keys below a section."""
         self.left = {key: value for key, value in self.left.items() if not key.startswith(f"{section}.")}
+
+    def note(self, text: str) -> None:
+        """Record that something has no effect."""
+        self.notes.append(text)
 
     def fault(self, text: str) -> None:
         """Record an error."""

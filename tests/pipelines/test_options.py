@@ -39,7 +39,7 @@ def test_options_are_of_the_type_of_the_setting(command: Callable[..., None]) ->
     assert len(settings) >= 4
     annotations = inspect.get_annotations(command, eval_str=True)
     for name, setting in settings.items():
-        if setting.key in ("vissl_config", "weights"):  # a translation, and one of two settings
+        if setting.key in ("vissl_config", "vissl_root", "weights"):  # a translation, and one of two settings
             continue
         kind, *_ = get_args(annotations[name])
         (type_,) = {each for each in get_args(kind) if each is not type(None)}

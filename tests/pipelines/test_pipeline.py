@@ -99,7 +99,7 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, message: str)
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
     pipeline = load_pipeline("in1k", {"evaluate.knn.k": [20, 200], "model.trunk": "resnet18", "layers": ["res5"]})
     assert pipeline.evaluate.knn.k == (20, 200)
-    assert pipeline.evaluate.knn.temperature == (0.07, 0.1)
+    assert pipeline.evaluate.knn.temperature == (0.1, 0.07)
     assert pipeline.layers == (LayerSpec.of("res5"),)
 
 

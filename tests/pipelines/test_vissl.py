@@ -14,7 +14,8 @@ from PIL import Image
 
 from featbench.extract.model.trunks import build_trunk
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
-from featbench.pipelines.foreign.vissl import read_vissl, translate
+from featbench.pipelines.foreign.vissl import translate
+from featbench.pipelines.foreign.vissl_reading import read_vissl
 from featbench.store import FeatureSet
 from tests.conftest import Bench
 
@@ -300,7 +301,7 @@ def test_two_poolings_of_one_tap_are_two_layers() -> None:
         ("config.MODEL.WEIGHTS_INIT.SKIP_LAYERS=[conv1]", "would leave them random"),
         ("config.MODEL.WEIGHTS_INIT.PARAMS_FILE=https://x.org/w.torch", "downloads nothing"),
         ("config.DATA.TRAIN.DATA_LIMIT=500", "set data.limit in the pipeline"),
-        ("config.DATA.TRAIN.DATA_SOURCES=[airstore]", "sources of images"),
+        ("config.DATA.TRAIN.DATA_SOURCES=[synthetic]", "sources of images"),
         ("config.DATA.TEST.TRANSFORMS=[{name: ToTensor}]", "TRANSFORMS of TRAIN and TEST differ"),
         ("config.NEAREST_NEIGHBOR.FEATURES.PATH=/f", "bench import --vissl /f"),
         ("config.NEAREST_NEIGHBOR.SIGMAA=0.2", "NEAREST_NEIGHBOR.SIGMAA: not supported here"),

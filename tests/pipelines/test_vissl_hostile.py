@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from featbench.pipelines.config.pipeline import PipelineError, as_yaml, make_pipeline
-from featbench.pipelines.foreign.vissl import read_vissl, translate
+from featbench.pipelines.foreign.vissl import translate
+from featbench.pipelines.foreign.vissl_reading import read_vissl
 from tests.conftest import Bench
 
 CONFIG = yaml.safe_load("""

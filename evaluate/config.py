@@ -35,6 +35,17 @@ def _one_or_more(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+class BenchmarkRow(Config):
+    """The setting that gives a published benchmark's number."""
+
+    name: str
+    """What to call the benchmark."""
+
+    protocol: str
+    k: int = Field(gt=0)
+    temperature: float = Field(gt=0)
+
+
 class KnnConfig(Config):
     """Weighted k-nearest-neighbour classification."""
 
@@ -47,6 +58,9 @@ class KnnConfig(Config):
     temperature: Annotated[tuple[float, ...] | None, BeforeValidator(_listed)] = None
     """Temperatures T of the vote exp(similarity / T), such as 0.07; the protocol's by default."""
 
+    benchmark: BenchmarkRow | None = None
+    """The protocol, k and temperature whose rows are marked as a benchmark's number."""
+
     leave_one_out: bool = False
     """Classify each train image by the other train images."""
 
@@ -58,6 +72,9 @@ class KnnConfig(Config):
 
     duplicates: Annotated[float, Field(gt=-1, le=1)] | None = None
     """Also report top-1 without val images whose nearest train image has at least this cosine, such as 0.99."""
+
+    as_published: bool = False
+    """Count votes in VISSL's own arithmetic, which overflows; for protocol vissl, to compare with its numbers."""
 
     per_class: bool = False
     """Also report the accuracy of each class, and the class it is most confused with."""

@@ -75,6 +75,16 @@ class SearchFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """Accuracies as a project's own arithmetic computes them, overflow included."""
+
+    top1: float
+    top5: float
+    overflowing: float
+    """Fraction of queries for which a vote overflows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """Accuracies of one classification, fractions of 1 with their 95% intervals."""
 
@@ -93,6 +103,8 @@ class Accuracy:
     """Queries left out of `top1_without_duplicates`; None if not requested."""
 
     top1_without_duplicates: Estimate | None = None
+    published: Published | None = None
+    """What the protocol's project prints, if its arithmetic overflows here."""
 
     def record(self) -> Record:
         """Return each estimate under its name, with the ends of its interval."""
@@ -102,6 +114,8 @@ class Accuracy:
             estimate: Estimate | None = getattr(self, name)
             if estimate is not None:
                 record |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        if self.published is not None:
+            record |= {f"{name}_as_published": value for name, value in asdict(self.published).items()}
         return record
 
 
@@ -119,6 +133,12 @@ class KnnResult:
     temperature: float | None
     accuracy: Accuracy
     search: SearchFacts
+    as_published: bool = False
+    """Whether top-1 and top-5 come from the protocol's own arithmetic, which overflows."""
+
+    benchmark: str | None = None
+    """The published benchmark that this is the number of."""
+
     predictions: Ints | None = field(default=None, repr=False, compare=False)
     """Predicted class of each query, shape (Q,), if requested."""
 
@@ -131,7 +151,12 @@ class KnnResult:
         """Return the result as a flat dict."""
         return _origin(self) | {
             "protocol": self.protocol, "vote": self.vote, "task": "knn", "k": self.k, "temperature": self.temperature,
-        } | self.accuracy.record() | asdict(self.search)  # fmt: skip
+        } | self.accuracy.record() | self._marks() | asdict(self.search)  # fmt: skip
+
+    def _marks(self) -> Record:
+        """What most results are not: a benchmark's number, or a project's own arithmetic."""
+        marks: Record = {"as_published": True} if self.as_published else {}
+        return marks | ({"benchmark": self.benchmark} if self.benchmark else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_o
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.per_class import class_accuracies
 from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, preprocessing_differs
+from featbench.evaluate.knn.published import overflows, published_ranking
 from featbench.evaluate.knn.retrieval import retrieval_metrics
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.neighbours.cache import SearchResult
@@ -31,6 +32,7 @@ from featbench.evaluate.results import (
     Counts,
     KnnResult,
     NeighboursResult,
+    Published,
     Record,
     Result,
     RetrievalResult,
@@ -77,6 +79,9 @@ class KnnQuestion:
 
     per_class: bool = False
     """Also return a result for each class, at each protocol's first k and temperature."""
+
+    as_published: bool = False
+    """Count votes in the protocol's own arithmetic, where that overflows: VISSL's."""
 
     predictions: bool = False
     """Whether results include the predicted class of each query."""
@@ -130,7 +135,7 @@ def knn_results(
         Whether to warn if images were preprocessed differently than by a protocol's project.
     **question
         The other fields of `KnnQuestion`: `k`, `temperature`, `leave_one_out`, `retrieval`, `duplicates`, `per_class`,
-        `predictions`.
+        `as_published`, `predictions`.
 
     Raises
     ------
@@ -180,6 +185,14 @@ def classify(
         Name of the features in messages.
     """
     protocols = asked.protocols
+    stable = [each for each, protocol in protocols.items() if not protocol.overflows]
+    if asked.as_published and stable:
+        raise EvaluationError(
+            "--as-published is for protocols whose own arithmetic overflows, which is vissl alone; got "
+            + ", ".join(stable)
+        )
+    if asked.as_published and (asked.per_class or asked.duplicates is not None):
+        raise EvaluationError("--as-published gives top-1 and top-5 alone: leave out --per-class and --duplicates")
     if asked.duplicates is not None and any(protocol.similarity != "cosine" for protocol in protocols.values()):
         raise EvaluationError("near-duplicates are found by the cosine: choose protocols that use it, such as dino")
     queries = train if asked.leave_one_out else val
@@ -253,10 +266,13 @@ class _Searched:
         return [
             self._make(
                 KnnResult, protocol=name, vote=protocol.vote, k=k, temperature=temperature, accuracy=accuracy,
-                search=self.found.facts(k), predictions=best_Q if self.asked.predictions else None,
+                search=self.found.facts(k), as_published=self.asked.as_published,
+                predictions=best_Q if self.asked.predictions else None,
             )
             for temperature in temperatures_of(name, protocol, self.asked.temperature)
-            for k, (accuracy, best_Q) in zip(ks, scorer.accuracies(protocol, ks, temperature), strict=True)
+            for k, (accuracy, best_Q) in zip(
+                ks, scorer.accuracies(protocol, ks, temperature, as_published=self.asked.as_published), strict=True
+            )
         ]  # fmt: skip
 
     def _classes(self, scorer: KnnScorer, name: str, k: int) -> list[Result]:
@@ -314,11 +330,43 @@ class KnnScorer:
         return self.votes.ranking(weights_QK, k=k, top=1)[:, 0]
 
     def accuracies(
-        self, protocol: KnnProtocol, ks: Sequence[int], temperature: float | None
+        self, protocol: KnnProtocol, ks: Sequence[int], temperature: float | None, *, as_published: bool = False
     ) -> list[tuple[Accuracy, Ints]]:
         """Accuracies of one protocol, for each k, with the predicted class of each query."""
+        if as_published and temperature is not None:
+            return [self._as_published(k, temperature) for k in ks]
         weights_QK = vote_weights(self.similarities_QK, vote=protocol.vote, temperature=temperature)
-        return [self._accuracy(protocol, weights_QK, k) for k in ks]
+        found = [self._accuracy(protocol, weights_QK, k) for k in ks]
+        if not protocol.overflows or temperature is None:
+            return found
+        return [
+            (replace(accuracy, published=self._published(k, temperature)), best_Q)
+            for k, (accuracy, best_Q) in zip(ks, found, strict=True)
+        ]
+
+    def _published(self, k: int, temperature: float) -> Published | None:
+        """Accuracies in VISSL's arithmetic; None if nothing overflows."""
+        overflowing = float(overflows(self.similarities_QK, temperature=temperature).mean())
+        if not overflowing:
+            return None
+        accuracy, _ = self._as_published(k, temperature)
+        return Published(top1=accuracy.top1.value, top5=accuracy.top5.value, overflowing=overflowing)
+
+    def _as_published(self, k: int, temperature: float) -> tuple[Accuracy, Ints]:
+        num_classes = self.votes.num_classes
+        ranked = published_ranking(
+            self.votes.labels_QK, self.similarities_QK, k=k, temperature=temperature, num_classes=num_classes
+        )
+        hits = ranked == self.labels_Q[:, None]
+        # VISSL reports a top-5 of 0 for fewer than five classes.
+        top5 = metrics.proportion(hits.any(axis=1) & (num_classes >= 5))
+        accuracy = Accuracy(
+            top1=metrics.proportion(hits[:, 0]),
+            top5=top5,
+            top5_filled=top5,
+            mean_per_class=metrics.mean_per_class(hits[:, 0], self.labels_Q),
+        )
+        return accuracy, ranked[:, 0]
 
     def _order_is_known(self, protocol: KnnProtocol) -> bool:
         """Whether the order in which the protocol's project ranks classes without a vote is known."""

@@ -35,6 +35,9 @@ class KnnProtocol:
     """Classes without a vote that fill the top 5: none (voted); by class number, up to five classes (filled), or to
     k if that is less (capped); in an unknown order (unordered). Or the project reports no top-5 (none)."""
 
+    overflows: bool = False
+    """Whether the project computes exp(s / T) in float32 as it is, though s / T can exceed 88.7; here it never does."""
+
     interpolation: Interpolation | None = None
     """Interpolation of the resize to a shorter side of 256, before a center crop of 224; None if not fixed."""
 
@@ -72,7 +75,7 @@ PROTOCOLS: Mapping[str, KnnProtocol] = {
         source="Wu et al. 2018, sec. 3.4, arXiv:1805.01978; zhirongw/lemniscate.pytorch, test.py (T = 0.1 for CIFAR)",
     ),
     "vissl": KnnProtocol(
-        similarity="inner_product", k=(200,), temperature=(0.1,), interpolation="bilinear",
+        similarity="inner_product", k=(200,), temperature=(0.1,), overflows=True, interpolation="bilinear",
         source="facebookresearch/vissl, knn_utils.py with L2_NORM_FEATS off, its default, but without the overflow",
     ),
     "moco": KnnProtocol(

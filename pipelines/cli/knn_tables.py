@@ -30,7 +30,8 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
     best = max(result.top1 for result in knn)
     rows = []
     for result in knn:
-        accuracy, row = result.accuracy, [result.layer.layer, f"{result.layer.dim:,}", str(result.k)]
+        mark = "* " if result.benchmark else ""
+        accuracy, row = result.accuracy, [result.layer.layer, f"{result.layer.dim:,}", f"{mark}{result.k}"]
         row += [temperature_of(result.temperature)] if has_temperature else []
         row += map(percent, (accuracy.top1, accuracy.top5, accuracy.mean_per_class))
         if has_duplicates:
@@ -40,7 +41,8 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
     what = "leave-one-out kNN of train" if first.leave_one_out else "kNN"
     return Table(
         title=f"{first.layer.features}: {what}, protocol {first.protocol} "
-        f"({with_spaces(first.similarity)}, {with_spaces(first.vote)} vote)",
+        f"({with_spaces(first.similarity)}, {with_spaces(first.vote)} vote)"
+        + (", in VISSL's own float32 arithmetic" if first.as_published else ""),
         columns=(
             LAYER,
             Column(name="dim", drop=3),
@@ -250,11 +252,34 @@ def _accuracy_notes(knn: Sequence[KnnResult], *, has_duplicates: bool) -> Iterab
     yield f"{counts}; weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}."
     if has_duplicates:
         yield "No duplicates: top-1 without the queries (their number) that have a near-duplicate in train."
+    for name in dict.fromkeys(result.benchmark for result in knn if result.benchmark):
+        yield f"* The number of the benchmark: {name}."
+    if first.as_published:
+        yield "As published: exp(s / T) overflows where s / T > 88.7, and classes are then ranked by number."
+        return
+    if published := [result for result in knn if result.accuracy.published]:
+        yield _published_note(published)
     if first.similarity == "inner_product":
         yield (
             f"Protocol {first.protocol} does not normalize features: rows of large norm win every vote, so accuracies "
             "can be near chance where a protocol of cosine similarity, such as dino, is far above it."
         )
+
+
+def _published_note(knn: Sequence[KnnResult]) -> str:
+    """Say what VISSL itself prints, where its vote overflows."""
+    first = knn[0]
+    own = [(each, each.accuracy.published) for each in knn if each.accuracy.published is not None]
+    several = len({each.layer.layer for each in knn}) > 1
+    shown = dict.fromkeys(
+        (f"{each.layer.layer} " if several else "") + f"{100 * published.top1:.2f}" for each, published in own
+    )
+    rows = max(published.overflowing for _, published in own)
+    return (
+        f"VISSL itself prints top-1 {', '.join(shown)} here: its exp(s / {temperature_of(first.temperature)}) "
+        f"overflows float32 for up to {100 * rows:.0f} % of the queries, and the class is then chosen by its number. "
+        f"--as-published reproduces that."
+    )
 
 
 def _exactness(knn: Sequence[KnnResult]) -> str:

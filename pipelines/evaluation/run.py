@@ -6,7 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from typing import Any
 
 from featbench.evaluate.clustering.evaluation import kmeans_results, numbers_of_clusters
 from featbench.evaluate.clustering.refusal import refuse_impossible
-from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.config import BenchmarkRow, EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, derived_layers
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, with_unlabelled
@@ -23,7 +23,7 @@ from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
 from featbench.evaluate.knn.selecting import select
-from featbench.evaluate.results import Record, Result, records_of
+from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.diagnosis import diagnosis
 from featbench.pipelines.evaluation.resources import resources_of
@@ -115,6 +115,7 @@ def _evaluate(
             retrieval=knn.retrieval,
             duplicates=knn.duplicates,
             per_class=knn.per_class,
+            as_published=knn.as_published,
             on_rows=lambda layer, rows: on_rows(rows),
             **settings,
         )
@@ -124,7 +125,7 @@ def _evaluate(
         )
         if knn.select is not None:
             results.append(select(results, ask(leave_one_out=False, compare_preprocessing=False)))
-    results += few_shot
+    results = [_marked(result, knn.benchmark) for result in results] + few_shot
     if config.diagnosis.is_asked:
         results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
     if config.kmeans.clusters:
@@ -136,6 +137,15 @@ def _evaluate(
     if rank.rank:
         return EvaluationReport(features=features, results=results, path=None, is_first=False)
     return save_report(features, results, config.model_dump(mode="json"), start=start)
+
+
+def _marked(result: Result, benchmark: BenchmarkRow | None) -> Result:
+    """Mark the result of a benchmark's own protocol, k and temperature."""
+    if benchmark is None or not isinstance(result, KnnResult) or result.leave_one_out:
+        return result
+    own = (benchmark.protocol, benchmark.k, benchmark.temperature)
+    is_own = (result.protocol, result.k, result.temperature) == own
+    return replace(result, benchmark=benchmark.name) if is_own else result
 
 
 def save_report(

@@ -18,6 +18,7 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -375,7 +376,8 @@ def test_ranks_leave_out_what_was_said_when_the_run_was_prepared(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("featbench.pipelines")
-    monkeypatch.setattr(rank, "prepare", lambda pipeline: logger.warning("advice"))
+    job = SimpleNamespace(profiles=[])
+    monkeypatch.setattr(rank, "prepare", lambda pipeline: logger.warning("advice") or job)
     monkeypatch.setattr(rank, "run_rank", lambda number, job, *, quiet: logger.warning("left out: a.png"))
     for quiet, said in ((True, ["left out: a.png"]), (False, ["advice", "left out: a.png"])):
         caplog.clear()

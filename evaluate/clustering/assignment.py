@@ -195,7 +195,7 @@ class Nearest:
         for engine in self._engines:
             is_last = engine is self._engines[-1]
             pairs = engine.propose(rows.take(undecided), top)
-            if len(pairs.row_of_P) == len(rows) and pairs.is_complete_N.all() and top == 1:
+            if len(undecided) == len(rows) == len(pairs.row_of_P) and pairs.is_complete_N.all() and top == 1:
                 return pairs  # one each
             counts_N = np.bincount(pairs.row_of_P, minlength=len(undecided))
             is_done_N = pairs.is_complete_N & ((counts_N <= _FEW + top) | is_last)

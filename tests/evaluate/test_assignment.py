@@ -164,6 +164,15 @@ def test_centroids_that_low_precision_cannot_tell_apart_are_told_apart(offset: i
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_one_row_may_have_as_many_candidates_as_there_are_rows(engine: str) -> None:
+    """Eight rows, of which one is equally near to eight centroids, but for the last bits of float64."""
+    random = np.random.default_rng(0)
+    stored_ND = 10 * np.eye(8, 16, dtype=np.float32)
+    close_KD = stored_ND[:1] + random.standard_normal((8, 16)) * 1e-13
+    check(stored_ND, np.vstack([stored_ND[1:], close_KD]), engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_more_centroids_than_are_compared_at_once(engine: str) -> None:
     random = np.random.default_rng(0)
     centroids_KD = random.integers(-3, 4, (4500, 3)).astype(float)  # all but 343 are copies

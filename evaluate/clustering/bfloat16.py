@@ -24,6 +24,7 @@ class Bfloat16:
     dtype: type[np.floating[Any]] = np.float32
     rounding, rounding_of_product = FLOAT32, BFLOAT16
     largest, smallest = 2.0**126, 2.0**-126
+    is_padded = False
 
     def convert(self, values: Doubles) -> tuple[torch.Tensor, Doubles]:
         """See `NumberFormat`; how far rounding moves each row is measured."""
@@ -34,7 +35,7 @@ class Bfloat16:
 
     def of_rows(self, rows: FramedRows) -> tuple[torch.Tensor, Doubles]:
         """See `NumberFormat`; rounding to float32 is within the bound on inner products, as in `Float32`."""
-        values = rows.rounded_ND
+        values = rows.rounded()
         rounded = torch.from_numpy(values).to(torch.bfloat16)
         off_N = np.empty(len(values))
         rows_at_once = max(1, _NUMBERS_AT_ONCE // values.shape[1])
@@ -42,7 +43,7 @@ class Bfloat16:
             piece = slice(at, at + rows_at_once)
             moved = rounded[piece].float().numpy() - values[piece].astype(np.float64)
             off_N[piece] = np.sqrt(np.einsum("nd,nd->n", moved, moved))
-        return rounded, off_N
+        return rounded, off_N + rows.off
 
     def multiply(self, rows: torch.Tensor, centroids: torch.Tensor, out: Array) -> None:
         """See `NumberFormat`."""

@@ -32,7 +32,7 @@ from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Array, Doubles, Ints
 
-ALGORITHM = 7
+ALGORITHM = 8
 """Part of the keys; raised when a change gives other numbers, or stores other arrays or facts."""
 
 MIN_MULTIPLICATIONS = 2 * 10**9

@@ -65,10 +65,10 @@ class FaissProposals:
         if self._index is None or not len(usable):
             return Pairs(row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(rows), np.bool_))
         with self._lock:
-            squares_NL, centroids_NL = self._index.search(rows.rounded_ND[usable], self._listed)
+            squares_NL, centroids_NL = self._index.search(rows.rounded()[usable], self._listed)
         squares_NL = squares_NL.astype(np.float64)
         farthest_N = lengths_N[usable] + self._longest
-        error_N = relative_error(self._dim, FLOAT32) * np.square(farthest_N)
+        error_N = relative_error(self._dim, FLOAT32) * np.square(farthest_N) + 3 * rows.off * farthest_N
         for lengths in (lengths_N[usable], np.array([self._longest])):
             error_N += 2 * error_of_float64(lengths, self._dim, Float32.smallest)
         bar_N = np.inf if self._listed <= top else squares_NL[:, top - 1] + 2 * error_N

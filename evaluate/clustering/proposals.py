@@ -71,6 +71,9 @@ class NumberFormat(Protocol):
     def multiply(self, rows: Any, centroids: Any, out: Array) -> None:
         """Inner products, shape (N, K)."""
 
+    is_padded: bool
+    """Whether rows end with 1, and centroids with a number that is added to their products."""
+
     dtype: type[np.floating[Any]]
     """Of the scores."""
 
@@ -93,14 +96,15 @@ class Float32:
     dtype: type[np.floating[Any]] = np.float32
     rounding, rounding_of_product = FLOAT32, 0.0
     largest, smallest = 2.0**126, 2.0**-126
+    is_padded = True
 
     def convert(self, values: Doubles) -> tuple[Any, Doubles]:
         """See `NumberFormat`; rounding to float32 is within the bound on inner products."""
-        return values.astype(np.float32), np.zeros(len(values))
+        return np.pad(values.astype(np.float32), ((0, 0), (0, 1))), np.zeros(len(values))
 
     def of_rows(self, rows: FramedRows) -> tuple[Any, Doubles]:
         """See `NumberFormat`."""
-        return rows.rounded_ND, np.zeros(len(rows))
+        return rows.padded_ND, np.full(len(rows), rows.off)
 
     def multiply(self, rows: Any, centroids: Any, out: Array) -> None:
         """See `NumberFormat`."""
@@ -113,6 +117,7 @@ class Float64(Float32):
     dtype = np.float64
     rounding = FLOAT64
     largest, smallest = 2.0**1000, 2.0**-500  # so that squares of smaller ones are no matter
+    is_padded = False
 
     def convert(self, values: Doubles) -> tuple[Any, Doubles]:
         """See `NumberFormat`."""
@@ -138,6 +143,8 @@ class Products:
         with np.errstate(over="ignore"):
             self._half_squares_K = (np.square(lengths_K) / 2).astype(number_format.dtype)
             self._centroids, off_K = number_format.convert(centroids_KD)
+        if number_format.is_padded:
+            self._centroids[:, -1] = -self._half_squares_K
         dim = centroids_KD.shape[1]
         lost = _SPARE * (dim + 8) * number_format.rounding
         lost = lost / (1 - lost) if lost < _MOST_LOST else np.inf
@@ -211,7 +218,8 @@ class Products:
         scores_NK = np.empty((len(rows), len(wanted)), self._format.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             self._format.multiply(rows, wanted, scores_NK)
-            scores_NK -= self._half_squares_K[centroids]
+            if not self._format.is_padded:
+                scores_NK -= self._half_squares_K[centroids]
         return scores_NK
 
 

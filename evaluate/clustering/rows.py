@@ -10,12 +10,13 @@ Shape suffixes:  N rows   D feature dimension
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.features.selection import Selection
+from featbench.evaluate.neighbours.error_bounds import FLOAT32
 from featbench.evaluate.neighbours.rescore import lengths_of_rows
 from featbench.store.typing import Bools, Doubles, Floats, Ints
 
@@ -72,13 +73,37 @@ class Frame:
             rows_ND *= self.factor
         return rows_ND
 
+    def enter_in_float32(self, tile: Tile, padded_ND: Floats) -> float:
+        """Transform a tile in float32, into all columns but the last of `padded_ND`.
+
+        Returns how far from the truth a row can be, besides one relative error of each number: infinite if it was not
+        transformed. The center is a float32 number, so a difference is rounded once; the quotient of a scaled row is
+        off by at most 3 rounding errors of its length, 1.
+        """
+        divisors, rows_ND = tile.divisors_N, padded_ND[:, :-1]
+        off = 0.0 if divisors is None else 4 * FLOAT32 * self.factor
+        if self.typical < _LEAST_FRAMED or off > _MOST_OFF:
+            return np.inf
+        center_D = self.center_D.astype(np.float32)
+        if divisors is None:
+            np.subtract(tile.stored_ND, center_D, out=rows_ND)
+        elif divisors.min() < _LEAST_FRAMED or divisors.max() > 1 / _LEAST_FRAMED:
+            return np.inf
+        else:
+            np.multiply(tile.stored_ND, (1 / divisors).astype(np.float32)[:, None], out=rows_ND)
+            rows_ND -= center_D
+        if self.factor != 1:
+            rows_ND *= np.float32(self.factor)
+        return off
+
     @classmethod
     def around(cls, sample_ND: Doubles, lowest_D: Doubles, highest_D: Doubles) -> Frame:
-        """Choose the median of a sample as the center: rows far from all others do not move it.
+        """Choose the median of a sample, in float32, as the center: rows far from all others do not move it.
 
         Rows that equal the center, as most rows of zeros do, are not ordinary.
         """
         center_D = np.concatenate([np.median(each, axis=1) for each in _transposed(sample_ND)])
+        center_D = np.clip(center_D, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32).astype(np.float64)
         limit = float(np.maximum(highest_D - center_D, center_D - lowest_D).max(initial=0))
         distances_N = np.array([np.abs(row_D - center_D).max() for row_D in sample_ND])
         typical = float(np.median(distances_N[distances_N > 0])) if distances_N.any() else limit
@@ -97,6 +122,20 @@ def _transposed(values_ND: Doubles) -> Iterator[Doubles]:
 _MOST = 250
 """Largest exponent of the factor: float64 holds squares of numbers near 2^250, and of 2^-250."""
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+_LEAST_FRAMED = 2.0**-100
+"""Rows are transformed in float32 if their typical size is at least this, ..."""
+
+_MOST_LENGTH = 2.0**60
+"""... and their lengths are then less than this, so that float32 holds their squares."""
+
+_MOST_OFF = 2.0**-16
+"""Most that scaling in float32 may move a row whose typical size is 1; else it is scaled in float64."""
+
+_LOST = 2.0**-60
+"""More than what the square root of a number's square can lose by underflow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramedRows:
@@ -107,12 +146,21 @@ class FramedRows:
     chosen: Ints | slice
     """Rows of the tile."""
 
-    rounded_ND: Floats
+    padded_ND: Floats
+    """Rounded rows, shape (N, D + 1): the last number of each is 1."""
+
     lengths_N: Doubles
     """Before rounding; not too small."""
 
+    off: float = 0.0
+    """How far rounding moved a row at most, besides one relative error of each number."""
+
     def __len__(self) -> int:
-        return len(self.rounded_ND)
+        return len(self.padded_ND)
+
+    def rounded(self) -> Floats:
+        """Rounded rows, shape (N, D)."""
+        return self.padded_ND[:, :-1]
 
     def exact(self) -> Doubles:
         """In float64."""
@@ -122,26 +170,37 @@ class FramedRows:
         """Choose some rows by their positions, rising."""
         if len(chosen) == len(self):
             return self
-        return FramedRows(
-            tile=self.tile,
-            frame=self.frame,
+        return replace(
+            self,
             chosen=chosen if isinstance(self.chosen, slice) else self.chosen[chosen],
-            rounded_ND=self.rounded_ND[chosen],
+            padded_ND=self.padded_ND[chosen],
             lengths_N=self.lengths_N[chosen],
         )
 
     @classmethod
     def of(cls, tile: Tile, frame: Frame) -> FramedRows:
-        """Transform all rows of a tile."""
-        rounded_ND = np.empty(tile.stored_ND.shape, np.float32)
-        lengths_N = np.empty(len(rounded_ND))
+        """Transform all rows of a tile: in float32 where that is exact enough, otherwise in float64."""
+        padded_ND = np.empty((len(tile.stored_ND), len(frame.center_D) + 1), np.float32)
+        padded_ND[:, -1] = 1
+        rows_ND, dim = padded_ND[:, :-1], len(frame.center_D)
         with np.errstate(over="ignore"):
-            for piece in tile.pieces():
-                rows_ND = frame.enter(tile.exact(piece))
-                rounded_ND[piece] = rows_ND
-                lengths_N[piece] = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND))
-        lengths_N *= 1 + 2.0**-30
-        return cls(tile=tile, frame=frame, chosen=slice(None), rounded_ND=rounded_ND, lengths_N=lengths_N)
+            off = frame.enter_in_float32(tile, padded_ND)
+            if np.isfinite(off):
+                lengths_N = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND), dtype=np.float64)
+                lengths_N = lengths_N * (1 + (dim + 4) * FLOAT32) + off + dim * _LOST
+            if not np.isfinite(off) or not lengths_N.max() < _MOST_LENGTH:
+                off, lengths_N = 0.0, _enter_in_float64(tile, frame, rows_ND)
+        return cls(tile=tile, frame=frame, chosen=slice(None), padded_ND=padded_ND, lengths_N=lengths_N, off=off)
+
+
+def _enter_in_float64(tile: Tile, frame: Frame, rows_ND: Floats) -> Doubles:
+    """Transform a tile in float64, and round it into `rows_ND`; returns the lengths."""
+    lengths_N = np.empty(len(rows_ND))
+    for piece in tile.pieces():
+        exact_ND = frame.enter(tile.exact(piece))
+        rows_ND[piece] = exact_ND
+        lengths_N[piece] = np.sqrt(np.einsum("nd,nd->n", exact_ND, exact_ND))
+    return lengths_N * (1 + 2.0**-30)
 
 
 class RowSource:
@@ -198,7 +257,7 @@ class RowSource:
             self._held = self._held or held
 
     def _read(self) -> Iterable[Floats]:
-        for block in self.data.blocks(self.plan.rows_per_block, unit_length=False):
+        for block in self.data.blocks(self.plan.rows_per_block, unit_length=False, are_finite=self._is_measured):
             if len(block.rows):
                 yield block.features
 

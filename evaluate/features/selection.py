@@ -61,7 +61,7 @@ class RowBlock:
     """Rows of the block, selected or not."""
 
     longest: float
-    """Largest Euclidean length of a row, before any scaling; 0 if there is none."""
+    """Largest Euclidean length of a row, before any scaling; 0 if there is none, NaN if they were not measured."""
 
     zeros: Ints
     """Rows of zeros that were left out."""
@@ -94,8 +94,21 @@ class Selection:
         """The consecutive chunks in which the rows lie."""
         return range(self.rows[0] // self.layer.rows_per_chunk, self.rows[-1] // self.layer.rows_per_chunk + 1)
 
-    def blocks(self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False) -> Iterator[RowBlock]:
+    def blocks(
+        self, rows_per_block: int, *, unit_length: bool, without_zeros: bool = False, are_finite: bool = False
+    ) -> Iterator[RowBlock]:
         """Yield the selected rows block by block, scaled to length 1 if requested.
+
+        Parameters
+        ----------
+        rows_per_block : int
+            Rows that are read at once.
+        unit_length : bool
+            Whether rows are scaled.
+        without_zeros : bool
+            Whether rows of zeros are left out.
+        are_finite : bool
+            Whether an earlier pass has checked the rows; if neither scaled nor left out, they are not measured again.
 
         Raises
         ------
@@ -104,6 +117,8 @@ class Selection:
         """
         keep = np.zeros(self.layer.num_rows, np.bool_)
         keep[self.rows] = True
+        if are_finite and not unit_length and not without_zeros:
+            return self.layer.map_blocks(lambda block: _as_read(block, keep), rows_per_block, self.chunks)
         lengths_by_row: dict[int, Doubles] = {}
         """Lengths of the rows of a piece, by its first row."""
 
@@ -182,6 +197,14 @@ _PIECE_BYTES = 2**20
 
 _READ_BYTES = 2**25
 """Bytes of the blocks in which rows are read into memory: several chunks at once."""
+
+
+def _as_read(block: Block, keep: Bools) -> RowBlock:
+    mask = keep[block.start : block.start + len(block.features)]
+    rows = block.start + np.flatnonzero(mask)
+    return RowBlock(
+        rows=rows, features=_moved_up(block.features, mask), num_read=len(mask), longest=np.nan, zeros=rows[:0]
+    )
 
 
 def lengths_of(features_ND: Floats) -> Doubles:

@@ -41,11 +41,12 @@ Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 _ONLY_FOR = {
-    "dataset": ("torchvision", "huggingface"),
+    "dataset": ("torchvision", "huggingface", "layout"),
     "train_list": ("filelist",),
     "val_list": ("filelist",),
     "train_labels": ("filelist",),
     "val_labels": ("filelist", "folder"),
+    "splits": ("filelist",),
     "classes": ("filelist", "webdataset"),
     "label_column": ("filelist", "folder", "huggingface"),
     "options": ("torchvision", "huggingface"),
@@ -60,17 +61,18 @@ class DataConfig(Config):
     name: str | None = None
     """A data set of the catalogue (see `bench datasets`), which supplies the settings that are not given here."""
 
-    source: Literal["folder", "filelist", "webdataset", "torchvision", "huggingface", "digits"] = "folder"
+    source: Literal["folder", "filelist", "webdataset", "torchvision", "huggingface", "layout", "digits"] = "folder"
     """`folder`: class folders for each split, in a folder, .tar or .zip; `filelist`: files that list paths and labels;
     `webdataset`: tar shards; `torchvision`: one of its data sets, already on disk; `huggingface`: one that its library
-    reads; `digits`: scikit-learn's handwritten digits, which need no download."""
+    reads; `layout`: a public data set as it is distributed (`bench datasets`); `digits`: scikit-learn's handwritten
+    digits, which need no download."""
 
     root: Path | None = None
     """Folder that holds a folder for each split, and in it one for each class; or a .tar or .zip of it. For other
     sources, the folder of the shards or files, or that paths in lists are relative to."""
 
     dataset: str | None = None
-    """For `torchvision` and `huggingface`: name of the data set, such as CIFAR10."""
+    """For `torchvision` and `huggingface`: name of the data set, such as CIFAR10; for `layout`, such as cub200."""
 
     train_split: str = "train"
     """Split to search for neighbours: a folder, or for `webdataset` a pattern such as train-{000..146}.tar."""
@@ -91,6 +93,10 @@ class DataConfig(Config):
     val_labels: Path | None = None
     """The same for the queries. For `folder`: labels of a val folder without class folders, as a list of names and
     labels or ImageNet's development kit; ILSVRC2012_devkit_t12 and LOC_val_solution.csv in the root are found."""
+
+    splits: Path | None = None
+    """For `filelist`: a list of each image's path and split (`train_split`, `val_split`, or 1 and 0), over one list of
+    all images and labels in `train_list`, or over the class folders of the root."""
 
     classes: Path | None = None
     """For `filelist` and `webdataset`: names of the classes, one a line; numeric labels index them from 0."""

@@ -27,6 +27,8 @@ from featbench.extract.data.folders import ArchiveTree, list_classes, tree_of
 from featbench.extract.data.image_sources import ListedSource, SubsetSource
 from featbench.extract.data.jpeg import check_decoder
 from featbench.extract.data.labels import BESIDE, labels_in
+from featbench.extract.data.layouts import list_by_splits, list_layout
+from featbench.extract.data.list_formats import read_classes
 from featbench.extract.data.listing import Listing, hashes_of
 from featbench.extract.data.listing_cache import cache_file, cached_or_made
 from featbench.extract.data.pictures import ImageSource
@@ -48,8 +50,12 @@ class Place:
     split: str
     root: Path | None
     dataset: str | None = None
+    other: str = ""
+    """Name of the other split."""
+
     list: Path | None = None
     labels: Path | None = None
+    splits: Path | None = None
     classes: Path | None = None
     label_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +84,7 @@ def open_sources(
     val_list: Path | None = None,
     train_labels: Path | None = None,
     val_labels: Path | None = None,
+    splits: Path | None = None,
     classes: Path | None = None,
     label_column: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -111,14 +118,18 @@ def open_sources(
     if source not in SOURCES:
         raise DataError(f"unknown data.source {source!r}. {suggest(source, SOURCES)}")
     check_decoder(decoder)
-    if source == "filelist" and train_list == val_list and train_list is not None:
+    if splits is not None:
+        val_list = train_list = train_list or val_list  # one list of all images
+    elif source == "filelist" and train_list == val_list and train_list is not None:
         raise DataError(f"train and val are both {val_list}: every image would be its own neighbour. Name two lists.")
-    if source != "filelist" and train_split == val_split:
+    if (source != "filelist" or splits is not None) and train_split == val_split:
         raise DataError(
             f"train and val are both {val_split!r}: every image would be its own neighbour. Name two splits."
         )
     train = Place(
         split=train_split,
+        other=val_split,
+        splits=_found(splits, root),
         root=root,
         dataset=dataset,
         list=_found(train_list, root),
@@ -131,7 +142,9 @@ def open_sources(
         decoder=decoder,
         cache=cache,
     )
-    val = replace(train, split=val_split, list=_found(val_list, root), labels=_found(val_labels, root))
+    val = replace(
+        train, split=val_split, other=train_split, list=_found(val_list, root), labels=_found(val_labels, root)
+    )
     sources = {"train": SOURCES[source](train), "val": SOURCES[source](val)}
     if source == "folder" and root is not None:
         _label_flat_val(sources, root, val.labels, on_class_fault, label_column)
@@ -159,7 +172,21 @@ def _folder(place: Place) -> ImageSource:
     return place.listed(make, "folder", place.split, place.on_class_fault)
 
 
+def _layout(place: Place) -> ImageSource:
+    root = _existing(place, "of the data set, as it is distributed").resolve()
+    return place.listed(partial(list_layout, place.dataset, root, place.split), "layout", place.dataset, place.split)
+
+
+def _by_splits(place: Place, splits: Path) -> ImageSource:
+    root = _existing(place, "that the lists' paths are relative to").resolve()
+    classes = read_classes(place.classes) if place.classes is not None else None
+    make = partial(list_by_splits, splits, root, place.split, images=place.list, other=place.other, classes=classes)
+    return place.listed(make, "splits", splits.resolve(), place.list, place.classes, place.split)
+
+
 def _filelist(place: Place) -> ImageSource:
+    if place.splits is not None:
+        return _by_splits(place, place.splits)
     if place.list is None:
         raise DataError("say which files list the images: data.train_list=FILE data.val_list=FILE")
     make = partial(
@@ -209,6 +236,7 @@ def _huggingface(place: Place) -> ImageSource:
 SOURCES: Mapping[str, Callable[[Place], ImageSource]] = {
     "folder": _folder,
     "filelist": _filelist,
+    "layout": _layout,
     "webdataset": _webdataset,
     "torchvision": _torchvision,
     "huggingface": _huggingface,

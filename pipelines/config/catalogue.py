@@ -154,7 +154,7 @@ def _needs(entry: Entry) -> tuple[str, ...]:
     if entry.needs is not None:
         return entry.needs
     if entry.source == "filelist":
-        lists = (entry.train_list, entry.val_list, entry.train_labels, entry.val_labels, entry.classes)
+        lists = (entry.train_list, entry.val_list, entry.train_labels, entry.val_labels, entry.splits, entry.classes)
         return tuple(str(path) for path in lists if path is not None)
     return (entry.train_split, entry.val_split) if entry.source == "folder" else ()
 

@@ -20,6 +20,19 @@ CATALOGUE: Mapping[str, str] = {
     "STL10": "stl10",
     "MNIST": "mnist",
     "inaturalist2018_filelist": "inat18",
+    "SVHN": "svhn",
+    "aircrafts_folder": "aircraft",
+    "clevr_count_filelist": "clevr_count",
+    "dtd_folder": "dtd",
+    "food101_folder": "food101",
+    "gtsrb_folder": "gtsrb",
+    "oxford_flowers_folder": "flowers102",
+    "oxford_pets_folder": "pets",
+    "patch_camelyon_folder": "pcam",
+    "stanford_cars_folder": "cars",
+    "sun397_filelist": "sun397",
+    "imagenet_a_filelist": "imagenet_a",
+    "imagenet_r_filelist": "imagenet_r",
 }
 """Data sets of the catalogue by VISSL's names, `DATASET_NAMES`."""
 
@@ -85,8 +98,8 @@ def _in_catalogue(keys: Keys, splits: Splits) -> dict[str, Any] | None:
     has_paths = any(_first(given[key]) for given in splits.values() for key in ("DATA_PATHS", "LABEL_PATHS"))
     internal = {_first(given["DATA_SOURCES"]) for given in splits.values()} & set(INTERNAL)
     if not has_paths and len(names) == 1 and (name := names.pop()) in CATALOGUE:
-        # Of folders, whatever the catalogue has: lists, for places205.
-        is_folder = _first(splits["TRAIN"]["DATA_SOURCES"]) == "disk_folder"
+        # VISSL's own folders of Places have class folders, where the catalogue has the lists that come with it.
+        is_folder = name in ("places205_folder", "places365_folder")
         return {"name": CATALOGUE[name]} | ({"source": "folder"} if is_folder else {})
     if internal and not has_paths:
         keys.fault(

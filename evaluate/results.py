@@ -278,6 +278,74 @@ class RetrievalResult:
         } | recalls | {"k": None} | asdict(self.search)  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelScore:
+    """Average precision of one class, among the queries for which it is known whether they have it."""
+
+    name: str
+    num_positive: int
+    num_queries: int
+    ap: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiLabelResult:
+    """One layer whose rows have any number of classes, by one protocol with one k and one temperature."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    protocol: str
+    vote: str
+    k: int
+    temperature: float | None
+    mean_ap: float
+    """Mean over the classes of their average precision."""
+
+    micro_f1: float
+    """F1 of all pairs of a query and a class; a class is predicted from half of the votes on."""
+
+    macro_f1: float
+    """Mean over the classes of their F1."""
+
+    labels: tuple[LabelScore, ...] = field(repr=False)
+    """Of the classes that a query is known to have."""
+
+    search: SearchFacts
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return _origin(self) | {
+            "protocol": self.protocol, "vote": self.vote, "task": "multi_label", "k": self.k,
+            "temperature": self.temperature, "mean_ap": self.mean_ap, "micro_f1": self.micro_f1,
+            "macro_f1": self.macro_f1, "num_labels": len(self.labels),
+        } | asdict(self.search)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelResult:
+    """One class of rows with any number of classes, at a protocol's first k and temperature."""
+
+    layer: LayerFacts
+    counts: Counts
+    similarity: str
+    leave_one_out: bool
+    protocol: str
+    k: int
+    temperature: float | None
+    label: LabelScore
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return _origin(self) | {
+            "task": "label", "protocol": self.protocol, "k": self.k, "temperature": self.temperature,
+            "class": self.label.name, "num_positive": self.label.num_positive, "num_val": self.label.num_queries,
+            "ap": self.label.ap, "f1": self.label.f1,
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Mean and standard deviation over several tries."""
@@ -482,7 +550,9 @@ def uniform(records: Sequence[Record]) -> list[Record]:
     return [{key: record.get(key) for key in keys} for record in records]
 
 
-def _origin(result: KnnResult | NeighboursResult | ClassResult | RetrievalResult) -> Record:
+def _origin(
+    result: KnnResult | NeighboursResult | ClassResult | RetrievalResult | MultiLabelResult | LabelResult,
+) -> Record:
     """First keys of every record of a search."""
     setting = {"similarity": result.similarity, "leave_one_out": result.leave_one_out}
     return asdict(result.layer) | asdict(result.counts) | setting

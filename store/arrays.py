@@ -52,7 +52,7 @@ def create_array(
         Rows first.
     rows_per_chunk : int
         Chunks span whole rows.
-    dtype : {"float16", "float32", "float64", "int64", "uint64", "bool", "str"}
+    dtype : {"float16", "float32", "float64", "int8", "int64", "uint64", "bool", "str"}
         Type of the values. Rows that have not been written read as NaN, -1, 0, False or "".
     compression : str
         A key of `COMPRESSIONS`.
@@ -62,7 +62,7 @@ def create_array(
         Names of its axes; in xarray, axes of one name must have one length.
     """
     text = dtype == "str"
-    fill: Any = {"int64": -1, "uint64": 0, "bool": False, "str": ""}.get(dtype, float("nan"))
+    fill: Any = {"int8": -1, "int64": -1, "uint64": 0, "bool": False, "str": ""}.get(dtype, float("nan"))
     return zarr.create_array(
         _store(root),
         name=key,

@@ -32,7 +32,8 @@ class SplitRows:
     """A split without its features: labels, paths and class names."""
 
     labels: Ints
-    """Shape (N,); an index into `class_names`, or -1 where a row has no label."""
+    """Shape (N,); an index into `class_names`, or -1 where a row has no label. Or shape (N, C), for rows of any number
+    of classes: 1 for a class that the row has, 0 for one that it has not, -1 where that is not known."""
 
     paths: Sequence[str]
     """What the user calls each image; length N."""
@@ -57,7 +58,10 @@ class SplitRows:
         sizes = _plain(self.sizes) if len(self.sizes) else repeat("", len(self.paths))
         for path, label, size in zip(self.paths, _plain(self.labels), sizes, strict=True):
             listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
-        return SplitInfo(num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest())
+        return SplitInfo(
+            num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest(),
+            is_multi_label=np.ndim(self.labels) == 2,
+        )  # fmt: skip
 
 
 def open_or_create(

@@ -39,7 +39,7 @@ from featbench.store.lock import RunLock, join_run
 from featbench.store.manifest import ATTRIBUTE, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
 from featbench.store.reader import LayerReader
 from featbench.store.regular import read_regular
-from featbench.store.typing import Array, Bools, Ints, UInt64s
+from featbench.store.typing import Array, Bools, Int8s, Ints, UInt64s
 from featbench.store.work import Work
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,9 @@ class FeatureSet:
         return names or list(self.manifest.layers)
 
     def labels(self, split: str) -> Ints:
-        """Labels of a split, shape (N,), -1 where there is none."""
+        """Labels of a split, shape (N,), -1 where there is none; where rows have several, see `label_matrix`."""
+        if self.split(split).is_multi_label:
+            return np.full(self.split(split).num_rows, -1, np.int64)
         labels = self._small_array(split, paths.LABELS).astype(np.int64)
         num_classes = len(self.split(split).class_names)
         if len(labels) and not (labels.min() >= -1 and labels.max() < num_classes):
@@ -228,6 +230,15 @@ class FeatureSet:
                 f"{self.path}: {split}/labels holds labels that are not in [-1, {num_classes}). {REWRITE}"
             )
         return labels
+
+    def label_matrix(self, split: str) -> Int8s:
+        """Labels of rows with any number of classes, shape (N, C): 1, 0, or -1 where it is not known."""
+        if not self.split(split).is_multi_label:
+            raise StoreError(f"{self.path}: rows of {split} have one class each")
+        labels = self._small_array(split, paths.LABELS)
+        if labels.min(initial=0) < -1 or labels.max(initial=0) > 1:
+            raise DamagedError(f"{self.path}: {split}/labels holds other numbers than 1, 0 and -1. {REWRITE}")
+        return labels.astype(np.int8)
 
     def paths(self, split: str) -> list[str]:
         """What the user calls each image of a split."""

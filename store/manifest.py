@@ -44,6 +44,9 @@ class SplitInfo:
     listing: str
     """sha256 of paths, sizes and labels in order, which identifies the dataset."""
 
+    is_multi_label: bool = False
+    """Whether a row can have any number of classes: labels are then 1, 0 or -1 for each row and class."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInfo:
@@ -113,10 +116,15 @@ class Manifest:
             yield f"data.{split}.num_rows", info.num_rows
             yield f"data.{split}.class_names", list(info.class_names)
             yield f"data.{split}.listing", info.listing
+            if info.is_multi_label:
+                yield f"data.{split}.is_multi_label", True
 
     def to_attributes(self) -> dict[str, Json]:
         """Return the attributes of the root group."""
         content = json.loads(json.dumps(asdict(self)))
+        for info in content["splits"].values():
+            if not info["is_multi_label"]:
+                del info["is_multi_label"]  # as earlier versions write it
         return {ATTRIBUTE: content, DIGEST: digest_of(content)}
 
     @classmethod
@@ -195,7 +203,13 @@ def _split(info: Mapping[str, Json]) -> SplitInfo:
     names = tuple(info["class_names"])
     if not all(isinstance(name, str) for name in (*names, info["listing"])):
         raise TypeError("a name of a class or a listing")
-    return SplitInfo(num_rows=_whole(info["num_rows"], least=1), class_names=names, listing=info["listing"])
+    is_multi_label = info.get("is_multi_label", False)
+    if not isinstance(is_multi_label, bool):
+        raise TypeError("is_multi_label")
+    return SplitInfo(
+        num_rows=_whole(info["num_rows"], least=1), class_names=names, listing=info["listing"],
+        is_multi_label=is_multi_label,
+    )  # fmt: skip
 
 
 def _layer(info: Mapping[str, Json]) -> LayerInfo:

@@ -56,11 +56,17 @@ def form_of(manifest: Manifest, split: str, array: str) -> ArrayForm:
 
 def row_form(manifest: Manifest, split: str, array: str) -> ArrayForm:
     """Type, shape and chunks of one of `ROW_ARRAYS`."""
-    grid = grid_of(manifest, split, array)
+    grid, info = grid_of(manifest, split, array), manifest.splits[split]
+    if array == LABELS and info.is_multi_label:
+        shape = (grid.num_rows, len(info.class_names))
+        return ArrayForm(dtype="int8", shape=shape, rows_per_chunk=grid.rows_per_chunk)
     return ArrayForm(dtype=_DTYPES[array], shape=(grid.num_rows,), rows_per_chunk=grid.rows_per_chunk)
 
 
 def chunk_key_of(manifest: Manifest, split: str, array: str, chunk: int) -> str:
     """Key of one chunk of an array."""
-    ndim = 1 + len(manifest.layers[array].shape) if array in manifest.layers else 1
+    if array in manifest.layers:
+        ndim = 1 + len(manifest.layers[array].shape)
+    else:
+        ndim = 1 + (array == LABELS and manifest.splits[split].is_multi_label)
     return chunk_key(array_key(split, array), chunk, ndim)

@@ -42,7 +42,7 @@ def write_row_arrays(folder: Folder, manifest: Manifest, *, digests: bool, has_n
                     shape=form.shape,
                     rows_per_chunk=form.rows_per_chunk,
                     dtype=form.dtype,
-                    dimension_names=("row",) if has_names else None,
+                    dimension_names=("row", "class")[: len(form.shape)] if has_names else None,
                 )
                 metadata[key] = metadata_digest(folder.path, key)
     return metadata

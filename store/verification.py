@@ -132,7 +132,8 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
                     key=key,
                 )
         if name == paths.LABELS:
-            num_classes = len(features.split(split).class_names)
+            info = features.split(split)
+            num_classes = 2 if info.is_multi_label else len(info.class_names)
             bad = (values < -1) | (values >= num_classes)
             if bad.any():
                 yield Fault(

@@ -96,6 +96,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = random.normal(size=(60, 8)).astype(np.float32), np.arange(60) % 3
     np.savez(folder / "train.npz", features=x, labels=y)
     np.savez(folder / "val.npz", features=x[:30], labels=y[:30])
+    several = np.random.default_rng(1).integers(0, 2, size=(60, 5))
+    np.savez(folder / "voc_train.npz", features=x, labels=several)
+    np.savez(folder / "voc_val.npz", features=x[:30], labels=several[:30])
     np.savez(folder / "both.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
     for split, rows in (("train", 60), ("val", 30)):
         np.save(folder / f"{split}.npy", x[:rows])

@@ -53,6 +53,13 @@ def import_(
         str | None, typer.Option("--labels-key", metavar="NAME", help="Array with the labels, likewise.")
     ] = None,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Import features without labels.")] = False,
+    multi_label: Annotated[
+        bool,
+        typer.Option(
+            "--multi-label",
+            help="Rows have any number of classes: columns of 1, 0 and -1 (not known), or names such as cat;dog.",
+        ),
+    ] = False,
     copy_tolerance: Annotated[
         float,
         typer.Option(
@@ -89,7 +96,7 @@ def import_(
     usual = specs[0].name if specs else "features"
     label_files = {s: path for s, path in (("train", train_labels), ("val", val_labels)) if path is not None}
     if vissl is not None:
-        labels = {split: read_labels(path) for split, path in label_files.items()}
+        labels = {split: read_labels(path, multi_label=multi_label) for split, path in label_files.items()}
         wanted = {spec.name: spec.tap if spec.pooling is None else spec.name for spec in specs}
         splits = read_vissl(vissl, wanted, label_files=labels, unlabelled=unlabelled, copy_tolerance=copy_tolerance)
     elif dino is not None:
@@ -98,7 +105,7 @@ def import_(
         assert train is not None
         files = {"train": train} | ({} if val is None else {"val": val})
         keys = {"features_key": features_key, "labels_key": labels_key}
-        splits = read_files(files, label_files, layer=usual, unlabelled=unlabelled, **keys)
+        splits = read_files(files, label_files, layer=usual, unlabelled=unlabelled, multi_label=multi_label, **keys)
     made = import_features(splits, store=store or Path("features"), name=name, dtype=dtype, overwrite=overwrite)
     counts = " and ".join(f"{info.num_rows:,} {split}" for split, info in made.manifest.splits.items())
     typer.echo(f"Imported {', '.join(splits['train'].layers)}: {counts} rows, in {made.path}")

@@ -14,6 +14,8 @@ from featbench.evaluate.results import (
     ClassResult,
     FewShotResult,
     KnnResult,
+    LabelResult,
+    MultiLabelResult,
     NeighboursResult,
     Record,
     RetrievalResult,
@@ -58,6 +60,50 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
         bold=frozenset((i, top1) for i, result in enumerate(knn) if result.top1 == best),
         num_grouped=2,
     )
+
+
+def multi_label_table(results: Sequence[MultiLabelResult]) -> Table:
+    """Make the table of scores of rows with any number of classes, and name the classes with the lowest."""
+    first = results[0]
+    rows = [
+        (
+            each.layer.layer, f"{each.layer.dim:,}", str(each.k), temperature_of(each.temperature),
+            *(f"{100 * value:.1f}" for value in (each.mean_ap, each.micro_f1, each.macro_f1)),
+        )
+        for each in results
+    ]  # fmt: skip
+    columns = (
+        LAYER,
+        Column(name="dim", drop=2),
+        Column(name="k"),
+        Column(name="T", drop=1),
+        *(Column(name=name) for name in ("mAP", "micro F1", "macro F1")),
+    )
+    best = max(results, key=lambda each: each.mean_ap)
+    worst = sorted(best.labels, key=lambda each: each.ap)[:3]
+    named = ", ".join(f"{each.name} ({100 * each.ap:.1f})" for each in worst)
+    queries = first.counts.num_train if first.leave_one_out else first.counts.num_val
+    notes = (
+        f"{first.counts.num_train:,} train, {queries:,} queries, {len(first.labels):,} classes; in %. F1: classes with "
+        f"at least half of the votes. Lowest average precision, of layer {best.layer.layer} at k = {best.k}: {named}.",
+    )
+    return Table(
+        title=f"{first.layer.features}: kNN of several labels a row, protocol {first.protocol}",
+        columns=columns,
+        rows=tuple(rows),
+        notes=notes,
+        num_grouped=2,
+    )
+
+
+def label_table(results: Sequence[LabelResult]) -> Table:
+    """Make the table of the classes of rows with any number of them, worst first."""
+    first = results[0]
+    ordered = sorted((result.label for result in results), key=lambda each: each.ap)
+    rows = [(each.name, f"{each.num_positive:,}", f"{100 * each.ap:.1f}", f"{100 * each.f1:.1f}") for each in ordered]
+    columns = (Column(name="class", is_right=False), *(Column(name=name) for name in ("queries", "AP", "F1")))
+    title = f"{first.layer.features}: {first.layer.layer}, protocol {first.protocol}, k = {first.k}, by class"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=("In %.",))
 
 
 def few_shot_table(results: Sequence[FewShotResult]) -> Table:

@@ -24,6 +24,8 @@ from featbench.evaluate.results import (
     ClusterResult,
     FewShotResult,
     KnnResult,
+    LabelResult,
+    MultiLabelResult,
     NeighboursResult,
     Result,
     RetrievalResult,
@@ -45,6 +47,8 @@ from featbench.pipelines.cli.knn_tables import (
     accuracy_table,
     class_table,
     few_shot_table,
+    label_table,
+    multi_label_table,
     neighbours_table,
     retrieval_table,
 )
@@ -61,6 +65,8 @@ def evaluation_tables(results: Sequence[Result]) -> list[Table]:
     return [
         *map(accuracy_table, accuracies),
         *map(selection_table, _grouped(results, SelectionResult)),
+        *map(multi_label_table, _grouped(results, MultiLabelResult, lambda result: result.protocol)),
+        *map(label_table, _grouped(results, LabelResult, lambda result: (result.layer.layer, result.protocol))),
         *map(neighbours_table, _grouped(results, NeighboursResult)),
         *map(few_shot_table, _grouped(results, FewShotResult)),
         *map(retrieval_table, _grouped(results, RetrievalResult)),

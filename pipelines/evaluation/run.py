@@ -15,13 +15,14 @@ from typing import Any
 
 from featbench.evaluate.clustering.evaluation import kmeans_results, numbers_of_clusters
 from featbench.evaluate.clustering.refusal import refuse_impossible
-from featbench.evaluate.config import BenchmarkRow, EvaluateConfig
+from featbench.evaluate.config import BenchmarkRow, EvaluateConfig, KnnConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, derived_layers
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, with_unlabelled
 from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
+from featbench.evaluate.knn.multi_label import is_multi_label, multi_label_results
 from featbench.evaluate.knn.selecting import select
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
@@ -105,6 +106,9 @@ def _evaluate(
     elif knn.shots:  # first, since it is fast and refuses a k that is too large
         few_shot += few_shot_results(features, chosen, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
+    has_several = is_multi_label(features)
+    if has_several:
+        refuse_questions_of_one_class(features, knn)
     asks_twice = knn.select is not None and not knn.leave_one_out
     with progress.task("search", features.split("train").num_rows * num_searches * (1 + asks_twice)) as on_rows:
         ask = partial(
@@ -119,10 +123,16 @@ def _evaluate(
             on_rows=lambda layer, rows: on_rows(rows),
             **settings,
         )
-        results = ask(
-            leave_one_out=knn.leave_one_out or knn.select is not None,
-            compare_preprocessing="protocol" in knn.model_fields_set,  # the default is no claim to reproduce DINO
-        )
+        if has_several:
+            results = multi_label_results(
+                features, chosen, index=config.index, leave_one_out=knn.leave_one_out, per_class=knn.per_class,
+                on_rows=lambda layer, rows: on_rows(rows), **settings,
+            )  # fmt: skip
+        else:
+            results = ask(
+                leave_one_out=knn.leave_one_out or knn.select is not None,
+                compare_preprocessing="protocol" in knn.model_fields_set,  # the default is no claim to reproduce DINO
+            )
         if knn.select is not None:
             results.append(select(results, ask(leave_one_out=False, compare_preprocessing=False)))
     results = [_marked(result, knn.benchmark) for result in results] + few_shot
@@ -146,6 +156,24 @@ def _marked(result: Result, benchmark: BenchmarkRow | None) -> Result:
     own = (benchmark.protocol, benchmark.k, benchmark.temperature)
     is_own = (result.protocol, result.k, result.temperature) == own
     return replace(result, benchmark=benchmark.name) if is_own else result
+
+
+def refuse_questions_of_one_class(features: FeatureSet, knn: KnnConfig) -> None:
+    """Refuse what needs one class for each row, where rows have any number.
+
+    Raises
+    ------
+    EvaluationError
+        If such a thing is asked for.
+    """
+    asked = {
+        "--select": knn.select, "--retrieval": knn.retrieval, "--shots": knn.shots, "--duplicates": knn.duplicates,
+    }  # fmt: skip
+    if wrong := [option for option, value in asked.items() if value]:
+        raise EvaluationError(
+            f"{features.path}: rows have any number of classes, and {', '.join(wrong)} needs one class for each. Leave "
+            f"that out; --per-class lists the average precision of each class"
+        )
 
 
 def save_report(

@@ -5,7 +5,9 @@ That form is an integer or a name for each row, -1 or "" where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +32,11 @@ class Arrays:
     """Features by layer, each of shape (N, ...)."""
 
     labels: Array
-    """Shape (N,) or (N, 1); integers or names of classes, -1 or "" for none."""
+    """Shape (N,) or (N, 1); integers or names of classes, -1 or "" for none. Or shape (N, C) where rows have any number
+    of classes: 1, 0, or -1 for not known."""
+
+    class_names: tuple[str, ...] | None = None
+    """Names of the C classes of such labels; by default their numbers."""
 
     paths: tuple[str, ...] | None = None
 
@@ -52,6 +58,8 @@ def plain_labels(labels: Array, *, where: str) -> Array:
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if is_matrix(labels):
+        return labels.astype(np.int8)
     if labels.ndim != 1:
         raise ImportingError(
             f"{where}: labels must be one integer or name for each row, shape (N,) or (N, 1); got {labels.dtype} "
@@ -74,11 +82,80 @@ def plain_labels(labels: Array, *, where: str) -> Array:
     raise ImportingError(f"{where}: labels must be one integer or name for each row; got {labels.dtype} {labels.shape}")
 
 
-def split_rows(split: str, labels: Array, paths: tuple[str, ...] | None) -> SplitRows:
-    """Number the classes of plain labels, and give each row a path."""
+def is_matrix(labels: Array) -> bool:
+    """Whether labels are 1, 0 or -1 for each row and class, and rows have other than exactly one class.
+
+    Examples
+    --------
+    >>> is_matrix(np.array([[1, 0], [1, 1]])), is_matrix(np.array([[1, 0], [0, 1]])), is_matrix(np.array([[3, 7]]))
+    (True, False, False)
+    """
+    if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "biuf" or labels.dtype == np.int8:
+        return labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype == np.int8
+    return bool(np.isin(labels, (-1, 0, 1)).all() and not (labels.sum(axis=1) == 1).all())
+
+
+def parse_names(texts: Sequence[str], *, where: str) -> tuple[Array, tuple[str, ...]]:
+    """Make a matrix of lists of names that are written as text, each `cat;dog`, `cat|dog` or `["cat", "dog"]`.
+
+    An empty text is a row without any class.
+
+    Raises
+    ------
+    ImportingError
+        If a list can't be read.
+
+    Examples
+    --------
+    >>> matrix, names = parse_names(["cat;dog", "", '["dog"]'], where="x.csv")
+    >>> matrix.tolist(), names
+    ([[1, 1], [0, 0], [0, 1]], ('cat', 'dog'))
+    """
+    lists = [_names_in(text, row, where) for row, text in enumerate(texts)]
+    return matrix_of(lists, where=where)
+
+
+def matrix_of(lists: Sequence[Sequence[str]], *, where: str) -> tuple[Array, tuple[str, ...]]:
+    """Make a matrix of lists of names, and return the names in order."""
+    found = {normal_name(name) for names in lists for name in names}
+    if not found:
+        raise ImportingError(f"{where}: no row has a class")
+    class_names = tuple(sorted(found))
+    place = {name: index for index, name in enumerate(class_names)}
+    matrix = np.zeros((len(lists), len(class_names)), np.int8)
+    for row, names in enumerate(lists):
+        matrix[row, [place[normal_name(name)] for name in names]] = 1
+    return matrix, class_names
+
+
+def _names_in(text: str, row: int, where: str) -> list[str]:
+    text = text.strip()
+    if not text.startswith("["):
+        return [name.strip() for name in re.split(r"[;|]", text) if name.strip()]
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise ImportingError(f"{where}, row {row}: {text[:60]!r} is no list of names ({error})") from error
+    if not all(isinstance(name, str) for name in names):
+        raise ImportingError(f"{where}, row {row}: {text[:60]!r} is no list of names")
+    return list(names)
+
+
+def split_rows(
+    split: str, labels: Array, paths: tuple[str, ...] | None, class_names: tuple[str, ...] | None = None
+) -> SplitRows:
+    """Number the classes of plain labels, and give each row a path; `class_names` are those of a matrix."""
     if paths is not None and len(paths) != len(labels):
         raise ImportingError(f"{split}: {len(paths)} paths and {len(labels)} labels")
-    numbers, class_names = numbered(labels)
+    if labels.ndim == 2:
+        numbers = labels
+        class_names = class_names or tuple(map(str, range(labels.shape[1])))
+        if len(class_names) != labels.shape[1]:
+            raise ImportingError(
+                f"{split}: labels have {labels.shape[1]:,} columns, but there are {len(class_names):,} class names"
+            )
+    else:
+        numbers, class_names = numbered(labels)
     paths = paths or tuple(f"{split}/{row:07d}" for row in range(len(labels)))
     return SplitRows(labels=numbers, paths=paths, class_names=class_names)
 
@@ -112,8 +189,9 @@ def _several(labels: Array) -> str:
     if labels.dtype.kind in "biuf" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
         return ". They are one-hot: give labels.argmax(axis=1)"
     return (
-        ". Several labels per row are not supported, since each row has one class. Choose a column, labels[:, column], "
-        "and pass it with --train-labels and --val-labels"
+        ". Several labels for one row must be a column of 1, 0 or -1 (not known) for each class, or lists of names "
+        "with --multi-label. If the columns are different tasks, choose one, labels[:, column], and pass it with "
+        "--train-labels and --val-labels"
     )
 
 

@@ -6,6 +6,7 @@ that was not by name is logged.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.pipelines.foreign.arrays import Arrays, ImportingError
+from featbench.pipelines.foreign.arrays import Arrays, ImportingError, parse_names
 from featbench.pipelines.foreign.containers import Container, first_bytes, open_container
 from featbench.pipelines.foreign.tables import LABEL_COLUMNS, PATH_COLUMNS, values_of
 from featbench.store import suggest
+from featbench.store.documents import DocumentError, parse_json
 from featbench.store.typing import Array
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ def read_files(
     features_key: str | None = None,
     labels_key: str | None = None,
     unlabelled: bool = False,
+    multi_label: bool = False,
 ) -> dict[str, Arrays]:
     """Read both splits from one file or two, with labels beside the features or in separate files.
 
@@ -53,6 +56,8 @@ def read_files(
         Names of arrays, for both splits or `TRAIN,VAL`; usual names by default.
     unlabelled : bool
         Import without labels.
+    multi_label : bool
+        Whether rows have any number of classes; otherwise only a matrix that can't mean anything else is read so.
 
     Raises
     ------
@@ -78,18 +83,27 @@ def read_files(
     for split, container in opened.items():
         features = container[names[split]]
         if split in label_files:
-            labels = read_labels(label_files[split])
+            labels = read_labels(label_files[split], multi_label=multi_label)
         elif unlabelled:
             labels = np.full(len(features) if features.ndim else 0, -1, np.int64)
         else:
             labels = container[_labels_name(container, split, labels_key, is_shared, features, names[split])]
-        found[split] = Arrays(layers={layer: features}, labels=labels, paths=_paths(container, split, is_shared))
+        matrix, class_names = several(labels, where=split) if multi_label and not unlabelled else (labels, None)
+        found[split] = Arrays(
+            layers={layer: features}, labels=matrix, paths=_paths(container, split, is_shared),
+            class_names=class_names or _class_names(container, matrix),
+        )  # fmt: skip
     return found
 
 
-def read_labels(path: Path) -> Array:
-    """Read a file of labels: one array, an array called `labels`, or text with one label in each line."""
+def read_labels(path: Path, *, multi_label: bool = False) -> Array:
+    """Read a file of labels: one array, an array called `labels`, or text with one label in each line.
+
+    With `multi_label`, a line has any number of names, and a `.json` is a list with one of names for each row.
+    """
     first_bytes(path)  # refuse what is not a regular file
+    if multi_label and path.suffix.lower() == ".json":
+        return _json_lists(path)
     if path.suffix.lower() in (".txt", ".csv", ".tsv", ".lst") and (lines := _single_column(path)) is not None:
         return values_of(lines)
     container = open_container(path)
@@ -99,6 +113,43 @@ def read_labels(path: Path) -> Array:
     if name is None:
         raise ImportingError(f"{path}: several arrays, none of them called labels: {', '.join(container)}")
     return container[name]
+
+
+def several(labels: Array, *, where: str) -> tuple[Array, tuple[str, ...] | None]:
+    """Make a matrix of labels of rows with any number of classes; names of the classes if they were text.
+
+    Raises
+    ------
+    ImportingError
+        If they are neither text nor 1, 0 and -1.
+    """
+    if labels.dtype.kind in "US" and labels.ndim == 1:
+        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in labels]
+        return parse_names(texts, where=where)
+    if labels.ndim == 2 and labels.dtype.kind in "biuf" and np.isin(labels, (-1, 0, 1)).all():
+        return labels.astype(np.int8), None
+    raise ImportingError(
+        f"{where}: --multi-label needs lists of names, such as cat;dog, or a column of 1, 0 or -1 (not known) for each "
+        f"class; got {labels.dtype} {labels.shape}"
+    )
+
+
+def _class_names(container: Container, labels: Array) -> tuple[str, ...] | None:
+    """Names of the columns of a matrix, if the file has an array `class_names`."""
+    if labels.ndim != 2 or "class_names" not in container:
+        return None
+    return tuple(str(name) for name in container["class_names"].tolist())
+
+
+def _json_lists(path: Path) -> Array:
+    """Read a list with a list of names for each row, as texts that `parse_names` reads."""
+    try:
+        rows = parse_json(path.read_bytes(), where=str(path))
+    except (OSError, DocumentError) as error:
+        raise ImportingError(f"{path}: can't be read as JSON ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ImportingError(f'{path}: expected a list with a list of names for each row, [["cat", "dog"], []]')
+    return np.array([json.dumps(row) for row in rows], np.str_)
 
 
 def read_dino(folder: Path, *, layer: str) -> dict[str, Arrays]:

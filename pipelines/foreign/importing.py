@@ -54,7 +54,10 @@ def import_features(
     if not re.fullmatch(NAME_PATTERN, name):
         raise ImportingError(f"--name must be letters, digits, '_', '.' and '-', not starting with '.'; got {name!r}")
     splits = _checked(splits, dtype)
-    rows = {split: split_rows(split, arrays.labels, arrays.paths) for split, arrays in splits.items()}
+    rows = {
+        split: split_rows(split, arrays.labels, arrays.paths, arrays.class_names) for split, arrays in splits.items()
+    }
+    _refuse_one_and_several(splits)
     layers = {
         layer: LayerInfo(
             tap="imported:" + ",".join(_digest(arrays.layers[layer])[:12] for arrays in splits.values()),
@@ -109,6 +112,15 @@ def _checked(splits: Mapping[str, Arrays], dtype: str) -> dict[str, Arrays]:
     return checked
 
 
+def _refuse_one_and_several(splits: Mapping[str, Arrays]) -> None:
+    kinds = {split: arrays.labels.ndim == 2 for split, arrays in splits.items()}
+    if len(set(kinds.values())) > 1:
+        several = next(split for split, has_several in kinds.items() if has_several)
+        raise ImportingError(
+            f"rows of {several} have any number of classes, rows of the other split one each: give labels of one kind"
+        )
+
+
 def _check_features(split: str, layer: str, values: Array, *, num_labels: int) -> None:
     check_name(layer)
     if values.dtype.kind != "f" or values.ndim < 2:
@@ -155,6 +167,8 @@ def _check_rounding(split: str, layer: str, values: Array, dtype: str) -> None:
 
 def _warn(splits: Mapping[str, Arrays], layers: Mapping[str, LayerInfo]) -> None:
     for split, arrays in splits.items():
+        if arrays.labels.ndim == 2:
+            continue
         if are_row_numbers(arrays.labels):
             logger.warning("%s: the labels are the row numbers, so every row is its own class", split)
         num_none = int((arrays.labels == (-1 if arrays.labels.dtype.kind == "i" else "")).sum())

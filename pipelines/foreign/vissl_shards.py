@@ -162,7 +162,8 @@ def _refuse_other_shapes(shards: Sequence[Shard]) -> None:
     first = shards[0]
     for shard in shards[1:]:
         ours, theirs = (
-            (each.features.shape[1:], each.features.dtype, each.targets.dtype.kind) for each in (first, shard)
+            (each.features.shape[1:], each.features.dtype, (each.targets.dtype.kind, each.targets.shape[1:]))
+            for each in (first, shard)
         )
         if ours != theirs:
             raise ImportingError(
@@ -187,7 +188,7 @@ def _in_order(shards: Sequence[Shard], split: str, layer: str, copy_tolerance: f
     for copy, original in zip(copies.tolist(), originals.tolist(), strict=True):
         files = [shards[shard_of[each]].path.name for each in (original, copy)]
         where = f"{split} {layer}: row {indices[copy]} is in {files[0]} and in {files[1]}"
-        if targets[copy] != targets[original]:
+        if not np.array_equal(targets[copy], targets[original]):
             raise ImportingError(
                 f"{where}, with the targets {targets[original]} and {targets[copy]}, so these are shards of different "
                 f"runs (an earlier one with more ranks?). {_SEPARATE}"

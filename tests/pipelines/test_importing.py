@@ -168,7 +168,7 @@ def test_other_features_under_the_same_layer_are_refused(
     [
         (lambda f, y: (f[:-1], y), "49 rows of features and 50 labels"),
         (lambda f, y: (f, y + 0.5), "labels must be whole numbers"),
-        (lambda f, y: (f, np.stack([y, y], 1)), "Several labels per row are not supported"),
+        (lambda f, y: (f, np.stack([y, y], 1)), "Several labels for one row must be a column of 1, 0 or -1"),
         (lambda f, y: (f, np.eye(3)[y]), "one-hot: give labels.argmax"),
         (lambda f, y: (f, y * 1j), "labels must be one integer or name"),
         (lambda f, y: (f, np.where(y == 0, np.inf, y)), "labels must be whole numbers"),

@@ -126,9 +126,14 @@ def multilabel(n: int) -> Ints:
     return targets
 
 
-def test_several_labels_for_each_row_are_refused(folder: Path, features: dict[str, Floats]) -> None:
-    save(folder, features, targets={split: multilabel(n) for split, n in N.items()})
-    with pytest.raises(ImportingError, match=r"Several labels per row are not supported.*labels\[:, column\]"):
+def test_several_columns_of_targets_are_several_labels_unless_they_are_class_numbers(
+    folder: Path, features: dict[str, Floats]
+) -> None:
+    targets = {split: multilabel(n) for split, n in N.items()}
+    save(folder, features, targets=targets)
+    assert np.array_equal(read_vissl(folder, {})["train"].labels, targets["train"])
+    save(folder, features, targets={split: 3 * each for split, each in targets.items()})
+    with pytest.raises(ImportingError, match=r"Several labels for one row must be.*labels\[:, column\]"):
         read_vissl(folder, {})
 
 

@@ -1,0 +1,249 @@
+"""Weighted kNN classification of rows that have any number of classes.
+
+Each neighbour votes for all of its classes. The score of a class is the fraction of the votes, among the neighbours for
+which it is known whether they have the class, that are for it.
+
+Shape suffixes:  Q queries   K neighbours   C classes   N database rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import MatchedLabels, class_names_of, counts_of
+from featbench.evaluate.features.layers import EvalLayer, layers_of
+from featbench.evaluate.knn.classification import temperatures_of, usable_k
+from featbench.evaluate.knn.protocols import KnnProtocol
+from featbench.evaluate.knn.vote import vote_weights
+from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.neighbours.planning import DEFAULT, Resources
+from featbench.evaluate.results import LabelResult, LabelScore, MultiLabelResult, Result
+from featbench.store import FeatureSet
+from featbench.store.typing import Bools, Doubles, Int8s, Ints
+
+THRESHOLD = 0.5
+"""Score from which a class is predicted, for F1."""
+
+_VOTES_AT_ONCE = 2**23
+"""Votes of neighbours for classes that are in memory at a time."""
+
+
+class LabelMatrices(NamedTuple):
+    """Labels of both splits as columns of one numbering: 1, 0, or -1 where it is not known."""
+
+    train_NC: Int8s
+    val_NC: Int8s
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiLabelScores:
+    """Scores of one setting; means over the classes that a query is known to have."""
+
+    mean_ap: float
+    micro_f1: float
+    macro_f1: float
+    labels: tuple[LabelScore, ...]
+    """Of these classes, in order of their numbers."""
+
+
+def is_multi_label(features: FeatureSet) -> bool:
+    """Whether rows have any number of classes."""
+    return all(info.is_multi_label for info in features.manifest.splits.values())
+
+
+def label_matrices(features: FeatureSet) -> LabelMatrices:
+    """Match the columns of both splits by the names of their classes.
+
+    A class that only one split has is not known in the other, and without such a class in train its score is 0.
+    """
+    names = {split: class_names_of(features, split) for split in ("train", "val")}
+    every = tuple(dict.fromkeys([*names["train"], *names["val"]]))
+    place = {name: index for index, name in enumerate(every)}
+
+    def spread(split: str) -> Int8s:
+        known = features.label_matrix(split)
+        matrix = np.full((len(known), len(every)), -1, np.int8)
+        matrix[:, [place[name] for name in names[split]]] = known
+        return matrix
+
+    return LabelMatrices(spread("train"), spread("val"), every)
+
+
+def multi_label_results(
+    features: FeatureSet,
+    layers: Sequence[str | EvalLayer],
+    *,
+    protocol: Mapping[str, KnnProtocol],
+    labels: MatchedLabels,
+    k: Sequence[int] | None = None,
+    temperature: Sequence[float] | None = None,
+    leave_one_out: bool = False,
+    per_class: bool = False,
+    index: str | None = None,
+    resources: Resources = DEFAULT,
+    on_rows: Callable[[str, int], None] = lambda layer, rows: None,
+) -> list[Result]:
+    """Classify rows with any number of classes.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Of which both splits have such labels.
+    labels : MatchedLabels
+        The readable rows of both splits.
+    per_class : bool
+        Also return a result for each class, at each protocol's first k and temperature.
+    layers, protocol, k, temperature, leave_one_out, index, resources, on_rows
+        As for `featbench.evaluate.knn.classification.knn_results`.
+
+    Returns
+    -------
+    list of MultiLabelResult and LabelResult
+        For each layer, protocol, temperature and k.
+
+    Raises
+    ------
+    EvaluationError
+        If no query is known to have a class.
+    """
+    matrices = label_matrices(features)
+    train, queries = labels.train, labels.train if leave_one_out else labels.val
+    truth_QC = (matrices.train_NC if leave_one_out else matrices.val_NC)[queries.rows]
+    if not (truth_QC == 1).any():
+        raise EvaluationError(f"{features.path}: no row of {queries.split} is known to have a class")
+    counts = counts_of(train, labels.val)
+    results: list[Result] = []
+    for layer in layers_of(features, layers):
+        for name, rule in protocol.items():
+            ks = usable_k(k, rule.k, len(train.rows) - leave_one_out)
+            found = find_neighbours(
+                features, layer, database=train, queries=queries, k=max(ks), similarity=rule.similarity, index=index,
+                resources=resources, on_rows=partial(on_rows, layer.name),
+            )  # fmt: skip
+            lists = found.neighbours.first(max(ks))
+            temperatures = temperatures_of(name, rule, temperature)
+            for each, number in product(temperatures, ks):
+                weights_QK = vote_weights(lists.similarities_QK, vote=rule.vote, temperature=each)
+                scores = multi_label_scores(
+                    matrices.train_NC, lists.rows_QK, weights_QK, truth_QC, matrices.class_names, k=number
+                )
+                setting: dict[str, Any] = {
+                    "layer": layer.facts, "counts": counts, "similarity": rule.similarity,
+                    "leave_one_out": leave_one_out, "protocol": name, "k": number, "temperature": each,
+                }  # fmt: skip
+                results.append(
+                    MultiLabelResult(
+                        **setting,
+                        vote=rule.vote,
+                        mean_ap=scores.mean_ap,
+                        micro_f1=scores.micro_f1,
+                        macro_f1=scores.macro_f1,
+                        labels=scores.labels,
+                        search=found.facts(number),
+                    )
+                )
+                if per_class and (each, number) == (temperatures[0], ks[0]):
+                    results += [LabelResult(**setting, label=label) for label in scores.labels]
+    return results
+
+
+def multi_label_scores(
+    train_NC: Int8s, rows_QK: Ints, weights_QK: Doubles, truth_QC: Int8s, class_names: Sequence[str], *, k: int
+) -> MultiLabelScores:
+    """Score votes for any number of classes.
+
+    Parameters
+    ----------
+    train_NC : ndarray of shape (N, C), dtype=int8
+        Labels of the database: 1, 0, or -1 for not known.
+    rows_QK, weights_QK : ndarray of shape (Q, K)
+        Neighbours and the weights of their votes.
+    truth_QC : ndarray of shape (Q, C), dtype=int8
+        Labels of the queries; those that are not known do not count.
+    class_names : sequence of str
+        Length C.
+    k : int
+        Neighbours that vote.
+
+    References
+    ----------
+    Average precision and F1 as scikit-learn's `average_precision_score` and `f1_score`.
+    """
+    at_once = max(1, 2**24 // max(1, len(rows_QK)))
+    labels: list[LabelScore] = []
+    counts = np.zeros(3)
+    for start in range(0, train_NC.shape[1], at_once):
+        some = slice(start, start + at_once)
+        scores_QB = votes_for(train_NC[:, some], rows_QK[:, :k], weights_QK[:, :k])
+        for place, name in enumerate(class_names[some]):
+            truth_Q = truth_QC[:, start + place]
+            known_Q = truth_Q >= 0
+            is_there_Q, scores_Q = truth_Q[known_Q] == 1, scores_QB[known_Q, place]
+            if not is_there_Q.any():
+                continue
+            is_predicted_Q = scores_Q >= THRESHOLD
+            hits = np.array([(is_there_Q & is_predicted_Q).sum(), is_predicted_Q.sum(), is_there_Q.sum()], np.float64)
+            counts += hits
+            labels.append(
+                LabelScore(
+                    name=name,
+                    num_positive=int(hits[2]),
+                    num_queries=len(is_there_Q),
+                    ap=average_precision(is_there_Q, scores_Q),
+                    f1=_f1(*hits),
+                )
+            )
+    return MultiLabelScores(
+        mean_ap=float(np.mean([each.ap for each in labels])),
+        micro_f1=_f1(*counts),
+        macro_f1=float(np.mean([each.f1 for each in labels])),
+        labels=tuple(labels),
+    )
+
+
+def votes_for(train_NC: Int8s, rows_QK: Ints, weights_QK: Doubles) -> Doubles:
+    """Fraction of the known votes for each class, shape (Q, C); 0 where none is known.
+
+    Examples
+    --------
+    >>> train = np.array([[1, 0], [1, -1], [0, 1]], np.int8)
+    >>> votes_for(train, np.array([[0, 1, 2]]), np.ones((1, 3))).tolist()
+    [[0.6666666666666666, 0.5]]
+    """
+    num_queries, k = rows_QK.shape
+    scores_QC = np.zeros((num_queries, train_NC.shape[1]))
+    step = max(1, _VOTES_AT_ONCE // max(1, k * train_NC.shape[1]))
+    for start in range(0, num_queries, step):
+        some = slice(start, start + step)
+        labels_QKC = train_NC[rows_QK[some]]
+        votes_QC = np.einsum("qk,qkc->qc", weights_QK[some], labels_QKC == 1)
+        known_QC = np.einsum("qk,qkc->qc", weights_QK[some], labels_QKC >= 0)
+        np.divide(votes_QC, known_QC, out=scores_QC[some], where=known_QC > 0)
+    return scores_QC
+
+
+def average_precision(is_there_Q: Bools, scores_Q: Doubles) -> float:
+    """Sum over the distinct scores, from high to low, of the gain in recall times the precision; ties count together.
+
+    Examples
+    --------
+    >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))
+    0.8333333333333333
+    """
+    order = np.argsort(-scores_Q, kind="stable")
+    hits = np.cumsum(is_there_Q[order])
+    ends = np.flatnonzero(np.append(np.diff(scores_Q[order]) != 0, True))
+    precision = hits[ends] / (ends + 1)
+    return float(np.diff(hits[ends], prepend=0) @ precision / hits[-1])
+
+
+def _f1(hits: float, num_predicted: float, num_positive: float) -> float:
+    return float(2 * hits / (num_predicted + num_positive)) if num_predicted + num_positive else 0.0

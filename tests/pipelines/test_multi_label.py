@@ -1,0 +1,224 @@
+"""Rows with any number of classes: imported from every form, classified as a loop says, scored as scikit-learn does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score
+
+from featbench.evaluate.knn.multi_label import average_precision, multi_label_scores, votes_for
+from featbench.store import FeatureSet, StoreError
+from featbench.store import verify as faults_of
+from featbench.store.typing import Doubles, Floats, Int8s
+from tests.conftest import Bench, Records
+
+NAMES = ("cat", "dog", "owl", "yak")
+
+
+@pytest.fixture
+def rows() -> dict[str, tuple[Floats, Int8s]]:
+    """Features and labels, some of which are not known."""
+    random = np.random.default_rng(0)
+    directions = random.normal(size=(4, 8))
+    found = {}
+    for split, count in (("train", 90), ("val", 40)):
+        labels = (random.uniform(size=(count, 4)) < 0.35).astype(np.int8)
+        features = (labels @ directions + 0.7 * random.normal(size=(count, 8))).astype(np.float32)
+        labels[random.uniform(size=(count, 4)) < 0.1] = -1
+        found[split] = features, labels
+    return found
+
+
+def save(tmp_path: Path, rows: dict[str, tuple[Floats, Int8s]]) -> None:
+    for split, (features, labels) in rows.items():
+        np.savez(tmp_path / f"{split}.npz", features=features, labels=labels, class_names=np.array(NAMES))
+
+
+def bring_in(bench: Bench, *more: str) -> FeatureSet:
+    result = bench("import", "--name", "mine", "--train", "train.npz", "--val", "val.npz", *more)
+    assert result.returncode == 0, result.stderr
+    return FeatureSet.open(Path("features/mine"))
+
+
+def expected_scores(rows: dict[str, tuple[Floats, Int8s]], k: int, temperature: float) -> Doubles:
+    """The vote, neighbour by neighbour."""
+    unit = {
+        s: x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None] for s, (x, _) in rows.items()
+    }
+    labels = rows["train"][1]
+    scores = np.zeros((len(unit["val"]), 4))
+    for query, similarities in enumerate(unit["val"] @ unit["train"].T):
+        nearest = np.argsort(-similarities, kind="stable")[:k]
+        for label in range(4):
+            votes = [(labels[n, label], np.exp(similarities[n] / temperature)) for n in nearest]
+            known = sum(weight for value, weight in votes if value >= 0)
+            scores[query, label] = sum(weight for value, weight in votes if value == 1) / known if known else 0
+    return scores
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_scores_are_those_of_a_loop_and_of_scikit_learn(
+    bench: Bench, records: Records, rows: dict[str, tuple[Floats, Int8s]], tmp_path: Path, k: int
+) -> None:
+    bench("ls")  # goes to the empty folder
+    save(tmp_path, rows)
+    bring_in(bench)
+    found = records("--features", "mine", "--k", k, "--temperature", 0.1, "--per-class")
+    truth, scores = rows["val"][1], expected_scores(rows, k, 0.1)
+    known = [truth[:, label] >= 0 for label in range(4)]
+    each = [average_precision_score(truth[known[i], i], scores[known[i], i]) for i in range(4)]
+    f1 = [f1_score(truth[known[i], i], scores[known[i], i] >= 0.5) for i in range(4)]
+    pairs = truth >= 0
+    (record,) = (r for r in found if r["task"] == "multi_label")
+    assert record["mean_ap"] == pytest.approx(np.mean(each), abs=1e-12)
+    assert record["macro_f1"] == pytest.approx(np.mean(f1), abs=1e-12)
+    assert record["micro_f1"] == pytest.approx(f1_score(truth[pairs], scores[pairs] >= 0.5), abs=1e-12)
+    by_class = {r["class"]: r for r in found if r["task"] == "label"}
+    assert [by_class[name]["ap"] for name in NAMES] == pytest.approx(each, abs=1e-12)
+    assert [by_class[name]["num_val"] for name in NAMES] == [int(k.sum()) for k in known]
+
+
+def test_average_precision_with_ties_is_scikit_learns() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        truth, scores = random.uniform(size=30) < 0.3, np.round(random.uniform(size=30), 1)
+        truth[0] = True
+        assert average_precision(truth, scores) == pytest.approx(average_precision_score(truth, scores), rel=1e-12)
+
+
+def test_pieces_of_classes_and_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    train = random.integers(-1, 2, size=(50, 9)).astype(np.int8)
+    rows, weights = random.integers(50, size=(20, 6)), random.uniform(size=(20, 6))
+    truth = random.integers(-1, 2, size=(20, 9)).astype(np.int8)
+    whole = multi_label_scores(train, rows, weights, truth, [str(i) for i in range(9)], k=6)
+    scores = votes_for(train, rows, weights)
+    monkeypatch.setattr("featbench.evaluate.knn.multi_label._VOTES_AT_ONCE", 100)
+    assert np.array_equal(votes_for(train, rows, weights), scores)
+    assert multi_label_scores(train, rows, weights, truth, [str(i) for i in range(9)], k=6) == whole
+
+
+def test_labels_are_stored_as_they_were_and_verified(
+    bench: Bench, rows: dict[str, tuple[Floats, Int8s]], tmp_path: Path
+) -> None:
+    bench("ls")
+    save(tmp_path, rows)
+    features = bring_in(bench)
+    assert features.split("train").class_names == NAMES
+    assert features.split("train").is_multi_label
+    for split in ("train", "val"):
+        assert np.array_equal(features.label_matrix(split), rows[split][1])
+        assert (features.labels(split) == -1).all()
+    assert not list(faults_of(features.path))
+    assert FeatureSet.open(features.path).manifest.fingerprint == features.manifest.fingerprint
+    assert bench("info", "mine").returncode == 0
+    assert bench("export", "mine", "--what", "features,neighbours", "--k", "3").returncode == 0
+    assert bench("evaluate", "--features", "mine", "--k", "3", "--clusters", "4", "--per-class").returncode == 0
+    assert bench("diagnose", "mine", "--k", "3").returncode == 0
+
+
+def test_a_set_of_one_class_a_row_has_no_matrix_and_the_manifest_of_before(bench: Bench, tmp_path: Path) -> None:
+    bench("ls")
+    np.savez(tmp_path / "train.npz", features=np.eye(3, dtype=np.float32), labels=np.arange(3))
+    np.savez(tmp_path / "val.npz", features=np.eye(3, dtype=np.float32), labels=np.arange(3))
+    features = bring_in(bench)
+    assert "is_multi_label" not in (features.path / "zarr.json").read_text()
+    with pytest.raises(StoreError, match="one class each"):
+        features.label_matrix("train")
+
+
+LISTS = [["cat", "dog"], [], ["owl"], ["cat"], ["dog", "owl", "cat"], ["owl"]]
+MATRIX = [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("form", ["json", "txt", "column", "strings"])
+def test_lists_of_names_are_read_from_every_form(bench: Bench, tmp_path: Path, form: str) -> None:
+    bench("ls")
+    features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    joined = [";".join(names) for names in LISTS]
+    more: list[str] = ["--multi-label"]
+    for split in ("train", "val"):
+        arrays: dict[str, Any] = {"features": features}
+        if form == "strings":
+            arrays["labels"] = np.array(["|".join(names) for names in LISTS])
+        elif form == "column":
+            (tmp_path / f"{split}.csv").write_text("labels\n" + "\n".join(name or '""' for name in joined) + "\n")
+        elif form == "json":
+            (tmp_path / f"{split}.json").write_text(json.dumps(LISTS))
+        else:
+            (tmp_path / f"{split}.txt").write_text("\n".join(name or "[]" for name in joined) + "\n")
+        np.savez(tmp_path / f"{split}.npz", **arrays)
+        if form != "strings":
+            ending = {"column": "csv"}.get(form, form)
+            more += [f"--{split}-labels", f"{split}.{ending}"]
+    if form == "column":  # quotes are not part of a text file with one column
+        for split in ("train", "val"):
+            path = tmp_path / f"{split}.csv"
+            path.write_text(path.read_text().replace('""', "[]"))
+    made = bring_in(bench, *more)
+    assert made.split("train").class_names == ("cat", "dog", "owl")
+    assert made.label_matrix("val").tolist() == MATRIX
+
+
+def test_one_hot_rows_need_the_flag(bench: Bench, tmp_path: Path) -> None:
+    bench("ls")
+    for split in ("train", "val"):
+        np.savez(tmp_path / f"{split}.npz", features=np.eye(3, dtype=np.float32), labels=np.eye(3, dtype=np.int64))
+    result = bench("import", "--name", "mine", "--train", "train.npz", "--val", "val.npz")
+    assert result.returncode == 2
+    assert "one-hot" in result.stderr
+    assert bring_in(bench, "--multi-label").label_matrix("train").tolist() == np.eye(3).tolist()
+
+
+def test_targets_of_vissls_shards_with_several_columns_are_labels_of_each_class(bench: Bench, tmp_path: Path) -> None:
+    bench("ls")
+    random = np.random.default_rng(3)
+    labels = {part: random.integers(-1, 2, size=(10, 4)).astype(np.int64) for part in ("train", "test")}
+    for part, each in labels.items():
+        for rank in (0, 1):
+            stem = tmp_path / f"shards/rank{rank}_chunk0_{part}_res5"
+            stem.parent.mkdir(exist_ok=True)
+            np.save(f"{stem}_features.npy", random.normal(size=(5, 3)).astype(np.float32))
+            np.save(f"{stem}_targets.npy", each[rank::2])
+            np.save(f"{stem}_inds.npy", np.arange(rank, 10, 2))
+    result = bench("import", "--name", "mine", "--vissl", "shards")
+    assert result.returncode == 0, result.stderr
+    features = FeatureSet.open(Path("features/mine"))
+    assert np.array_equal(features.label_matrix("val"), labels["test"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (np.array([[0, 2], [1, 1], [0, 0]]), (), "a column of 1, 0 or -1"),
+        (np.array([[0, 2], [1, 1], [0, 0]]), ("--multi-label",), "--multi-label needs"),
+        (np.array(["", "", ""]), ("--multi-label",), "no row has a class"),
+        (np.array(['["a"', "b", "c"]), ("--multi-label",), "no list of names"),
+        (np.array(["[1]", "b", "c"]), ("--multi-label",), "no list of names"),
+    ],
+)
+def test_labels_that_are_no_lists_are_refused(
+    bench: Bench, tmp_path: Path, labels: Any, options: tuple[str, ...], message: str
+) -> None:
+    bench("ls")
+    for split in ("train", "val"):
+        np.savez(tmp_path / f"{split}.npz", features=np.eye(3, dtype=np.float32), labels=labels)
+    result = bench("import", "--name", "mine", "--train", "train.npz", "--val", "val.npz", *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("option", [("--select", "leave-one-out"), ("--retrieval",), ("--shots", "1")])
+def test_what_needs_one_class_a_row_is_refused(
+    bench: Bench, rows: dict[str, tuple[Floats, Int8s]], tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    bench("ls")
+    save(tmp_path, rows)
+    bring_in(bench)
+    result = bench("evaluate", "--features", "mine", "--k", "3", *option)
+    assert result.returncode == 2
+    assert f"{option[0]} needs one class for each" in result.stderr

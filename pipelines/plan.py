@@ -27,6 +27,7 @@ from featbench.store import FeatureSet, SplitRows
 from featbench.store.layout import Grid
 from featbench.store.manifest import differences
 from featbench.store.names import normal_name
+from featbench.store.typing import Bools
 
 GIB = 2**30
 
@@ -121,12 +122,12 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
             name=name,
             shape=info.shape,
             bytes=chunks * chunk_bytes * info.dim,
-            there=not missing[name],
+            there=not _num_missing(missing[name]),
         )
         for name, info in checked.layers.items()
     )
-    needed = sum(len(missing[name]) * chunk_bytes * info.dim for name, info in checked.layers.items())
-    pending = sum(len(grids[split].rows(chunk)) for split, chunk in set().union(*missing.values()))
+    needed = sum(_num_missing(missing[name]) * chunk_bytes * info.dim for name, info in checked.layers.items())
+    pending = _num_rows(missing, grids)
     used = {split: _class_names(each) for split, each in rows.items()}
     disk_free = shutil.disk_usage(_existing_folder(path)).free
     problems = [f"{path} was made with other settings: {fault}" for fault in mismatches]
@@ -187,18 +188,30 @@ def plan_lines(made: Plan) -> Iterator[tuple[str, str]]:
 
 def _missing(
     features: FeatureSet | None, grids: Mapping[str, Grid], layers: Sequence[str]
-) -> dict[str, set[tuple[str, int]]]:
-    """Chunks of each layer, (split, number), that are not written."""
-    missing = {
-        name: {(split, chunk) for split, grid in grids.items() for chunk in range(grid.num_chunks)} for name in layers
-    }
+) -> dict[str, dict[str, Bools]]:
+    """By layer and split, whether each chunk is not written."""
+    missing = {name: {split: np.ones(grid.num_chunks, np.bool_) for split, grid in grids.items()} for name in layers}
     known = [name for name in layers if features is not None and name in features.manifest.layers]
     if features is not None and known:
-        missing |= {name: set() for name in known}
-        for work in features.pending(known):
-            for name in work.layers:
-                missing[name].add((work.split, work.chunk))
+        pending = features.pending(known)
+        for name, is_missing in zip(known, pending.missing, strict=True):
+            for number, split in enumerate(pending.splits):
+                missing[name][split][:] = False
+                missing[name][split][pending.chunks[is_missing & (pending.split_of == number)]] = True
     return missing
+
+
+def _num_missing(chunks: Mapping[str, Bools]) -> int:
+    return sum(int(np.count_nonzero(each)) for each in chunks.values())
+
+
+def _num_rows(missing: Mapping[str, Mapping[str, Bools]], grids: Mapping[str, Grid]) -> int:
+    """Rows of the chunks of which any layer is missing."""
+    total = 0
+    for split, grid in grids.items():
+        chunks = np.flatnonzero(np.any([each[split] for each in missing.values()], axis=0))
+        total += grid.num_rows_of(chunks)
+    return total
 
 
 def _class_names(rows: SplitRows) -> set[str]:

@@ -130,8 +130,7 @@ def make_ready(
     _sweep_beside(features.path)
     renew_copy(features.folder)
     for split, rows in splits.items():
-        keys = [key for name in (paths.LABELS, paths.PATHS) for key in features.chunk_keys(split, name)]
-        if not all(key in features.records for key in keys):
+        if not all(features.is_committed(split, name).all() for name in (paths.LABELS, paths.PATHS)):
             _write_listing(features, split, rows)
     add_layers(features, layers, probes=probes, computed=computed)
 
@@ -268,7 +267,7 @@ def add_layers(
 def _forget(features: FeatureSet, prefixes: tuple[str, ...]) -> None:
     """Remove the records of arrays that are about to be created again."""
     features.reread()
-    if any(key.startswith(prefixes) for key in features.records):
+    if features.records.has_array(prefixes):
         journal.rewrite_journals(features.folder, keep=lambda record: not record.key.startswith(prefixes))
         features.reread()
 

@@ -6,11 +6,13 @@ Created by `featbench.store.creation`, written by `featbench.store.writer`, read
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +22,8 @@ import numpy as np
 import zarr
 
 from featbench.store import paths, schema
-from featbench.store.checked import checked_rows, open_checked
-from featbench.store.durable import sweep_partials, write_durably
+from featbench.store.checked import checked_numbers, checked_rows, is_plain, open_checked
+from featbench.store.durable import cannot_write, sweep_partials, write_durably
 from featbench.store.errors import (
     DamagedError,
     IncompleteError,
@@ -32,12 +34,14 @@ from featbench.store.errors import (
     suggest,
 )
 from featbench.store.folder import Folder
-from featbench.store.journal import Journal, JournalReader, Record
+from featbench.store.journal import THREADS, Journal, JournalReader
 from featbench.store.layers import LayerSpec
 from featbench.store.layout import Grid
 from featbench.store.lock import RunLock, join_run
-from featbench.store.manifest import ATTRIBUTE, REWRITE, LayerInfo, Manifest, SplitInfo, differences, digest_of
+from featbench.store.manifest import ATTRIBUTE, REWRITE, LayerInfo, Manifest, SplitInfo, differences
+from featbench.store.pending import PendingChunks
 from featbench.store.reader import LayerReader
+from featbench.store.records import ChunkRecords, ChunkTable, Record, Records
 from featbench.store.regular import read_regular
 from featbench.store.typing import Array, Bools, Int8s, Ints, UInt64s
 from featbench.store.work import Work
@@ -160,6 +164,20 @@ class FeatureSet:
         ):  # another rank may have added layers
             self._read_manifest()
 
+    def mark(self, work: Work) -> None:
+        """Tell the other ranks of the run, if there can be any, that a chunk is about to be journalled.
+
+        Raises
+        ------
+        StoreError
+            If writing fails.
+        """
+        if self._lock is not None and not self._lock.is_first:
+            try:
+                self._lock.mark_chunk(self.chunk_number(work.split, work.chunk))
+            except OSError as error:
+                raise StoreError(cannot_write(self.path / paths.LOCK, error)) from error
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the open folder, which another process opens itself."""
         return {"path": self.path, "manifest": self.manifest, "_held": None, "_mark": None, "_lock": None}
@@ -224,12 +242,24 @@ class FeatureSet:
         if self.split(split).is_multi_label:
             return np.full(self.split(split).num_rows, -1, np.int64)
         labels = self._small_array(split, paths.LABELS).astype(np.int64)
+        self._check_labels(split, labels)
+        return labels
+
+    def num_unlabelled(self, split: str) -> int:
+        """Number of rows without a label, counted without holding all labels."""
+        count, array = 0, self._open(split, paths.LABELS)
+        for chunk, record in enumerate(self._complete(split, paths.LABELS)):
+            labels = self._read_chunk(array, record, split, paths.LABELS, chunk)
+            self._check_labels(split, labels)
+            count += int((labels < 0).sum())
+        return count
+
+    def _check_labels(self, split: str, labels: Ints) -> None:
         num_classes = len(self.split(split).class_names)
         if len(labels) and not (labels.min() >= -1 and labels.max() < num_classes):
             raise DamagedError(
                 f"{self.path}: {split}/labels holds labels that are not in [-1, {num_classes}). {REWRITE}"
             )
-        return labels
 
     def label_matrix(self, split: str) -> Int8s:
         """Labels of rows with any number of classes, shape (N, C): 1, 0, or -1 where it is not known."""
@@ -263,10 +293,9 @@ class FeatureSet:
     def written_digests(self, split: str) -> UInt64s:
         """Digests of the images of a split, shape (N,); 0 where none is stored."""
         digests = np.zeros(self.split(split).num_rows, np.uint64)
-        for chunk, key in enumerate(self.chunk_keys(split, paths.DIGESTS) if self.has_digests(split) else ()):
-            if key in self.records:
-                rows = self.grid(split).rows(chunk)
-                digests[rows.start : rows.stop] = self.digests_chunk(split, chunk)
+        for chunk in np.flatnonzero(self.is_committed(split, paths.DIGESTS)) if self.has_digests(split) else ():
+            rows = self.grid(split).rows(int(chunk))
+            digests[rows.start : rows.stop] = self.digests_chunk(split, int(chunk))
         return digests
 
     def row_arrays(self, split: str) -> tuple[str, ...]:
@@ -302,20 +331,18 @@ class FeatureSet:
 
     def digest(self, split: str, name: str) -> str:
         """Digest of a layer in a split: of the checksums of features, labels and validity."""
-        return digest_of(
-            {
-                key: [r.size, r.crc32c]
-                for array in (name, paths.LABELS, paths.VALID)
-                for key, r in self._complete(split, array).items()
-            }
-        )
+        return _digest_of_records([self._complete(split, array) for array in (name, paths.LABELS, paths.VALID)])
+
+    def chunk_key(self, split: str, array: str, chunk: int) -> str:
+        """Key of one chunk of an array."""
+        return schema.chunk_key_of(self.manifest, split, array, chunk)
 
     def chunk_keys(self, split: str, array: str) -> list[str]:
         """Keys of an array's chunks, in order."""
-        return [self._chunk_key(split, array, chunk) for chunk in range(self.grid(split, array).num_chunks)]
+        return [self.chunk_key(split, array, chunk) for chunk in range(self.grid(split, array).num_chunks)]
 
     @property
-    def records(self) -> Mapping[str, Record]:
+    def records(self) -> Records:
         """Records of the journals by key: the chunks that count. Read once; `refresh` reads what was added."""
         return self._journals.records
 
@@ -325,43 +352,74 @@ class FeatureSet:
         reader.update()
         return reader
 
-    def refresh(self) -> None:
-        """Read what has been added to the journals since."""
-        self._journals.update()
+    def refresh(self, *, trust_sizes: bool = False) -> None:
+        """Read what has been added to the journals since; see `JournalReader.update`."""
+        self._journals.update(trust_sizes=trust_sizes)
 
     def reread(self) -> None:
         """Discard the records that were read, since the journals have been rewritten."""
         self.__dict__.pop("_journals", None)
 
-    def pending(self, layers: Sequence[str]) -> list[Work]:
+    def pending(self, layers: Sequence[str], *, trust_sizes: bool = False) -> PendingChunks:
         """Chunks of which a layer is missing; the smaller split first, which shows errors early."""
-        self.refresh()
-        splits = sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows)
-        chunks = [(split, chunk) for split in splits for chunk in range(self.grid(split).num_chunks)]
-        found = (self._missing(split, chunk, layers) for split, chunk in chunks)
-        return [work for work in found if work is not None]
+        self.refresh(trust_sizes=trust_sizes)
+        splits = tuple(sorted(self.manifest.splits, key=lambda split: self.manifest.splits[split].num_rows))
+        found: list[tuple[Ints, Ints, Bools, Bools]] = []
+        for number, split in enumerate(splits):
+            missing, without_flags = self._missing(split, layers)
+            chunks = np.flatnonzero(missing.any(axis=0))
+            found.append((np.full(len(chunks), number, np.int64), chunks, missing[:, chunks], without_flags[chunks]))
+        split_of, chunks_of, missing_of, flags_of = zip(*found, strict=True)
+        return PendingChunks(
+            layers=tuple(layers),
+            splits=splits,
+            grids=tuple(map(self.grid, splits)),
+            split_of=np.concatenate(split_of),
+            chunks=np.concatenate(chunks_of),
+            missing=np.concatenate(missing_of, axis=1),
+            without_flags=np.concatenate(flags_of),
+        )
 
     def pending_in(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
         """Return what is missing of one chunk at this moment."""
         self.refresh()
-        return self._missing(split, chunk, layers)
 
-    def _missing(self, split: str, chunk: int, layers: Sequence[str]) -> Work | None:
-        flags = self.flag_arrays(split)
-        valid = any(self._chunk_key(split, name, chunk) not in self.records for name in flags)
-        # Without its flags, the rest of a chunk can't be trusted, so all of it is written again.
-        missing = tuple(name for name in layers if valid or self._chunk_key(split, name, chunk) not in self.records)
+        def is_written(name: str) -> bool:
+            return self.chunk_key(split, name, chunk) in self.records
+
+        valid = not all(map(is_written, self.flag_arrays(split)))
+        missing = tuple(name for name in layers if valid or not is_written(name))
         return Work(split=split, chunk=chunk, layers=missing, valid=valid) if missing else None
+
+    def _missing(self, split: str, layers: Sequence[str]) -> tuple[Bools, Bools]:
+        """Which layers are missing of each chunk, shape (layers, chunks), and whether its flags are."""
+        without_flags = np.zeros(self.grid(split).num_chunks, np.bool_)
+        for name in self.flag_arrays(split):
+            without_flags |= ~self.is_committed(split, name)
+        # Without its flags, the rest of a chunk can't be trusted, so all of it is written again.
+        missing = np.zeros((len(layers), len(without_flags)), np.bool_)
+        for number, name in enumerate(layers):
+            missing[number] = without_flags | ~self.is_committed(split, name)
+        return missing, without_flags
+
+    def is_committed(self, split: str, array: str) -> Bools:
+        """Whether each chunk of an array is in a journal, shape (chunks,)."""
+        return self._table(split, array).is_committed(self.grid(split, array).num_chunks)
 
     def num_committed(self, split: str, array: str) -> int:
         """Number of committed chunks of an array."""
-        return sum(key in self.records for key in self.chunk_keys(split, array))
+        return int(np.count_nonzero(self.is_committed(split, array)))
+
+    def chunk_number(self, split: str, chunk: int) -> int:
+        """Number of a chunk among those of all splits, which are in alphabetical order."""
+        before = (each for each in self.manifest.splits if each < split)
+        return sum(self.grid(each).num_chunks for each in before) + chunk
 
     def progress(self) -> tuple[int, int]:
         """Number of committed chunks of all arrays, and the total."""
         arrays_of = [(split, name) for split in self.manifest.splits for name in self.row_arrays(split)]
         arrays_of += [(split, name) for split in self.manifest.splits for name in self.manifest.layers]
-        total = sum(len(self.chunk_keys(split, name)) for split, name in arrays_of)
+        total = sum(self.grid(split, name).num_chunks for split, name in arrays_of)
         return sum(self.num_committed(split, name) for split, name in arrays_of), total
 
     def save_result(self, name: str, content: object) -> Path:
@@ -372,37 +430,44 @@ class FeatureSet:
 
     # ---------------------------------------------------------------- helpers
 
-    def _chunk_key(self, split: str, array: str, chunk: int) -> str:
-        return schema.chunk_key_of(self.manifest, split, array, chunk)
-
     def _open(self, split: str, name: str) -> zarr.Array[Any]:
         return open_checked(self.path, self.manifest, split, name)
 
-    def _complete(self, split: str, array: str) -> dict[str, Record]:
-        keys = self.chunk_keys(split, array)
-        missing = [chunk for chunk, key in enumerate(keys) if key not in self.records]
-        if missing:
-            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+    def _table(self, split: str, array: str) -> ChunkTable:
+        return self._journals.records.table(paths.array_key(split, array), self._num_axes(array))
+
+    def _num_axes(self, array: str) -> int:
+        return 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
+
+    def _complete(self, split: str, array: str) -> ChunkRecords:
+        is_written = self.is_committed(split, array)
+        missing = np.flatnonzero(~is_written)
+        if len(missing):
+            shown = ", ".join(map(str, missing[:5].tolist())) + (", ..." if len(missing) > 5 else "")
             raise IncompleteError(
-                f"{self.path}: {split}/{array} is incomplete: {len(keys) - len(missing)} of {len(keys)} chunks are "
-                f"written, missing {shown}. {self.how_to_finish}"
+                f"{self.path}: {split}/{array} is incomplete: {len(is_written) - len(missing)} of {len(is_written)} "
+                f"chunks are written, missing {shown}. {self.how_to_finish}"
             )
-        return {key: self.records[key] for key in keys}
+        table = self._table(split, array)
+        return ChunkRecords(paths.array_key(split, array), self._num_axes(array), table, len(is_written))
 
     def _chunk(self, split: str, name: str, chunk: int) -> Array:
-        record = self.records[self._chunk_key(split, name, chunk)]
-        array = self._open(split, name)
-        return checked_rows(self.path, array, record, self.grid(split).rows(chunk), chunk=chunk, cure=self._cure())
+        record = self.records[self.chunk_key(split, name, chunk)]
+        return self._read_chunk(self._open(split, name), record, split, name, chunk)
+
+    def _read_chunk(self, array: zarr.Array[Any], record: Record, split: str, name: str, chunk: int) -> Array:
+        read = checked_numbers if is_plain(array) else checked_rows
+        return read(self.path, array, record, self.grid(split, name).rows(chunk), chunk=chunk, cure=self._cure())
 
     def _small_array(self, split: str, name: str) -> Array:
-        records = self._complete(split, name)
-        array = self._open(split, name)
-        grid = self.grid(split, name)
-        chunks = [
-            checked_rows(self.path, array, record, grid.rows(chunk), chunk=chunk, cure=self._cure())
-            for chunk, record in enumerate(records.values())
-        ]
-        return np.concatenate(chunks)
+        records, array = self._complete(split, name), self._open(split, name)
+
+        def read(chunks: range) -> Array:
+            return np.concatenate([self._read_chunk(array, records[chunk], split, name, chunk) for chunk in chunks])
+
+        with ThreadPoolExecutor(THREADS) as readers:  # chunks may be many, and a file system slow to open each
+            every = range(len(records))
+            return np.concatenate(list(readers.map(read, (every[at : at + 256] for at in every[::256]))))
 
     @property
     def how_to_finish(self) -> str:
@@ -414,6 +479,19 @@ class FeatureSet:
         if self.manifest.made_from.get("imported"):
             return "Import it again with `bench import --overwrite`."
         return f"Run `bench verify {self.path} --repair`, then `bench extract` again: it writes what is missing."
+
+
+def _digest_of_records(arrays: Sequence[ChunkRecords]) -> str:
+    """`digest_of({key: [size, crc32c], ...})`, without holding all keys and their JSON at a time."""
+    digest = hashlib.sha256(b"{")
+    # As for all keys together: those of one array are consecutive, since no other key begins as they do.
+    is_first = True
+    for records in sorted(arrays, key=lambda records: records[0].key):
+        for item in records.json_items():
+            digest.update(item if is_first else b"," + item)
+            is_first = False
+    digest.update(b"}")
+    return digest.hexdigest()
 
 
 def feature_sets(store: Path) -> Iterator[FeatureSet]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from featbench.store.typing import Ints
+
 T = TypeVar("T")
 
 BYTES_PER_CHUNK = 256 * 2**20
@@ -62,6 +64,18 @@ class Grid:
             raise ValueError(f"chunk must be in [0, {self.num_chunks}); got {chunk}")
         start = chunk * self.rows_per_chunk
         return RowRange(start=start, stop=min(start + self.rows_per_chunk, self.num_rows))
+
+    def num_rows_of(self, chunks: Ints) -> int:
+        """Number of rows of some chunks, each given once.
+
+        Examples
+        --------
+        >>> import numpy
+        >>> Grid(num_rows=10, rows_per_chunk=4).num_rows_of(numpy.array([0, 2]))
+        6
+        """
+        has_last = bool((chunks == self.num_chunks - 1).any())
+        return len(chunks) * self.rows_per_chunk - has_last * (self.num_chunks * self.rows_per_chunk - self.num_rows)
 
     def blocks(self, rows_per_block: int, chunks: range | None = None) -> list[range]:
         """Divide chunks, by default all, into blocks of at most `rows_per_block` rows and at least one chunk.

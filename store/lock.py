@@ -6,6 +6,9 @@ first process holds it exclusively while it prepares the feature set, then share
 processes of the run; processes of other runs are refused. The other bytes are claims, one for each
 chunk and one for each journal. Processes exchange no messages, so ranks may come, go and die at any
 time, on any host that sees the file and its locks.
+
+The contents of a chunk's byte say whether a process of this run has begun to journal it: a mark. Without one, a process
+that has claimed the chunk, and has read the journals since it joined the run, need not read all of them again.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from featbench.store.durable import cannot_write
 from featbench.store.errors import StoreError
 from featbench.store.regular import open_regular
+from featbench.store.typing import Bools
 
 PATIENCE_S = 5.0
 """How long to wait while the file still names a run whose process has just given up the lock."""
@@ -33,6 +39,9 @@ RUN_BYTE = 0
 FIRST_JOURNAL_BYTE = 1
 FIRST_CHUNK_BYTE = 2**20
 """Bytes of the lock file that are locked: for the run, and for each journal and chunk from these on."""
+
+HOLDER_BYTES = 4096
+"""Bytes at the beginning of the file that name the process which came first: JSON, padded with spaces."""
 
 _descriptors: set[int] = set()
 """Open lock files. A forked process (one that decodes images) must not keep its parent's locks alive."""
@@ -48,6 +57,9 @@ class Holder:
     since: float
     """Seconds since the epoch."""
 
+    marks: bool = False
+    """Whether all processes of the run mark chunks before they journal them; earlier versions do not."""
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, for {(time.time() - self.since) / 60:.0f} min"
 
@@ -55,12 +67,14 @@ class Holder:
 class RunLock:
     """The lock as one process of the run holds it; made by `join_run`."""
 
-    def __init__(self, path: Path, descriptor: int, *, is_first: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, *, is_first: bool, has_marks: bool = False) -> None:
         self._path = path
         self._descriptor = descriptor
         self._claimed: set[int] = set()
         self.is_first = is_first
         """Whether this process holds the lock exclusively, to prepare the feature set; `share` lets the others in."""
+        self.has_marks = has_marks
+        """Whether a chunk without a mark has not been journalled since the run began."""
 
     def is_current(self) -> bool:
         """Whether the file that is locked is still the one that others would lock."""
@@ -91,6 +105,28 @@ class RunLock:
     def release_chunk(self, number: int) -> None:
         """Release a claimed chunk."""
         self.release(FIRST_CHUNK_BYTE + number)
+
+    def mark_chunk(self, number: int) -> None:
+        """Mark a claimed chunk, durably, before it is journalled.
+
+        Raises
+        ------
+        OSError
+            If writing fails.
+        """
+        os.pwrite(self._descriptor, b"\1", FIRST_CHUNK_BYTE + number)
+        os.fsync(self._descriptor)
+
+    def is_marked(self, number: int) -> bool:
+        """Whether a claimed chunk is marked; locking its byte has renewed what this host knows of the file."""
+        return os.pread(self._descriptor, 1, FIRST_CHUNK_BYTE + number) == b"\1"
+
+    def marks(self, count: int) -> Bools:
+        """Return the marks of the first chunks; on a network file system they may be some seconds old."""
+        found = np.zeros(count, np.bool_)
+        content = os.pread(self._descriptor, count, FIRST_CHUNK_BYTE)
+        found[: len(content)] = np.frombuffer(content, np.uint8) == 1
+        return found
 
     def release(self, byte: int) -> None:
         """Release a claimed byte."""
@@ -137,7 +173,7 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
                     _name_holder(descriptor, run)
                 holder = _holder(descriptor)
                 if holder is not None and holder.run == run:
-                    yield RunLock(path, descriptor, is_first=is_first)
+                    yield RunLock(path, descriptor, is_first=is_first, has_marks=holder.marks)
                     return
                 raise StoreError(_taken(path, holder))
             holder = _holder(descriptor)
@@ -201,16 +237,22 @@ def _is_current(path: Path, descriptor: int) -> bool:
 
 
 def _name_holder(descriptor: int, run: str) -> None:
-    holder = Holder(run=run, host=socket.gethostname(), pid=os.getpid(), since=time.time())
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+    holder = Holder(run=run, host=socket.gethostname(), pid=os.getpid(), since=time.time(), marks=True)
+    os.ftruncate(descriptor, 0)  # also removes all marks
+    os.pwrite(descriptor, json.dumps(asdict(holder)).encode().ljust(HOLDER_BYTES), 0)
 
 
 def _holder(descriptor: int) -> Holder | None:
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
-        holder = Holder(run=content["run"], host=content["host"], pid=content["pid"], since=float(content["since"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        content = json.loads(os.pread(descriptor, HOLDER_BYTES, 0))
+        holder = Holder(
+            run=content["run"],
+            host=content["host"],
+            pid=content["pid"],
+            since=float(content["since"]),
+            marks=content.get("marks") is True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return holder if isinstance(holder.run, str) and isinstance(holder.pid, int) else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ import zarr
 
 from featbench.store.checked import checked_rows, damaged_chunk
 from featbench.store.checksum import extended
-from featbench.store.journal import Record
 from featbench.store.layout import Grid, RowRange
+from featbench.store.records import Record
 from featbench.store.regular import open_regular
 from featbench.store.typing import Floats
 
@@ -59,7 +59,7 @@ class LayerReader:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         plain: bool,
-        records: Mapping[str, Record],
+        records: Sequence[Record],
         cure: str,
     ) -> None:
         self.key = key
@@ -67,7 +67,7 @@ class LayerReader:
         self.dim = math.prod(shape)
         self._root = root
         self._grid = grid
-        self._records = list(records.values())
+        self._records = records
         self._cure = cure
         # Plain chunks of float32 need no conversion on the way into the block.
         self._direct = plain and dtype == np.float32

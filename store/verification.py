@@ -102,28 +102,26 @@ def _with_dependent_chunks(features: FeatureSet, damaged: set[str]) -> set[str]:
 
 
 def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault]:
-    keys = features.chunk_keys(split, name)
-    grid = features.grid(split, name)
-    missing = [chunk for chunk, key in enumerate(keys) if key not in features.records]
-    if missing:
-        what = f"{len(missing)} of {len(keys)} chunks are pending, the first is {missing[0]}"
+    grid, is_written = features.grid(split, name), features.is_committed(split, name)
+    missing = np.flatnonzero(~is_written)
+    if len(missing):
+        what = f"{len(missing)} of {len(is_written)} chunks are pending, the first is {missing[0]}"
         yield Fault(where=f"{split}/{name}", what=what, is_pending=True)
     try:
         array = open_checked(features.path, features.manifest, split, name)
     except StoreError:
         return  # already reported with the metadata
-    usable = _usable(features, split) if name in features.manifest.layers else None
-    for chunk, key in enumerate(keys):
-        if key not in features.records:
-            continue
+    for chunk in np.flatnonzero(is_written).tolist():
+        key, rows = features.chunk_key(split, name, chunk), grid.rows(chunk)
         try:
-            rows = grid.rows(chunk)
             values = checked_rows(features.path, array, features.records[key], rows, chunk=chunk, cure="")
         except StoreError as error:
             yield Fault(where=f"{split}/{name} chunk {chunk}", what=str(error).rstrip(), key=key)
             continue
-        if usable is not None:
-            bad = usable[rows.start : rows.stop] & ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
+        if name in features.manifest.layers:
+            bad = ~np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
+            if bad.any():
+                bad &= _usable(features, split, chunk)
             if bad.any():
                 first = rows.start + int(np.flatnonzero(bad)[0])
                 yield Fault(
@@ -141,9 +139,9 @@ def _array_faults(features: FeatureSet, split: str, name: str) -> Iterator[Fault
                 )
 
 
-def _usable(features: FeatureSet, split: str) -> Bools:
-    """Rows that must be finite; none if `valid` is damaged, which is a separate fault."""
+def _usable(features: FeatureSet, split: str, chunk: int) -> Bools:
+    """Rows of a chunk that must be finite; none if its `valid` is damaged, which is a separate fault."""
     try:
-        return features.valid(split)
-    except StoreError:
-        return np.zeros(features.split(split).num_rows, np.bool_)
+        return features.valid_chunk(split, chunk)
+    except (StoreError, KeyError):
+        return np.zeros(len(features.grid(split).rows(chunk)), np.bool_)

@@ -77,6 +77,7 @@ class ChunkWriter:
             key = paths.chunk_key(paths.array_key(work.split, name), work.chunk, rows.ndim)
             records.append(record_of(self._features.folder, key))
         self._features.check()
+        self._features.mark(work)
         self._journal.append(records)
 
     def _as_stored(self, work: Work, layer: str, rows: Array, valid: Bools) -> Array:

@@ -15,7 +15,8 @@ import numpy as np
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.errors import ImageError
 from featbench.store import FeatureSet
-from featbench.store.typing import Bools, Ints, UInt64s
+from featbench.store.paths import DIGESTS
+from featbench.store.typing import Bools, Ints
 from featbench.store.writer import other_images
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,16 @@ def refuse_other_images(features: FeatureSet, sources: Mapping[str, ImageSource]
         If the contents of one differ; the message names the first.
     """
     for split, source in sources.items():
-        stored = features.written_digests(split)
-        changed = [
-            row for row in _rows_to_check(features, stored != 0, source.changed()) if _differs(source, row, stored)
-        ]
+        if not features.has_digests(split):
+            continue
+        grid, is_written = features.grid(split), features.is_committed(split, DIGESTS)
+        known = np.repeat(is_written, grid.rows_per_chunk)[: grid.num_rows]
+        rows = np.array(_rows_to_check(features, known, source.changed()), np.int64)
+        changed: list[int] = []
+        for chunk in np.unique(rows // grid.rows_per_chunk).tolist():  # rows are few, chunks may be millions
+            stored, start = features.digests_chunk(split, chunk), grid.rows(chunk).start
+            inside = rows[rows // grid.rows_per_chunk == chunk].tolist()
+            changed += [row for row in inside if stored[row - start] and _differs(source, row, stored[row - start])]
         if changed:
             raise other_images(features, split, np.array(changed, np.int64))
 
@@ -71,9 +78,9 @@ def _spread(rows: Ints, most: int) -> list[int]:
     return [int(row) for row in rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]]
 
 
-def _differs(source: ImageSource, row: int, stored: UInt64s) -> bool:
+def _differs(source: ImageSource, row: int, stored: int) -> bool:
     try:
-        return source.digest(row) != int(stored[row])
+        return source.digest(row) != int(stored)
     except ImageError:  # reported when the run reads it
         return False
 

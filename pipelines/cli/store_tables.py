@@ -165,6 +165,6 @@ def fault_lines(faults: Sequence[Fault]) -> str:
 
 def _num_unlabelled(features: FeatureSet, split: str) -> str:
     try:
-        return f"{int((features.labels(split) < 0).sum()):,} of {features.split(split).num_rows:,} rows"
+        return f"{features.num_unlabelled(split):,} of {features.split(split).num_rows:,} rows"
     except StoreError as error:  # damaged labels do not hide the rest
         return f"unknown ({error})"

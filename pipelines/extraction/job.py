@@ -97,8 +97,7 @@ class ExtractionJob:
 
     def missing(self) -> tuple[str, ...]:
         """Return the layers that have pending chunks."""
-        pending = self.features.pending(list(self.layers))
-        return tuple(name for name in self.layers if any(name in work.layers for work in pending))
+        return self.features.pending(list(self.layers)).missing_layers
 
 
 def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> ExtractionJob:

@@ -61,18 +61,18 @@ class Watch:
         self._features = FeatureSet.open(features.path)  # not the caller's: it is read in another thread
         self._layers = list(layers)
         self._run = run
-        self._pending = {(work.split, work.chunk) for work in self._features.pending(self._layers)}
-        self._total = self._rows(self._pending)
-        self._known = set(self._features.records)
+        self._pending = self._features.pending(self._layers)
+        self._total = self._pending.num_rows
+        self._bytes_before = self._features.records.num_bytes
         self._meter = SpeedMeter()
         self._rows_seen = 0
 
     def look(self) -> Snapshot:
         """Read the journals and the statuses once more."""
-        pending = {(work.split, work.chunk) for work in self._features.pending(self._layers)}
+        pending = self._features.pending(self._layers, trust_sizes=True)
         ranks = tuple(read_statuses(self._features.journals, self._run))
         unfinished = sum(status.rows_in_hand for status in ranks if status.state in ("extracting", "stopping"))
-        left = self._rows(pending & self._pending)
+        left = self._total - self._pending.without(pending).num_rows
         # A chunk that was committed between the two reads is in neither; a lost rank's unfinished rows are lost.
         rows = self._rows_seen = max(self._rows_seen, self._total - left + min(unfinished, left))
         now = time.time()
@@ -81,15 +81,12 @@ class Watch:
             what="extract",
             rows=rows,
             rows_total=self._total,
-            bytes=sum(record.size for key, record in self._features.records.items() if key not in self._known),
+            bytes=self._features.records.num_bytes - self._bytes_before,
             rows_per_s_now=rows_per_s_now,
             rows_per_s=rows_per_s,
             ranks=ranks,
             time=now,
         )
-
-    def _rows(self, chunks: set[tuple[str, int]]) -> int:
-        return sum(len(self._features.grid(split).rows(chunk)) for split, chunk in chunks)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
         )
     job = prepare(pipeline, overwrite=overwrite)
     before = job.features
-    known, pending = set(before.records), before.pending(list(job.layers))
+    pending, bytes_before = before.pending(list(job.layers)), before.records.num_bytes
     if rank is None and pipeline.extract.slurm:
         new = submit(job, quiet=quiet)
     elif rank is None and pipeline.extract.num_ranks > 1:
@@ -72,13 +72,13 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
     else:
         new = run_rank(rank or alone(), job, quiet=quiet)
     after = FeatureSet.open(before.path)
-    done = [work for work in pending if after.pending_in(work.split, work.chunk, work.layers) is None]
+    done = pending.without(after.pending(list(job.layers)))
     return ExtractionReport(
         features=after,
         layers=job.layers,
         new=new,
-        rows=sum(len(after.grid(work.split).rows(work.chunk)) for work in done),
-        bytes=sum(record.size for key, record in after.records.items() if key not in known),
+        rows=done.num_rows,
+        bytes=after.records.num_bytes - bytes_before,
         unreadable=sum(int((~after.valid_chunk(work.split, work.chunk)).sum()) for work in done),
         seconds=time.perf_counter() - start,
         weights=job.checked.weights,

@@ -11,7 +11,8 @@ import pytest
 
 from featbench.store import DamagedError
 from featbench.store.folder import Folder
-from featbench.store.journal import Journal, JournalReader, Record, damaged_lines, journalled, rewrite_journals
+from featbench.store.journal import Journal, JournalReader, damaged_lines, journalled, rewrite_journals
+from featbench.store.records import Record
 
 RECORDS = [Record(key=f"train/x/c/{i}/0", size=100 + i, crc32c=2**32 - 1 - i) for i in range(6)]
 

@@ -128,6 +128,7 @@ def test_a_chunk_that_another_rank_has_written_is_not_handed_out(made: FeatureSe
         second = others.pending(["res4", "res5"])[1]
         rows = made.grid(second.split).rows(second.chunk)
         values = {name: array[rows.start : rows.stop] for name, array in features[second.split].items()}
-        ChunkWriter(others, rank=5).write(second, values, np.ones(len(rows), np.bool_))
+        with others.lock("one"):
+            ChunkWriter(others, rank=5).write(second, values, np.ones(len(rows), np.bool_))
         queue.release(first)
         assert (second.split, second.chunk) not in [(item.split, item.chunk) for item in handed]

@@ -73,7 +73,7 @@ def test_too_little_disk_or_memory_is_a_problem(small: dict[str, Any], monkeypat
     from collections import namedtuple
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(1000))
-    monkeypatch.setattr("featbench.pipelines.evaluation.run.free_memory", lambda: 1000)
+    monkeypatch.setattr("featbench.pipelines.evaluation.resources.free_memory", lambda: 1000)
     disk, memory = plan(load_pipeline("folder", small)).problems
     assert "of disk, 0.0 MiB are free" in disk
     assert "--dtype float16" in disk

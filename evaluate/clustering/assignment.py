@@ -153,8 +153,14 @@ class Nearest:
         pairs = self._proposed(tile, top=1)
         if len(pairs.row_of_P) == len(tile.stored_ND):  # one each
             return self._number_of[pairs.centroid_of_P]
-        squares_P = self._squares(tile, pairs, top=1)
-        return self._number_of[_first_best(pairs, squares_P, len(tile.stored_ND))[0]]
+        starts_N = np.searchsorted(pairs.row_of_P, np.arange(len(tile.stored_ND)))
+        which_N = pairs.centroid_of_P[starts_N]
+        is_shared_P = np.bincount(pairs.row_of_P)[pairs.row_of_P] > 1
+        several, row_of_P = np.unique(pairs.row_of_P[is_shared_P], return_inverse=True)
+        shared = Pairs(row_of_P=row_of_P, centroid_of_P=pairs.centroid_of_P[is_shared_P], is_complete_N=several >= 0)
+        squares_P = squared_distances(tile, several[row_of_P], self._centroids_KD, shared.centroid_of_P)
+        which_N[several] = _first_best(shared, squares_P, len(several))[0]
+        return self._number_of[which_N]
 
     def two(self, tile: Tile) -> tuple[Ints, tuple[Doubles, Doubles]]:
         """Number of the nearest centroid, and squared distances to it and to the next one."""
@@ -164,7 +170,7 @@ class Nearest:
 
     def _two(self, tile: Tile) -> tuple[Ints, Doubles, Doubles]:
         pairs = self._proposed(tile, top=2)
-        squares_P = self._squares(tile, pairs, top=2)
+        squares_P = squared_distances(tile, pairs.row_of_P, self._centroids_KD, pairs.centroid_of_P)
         num_rows = len(tile.stored_ND)
         which_N, best_N, place_N = _first_best(pairs, squares_P, num_rows)
         squares_P[place_N] = np.inf
@@ -176,16 +182,6 @@ class Nearest:
     def squares(self, tile: Tile, which_N: Ints) -> Doubles:
         """Squared distance of each row to one centroid."""
         return squared_distances(tile, np.arange(len(which_N)), self._given_KD, which_N)
-
-    def _squares(self, tile: Tile, pairs: Pairs, top: int) -> Doubles:
-        """Squared distances of pairs in float64 (0 if only the nearest is sought, and there is but one of the row)."""
-        counts_N = np.bincount(pairs.row_of_P, minlength=len(tile.stored_ND))
-        squares_P = np.zeros(len(pairs.row_of_P))
-        wanted = np.flatnonzero(counts_N[pairs.row_of_P] > 1) if top == 1 else np.arange(len(squares_P))
-        squares_P[wanted] = squared_distances(
-            tile, pairs.row_of_P[wanted], self._centroids_KD, pairs.centroid_of_P[wanted]
-        )
-        return squares_P
 
     def _proposed(self, tile: Tile, top: int) -> Pairs:
         """Centroids that can be the nearest of each row, few of them if any engine can tell."""

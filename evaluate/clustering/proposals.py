@@ -24,10 +24,13 @@ CENTROIDS_AT_ONCE = 2048
 """Scores of more centroids are computed in several products, so that they stay in a core's cache."""
 
 _SCORES_AT_ONCE, _NUMBERS_AT_ONCE = 2**19, 2**18
-"""Scores, and numbers of rows, in memory at a time: both fit in a core's cache, ..."""
+"""Scores, and numbers of rows, that are multiplied at a time: both fit in a core's cache, ..."""
 
 _MIN_ROWS, _MAX_ROWS = 512, 4096
 """... unless the rows are so few that matrix products are slow."""
+
+_BLOCKS_AT_ONCE = 4
+"""Blocks of so many rows that are proposed for together, unless they are large."""
 
 _SPARE = 1 + 2.0**-10
 """Factor on bounds, since these are rounded too."""
@@ -152,8 +155,10 @@ class Products:
         # The error of a score is a_N * reach_K + length_N * off_K + base_N + base_K.
         self._reach_K, self._off_K, self._dim = lengths_K + off_K, off_K, dim
         self._base_K = lost * np.square(lengths_K) + error_of_float64(self._reach_K, dim, number_format.smallest)
-        rows_at_once = min(_SCORES_AT_ONCE // min(len(centroids_KD), CENTROIDS_AT_ONCE), _NUMBERS_AT_ONCE // dim)
-        self.rows_at_once = int(np.clip(rows_at_once, _MIN_ROWS, _MAX_ROWS))
+        rows_per_block = min(_SCORES_AT_ONCE // min(len(centroids_KD), CENTROIDS_AT_ONCE), _NUMBERS_AT_ONCE // dim)
+        self._rows_per_block = int(np.clip(rows_per_block, _MIN_ROWS, _MAX_ROWS))
+        most = max(self._rows_per_block, _BLOCKS_AT_ONCE * _NUMBERS_AT_ONCE // dim)
+        self.rows_at_once = min(_BLOCKS_AT_ONCE * self._rows_per_block, most, _MAX_ROWS)
 
     def propose(self, rows: FramedRows, top: int) -> Pairs:
         """See `Proposals`; for more than `rows_at_once`, several times."""
@@ -181,37 +186,44 @@ class Products:
         lengths_N = framed.lengths_N
         a_N = off_N + self._lost * (lengths_N + off_N)
         base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
-        best_N, which_N, second_N, held_NK = self._two_best(rows)
-        error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + base_N
-        is_decided_N = (best_N - second_N > 2 * _SPARE * error_N) & (top == 1)
+        if top == 1:
+            best_N, which_N, second_N = self._two_best(rows)
+            error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + base_N
+            is_decided_N = best_N - second_N > 2 * _SPARE * error_N
+        else:
+            is_decided_N, which_N = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.int64)
         undecided = np.flatnonzero(~is_decided_N)
         if not len(undecided):
             return np.arange(len(which_N)), which_N
         row_of, centroid_of = [np.flatnonzero(is_decided_N)], [which_N[is_decided_N]]
-        step = max(1, _ERRORS_AT_ONCE // len(self._reach_K))
+        step = max(1, min(self._rows_per_block, _ERRORS_AT_ONCE // len(self._reach_K)))
         for at in range(0, len(undecided), step):
             chosen = undecided[at : at + step]
-            scores = self._scores(rows[chosen], slice(None)) if held_NK is None else held_NK[chosen]
             error = a_N[chosen, None] * self._reach_K + lengths_N[chosen, None] * self._off_K
             error += self._base_K + base_N[chosen, None]
             error *= _SPARE
-            within, candidates = _possible(scores, error, top)
+            within, candidates = _possible(self._scores(rows[chosen], slice(None)), error, top)
             row_of.append(chosen[within])
             centroid_of.append(candidates)
-        rows_P, centroids_P = np.concatenate(row_of), np.concatenate(centroid_of)
-        order = np.lexsort((centroids_P, rows_P))
-        return rows_P[order], centroids_P[order]
+        rows_P = np.concatenate(row_of)
+        order = np.argsort(rows_P, kind="stable")  # the centroids of each row are rising already
+        return rows_P[order], np.concatenate(centroid_of)[order]
 
-    def _two_best(self, rows: Any) -> tuple[Doubles, Ints, Doubles, Array | None]:
-        """Highest score of each row, where it is, and the second highest; also all scores if they were not too many."""
-        scores_NK = self._scores(rows, slice(0, CENTROIDS_AT_ONCE))
-        best_N, which_N, second_N = _two_best(scores_NK)
-        for at in range(CENTROIDS_AT_ONCE, len(self._reach_K), CENTROIDS_AT_ONCE):
-            best, which, second = _two_best(self._scores(rows, slice(at, at + CENTROIDS_AT_ONCE)))
-            second_N = np.maximum(np.maximum(second_N, second), np.minimum(best_N, best))
-            which_N = np.where(best > best_N, which + at, which_N)
-            best_N = np.maximum(best_N, best)
-        return best_N, which_N, second_N, scores_NK if len(self._reach_K) <= CENTROIDS_AT_ONCE else None
+    def _two_best(self, rows: Any) -> tuple[Doubles, Ints, Doubles]:
+        """Highest score of each row, where it is, and the second highest (-inf if there is none)."""
+        found = []
+        for at in range(0, len(rows), self._rows_per_block):
+            block = rows[at : at + self._rows_per_block]
+            best_N, which_N, second_N = _two_best(self._scores(block, slice(0, CENTROIDS_AT_ONCE)))
+            for first in range(CENTROIDS_AT_ONCE, len(self._reach_K), CENTROIDS_AT_ONCE):
+                scores_NK = self._scores(block, slice(first, first + CENTROIDS_AT_ONCE))
+                best, which, second = _two_best(scores_NK)
+                second_N = np.maximum(np.maximum(second_N, second), np.minimum(best_N, best))
+                which_N = np.where(best > best_N, which + first, which_N)
+                best_N = np.maximum(best_N, best)
+            found.append((best_N, which_N, second_N))
+        best_N, which_N, second_N = (np.concatenate(each) for each in zip(*found, strict=True))
+        return best_N, which_N, second_N
 
     def _scores(self, rows: Any, centroids: slice) -> Array:
         wanted = self._centroids[centroids]

@@ -130,13 +130,11 @@ class Nearest:
 
     def __init__(self, centroids_KD: Doubles, frame: Frame, plan: ClusterPlan) -> None:
         self._plan = plan
-        self._frame = frame
-        self._given_KD = centroids_KD
+        self.frame = frame
+        self.centroids_KD = centroids_KD
         self._number_of, self._is_copied = _distinct(centroids_KD)
-        self._centroids_KD = (
-            centroids_KD if len(self._number_of) == len(centroids_KD) else centroids_KD[self._number_of]
-        )
-        self._engines = _engines(frame.enter(self._centroids_KD.copy()), plan)
+        self._distinct_KD = centroids_KD if len(self._number_of) == len(centroids_KD) else centroids_KD[self._number_of]
+        self._engines = _engines(frame.enter(self._distinct_KD.copy()), plan)
         self.rows_at_once = self._engines[0].rows_at_once
 
     @contextmanager
@@ -144,6 +142,23 @@ class Nearest:
         """Threads that multiply with one core each."""
         with one_blas_thread(), ThreadPoolExecutor(self._plan.num_threads) as workers:
             yield workers
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether some centroids are equal."""
+        return len(self._number_of) < len(self.centroids_KD)
+
+    def products(self) -> Products | None:
+        """The first engine, if it can tell ranges of distances."""
+        return self._engines[0] if isinstance(self._engines[0], Products) else None
+
+    def numbers(self, distinct: Ints) -> Ints:
+        """Numbers of centroids, given those among the distinct ones, which engines see."""
+        return self._number_of[distinct]
+
+    def framed(self, chosen: Ints) -> Doubles:
+        """Some centroids in the coordinates of the frame."""
+        return self.frame.enter(self.centroids_KD[chosen])
 
     def one(self, tile: Tile) -> Ints:
         """Number of the nearest centroid of each row."""
@@ -158,7 +173,7 @@ class Nearest:
         is_shared_P = np.bincount(pairs.row_of_P)[pairs.row_of_P] > 1
         several, row_of_P = np.unique(pairs.row_of_P[is_shared_P], return_inverse=True)
         shared = Pairs(row_of_P=row_of_P, centroid_of_P=pairs.centroid_of_P[is_shared_P], is_complete_N=several >= 0)
-        squares_P = squared_distances(tile, several[row_of_P], self._centroids_KD, shared.centroid_of_P)
+        squares_P = squared_distances(tile, several[row_of_P], self._distinct_KD, shared.centroid_of_P)
         which_N[several] = _first_best(shared, squares_P, len(several))[0]
         return self._number_of[which_N]
 
@@ -170,7 +185,7 @@ class Nearest:
 
     def _two(self, tile: Tile) -> tuple[Ints, Doubles, Doubles]:
         pairs = self._proposed(tile, top=2)
-        squares_P = squared_distances(tile, pairs.row_of_P, self._centroids_KD, pairs.centroid_of_P)
+        squares_P = squared_distances(tile, pairs.row_of_P, self._distinct_KD, pairs.centroid_of_P)
         num_rows = len(tile.stored_ND)
         which_N, best_N, place_N = _first_best(pairs, squares_P, num_rows)
         squares_P[place_N] = np.inf
@@ -181,11 +196,11 @@ class Nearest:
 
     def squares(self, tile: Tile, which_N: Ints) -> Doubles:
         """Squared distance of each row to one centroid."""
-        return squared_distances(tile, np.arange(len(which_N)), self._given_KD, which_N)
+        return squared_distances(tile, np.arange(len(which_N)), self.centroids_KD, which_N)
 
     def _proposed(self, tile: Tile, top: int) -> Pairs:
         """Centroids that can be the nearest of each row, few of them if any engine can tell."""
-        rows = FramedRows.of(tile, self._frame)
+        rows = FramedRows.of(tile, self.frame)
         undecided = np.arange(len(rows))
         found: list[Pairs] = []
         for engine in self._engines:

@@ -17,6 +17,7 @@ import numpy as np
 
 from featbench.evaluate.clustering.assignment import Nearest, OnRows, for_all_tiles
 from featbench.evaluate.clustering.rows import Frame, RowSource, Tile
+from featbench.evaluate.clustering.screening import Bounds, Screen
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.sums import ClusterSums, NumberSum
 from featbench.evaluate.clustering.teamwork import Alone, Arrays, Saved, Team
@@ -162,6 +163,10 @@ class _Passes:
         self._team, self._on_rows, self._on_iteration = team, on_rows, on_iteration
         self._num_rows, self._num_shards = sum(map(len, sources)), len(sources)
         self._shards: dict[int, _Shard] = {}
+        self._screens: dict[bool, Screen] = {}
+        """Of this pass: for shards that were not assigned in the last one, and for those that were."""
+        self._before, self._before_KD = -1, np.empty((0, 0))
+        """The latest pass, and its centroids."""
 
     def advance(self, position: Position) -> Position:
         """Make one pass, and move the centroids unless it is the last."""
@@ -194,10 +199,15 @@ class _Passes:
     def assign(self, number: int, centroids_KD: Doubles) -> tuple[ClusterSums, float, int]:
         """Assign all rows; returns the sums by cluster, the objective, and how many rows changed their cluster."""
         nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
+        self._screens = {
+            False: Screen(nearest, None),
+            True: Screen(nearest, self._before_KD if self._before == number - 1 else None),
+        }
+        self._before, self._before_KD = number, centroids_KD
         sums, squares, moved = self._sums(), self._squares(), 0
 
         def assign_shard(index: int) -> Arrays:
-            return self._shard(index).assign(nearest, number, self._on_rows)
+            return self._assign(index, number, self._on_rows)
 
         for index, each in enumerate(self._team.gather(f"pass-{number}", self._num_shards, assign_shard)):
             shard = self._shards.get(index)
@@ -220,7 +230,7 @@ class _Passes:
 
         def measure_shard(index: int) -> Arrays:
             total = self._total(centroids_KD)
-            self._assigned(index, number, nearest).measure(nearest, lambda squares_N, positions: total.add(squares_N))
+            self._assigned(index, number).measure(nearest, lambda squares_N, positions: total.add(squares_N))
             return {"total": total.sums_L}
 
         total = self._total(centroids_KD)
@@ -244,7 +254,7 @@ class _Passes:
         nearest = Nearest(centroids_KD, self._frame, self._sources[0].plan)
 
         def farthest_of_shard(index: int) -> Arrays:
-            shard = self._assigned(index, number, nearest)
+            shard = self._assigned(index, number)
             return shard.farthest(nearest, len(empty)) | {"shard": np.array([index])}
 
         found = list(self._team.gather(f"far-{number}", self._num_shards, farthest_of_shard))
@@ -264,12 +274,16 @@ class _Passes:
                 num_moved += 1
         return num_moved
 
-    def _assigned(self, index: int, number: int, nearest: Nearest) -> _Shard:
+    def _assigned(self, index: int, number: int) -> _Shard:
         """A shard whose rows are assigned as in a pass, though another rank may have done it in that pass."""
         shard = self._shard(index)
         if shard.number != number:
-            shard.assign(nearest, number, lambda rows: None)
+            self._assign(index, number, lambda rows: None)
         return shard
+
+    def _assign(self, index: int, number: int, on_rows: OnRows) -> Arrays:
+        shard = self._shard(index)
+        return shard.assign(self._screens[shard.number == number - 1], number, on_rows)
 
     def _shard(self, index: int) -> _Shard:
         if index not in self._shards:
@@ -301,16 +315,17 @@ class _Shard:
     def __init__(self, source: RowSource, frame: Frame, sums: ClusterSums, squares: NumberSum) -> None:
         self._source, self._frame, self.sums, self._squares = source, frame, sums, squares
         self._clusters_N = np.full(len(source), -1, np.int64)
+        self._bounds = Bounds(len(source))
         self.number = 0
         """The last pass in which this process assigned the rows; other ranks may have made later ones."""
 
-    def assign(self, nearest: Nearest, number: int, on_rows: OnRows) -> Arrays:
+    def assign(self, screen: Screen, number: int, on_rows: OnRows) -> Arrays:
         """Assign all rows, and update the sums."""
         moved: list[int] = []
 
         def work(tile: Tile) -> None:
-            clusters_N = nearest.one(tile)
             old_N = self._clusters_N[tile.positions]
+            clusters_N = screen.assign(tile, old_N, self._bounds)
             changed = np.flatnonzero(clusters_N != old_N)
             if not self.number:
                 self._squares.add(_squares(tile, self._frame))
@@ -321,7 +336,7 @@ class _Shard:
                 self._clusters_N[tile.positions] = clusters_N
             moved.append(len(changed))
 
-        for_all_tiles(self._source, nearest, work, on_rows)
+        for_all_tiles(self._source, screen.nearest, work, on_rows)
         self.number = number
         return {
             "sums": self.sums.sums_LKD, "counts": self.sums.counts_K, "squares": self._squares.sums_L,
@@ -361,3 +376,4 @@ class _Shard:
         old: Ints = self._clusters_N[position : position + 1].copy()
         self.sums.move(row_D[None], old, np.array([cluster]))
         self._clusters_N[position] = cluster
+        self._bounds.forget(slice(position, position + 1))

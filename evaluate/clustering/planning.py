@@ -18,11 +18,11 @@ _FIXED_BYTES = 80 * MIB
 _BYTES_PER_THREAD = 24 * MIB
 """Bytes of temporary arrays of each thread."""
 
-_BYTES_PER_ROW = 64
-"""Bytes of one row's length, cluster and distances."""
+_BYTES_PER_ROW = 80
+"""Bytes of one row's length, cluster, distances and bounds of distances."""
 
-_BYTES_PER_CENTROID_NUMBER = 8 + 8 + 8 + 8 + 4 + 2 + 4
-"""Bytes of one number of a centroid: itself, its successor, its sum (two levels), float32, bfloat16, copies."""
+_BYTES_PER_CENTROID_NUMBER = 8 + 8 + 8 + 8 + 8 + 4 + 2 + 4 + 4
+"""Bytes of one number of a centroid: itself, in two other passes, its sum (2 levels), float32, bfloat16, copies."""
 
 SAMPLED_ROWS = 16_384
 """Fewest rows of the sample that initial centroids are sought on, unless there are fewer."""

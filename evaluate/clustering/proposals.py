@@ -52,6 +52,24 @@ class Pairs:
     """Whether all such centroids of a row are listed; others must be sought with another engine."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """The likely nearest centroid of each row, and what is certain of distances, in the units of the frame."""
+
+    which_N: Ints
+    is_decided_N: Bools
+    """Whether it is the nearest."""
+
+    nearest_N: Doubles
+    """The distance to it is at most this, ..."""
+
+    all_N: Doubles
+    """... to any centroid at least this, ..."""
+
+    others_N: Doubles
+    """... and to any other one at least this."""
+
+
 class Proposals(Protocol):
     """Proposes the centroids that can be among the nearest ones of a row."""
 
@@ -172,8 +190,47 @@ class Products:
             is_complete_N=np.concatenate([each.is_complete_N for each in found]),
         )
 
+    @property
+    def reach(self) -> float:
+        """Length of the longest centroid."""
+        return float(self._reach_K.max())
+
+    def some_of(self, centroids_KD: Doubles) -> Products:
+        """Products with other centroids, in the same number format."""
+        return Products(centroids_KD, self._format)
+
+    def ranges(self, framed: FramedRows) -> Ranges:
+        """Find the likely nearest centroid of each row, and bounds of distances."""
+        num_rows = len(framed)
+        if not (np.square(framed.lengths_N.max() + self.reach) < self._format.largest and np.isfinite(self._lost)):
+            nothing_N = np.zeros(num_rows)
+            return Ranges(
+                which_N=np.zeros(num_rows, np.int64), is_decided_N=np.zeros(num_rows, np.bool_),
+                nearest_N=np.full(num_rows, np.inf), all_N=nothing_N, others_N=nothing_N,
+            )  # fmt: skip
+        rows, off_N = self._format.of_rows(framed)
+        best_N, which_N, second_N = self._two_best(rows)
+        error_N = _SPARE * self._largest_error(framed, off_N)
+        spare_N = 2.0**-40 * np.square(framed.lengths_N + self.reach)  # this arithmetic is rounded, too
+        shortest_N = np.square(framed.least_lengths_N) - 2 * error_N - spare_N
+        nearest_N = np.square(framed.lengths_N) - 2 * (best_N - error_N) + spare_N
+        return Ranges(
+            which_N=which_N,
+            is_decided_N=best_N - second_N > 2 * error_N,
+            nearest_N=np.sqrt(np.maximum(nearest_N, 0)),
+            all_N=np.sqrt(np.maximum(shortest_N - 2 * best_N, 0)),
+            others_N=np.sqrt(np.maximum(shortest_N - 2 * second_N, 0)),
+        )
+
+    def _largest_error(self, framed: FramedRows, off_N: Doubles) -> Doubles:
+        """Largest error of any score of each row."""
+        lengths_N = framed.lengths_N
+        a_N = off_N + self._lost * (lengths_N + off_N)
+        base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
+        return np.asarray(a_N * self.reach + lengths_N * self._off_K.max() + self._base_K.max() + base_N)
+
     def _propose(self, rows: FramedRows, top: int) -> Pairs:
-        is_complete_N = np.square(rows.lengths_N + self._reach_K.max()) < self._format.largest
+        is_complete_N = np.square(rows.lengths_N + self.reach) < self._format.largest
         usable = np.flatnonzero(is_complete_N)
         if not len(usable) or not np.isfinite(self._lost):
             return Pairs(row_of_P=usable[:0], centroid_of_P=usable[:0], is_complete_N=np.zeros(len(rows), np.bool_))
@@ -188,8 +245,7 @@ class Products:
         base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
         if top == 1:
             best_N, which_N, second_N = self._two_best(rows)
-            error_N = a_N * self._reach_K.max() + lengths_N * self._off_K.max() + self._base_K.max() + base_N
-            is_decided_N = best_N - second_N > 2 * _SPARE * error_N
+            is_decided_N = best_N - second_N > 2 * _SPARE * self._largest_error(framed, off_N)
         else:
             is_decided_N, which_N = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.int64)
         undecided = np.flatnonzero(~is_decided_N)

@@ -42,6 +42,16 @@ class Tile:
             exact_ND /= self.divisors_N[chosen, None]
         return exact_ND
 
+    def take(self, chosen: Ints) -> Tile:
+        """Choose some rows by their positions in the tile, rising; these lose their positions among all rows."""
+        if len(chosen) == len(self.stored_ND):
+            return self
+        return Tile(
+            positions=slice(0, len(chosen)),
+            stored_ND=self.stored_ND[chosen],
+            divisors_N=None if self.divisors_N is None else self.divisors_N[chosen],
+        )
+
     def pieces(self) -> Iterator[slice]:
         """Cut the tile into slices whose rows, in float64, stay in a core's cache."""
         rows_at_once = max(1, _BYTES_PER_PIECE // (8 * self.stored_ND.shape[1]))
@@ -152,6 +162,9 @@ class FramedRows:
     lengths_N: Doubles
     """Before rounding; not too small."""
 
+    least_lengths_N: Doubles
+    """Before rounding; not too large."""
+
     off: float = 0.0
     """How far rounding moved a row at most, besides one relative error of each number."""
 
@@ -175,6 +188,7 @@ class FramedRows:
             chosen=chosen if isinstance(self.chosen, slice) else self.chosen[chosen],
             padded_ND=self.padded_ND[chosen],
             lengths_N=self.lengths_N[chosen],
+            least_lengths_N=self.least_lengths_N[chosen],
         )
 
     @classmethod
@@ -187,10 +201,15 @@ class FramedRows:
             off = frame.enter_in_float32(tile, padded_ND)
             if np.isfinite(off):
                 lengths_N = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND), dtype=np.float64)
-                lengths_N = lengths_N * (1 + (dim + 4) * FLOAT32) + off + dim * _LOST
+                relative, absolute = (dim + 4) * FLOAT32, off + dim * _LOST
             if not np.isfinite(off) or not lengths_N.max() < _MOST_LENGTH:
-                off, lengths_N = 0.0, _enter_in_float64(tile, frame, rows_ND)
-        return cls(tile=tile, frame=frame, chosen=slice(None), padded_ND=padded_ND, lengths_N=lengths_N, off=off)
+                lengths_N = _enter_in_float64(tile, frame, rows_ND)
+                off, relative, absolute = 0.0, 2.0**-30, 0.0
+            return cls(
+                tile=tile, frame=frame, chosen=slice(None), padded_ND=padded_ND, off=off,
+                lengths_N=lengths_N * (1 + relative) + absolute,
+                least_lengths_N=np.maximum(lengths_N * (1 - relative) - absolute, 0),
+            )  # fmt: skip
 
 
 def _enter_in_float64(tile: Tile, frame: Frame, rows_ND: Floats) -> Doubles:
@@ -200,7 +219,7 @@ def _enter_in_float64(tile: Tile, frame: Frame, rows_ND: Floats) -> Doubles:
         exact_ND = frame.enter(tile.exact(piece))
         rows_ND[piece] = exact_ND
         lengths_N[piece] = np.sqrt(np.einsum("nd,nd->n", exact_ND, exact_ND))
-    return lengths_N * (1 + 2.0**-30)
+    return lengths_N
 
 
 class RowSource:

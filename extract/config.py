@@ -158,6 +158,9 @@ class TransformConfig(Config):
     std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
     """Divided by afterwards; ImageNet's."""
 
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order in which the model gets the channels; some models ported from Caffe take blue first."""
+
     @field_validator("std")
     @classmethod
     def _positive(cls, std: tuple[float, ...]) -> tuple[float, ...]:

@@ -42,6 +42,8 @@ class Transform:
         Rounding of the longer side and of the crop's corner.
     mean, std : (float, float, float)
         For red, green and blue in [0, 1].
+    channels : {"rgb", "bgr"}
+        Order in which the model gets them.
     """
 
     resize: Size = 256
@@ -50,10 +52,11 @@ class Transform:
     rounding: str = "torchvision"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channels: str = "rgb"
 
     def describe(self) -> dict[str, Any]:
-        """Return what enters the fingerprint."""
-        return asdict(self)
+        """Return what enters the fingerprint; the usual order of channels did not, in earlier versions."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("channels", "rgb")}
 
     @property
     def output_size(self) -> tuple[int, int] | None:
@@ -124,4 +127,6 @@ class Transform:
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         batch = pixels.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+        if self.channels == "bgr":
+            batch = batch.flip(1)
         return batch.contiguous(memory_format=torch.channels_last)

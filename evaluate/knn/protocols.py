@@ -75,7 +75,7 @@ PROTOCOLS: Mapping[str, KnnProtocol] = {
         source="Wu et al. 2018, sec. 3.4, arXiv:1805.01978; zhirongw/lemniscate.pytorch, test.py (T = 0.1 for CIFAR)",
     ),
     "vissl": KnnProtocol(
-        similarity="inner_product", k=(200,), temperature=(0.1,), overflows=True, interpolation="bilinear",
+        similarity="inner_product", k=(200,), temperature=(0.1,), overflows=True,
         source="facebookresearch/vissl, knn_utils.py with L2_NORM_FEATS off, its default, but without the overflow",
     ),
     "moco": KnnProtocol(

@@ -56,13 +56,59 @@ class Mlp(nn.Module):
         return output
 
 
+class ResidualMlp(nn.Module):
+    """Linear layers as in `Mlp`, each with a residual connection if its dimensions allow it.
+
+    As in VISSL, the input of such a layer is added twice: within its block, and again around it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int],
+        use_bn: bool = False,
+        use_relu: bool = False,
+        use_dropout: bool = False,
+        use_bias: bool = True,
+        skip_last_layer_relu_bn: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_dims(dims)
+        last = len(dims) - 2
+        self.clf = nn.Sequential()
+        for index, (before, after) in enumerate(pairwise(dims)):
+            follows = index < last or not skip_last_layer_relu_bn
+            block = nn.Module()
+            block.mlp_res_block = Mlp(
+                dims=(before, after), use_bn=use_bn and follows, use_relu=use_relu and follows,
+                use_dropout=use_dropout and follows, use_bias=use_bias, skip_last_layer_relu_bn=False,
+            ).clf  # fmt: skip
+            self.clf.append(block)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D), or (B, D, 1, 1), to (B, D')."""
+        output = _as_vectors(features)
+        for block in self.clf:
+            mapped = block.get_submodule("mlp_res_block")(output)
+            output = mapped + 2 * output if mapped.shape == output.shape else mapped
+        return output
+
+
 class EvalMlp(nn.Module):
     """Batch norm over the channels of a map, then linear layers on the flattened map."""
 
-    def __init__(self, *, in_channels: int, dims: Sequence[int], use_bn: bool = False, use_relu: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        dims: Sequence[int],
+        use_bn: bool = False,
+        use_relu: bool = False,
+        use_residual: bool = False,
+    ) -> None:
         super().__init__()
         self.channel_bn = nn.BatchNorm2d(in_channels)
-        self.clf = Mlp(dims=dims, use_bn=use_bn, use_relu=use_relu)
+        self.clf = (ResidualMlp if use_residual else Mlp)(dims=dims, use_bn=use_bn, use_relu=use_relu)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, C) or (B, C, H, W) to (B, D')."""
@@ -89,6 +135,8 @@ class SwavHead(nn.Module):
         skip_last_bn: bool = True,
         normalize_feats: bool = True,
         activation_name: str = "ReLU",
+        use_weight_norm_prototypes: bool = False,
+        normalize_last_layer: bool = False,
     ) -> None:
         super().__init__()
         if not return_embeddings and not num_clusters:
@@ -99,7 +147,10 @@ class SwavHead(nn.Module):
         follow = [nn.BatchNorm1d, activation] if use_bn else [activation]
         self.projection_head = nn.Sequential(*_layers(dims, follow, bias=use_bias, bare_last=skip_last_bn))
         for index, count in enumerate(num_clusters):
-            self.add_module(f"prototypes{index}", nn.Linear(dims[-1], count, bias=False))
+            prototypes = (
+                UnitLinear(dims[-1], count) if use_weight_norm_prototypes else nn.Linear(dims[-1], count, bias=False)
+            )
+            self.add_module(f"prototypes{index}", prototypes)
         self.return_embeddings = return_embeddings
         self.normalize_feats = normalize_feats
 
@@ -140,6 +191,94 @@ class DinoHead(nn.Module):
         return output
 
 
+class MsnHead(nn.Module):
+    """MSN's projection to a query of unit length, the output, as in VISSL's evaluation; prototypes are not used."""
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        num_prototypes: int,
+        use_bn: bool = False,
+        hidden_dim: int = 2048,
+        output_dim: int = 256,
+        return_query: bool = False,
+        freeze_prototypes: bool = False,
+        label_smoothing: float = 0.0,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not return_query:
+            raise ValueError("return_query must be True: without it the output is the assignment to prototypes")
+        self.fc = nn.Sequential()
+        for index, (before, after) in enumerate(pairwise((in_dim, hidden_dim, hidden_dim, output_dim)), start=1):
+            self.fc.add_module(f"fc{index}", nn.Linear(before, after))
+            if index < 3:
+                if use_bn:
+                    self.fc.add_module(f"bn{index}", nn.BatchNorm1d(after))
+                self.fc.add_module(f"gelu{index}", nn.GELU())
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, output_dim) / output_dim**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D) to queries (B, D')."""
+        return F.normalize(self.fc(_as_vectors(features)), dim=-1)
+
+
+class IbotHead(nn.Module):
+    """iBOT's projection to a bottleneck, normalized, and the class token's prototypes, whose logits are the output."""
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        out_dim: int,
+        patch_out_dim: int = 0,
+        norm: str | None = None,
+        act: str = "gelu",
+        last_norm: str | None = None,
+        normalize_last_layer: bool = True,
+        num_layers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        shared_head: bool = False,
+    ) -> None:
+        super().__init__()
+        if last_norm is not None or act not in ("gelu", "relu") or norm not in (None, "bn", "ln", "syncbn"):
+            raise ValueError("last_norm must be None, act gelu or relu, and norm None, bn, syncbn or ln")
+        between: list[nn.Module] = [nn.GELU() if act == "gelu" else nn.ReLU()]
+        if norm is not None:  # one norm for all layers, as in iBOT
+            between.insert(0, nn.LayerNorm(hidden_dim) if norm == "ln" else nn.BatchNorm1d(hidden_dim))
+        layers: list[nn.Module] = []
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        for before, after in pairwise(dims):
+            layers += [*(between if layers else ()), nn.Linear(before, after)]
+        self.mlp = nn.Sequential(*layers) if num_layers > 1 else layers[0]
+        self.prototypes0 = UnitLinear(bottleneck_dim, out_dim)
+        self.prototypes1 = self.prototypes0 if shared_head else UnitLinear(bottleneck_dim, patch_out_dim or out_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map the class token (B, D) to logits (B, prototypes)."""
+        output: Tensor = self.prototypes0(F.normalize(self.mlp(_as_vectors(features)), dim=-1))
+        return output
+
+
+class ViTHead(nn.Module):
+    """A linear classifier, or one with a hidden layer and tanh before it."""
+
+    def __init__(self, *, in_plane: int, num_classes: int, hidden_dim: int | None = None) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        if hidden_dim is not None:
+            self.layers.add_module("pre_logits", nn.Linear(in_plane, hidden_dim))
+            self.layers.add_module("act", nn.Tanh())
+        self.layers.add_module("head", nn.Linear(hidden_dim or in_plane, num_classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D) to scores (B, classes)."""
+        output: Tensor = self.layers(_as_vectors(features))
+        return output
+
+
 class UnitLinear(nn.Module):
     """A linear layer whose rows are `weight_v` scaled to the lengths `weight_g`, the names of torch's weight norm."""
 
@@ -157,15 +296,21 @@ class UnitLinear(nn.Module):
 HEADS: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
     "mlp_fsdp": Mlp,
+    "mlp_res": ResidualMlp,
     "eval_mlp": EvalMlp,
     "eval_mlp_fsdp": EvalMlp,
     "swav_head": SwavHead,
     "swav_head_fsdp": SwavHead,
     "dino_head": DinoHead,
     "dino_head_fsdp": DinoHead,
+    "msn_head": MsnHead,
+    "ibot_head": IbotHead,
+    "vision_transformer_head": ViTHead,
     "identity": nn.Identity,
+    "sequence": lambda *, heads: build_heads(heads),
 }
-"""By VISSL's names; in VISSL, those that end in `_fsdp` differ only in how they are trained."""
+"""By VISSL's names; in VISSL, those that end in `_fsdp` differ only in how they are trained. `sequence` is a head of
+several modules, which VISSL writes as a list of them."""
 
 
 class TrunkWithHeads(nn.Module):
@@ -203,14 +348,18 @@ def build_heads(specs: Sequence[tuple[str, Mapping[str, Any]]]) -> nn.Sequential
 
 def _layers(dims: Sequence[int], follow: Sequence[type[nn.Module]], *, bias: bool, bare_last: bool) -> list[nn.Module]:
     """Linear layers, each followed by the given modules; the last one unless `bare_last`."""
-    if len(dims) < 2:
-        raise ValueError(f"dims must contain at least the dimensions of input and output; got {list(dims)}")
+    _check_dims(dims)
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(pairwise(dims)):
         layers.append(nn.Linear(before, after, bias=bias))
         if index < len(dims) - 2 or not bare_last:
             layers.extend(nn.BatchNorm1d(after) if kind is nn.BatchNorm1d else kind() for kind in follow)
     return layers
+
+
+def _check_dims(dims: Sequence[int]) -> None:
+    if len(dims) < 2:
+        raise ValueError(f"dims must contain at least the dimensions of input and output; got {list(dims)}")
 
 
 def _as_vectors(features: Tensor) -> Tensor:

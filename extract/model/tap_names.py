@@ -17,6 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from featbench.extract.errors import ModelError
+from featbench.extract.model.alexnet import STAGES, AlexNetStages
 from featbench.extract.model.dataflow import CLASS_TOKENS
 from featbench.extract.model.heads import TrunkWithHeads
 from featbench.store import suggest
@@ -213,6 +214,8 @@ def aliases_of(trunk: nn.Module) -> dict[str, str]:
     table = next((table for needed, table in ALIASES.items() if modules.issuperset(needed)), {})
     if type(body).__name__ == "AlexNet":
         table = _ALEXNET
+    if isinstance(body, AlexNetStages):
+        table = {name: (str(number),) for number, name in enumerate(STAGES)}
     places = {alias: next((path for path in paths if path in modules), None) for alias, paths in table.items()}
     aliases = {alias: path for alias, path in places.items() if path is not None}
     if type(body).__name__ == "EfficientNet" and "features" in modules:

@@ -22,9 +22,11 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.regnet import BlockParams, RegNet
 
 from featbench.extract.errors import ModelError
+from featbench.extract.model.alexnet import VARIANTS, AlexNetStages
 from featbench.extract.model.heads import TrunkWithHeads, build_heads
 from featbench.extract.model.options import TIMM, without_loading
 from featbench.extract.model.resnet import resnet
+from featbench.extract.model.resnet_sk import ResNetSK
 from featbench.extract.model.tap_names import classifier_of
 from featbench.extract.model.vit import ViT
 from featbench.store import abbreviate, suggest
@@ -56,6 +58,32 @@ def regnet(
     params = BlockParams.from_init_params(
         depth, w_0, w_a, w_m, group_width, bottleneck_multiplier=bottleneck_multiplier, se_ratio=se_ratio
     )
+    trunk: nn.Module = RegNet(params, num_classes=1, stem_width=stem_width)
+    trunk.fc = nn.Identity()
+    return trunk
+
+
+def anynet(
+    *,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    group_widths: Sequence[int],
+    bottleneck_multipliers: Sequence[float],
+    strides: Sequence[int],
+    se_ratio: float | None = 0.25,
+    stem_width: int = 32,
+) -> nn.Module:
+    """Build an AnyNet without a classifier: a RegNet whose four stages are given one by one."""
+    params = BlockParams(
+        depths=list(depths),
+        widths=list(widths),
+        group_widths=list(group_widths),
+        bottleneck_multipliers=list(bottleneck_multipliers),
+        strides=list(strides),
+        se_ratio=se_ratio,
+    )
+    if len({len(each) for each in (depths, widths, group_widths, bottleneck_multipliers, strides)}) > 1:
+        raise ValueError("depths, widths, group_widths, bottleneck_multipliers and strides must have one length")
     trunk: nn.Module = RegNet(params, num_classes=1, stem_width=stem_width)
     trunk.fc = nn.Identity()
     return trunk
@@ -103,6 +131,12 @@ TRUNKS: Mapping[str, TrunkSpec] = {
         options={"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373},
         source="SEER, arXiv:2103.01988, and VISSL's documentation; ClassyVision has another of that name",
     ),
+    "anynet": TrunkSpec(build=anynet, source="any RegNet, stage by stage: depths, widths, group_widths, ..."),
+    "resnet_sk": TrunkSpec(build=ResNetSK, source="SimCLR v2, arXiv:2006.10029: depth, width_multiplier, sk_ratio"),
+    **{
+        f"alexnet_{variant}": TrunkSpec(build=AlexNetStages, options={"variant": variant}, source="VISSL")
+        for variant in VARIANTS
+    },
     "vit": TrunkSpec(build=ViT, source="any, by dim, depth, num_heads, patch_size, ..."),
     "vit_tiny_16": _vit(192, 12, 3, 16, "DeiT, arXiv:2012.12877"),
     "vit_small_16": _vit(384, 12, 6, 16, "DeiT; DINO, arXiv:2104.14294; iBOT, arXiv:2111.07832"),

@@ -30,6 +30,7 @@ LAYOUTS: tuple[Layout, ...] = (
         name="VISSL's RegNet",
         mark=r"(base_model\.)?_feature_blocks\.res2\.",
         renames=(
+            (r"\.block\d+-part\d+\.", "."),  # groups of regnet_v2 and regnet_fsdp
             (r"^(base_model\.)?_feature_blocks\.conv1\.(stem\.)?", "stem."),
             *((rf"^(base_model\.)?_feature_blocks\.res{n + 1}\.", f"trunk_output.block{n}.") for n in range(1, 5)),
             (r"\.proj\.weight$", ".proj.0.weight"),
@@ -44,6 +45,39 @@ LAYOUTS: tuple[Layout, ...] = (
         name="VISSL's blocks",
         mark=r"(base_model\.)?_feature_blocks\.",
         renames=((r"^(base_model\.)?_feature_blocks\.", ""),),
+    ),
+    Layout(
+        name="ConvNeXt's own",
+        mark=r"(base_model\.)?downsample_layers\.0\.0\.",
+        renames=(
+            (r"^base_model\.", ""),
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d)\.(\d)\.", r"stages.\1.downsample.\2."),
+            (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+            (r"^norm\.", "head.norm."),
+            (r"^norms\.3\.", "head.norm."),
+            (r"^norms\.", "/norms/"),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+        ),
+    ),
+    Layout(
+        name="Swin's own",
+        mark=r"(base_model\.)?layers\.0\.downsample\.reduction\.",
+        renames=(
+            (r"^base_model\.", ""),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+            *((rf"^layers\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in (2, 1, 0)),
+        ),
+    ),
+    Layout(
+        name="XCiT's own",
+        mark=r"(base_model\.)?pos_embeder\.",
+        renames=(
+            (r"^base_model\.", ""),
+            (r"^pos_embeder\.", "pos_embed."),
+        ),
     ),
     Layout(
         name="VISSL's extractor",
@@ -139,7 +173,19 @@ def laid_out(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
             renamed[name if new in renamed else new] = (
                 tensor  # a name that would collide stays as it is, and is refused as left over
             )
-    return layout.name, _joined_qkv(renamed)
+    return layout.name, _split_qkv(renamed) if layout.name == "XCiT's own" else _joined_qkv(renamed)
+
+
+def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split queries, keys and values of class attention, which timm computes apart."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"(cls_attn_blocks\.\d+\.attn)\.qkv\.(weight|bias)", name)
+        if match is None or not tensor.ndim or len(tensor) % 3:
+            split[name] = tensor
+        else:
+            split |= {f"{match[1]}.{part}.{match[2]}": each for part, each in zip("qkv", tensor.chunk(3), strict=True)}
+    return split
 
 
 def _joined_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

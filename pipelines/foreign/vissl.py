@@ -18,7 +18,7 @@ from featbench.pipelines.config.pipeline import MOST_FAULTS, PipelineError
 from featbench.pipelines.foreign.vissl_data import translate_data
 from featbench.pipelines.foreign.vissl_keys import Keys, is_ignored
 from featbench.pipelines.foreign.vissl_launch import Launch, translate_launch
-from featbench.pipelines.foreign.vissl_model import translate_model
+from featbench.pipelines.foreign.vissl_model import POOLED_ONLY, translate_model
 from featbench.store import StoreError
 from featbench.store.documents import brief, brief_text
 from featbench.store.layers import LayerSpec
@@ -126,6 +126,8 @@ def _layers(keys: Keys) -> list[Any]:
     if pooled:
         taps = [layer[0] for layer in pooled]
         specs = [LayerSpec.of(layer) for layer in pooled]
+        if keys.left.get("MODEL.TRUNK.NAME") in POOLED_ONLY:
+            return _final_vector(keys, taps)
         # As in VISSL, a layer has the name of its tap; there, a second pooling of a tap overwrites the first.
         return [f"{s.tap}={s.tap}:{s.pooling}" if taps.count(s.tap) == 1 else str(s) for s in specs]
     if trunk_only:
@@ -136,6 +138,14 @@ def _layers(keys: Keys) -> list[Any]:
             f"or set EXTRACT_TRUNK_FEATURES_ONLY, for the trunk's output"
         )
     return ["heads"]
+
+
+def _final_vector(keys: Keys, taps: list[str]) -> list[str]:
+    """The one layer of a trunk that gives no others, under the name that the configuration has for it."""
+    if len(taps) > 1 or "MAP" in taps[0]:
+        trunk = keys.left.get("MODEL.TRUNK.NAME")
+        keys.fault(f"MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP: {trunk} gives its final vector alone")
+    return [f"{taps[0]}=flatten"]
 
 
 def _weights(keys: Keys) -> dict[str, Any]:
@@ -170,6 +180,14 @@ def _is_placeholder(file: Any) -> bool:
 
 
 def _transform(keys: Keys) -> dict[str, Any]:
+    channels = keys.take("MODEL.INPUT_TYPE", "rgb")
+    if channels not in ("rgb", "bgr"):
+        keys.fault(f"MODEL.INPUT_TYPE: {channels!r} is not supported, only 'rgb' or 'bgr'")
+    settings = _steps(keys)
+    return settings | {"channels": "bgr"} if channels == "bgr" else settings
+
+
+def _steps(keys: Keys) -> dict[str, Any]:
     steps = {split: keys.take(f"DATA.{split}.TRANSFORMS") for split in ("TRAIN", "TEST")}
     if steps["TRAIN"] is None and steps["TEST"] is None:
         return {}
@@ -225,9 +243,9 @@ def _evaluate(keys: Keys) -> dict[str, Any]:
 _TRANSLATORS: Mapping[str, Callable[[Keys], Any]] = {
     "data": translate_data,
     "transform": _transform,
+    "layers": _layers,  # before the trunk's name is taken
     "model": translate_model,
     "weights": _weights,
-    "layers": _layers,
     "extract": _extract,
     "evaluate": _evaluate,
 }

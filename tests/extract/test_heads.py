@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from featbench.extract.errors import HeadError
 from featbench.extract.model.heads import build_heads
 
 FEATURES = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
@@ -100,3 +101,38 @@ def test_eval_mlp_scales_channels_before_its_layers() -> None:
 
 def test_identity_is_the_trunks_output() -> None:
     assert torch.equal(built("identity")[0](FEATURES), FEATURES)
+
+
+def test_a_residual_head_adds_its_input_twice_where_dimensions_allow_it() -> None:
+    """As VISSL's does: x + f(x) within each block, and x again around it."""
+    (head,) = build_heads([("mlp_res", {"dims": [4, 4, 3], "use_relu": True})])
+    state = head.state_dict()
+    assert set(state) == {f"clf.{index}.mlp_res_block.0.{kind}" for index in (0, 1) for kind in ("weight", "bias")}
+    x = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
+    first, second = (
+        lambda v, i=i: v @ state[f"clf.{i}.mlp_res_block.0.weight"].T + state[f"clf.{i}.mlp_res_block.0.bias"]
+        for i in (0, 1)
+    )
+    hidden = 2 * x + first(x).relu()
+    assert torch.allclose(head(x), second(hidden))
+
+
+def test_msn_gives_its_query_and_ibot_the_class_tokens_logits() -> None:
+    (msn,) = build_heads([("msn_head", {"in_dim": 4, "num_prototypes": 3, "hidden_dim": 5, "output_dim": 2,
+                                        "use_bn": True, "return_query": True})])  # fmt: skip
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    query = msn.eval()(x)
+    assert torch.allclose(query.norm(dim=1), torch.ones(3))
+    assert {"fc.fc1.weight", "fc.bn2.running_var", "fc.fc3.bias", "prototypes"} <= set(msn.state_dict())
+    with pytest.raises(HeadError, match="return_query must be True"):
+        build_heads([("msn_head", {"in_dim": 4, "num_prototypes": 3})])
+    (ibot,) = build_heads([("ibot_head", {"in_dim": 4, "out_dim": 6, "hidden_dim": 5, "bottleneck_dim": 2})])
+    state = ibot.state_dict()
+    gelu = torch.nn.functional.gelu
+    hidden = gelu(x @ state["mlp.0.weight"].T + state["mlp.0.bias"])
+    hidden = gelu(hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"])
+    bottleneck = hidden @ state["mlp.4.weight"].T + state["mlp.4.bias"]
+    unit = bottleneck / bottleneck.norm(dim=1, keepdim=True)
+    rows = state["prototypes0.weight_v"] / state["prototypes0.weight_v"].norm(dim=1, keepdim=True)
+    assert torch.allclose(ibot(x), unit @ rows.T * state["prototypes0.weight_g"].T, atol=1e-6)
+    assert "prototypes1.weight_v" in state, "those of the patches are in the file, too"

@@ -267,6 +267,21 @@ TRUNKS = [
         "DROP_PATH_RATE": 0.1}},
      {"trunk": "vit", "options": {
          "patch_size": 16, "dim": 384, "depth": 12, "num_heads": 6, "qkv_bias": True, "mlp_ratio": 4.0}}),
+    ("regnet_fsdp", {"REGNET": {"name": "anynet", "depths": [1, 2, 1, 1], "widths": [8, 16, 24, 32],
+                                "group_widths": [8] * 4, "bottleneck_multipliers": [1.0] * 4, "strides": [2] * 4,
+                                "stage_checkpoints": [[1], [2], [1], [1]]}},
+     {"trunk": "anynet", "options": {"depths": [1, 2, 1, 1], "widths": [8, 16, 24, 32], "group_widths": [8] * 4,
+                                     "bottleneck_multipliers": [1.0] * 4, "strides": [2] * 4}}),
+    ("resnet_sk", {"RESNETS_SK": {"DEPTH": 152, "WIDTH_MULTIPLIER": 3, "SK_RATIO": 0.0625}},
+     {"trunk": "resnet_sk", "options": {"depth": 152, "width_multiplier": 3, "sk_ratio": 0.0625}}),
+    ("alexnet_jigsaw", {}, {"trunk": "alexnet_jigsaw"}),
+    ("convnext", {"CONVNEXT": {"DEPTH": [3, 3, 9, 3], "DROP_PATH_RATE": 0.1}},
+     {"trunk": "timm:convnext_tiny",
+      "options": {"depths": [3, 3, 9, 3], "dims": [96, 192, 384, 768], "num_classes": 0}}),
+    ("xcit", {"XCIT": {"NUM_LAYERS": 24}},
+     {"trunk": "timm:xcit_small_12_p16_224",
+      "options": {"patch_size": 16, "embed_dim": 384, "depth": 24, "num_heads": 8, "tokens_norm": True, "eta": 1,
+                  "num_classes": 0}}),
 ]  # fmt: skip
 
 
@@ -279,6 +294,24 @@ def test_vissls_trunks_are_translated(
     made = translate(config, where="x.yaml").settings
     assert made["model"] == expected
     make_pipeline(dict(made), where="x")
+
+
+def test_a_head_of_several_modules_keeps_its_place_in_the_names() -> None:
+    """VISSL's file has heads.0.0.clf and heads.0.1.clf for it, and heads.0.clf, heads.1.clf for two heads."""
+    config = yaml.safe_load(HEAD_OUTPUT)
+    config["MODEL"]["HEAD"]["PARAMS"] = [[["mlp", {"dims": [512, 64]}], ["mlp", {"dims": [64, 8]}]]]
+    heads = make_pipeline(dict(translate(config, where="x").settings), where="x").model.heads
+    names = {name for name in build_trunk("resnet", {"depth": 18}, heads=heads).state_dict() if "heads" in name}
+    assert names == {f"heads.0.{index}.clf.0.{kind}" for index in (0, 1) for kind in ("weight", "bias")}
+
+
+def test_a_trunk_that_gives_only_its_final_vector_has_one_layer() -> None:
+    config = yaml.safe_load(MANY_LAYERS)
+    config["MODEL"]["TRUNK"] = {"NAME": "convnext"}
+    with pytest.raises(PipelineError, match="convnext gives its final vector alone"):
+        translate(config, where="x")
+    config["MODEL"]["FEATURE_EVAL_SETTINGS"]["LINEAR_EVAL_FEAT_POOL_OPS_MAP"] = [["lastCLS", ["Identity", []]]]
+    assert translate(config, where="x").settings["layers"] == ["lastCLS=flatten"]
 
 
 def test_two_poolings_of_one_tap_are_two_layers() -> None:
@@ -294,8 +327,9 @@ def test_two_poolings_of_one_tap_are_two_layers() -> None:
     ("override", "message"),
     [
         ("config.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON=false", "EVAL_MODE_ON: must be True"),
-        ("config.MODEL.INPUT_TYPE=bgr", "MODEL.INPUT_TYPE: 'bgr' is not supported, only 'rgb'"),
-        ("config.MODEL.TRUNK.NAME=xcit", "'xcit' is not among resnet, vision_transformer, regnet"),
+        ("config.MODEL.INPUT_TYPE=lab", "MODEL.INPUT_TYPE: 'lab' is not supported, only 'rgb' or 'bgr'"),
+        ("config.MODEL.TRUNK.NAME=xcitt", "'xcitt' is not among resnet, vision_transformer"),
+        ("config.MODEL.HEAD.PARAMS=[[mpl, {dims: [2048, 128]}]]", "unknown head 'mpl'. Did you mean mlp"),
         ("config.MODEL.TRUNK.RESNETS.NORM=GroupNorm", "RESNETS.NORM: 'GroupNorm' is not supported"),
         ("config.MODEL.TRUNK.RESNETS.DEPHT=50", "RESNETS.DEPHT: not supported here"),
         ("config.MODEL.WEIGHTS_INIT.SKIP_LAYERS=[conv1]", "would leave them random"),

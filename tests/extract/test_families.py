@@ -536,7 +536,7 @@ def test_every_family_is_tried_by_a_test() -> None:
 @pytest.mark.slow
 def test_no_models_file_can_be_loaded_into_another_model() -> None:
     """All pairs of trunks are tried; those left out are too large, or the same under another name."""
-    alike = ("vit", "regnet", "resnet", "mocov3_vit_small_16", "googlenet", "inception_v3")
+    alike = ("vit", "regnet", "anynet", "resnet", "mocov3_vit_small_16", "googlenet", "inception_v3")
     large = ("dinov2_vitg", "vit_h", "vit_huge", "efficientnet_v2", "maxvit")
     image = torch.zeros(1, 3, 224, 224, device="meta")
     built = {}

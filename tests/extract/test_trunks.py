@@ -99,9 +99,12 @@ def test_the_taps_of_a_regnet_of_a_billion_parameters_are_listed_without_its_mem
 
 def test_every_trunk_of_the_table_can_be_built_and_has_an_output() -> None:
     for name, spec in TRUNKS.items():
-        options: dict[str, float] = {"depth": 1} if spec.build is ViT else {}
+        options: dict[str, Any] = {"depth": 1} if spec.build is ViT else {}
         if name == "regnet":
             options = {"depth": 27, "w_0": 48, "w_a": 20.71, "w_m": 2.65, "group_width": 24}
+        if name == "anynet":  # SEER's with 3 billion parameters
+            options = {"depths": [1, 4, 4, 1], "widths": [1840, 3680, 10120, 25760], "group_widths": [920] * 4,
+                       "bottleneck_multipliers": [1.0] * 4, "strides": [2] * 4}  # fmt: skip
         with WithoutMemory():
             trunk = build_trunk(name, options, image_size=(224, 224))
         output = trunk.to("meta")(torch.zeros(1, 3, 224, 224, device="meta"))

@@ -93,7 +93,20 @@ def test_the_configuration_itself_is_taken() -> None:
     assert "layers" in answer(lambda: make_pipeline(dict(translate(CONFIG, where="x").settings), where="x"))
 
 
-@pytest.mark.parametrize("trunk", ["resnet", "vision_transformer", "regnet", "regnet_y_16gf"])
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        "resnet",
+        "vision_transformer",
+        "regnet",
+        "regnet_y_16gf",
+        "regnet_fsdp",
+        "xcit",
+        "beit",
+        "convnext",
+        "swin_transformer",
+    ],
+)
 def test_a_value_of_the_wrong_kind_is_refused_or_has_a_meaning(trunk: str) -> None:
     for path in list(places(CONFIG))[1:]:
         if trunk != "resnet" and path[:2] != ("MODEL", "TRUNK"):

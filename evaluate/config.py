@@ -67,6 +67,19 @@ class KnnConfig(Config):
     select: Literal["leave-one-out"] | None = None
     """Choose layer, protocol, k and temperature on train, and report it on val; by default report all on val."""
 
+    queries: dict[str, str] | None = None
+    """Also classify other queries: NAME=SET, the val split of another feature set of the same model (SET:train is its
+    train split), such as ImageNet-V2."""
+
+    bank: Literal["all", "subset"] = "all"
+    """Rows that vote on other queries: all of train, or those of the queries' classes."""
+
+    subset: dict[str, str] | None = None
+    """Also classify val by the rows of train that a file lists, NAME=FILE, such as SimCLR's 1% of ImageNet."""
+
+    ood: dict[str, str] | None = None
+    """Also tell val from images from elsewhere, NAME=SET likewise, by the distance to the k-th neighbour."""
+
     retrieval: bool = False
     """Also report R-precision, MAP@R, precision@1 and recall@k."""
 

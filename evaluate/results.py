@@ -192,6 +192,66 @@ class SelectionResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueriesResult:
+    """Other queries, classified by the rows of train."""
+
+    result: KnnResult
+    queries: str
+    """Name of the queries."""
+
+    bank: str
+    """`all` rows of train vote, or the `subset` of those of the queries' classes; or the name of a list of rows."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return self.result.record() | {"task": "queries", "queries": self.queries, "bank": self.bank}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OodMetrics:
+    """How well a score tells the queries of the distribution from others."""
+
+    auroc: Estimate
+    aupr_in: float
+    """Area under the precision-recall curve, by trapezoids, with the distribution's queries as positives."""
+
+    aupr_out: float
+    """The same with the others as positives."""
+
+    fpr_at_95: Estimate
+    """Fraction of the others that are accepted where 95% of the distribution's queries are; the interval takes the
+    threshold as given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OodResult:
+    """How well the distance to the k-th neighbour tells val from queries from elsewhere."""
+
+    layer: LayerFacts
+    protocol: str
+    similarity: str
+    k: int
+    ood: str
+    """Name of the queries from elsewhere."""
+
+    num_inside: int
+    num_outside: int
+    metrics: OodMetrics
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        found = self.metrics
+        return asdict(self.layer) | {
+            "task": "ood", "protocol": self.protocol, "similarity": self.similarity, "k": self.k, "ood": self.ood,
+            "num_val": self.num_inside, "num_ood": self.num_outside,
+            "auroc": found.auroc.value, "auroc_low": found.auroc.low, "auroc_high": found.auroc.high,
+            "aupr_in": found.aupr_in, "aupr_out": found.aupr_out,
+            "fpr_at_95": found.fpr_at_95.value, "fpr_at_95_low": found.fpr_at_95.low,
+            "fpr_at_95_high": found.fpr_at_95.high,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeighboursResult:
     """A search without labels to classify by."""
 

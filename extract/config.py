@@ -75,7 +75,8 @@ class DataConfig(Config):
     """For `torchvision` and `huggingface`: name of the data set, such as CIFAR10; for `layout`, such as cub200."""
 
     train_split: str = "train"
-    """Split to search for neighbours: a folder, or for `webdataset` a pattern such as train-{000..146}.tar."""
+    """Split to search for neighbours: a folder, or for `webdataset` a pattern such as train-{000..146}.tar; `none` to
+    extract queries alone, for `bench evaluate --queries`."""
 
     val_split: str = "val"
     """Split whose images are classified, likewise."""

@@ -47,8 +47,9 @@ def images_per_second(
     """
     if device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
-    num_rows = len(sources[TRAIN].rows.labels)
-    work = Work(split=TRAIN, chunk=0, layers=("",), valid=False)  # the split as one chunk
+    split = TRAIN if TRAIN in sources else next(iter(sources))
+    num_rows = len(sources[split].rows.labels)
+    work = Work(split=split, chunk=0, layers=("",), valid=False)  # the split as one chunk
     wanted = [BatchRows(work=work, rows=rows) for rows in RowRange(start=0, stop=num_rows).batches(batch_size)]
     passes = passes_on(device, trunk, transform, precision, Profile())
     start, done = 0.0, 0

@@ -14,7 +14,7 @@ from featbench.evaluate.diagnosis.dimension import IntrinsicDimension, twonn
 from featbench.evaluate.diagnosis.hubness import hubness, largest_hubs, occurrences
 from featbench.evaluate.diagnosis.results import CalibrationResult, GeometryResult, GroupResult, Hub, HubnessResult
 from featbench.evaluate.diagnosis.spectrum import Spectrum, bytes_needed, spectrum
-from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_of
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_of, refuse_no_queries
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, rounding_of_cosines, temperatures_of, usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
@@ -86,6 +86,7 @@ def diagnose(
     list of CalibrationResult, HubnessResult, GeometryResult and GroupResult
         In the order of the layers.
     """
+    refuse_no_queries(layers[0].facts.features, labels.train if asked.leave_one_out else labels.val)
     results: list[Result] = []
     for layer in layers:
         measured = None if asked.only_groups else _spectrum(layer, labels.train, memory, on_rows)

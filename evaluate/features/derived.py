@@ -194,8 +194,7 @@ def digests_of(
     algorithm = CONCATENATED_ALGORITHM if len(names) > 1 else ALGORITHM
     steps = [recipe.center, recipe.pca, recipe.whiten]
     return {
-        split: digest_of([algorithm, split, list(names), list(map(dict, sources)), rows, steps])
-        for split in ("train", "val")
+        split: digest_of([algorithm, split, list(names), list(map(dict, sources)), rows, steps]) for split in sources[0]
     }
 
 
@@ -204,7 +203,7 @@ def _derived(group: Sequence[EvalLayer], recipe: Recipe, train: Labelled, memory
     fitted_on = Selection(layer=DerivedLayer([layer.layers["train"] for layer in group]), rows=train.rows)
     projection = _fit(fitted_on, recipe, memory)
     layers: dict[str, Layer] = {
-        split: DerivedLayer([layer.layers[split] for layer in group], projection) for split in ("train", "val")
+        split: DerivedLayer([layer.layers[split] for layer in group], projection) for split in group[0].layers
     }
     name = name_of(names, recipe)
     made_from = digests_of(names, [layer.made_from for layer in group], recipe, train.rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.results import Counts
-from featbench.store import FeatureSet, SplitInfo, StoreError
+from featbench.store import FeatureSet, SplitInfo, StoreError, UnknownNameError
 from featbench.store.names import clashing_names, likeness, normal_name
 from featbench.store.typing import Bools, Ints
 
@@ -99,12 +99,19 @@ def matched_labels(features: LabelSource, *, needed: bool = True) -> MatchedLabe
         Classes of train come first; one that only val has gets an index after them, so it can't be predicted.
     class_names : tuple of str
 
+    A split `val` that does not exist has no rows.
+
     Raises
     ------
     EvaluationError
-        If a split has no labelled row although labels are needed, or no row at all, or two classes whose names
-        differ in their Unicode spelling alone.
+        If there is no split `train`, a split has no labelled row although labels are needed, or no row at all, or two
+        classes have names that differ in their Unicode spelling alone.
     """
+    if not has_split(features, "train"):
+        raise EvaluationError(
+            f"{features.path}: it has no train split to search, only queries. Name it with --queries or --ood of an "
+            f"evaluation of another feature set"
+        )
     train_names, val_names = (class_names_of(features, split) for split in ("train", "val"))
     names = shared_names(features)
     position = {name: index for index, name in enumerate(names)}
@@ -138,6 +145,8 @@ def with_unlabelled(features: LabelSource, labels: MatchedLabels) -> MatchedLabe
 
 
 def _with_unlabelled(features: LabelSource, labelled: Labelled) -> Labelled:
+    if not has_split(features, labelled.split):
+        return labelled
     every = readable_rows(features, labelled.split)
     return replace(every, labels=labelled.by_row(len(every.rows) + every.left_out)[every.rows])
 
@@ -158,9 +167,30 @@ def shared_names(features: LabelSource) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*class_names_of(features, "train"), *class_names_of(features, "val")]))
 
 
+def has_split(features: LabelSource, split: str) -> bool:
+    """Whether there is such a split: a feature set may have only one."""
+    try:
+        features.split(split)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def refuse_no_queries(name: object, queries: Labelled) -> None:
+    """Refuse to ask with a split that does not exist.
+
+    Raises
+    ------
+    EvaluationError
+        If it has no rows.
+    """
+    if not len(queries.rows):
+        raise EvaluationError(f"{name}: it has no split {queries.split} to ask with: use --leave-one-out, or --queries")
+
+
 def has_labels(features: LabelSource, split: str) -> bool:
     """Whether a readable row of the split has a label."""
-    return bool((features.valid(split) & (features.labels(split) >= 0)).any())
+    return has_split(features, split) and bool((features.valid(split) & (features.labels(split) >= 0)).any())
 
 
 def readable_rows(features: LabelSource, split: str) -> Labelled:
@@ -186,7 +216,7 @@ def class_names_of(features: LabelSource, split: str) -> tuple[str, ...]:
     EvaluationError
         If two of them are the same in it.
     """
-    names = features.split(split).class_names
+    names = features.split(split).class_names if has_split(features, split) else ()
     if clash := clashing_names(names):
         raise EvaluationError(
             f"{features.path}: two classes of {split} have the same name in two Unicode spellings, "
@@ -208,6 +238,8 @@ def alike_names(unmatched: Sequence[str], known: Sequence[str], *, show: int = 3
 
 
 def _labelled(features: LabelSource, split: str, class_of: Ints, needed: bool) -> Labelled:
+    if not has_split(features, split):
+        return Labelled(split=split, rows=np.zeros(0, np.int64), labels=np.zeros(0, np.int64))
     labels = features.labels(split)
     if labels.max(initial=-1) >= len(class_of) or labels.min(initial=0) < -1:
         raise EvaluationError(

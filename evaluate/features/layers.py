@@ -33,7 +33,7 @@ class EvalLayer:
     @property
     def dim(self) -> int:
         """Numbers in one row."""
-        return self.layers["train"].dim
+        return next(iter(self.layers.values())).dim
 
     def select(self, labelled: Labelled) -> Selection:
         """Select the rows that are used."""
@@ -56,7 +56,7 @@ def stored_layer(features: FeatureSet, layer: str) -> EvalLayer:
             f"{features.path}: a row of {layer} has the shape {' x '.join(map(str, info.shape))}, so it holds no "
             f"number to evaluate. Extract or import the layer again."
         )
-    splits = ("train", "val")
+    splits = tuple(features.manifest.splits)
     return EvalLayer(
         name=layer,
         layers={split: features.layer(split, layer) for split in splits},

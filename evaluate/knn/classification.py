@@ -15,7 +15,7 @@ import numpy as np
 
 from featbench.evaluate import metrics
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_of, matched_labels
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_of, matched_labels, refuse_no_queries
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.per_class import class_accuracies
 from featbench.evaluate.knn.protocols import KnnProtocol, find_protocol, preprocessing_differs
@@ -196,6 +196,7 @@ def classify(
     if asked.duplicates is not None and any(protocol.similarity != "cosine" for protocol in protocols.values()):
         raise EvaluationError("near-duplicates are found by the cosine: choose protocols that use it, such as dino")
     queries = train if asked.leave_one_out else val
+    refuse_no_queries(name, queries)
     ks = {
         each: usable_k(asked.k, protocol.k, len(train.rows) - asked.leave_one_out)
         for each, protocol in protocols.items()

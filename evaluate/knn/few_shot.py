@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels, refuse_no_queries
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.classification import KnnScorer, Protocols, protocols_by_name, temperatures_of, usable_k
 from featbench.evaluate.knn.shots import parse_shots
@@ -71,6 +71,7 @@ def few_shot_results(
         raise EvaluationError(f"k must be at least 1; got {min(k)}")
     protocols = protocols_by_name(protocol)
     train, val, names = labels or matched_labels(features)
+    refuse_no_queries(features.path, val)
     labels_N = train.by_row(features.split("train").num_rows)
     draws = {wanted: [draw(train, wanted, seed=seed + index) for index in range(tries)] for wanted in shots}
     ks_of = {

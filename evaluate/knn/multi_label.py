@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import MatchedLabels, class_names_of, counts_of
+from featbench.evaluate.features.labels import MatchedLabels, class_names_of, counts_of, has_split, refuse_no_queries
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.classification import temperatures_of, usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
@@ -69,6 +69,8 @@ def label_matrices(features: FeatureSet) -> LabelMatrices:
     place = {name: index for index, name in enumerate(every)}
 
     def spread(split: str) -> Int8s:
+        if not has_split(features, split):
+            return np.zeros((0, len(every)), np.int8)
         known = features.label_matrix(split)
         matrix = np.full((len(known), len(every)), -1, np.int8)
         matrix[:, [place[name] for name in names[split]]] = known
@@ -114,8 +116,9 @@ def multi_label_results(
     EvaluationError
         If no query is known to have a class.
     """
-    matrices = label_matrices(features)
     train, queries = labels.train, labels.train if leave_one_out else labels.val
+    refuse_no_queries(features.path, queries)
+    matrices = label_matrices(features)
     truth_QC = (matrices.train_NC if leave_one_out else matrices.val_NC)[queries.rows]
     if not (truth_QC == 1).any():
         raise EvaluationError(f"{features.path}: no row of {queries.split} is known to have a class")

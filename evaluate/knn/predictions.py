@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import MatchedLabels, matched_labels
+from featbench.evaluate.features.labels import MatchedLabels, matched_labels, refuse_no_queries
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
@@ -94,6 +94,7 @@ def predict(
     if not train.has_labels:
         raise EvaluationError(f"{features.path}: no row of train has a label, so there are no classes to predict")
     queries = train if leave_one_out else val
+    refuse_no_queries(features.path, queries)
     k = usable_k(None if k is None else [k], protocol.k, len(train.rows) - leave_one_out)[0]
     if protocol.vote == "exponential" and temperature is None:
         temperature = protocol.temperature[0]

@@ -73,6 +73,10 @@ class Place:
         return ListedSource(cached_or_made(file, make, root=root), root, cached=file, decoder=self.decoder)
 
 
+NO_SPLIT = "none"
+"""Name of a train split that is not there."""
+
+
 def open_sources(
     *,
     source: str,
@@ -108,7 +112,8 @@ def open_sources(
     Returns
     -------
     dict of str to ImageSource
-        `train`, the database, and `val`, the queries, whatever their own names are.
+        `train`, the database, and `val`, the queries, whatever their own names are; `val` alone if `train_split` is
+        `none`.
 
     Raises
     ------
@@ -145,6 +150,10 @@ def open_sources(
     val = replace(
         train, split=val_split, other=train_split, list=_found(val_list, root), labels=_found(val_labels, root)
     )
+    if train_split == NO_SPLIT:
+        queries = SOURCES[source](val)
+        drawn_alone = limit is not None or per_class is not None
+        return {"val": _drawn(queries, limit=limit, per_class=None, seed=seed) if drawn_alone else queries}
     sources = {"train": SOURCES[source](train), "val": SOURCES[source](val)}
     if source == "folder" and root is not None:
         _label_flat_val(sources, root, val.labels, on_class_fault, label_column)

@@ -26,7 +26,11 @@ def import_(
     ] = None,
     val: Annotated[
         Path | None,
-        typer.Option("--val", metavar="FILE", help="The same for val, unless --train holds x_train and x_test."),
+        typer.Option(
+            "--val",
+            metavar="FILE",
+            help="The same for val, unless --train holds x_train and x_test; one split alone will do.",
+        ),
     ] = None,
     train_labels: Annotated[
         Path | None,
@@ -84,7 +88,7 @@ def import_(
 
     if dtype not in ("float32", "float16"):
         raise ImportingError(f"--dtype must be float32 or float16; got {dtype}")
-    sources = {"--train": train, "--vissl": vissl, "--dino": dino}
+    sources = {"--train": train or val, "--vissl": vissl, "--dino": dino}
     if sum(path is not None for path in sources.values()) != 1:
         raise ImportingError(
             "say what to import: --train and --val (with --train-labels and --val-labels if labels are in separate "
@@ -102,14 +106,15 @@ def import_(
     elif dino is not None:
         splits = read_dino(dino, layer=usual)
     else:
-        assert train is not None
-        files = {"train": train} | ({} if val is None else {"val": val})
+        files = {split: path for split, path in (("train", train), ("val", val)) if path is not None}
         keys = {"features_key": features_key, "labels_key": labels_key}
         splits = read_files(files, label_files, layer=usual, unlabelled=unlabelled, multi_label=multi_label, **keys)
     made = import_features(splits, store=store or Path("features"), name=name, dtype=dtype, overwrite=overwrite)
     counts = " and ".join(f"{info.num_rows:,} {split}" for split, info in made.manifest.splits.items())
-    typer.echo(f"Imported {', '.join(splits['train'].layers)}: {counts} rows, in {made.path}")
-    typer.echo(f"Next: bench evaluate --features {name}" + (f" --store {store}" if store else ""))
+    typer.echo(f"Imported {', '.join(made.manifest.layers)}: {counts} rows, in {made.path}")
+    ways = {"train": f"--features {name} --leave-one-out", "val": f"--features OTHER --queries NAME={name}"}
+    way = f"--features {name}" if len(made.manifest.splits) > 1 else ways[next(iter(made.manifest.splits))]
+    typer.echo(f"Next: bench evaluate {way}" + (f" --store {store}" if store else ""))
 
 
 def verify(

@@ -17,6 +17,8 @@ from featbench.evaluate.results import (
     LabelResult,
     MultiLabelResult,
     NeighboursResult,
+    OodResult,
+    QueriesResult,
     Record,
     RetrievalResult,
 )
@@ -60,6 +62,63 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
         bold=frozenset((i, top1) for i, result in enumerate(knn) if result.top1 == best),
         num_grouped=2,
     )
+
+
+def queries_table(results: Sequence[QueriesResult]) -> Table:
+    """Make the table of accuracies of other queries."""
+    first = results[0].result
+    rows = [
+        (
+            each.queries, f"{each.result.counts.num_val:,}", each.bank, f"{each.result.counts.num_train:,}",
+            each.result.layer.layer, str(each.result.k), temperature_of(each.result.temperature),
+            *map(percent, (each.result.accuracy.top1, each.result.accuracy.top5)),
+        )
+        for each in results
+    ]  # fmt: skip
+    columns = (
+        Column(name="queries", is_right=False),
+        Column(name="rows", drop=3),
+        Column(name="bank", is_right=False),
+        Column(name="its rows", drop=4),
+        LAYER,
+        Column(name="k"),
+        Column(name="T", drop=2),
+        Column(name="top-1"),
+        Column(name="top-5", drop=1),
+    )
+    notes = (
+        "% with 95% interval. Bank: all rows of train vote, those of the queries' classes (subset), or of a list.",
+    )
+    title = f"{first.layer.features}: kNN of other queries, protocol {first.protocol}"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=notes, num_grouped=4)
+
+
+def ood_table(results: Sequence[OodResult]) -> Table:
+    """Make the table of how well val is told from queries from elsewhere."""
+    first = results[0]
+    rows = [
+        (
+            each.ood, f"{each.num_outside:,}", each.layer.layer, with_spaces(each.similarity), str(each.k),
+            percent(each.metrics.auroc), f"{100 * each.metrics.aupr_in:.1f}", f"{100 * each.metrics.aupr_out:.1f}",
+            percent(each.metrics.fpr_at_95),
+        )
+        for each in results
+    ]  # fmt: skip
+    columns = (
+        Column(name="from elsewhere", is_right=False),
+        Column(name="rows", drop=2),
+        LAYER,
+        Column(name="similarity", is_right=False, drop=3),
+        Column(name="k"),
+        Column(name="AUROC"),
+        *(Column(name=name, drop=1) for name in ("AUPR in", "AUPR out")),
+        Column(name="FPR at 95%"),
+    )
+    notes = (
+        f"{first.num_inside:,} rows of val against rows from elsewhere, by the distance to neighbour k in train; in %, "
+        "AUROC and FPR with 95% interval. FPR: of the others, accepted where 95% of val are.",
+    )
+    return Table(title=f"{first.layer.features}: out of distribution", columns=columns, rows=tuple(rows), notes=notes)
 
 
 def multi_label_table(results: Sequence[MultiLabelResult]) -> Table:

@@ -134,6 +134,10 @@ Temperature = Annotated[
     str | None, typer.Option("--temperature", metavar="T,..."), Setting("evaluate.knn.temperature", is_list=True)
 ]
 LeaveOneOut = Annotated[bool | None, typer.Option("--leave-one-out"), Setting("evaluate.knn.leave_one_out")]
+Queries = Annotated[list[str] | None, typer.Option("--queries", metavar="NAME=SET"), Setting("evaluate.knn.queries")]
+Bank = Annotated[str | None, typer.Option("--bank", metavar="ROWS"), Setting("evaluate.knn.bank")]
+Subset = Annotated[list[str] | None, typer.Option("--subset", metavar="NAME=FILE"), Setting("evaluate.knn.subset")]
+Ood = Annotated[list[str] | None, typer.Option("--ood", metavar="NAME=SET"), Setting("evaluate.knn.ood")]
 Select = Annotated[str | None, typer.Option("--select", metavar="HOW"), Setting("evaluate.knn.select")]
 Diagnose = Annotated[bool | None, typer.Option("--diagnose"), Setting("evaluate.diagnosis.diagnose")]
 GroupBy = Annotated[Path | None, typer.Option("--group-by", metavar="FILE"), Setting("evaluate.diagnosis.group_by")]
@@ -180,7 +184,7 @@ def settings_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[
     settings: dict[str, Any] = {}
     for name, setting in settings_by_name(command).items():
         value = given[name]
-        if value is None:
+        if value is None or value == []:
             continue
         if setting.key == "layers":
             value = split_layers(value)
@@ -188,6 +192,8 @@ def settings_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[
             value = dict(word.partition("=")[::2] for word in value.split(","))
         elif setting.key == "vissl_config":
             value = value.split(",")  # names of files, whatever YAML would make of them
+        elif setting.key in ("evaluate.knn.queries", "evaluate.knn.ood", "evaluate.knn.subset"):
+            value = {name: place or name for name, _, place in (word.partition("=") for word in value)}
         elif setting.is_list:
             value = listed(value)
         settings[setting.key] = value

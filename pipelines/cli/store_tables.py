@@ -24,8 +24,8 @@ def store_records(feature_sets: Iterable[FeatureSet]) -> list[Record]:
             "name": features.name,
             "model": features.manifest.made_from.get("model", {}).get("trunk", "imported"),
             "weights": str(features.manifest.notes.get("weights", "")),
-            "num_train": features.manifest.splits["train"].num_rows,
-            "num_val": features.manifest.splits["val"].num_rows,
+            "num_train": _num_rows(features, "train"),
+            "num_val": _num_rows(features, "val"),
             "layers": list(features.manifest.layers),
             "created": features.manifest.created,
             "path": str(features.path),
@@ -90,7 +90,7 @@ def layer_records(features: FeatureSet) -> list[Record]:
             "shape": list(info.shape),
             **{
                 f"{split}_chunks_{what}": count
-                for split in ("train", "val")
+                for split in features.manifest.splits
                 for what, count in (
                     ("written", features.num_committed(split, name)),
                     ("total", features.grid(split).num_chunks),
@@ -101,12 +101,22 @@ def layer_records(features: FeatureSet) -> list[Record]:
     ]
 
 
+def _num_rows(features: FeatureSet, split: str) -> int:
+    return features.manifest.splits[split].num_rows if split in features.manifest.splits else 0
+
+
+def _written(record: Record, split: str) -> str:
+    if f"{split}_chunks_total" not in record:
+        return "-"  # it has only the other split
+    return f"{record[f'{split}_chunks_written']:,}/{record[f'{split}_chunks_total']:,}"
+
+
 def layer_table(records: Sequence[Record]) -> Table:
     """How complete each layer of a feature set is, one line each."""
     rows = [
         (
             record["layer"], record["tap"], record["pooling"], " x ".join(map(str, record["shape"])),
-            *(f"{record[f'{s}_chunks_written']:,}/{record[f'{s}_chunks_total']:,}" for s in ("train", "val")),
+            *(_written(record, split) for split in ("train", "val")),
         )
         for record in records
     ]  # fmt: skip

@@ -27,6 +27,8 @@ from featbench.evaluate.results import (
     LabelResult,
     MultiLabelResult,
     NeighboursResult,
+    OodResult,
+    QueriesResult,
     Result,
     RetrievalResult,
     SelectionResult,
@@ -50,6 +52,8 @@ from featbench.pipelines.cli.knn_tables import (
     label_table,
     multi_label_table,
     neighbours_table,
+    ood_table,
+    queries_table,
     retrieval_table,
 )
 from featbench.pipelines.terminal.table import Table
@@ -64,6 +68,8 @@ def evaluation_tables(results: Sequence[Result]) -> list[Table]:
     groups = _grouped(results, GroupResult, lambda result: (result.layer.layer, result.protocol, result.grouping))
     return [
         *map(accuracy_table, accuracies),
+        *map(queries_table, _grouped(results, QueriesResult, lambda result: result.result.protocol)),
+        *map(ood_table, _grouped(results, OodResult)),
         *map(selection_table, _grouped(results, SelectionResult)),
         *map(multi_label_table, _grouped(results, MultiLabelResult, lambda result: result.protocol)),
         *map(label_table, _grouped(results, LabelResult, lambda result: (result.layer.layer, result.protocol))),

@@ -96,6 +96,8 @@ def _suspects(
     lists = {}
     with progress.task(f"{layer.name}: neighbours", 2 * layer.layers["train"].num_rows) as on_rows:
         for split, queries in (("train", labels.train), ("val", labels.val)):
+            if not len(queries.rows):
+                continue
             found = find(layer, database=labels.train, queries=queries, k=k, similarity="cosine", on_rows=on_rows)
             lists[split] = found.neighbours.first(k)
     suspicions = find_suspects(
@@ -103,7 +105,7 @@ def _suspects(
         memory=resources.bytes,
     )  # fmt: skip
     others: list[Result] = []
-    if labels.train.has_labels and labels.val.has_labels:
+    if labels.train.has_labels and labels.val.has_labels and len(labels.val.rows):
         for name, protocol in protocols.items():
             others += accuracies_without(
                 layer, labels, suspicions, find=find, name=name, protocol=protocol,
@@ -120,7 +122,7 @@ def refuse_existing(path: Path) -> None:
 
 def write_suspects(features: FeatureSet, found: Sequence[SuspectsResult], labels: MatchedLabels, path: Path) -> Path:
     """Write the suspects of layers to a CSV file, in the order to look at."""
-    splits = ("train", "val")
+    splits = tuple(features.manifest.splits)
     paths = {split: features.paths(split) for split in splits}
     numbers = {split: features.labels(split) for split in splits}
     names = {split: class_names_of(features, split) for split in splits}

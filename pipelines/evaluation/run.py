@@ -18,7 +18,7 @@ from featbench.evaluate.clustering.refusal import refuse_impossible
 from featbench.evaluate.config import BenchmarkRow, EvaluateConfig, KnnConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, derived_layers
-from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, with_unlabelled
+from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, refuse_no_queries, with_unlabelled
 from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
@@ -27,7 +27,9 @@ from featbench.evaluate.knn.selecting import select
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.diagnosis import diagnosis
+from featbench.pipelines.evaluation.other_queries import find_query_sets, other_queries
 from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.evaluation.subsets import subset_of
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet, StoreError
@@ -76,7 +78,7 @@ def _evaluate(
     start = time.perf_counter()
     names = features.find_layers(layers)
     for name in names:
-        for split in ("train", "val"):
+        for split in features.manifest.splits:
             features.layer(split, name)  # refuse incomplete layers before the first search
     rank = from_environment() or alone()
     resources = resources_of(config, rank)
@@ -96,6 +98,7 @@ def _evaluate(
     if recipe := Recipe(**config.derive.model_dump()):
         chosen = derived_layers(chosen, recipe, train, memory=resources.bytes)
     if config.kmeans.clusters:
+        refuse_no_queries(features.path, val)
         refuse_impossible(
             features, chosen, to_cluster.train, to_cluster.val, clusters=config.kmeans.clusters,
             settings=config.kmeans.settings(), num_seeds=config.kmeans.seeds, resources=resources,
@@ -106,6 +109,16 @@ def _evaluate(
     elif knn.shots:  # first, since it is fast and refuses a k that is too large
         few_shot += few_shot_results(features, chosen, shots=knn.shots, tries=knn.tries, seed=knn.seed, **settings)
     num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
+    if knn.select:
+        refuse_no_queries(features.path, val)
+    sets = find_query_sets(features, (knn.queries or {}) | (knn.ood or {}))
+    for each in sets:  # refuse what does not fit before anything is searched
+        for layer in layers_of(features, names):
+            each.layer(layer)
+    for file in (knn.subset or {}).values():
+        subset_of(train, Path(file), features.paths("train"))
+    if (knn.queries or knn.ood) and recipe:
+        raise EvaluationError("--queries and --ood ask stored layers: leave out --concat, --center, --pca and --whiten")
     has_several = is_multi_label(features)
     if has_several:
         refuse_questions_of_one_class(features, knn)
@@ -136,6 +149,8 @@ def _evaluate(
         if knn.select is not None:
             results.append(select(results, ask(leave_one_out=False, compare_preprocessing=False)))
     results = [_marked(result, knn.benchmark) for result in results] + few_shot
+    if knn.queries or knn.ood or knn.subset:
+        results += other_queries(features, chosen, labels, config, resources=resources, progress=progress)
     if config.diagnosis.is_asked:
         results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
     if config.kmeans.clusters:

@@ -47,7 +47,7 @@ def read_files(
     Parameters
     ----------
     files : mapping of str to Path
-        `train`, and `val` unless one file holds both.
+        `train` and `val`, or one of them; `train` alone may hold both.
     label_files : mapping of str to Path
         Label files of any splits, or none.
     layer : str
@@ -64,20 +64,12 @@ def read_files(
     ImportingError
         If a file can't be read, or it is not clear which of its arrays are meant.
     """
-    train = open_container(files["train"])
-    if "val" not in files and not _has_both(train) and "," not in (features_key or ""):
-        raise ImportingError(
-            f"{files['train']}: does not hold both splits (arrays such as x_train and x_test). Give the val split with "
-            f"--val"
-        )
-    val_path = files.get("val", files["train"])
-    is_shared = val_path.resolve() == files["train"].resolve()
-    opened = {"train": train, "val": train if is_shared else open_container(val_path)}
+    opened, is_shared = _open_files(files, features_key)
     names = {split: _features_name(opened[split], split, features_key, is_shared) for split in opened}
-    if is_shared and names["train"] == names["val"] and _has_both(train):
+    if is_shared and names["train"] == names["val"] and _has_both(opened["train"]):
         raise ImportingError(
-            f"{val_path}: train and val would both be {names['val']!r}, though it holds both splits. Omit --val and "
-            f"--features-key, or name both arrays: --features-key TRAIN,VAL (it has {', '.join(train)})"
+            f"{files['train']}: train and val would both be {names['val']!r}, though it holds both splits. Omit --val "
+            f"and --features-key, or name both arrays: --features-key TRAIN,VAL (it has {', '.join(opened['train'])})"
         )
     found = {}
     for split, container in opened.items():
@@ -94,6 +86,18 @@ def read_files(
             class_names=class_names or _class_names(container, matrix),
         )  # fmt: skip
     return found
+
+
+def _open_files(files: Mapping[str, Path], features_key: str | None) -> tuple[dict[str, Container], bool]:
+    """Open the file of each split, and say whether one file holds both; one file may hold only its own split."""
+    opened = {split: open_container(path) for split, path in files.items()}
+    if len(files) == 2:
+        is_shared = len({path.resolve() for path in files.values()}) == 1
+        return ({"train": opened["train"], "val": opened["train"]} if is_shared else opened), is_shared
+    (container,) = opened.values()
+    if "train" in files and (_has_both(container) or "," in (features_key or "")):
+        return {"train": container, "val": container}, True
+    return opened, False
 
 
 def read_labels(path: Path, *, multi_label: bool = False) -> Array:

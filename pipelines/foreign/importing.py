@@ -37,7 +37,7 @@ def import_features(
     Parameters
     ----------
     splits : mapping of str to Arrays
-        `train` and `val`.
+        `train` and `val`, or one of them.
     store, name
         Where to create it.
     dtype : {"float32", "float16"}
@@ -64,7 +64,7 @@ def import_features(
             pooling=None,
             shape=values.shape[1:],
         )
-        for layer, values in splits["train"].layers.items()
+        for layer, values in next(iter(splits.values())).layers.items()
     }
     dim = max(info.dim for info in layers.values())
     manifest = Manifest(
@@ -97,14 +97,14 @@ def import_features(
 def _checked(splits: Mapping[str, Arrays], dtype: str) -> dict[str, Arrays]:
     """Check everything before anything is written; returns the splits with plain labels."""
     checked = {}
-    train = splits["train"].layers
+    first, train = next((split, arrays.layers) for split, arrays in splits.items())
     for split, arrays in splits.items():
         labels = plain_labels(arrays.labels, where=split)
         for layer, values in arrays.layers.items():
             _check_features(split, layer, values, num_labels=len(labels))
             if values.shape[1:] != train[layer].shape[1:]:
                 raise ImportingError(
-                    f"layer {layer}: rows have shape {train[layer].shape[1:]} in train, {values.shape[1:]} in {split}"
+                    f"layer {layer}: rows have shape {train[layer].shape[1:]} in {first}, {values.shape[1:]} in {split}"
                 )
             _check_finite(split, layer, values)
             _check_rounding(split, layer, values, dtype)
@@ -175,7 +175,7 @@ def _warn(splits: Mapping[str, Arrays], layers: Mapping[str, LayerInfo]) -> None
         if num_none:
             logger.info("%s: rows without a label: %d of %d", split, num_none, len(arrays.labels))
     for layer, info in layers.items():
-        if len(set(info.tap.removeprefix("imported:").split(","))) == 1:
+        if len(splits) > 1 and len(set(info.tap.removeprefix("imported:").split(","))) == 1:
             logger.warning(
                 "layer %s: train and val hold the same features, so the nearest neighbour of every query is itself; "
                 "evaluate with --leave-one-out, or import the right file as val", layer,

@@ -215,7 +215,6 @@ def test_features_that_are_not_finite_are_refused_by_row(
         (["--vissl", "."], "no layer with rank"),
         (["--vissl", "nowhere"], "no such folder"),
         (["--dino", "."], "trainfeat.pth: no such file"),
-        (["--train", "train.npz"], "Give the val split with --val"),
         (["--train", "train.npz", "--val", "val.npz", "--dtype", "int8"], "--dtype must be"),
     ],
 )

@@ -43,6 +43,9 @@ def test_options_are_of_the_type_of_the_setting(command: Callable[..., None]) ->
             continue
         kind, *_ = get_args(annotations[name])
         (type_,) = {each for each in get_args(kind) if each is not type(None)}
+        if type_ == list[str]:  # repeated NAME=VALUE
+            assert dict in {get_origin(each) for each in get_args(field_of(setting.key).annotation)}, setting
+            continue
         assert type_ is str or type_ in leaves(field_of(setting.key).annotation), setting
 
 

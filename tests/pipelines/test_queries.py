@@ -1,0 +1,221 @@
+"""Other queries of the same bank, images from elsewhere, and feature sets of one split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from featbench.evaluate.knn.ood import ood_metrics
+from featbench.store import FeatureSet
+from featbench.store import verify as faults_of
+from featbench.store.typing import Doubles, Floats, Ints
+from tests.conftest import Bench, Records
+
+CLASSES = np.array(["ant", "bee", "cat", "dog"])
+
+
+@pytest.fixture
+def rows(bench: Bench, tmp_path: Path) -> dict[str, tuple[Floats, Ints]]:
+    """Features and labels by name, each in a file `<name>.npz`; `mine` is imported."""
+    random = np.random.default_rng(0)
+    centers = random.normal(size=(4, 6))
+    found = {}
+    for name, count in (("train", 80), ("val", 40), ("v2", 30), ("pair", 20)):
+        labels = random.integers(4, size=count) if name != "pair" else random.integers(2, size=count)
+        found[name] = (centers[labels] + random.normal(size=(count, 6))).astype(np.float32), labels
+    found["far"] = (3 * random.normal(size=(25, 6))).astype(np.float32), np.zeros(25, np.int64)
+    for name, (features, labels) in found.items():
+        np.savez(tmp_path / f"{name}.npz", features=features, labels=CLASSES[labels])
+    bench("ls")  # goes to the empty folder
+    assert bench("import", "--name", "mine", "--train", "train.npz", "--val", "val.npz").returncode == 0
+    for name in ("v2", "pair", "far"):
+        result = bench("import", "--name", name, "--val", f"{name}.npz")
+        assert result.returncode == 0, result.stderr
+        assert f"--queries NAME={name}" in result.stdout
+    return found
+
+
+def top1(rows: dict[str, tuple[Floats, Ints]], name: str, *, k: int, keep: Any = None) -> float:
+    """The vote of DINO's protocol, query by query."""
+    bank, labels = rows["train"]
+    if keep is not None:
+        bank, labels = bank[np.isin(labels, keep)], labels[np.isin(labels, keep)]
+    unit = [x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None] for x in (bank, rows[name][0])]
+    right = []
+    for similarities, truth in zip(unit[1] @ unit[0].T, rows[name][1], strict=True):
+        order = np.argsort(-similarities, kind="stable")[:k]
+        votes = np.zeros(4)
+        np.add.at(votes, labels[order], np.exp(similarities[order] / 0.07))
+        right.append(votes.argmax() == truth)
+    return float(np.mean(right))
+
+
+def test_other_queries_are_classified_by_the_same_bank(rows: dict[str, tuple[Floats, Ints]], records: Records) -> None:
+    found = records("--features", "mine", "--k", "1,5", "--queries", "v2", "--queries", "two=pair")
+    by_name = {(each["queries"], each["k"]): each for each in found if each["task"] == "queries"}
+    for name, of in (("v2", "v2"), ("two", "pair")):
+        for k in (1, 5):
+            record = by_name[name, k]
+            assert record["top1"] == pytest.approx(top1(rows, of, k=k), abs=1e-12)
+            assert (record["bank"], record["num_train"], record["num_val"]) == ("all", 80, len(rows[of][1]))
+    assert {each["task"] for each in found} == {"knn", "queries"}
+
+
+def test_the_bank_can_be_the_subset_of_the_queries_classes(
+    rows: dict[str, tuple[Floats, Ints]], records: Records
+) -> None:
+    found = records("--features", "mine", "--k", "5", "--queries", "two=pair", "--bank", "subset")
+    (record,) = (each for each in found if each["task"] == "queries")
+    assert record["top1"] == pytest.approx(top1(rows, "pair", k=5, keep=[0, 1]), abs=1e-12)
+    assert record["num_train"] == int((rows["train"][1] < 2).sum())
+    assert record["bank"] == "subset"
+
+
+def test_numbers_are_positions_among_the_classes_of_train(
+    rows: dict[str, tuple[Floats, Ints]], bench: Bench, records: Records, tmp_path: Path
+) -> None:
+    """As the folders 0 to 999 of ImageNet-V2, which are in the order of the classes' names."""
+    np.savez(tmp_path / "n.npz", features=rows["v2"][0], labels=rows["v2"][1])
+    assert bench("import", "--name", "numbered", "--val", "n.npz").returncode == 0
+    found = records("--features", "mine", "--k", "5", "--queries", "n=numbered")
+    (record,) = (each for each in found if each["task"] == "queries")
+    assert record["top1"] == pytest.approx(top1(rows, "v2", k=5), abs=1e-12)
+
+
+def openood(inside: Doubles, outside: Doubles) -> tuple[float, float, float, float]:
+    """AUROC, AUPR of both sides and FPR at 95%, by scikit-learn as OpenOOD calls it."""
+    labels = np.repeat([1, 0], [len(inside), len(outside)])
+    scores = np.concatenate([inside, outside])
+    areas = []
+    for truth, confidence in ((labels, scores), (1 - labels, 1 - scores)):
+        precision, recall, _ = metrics.precision_recall_curve(truth, confidence)
+        areas.append(metrics.auc(recall, precision))
+    threshold = np.sort(inside)[-int(np.floor(0.95 * len(inside)))]
+    return metrics.roc_auc_score(labels, scores), *areas, float((outside > threshold).mean())
+
+
+@pytest.mark.parametrize("digits", [1, 12])
+def test_ood_metrics_are_those_of_openood(digits: int) -> None:
+    random = np.random.default_rng(1)
+    inside, outside = (np.round(random.normal(mean, 1, count), digits) for mean, count in ((1, 90), (0, 70)))
+    found = ood_metrics(inside, outside)
+    ours = (found.auroc.value, found.aupr_in, found.aupr_out, found.fpr_at_95.value)
+    assert ours == pytest.approx(openood(inside, outside), abs=1e-12)
+
+
+def test_images_from_elsewhere_are_told_by_the_distance_to_neighbour_k(
+    rows: dict[str, tuple[Floats, Ints]], records: Records
+) -> None:
+    found = records("--features", "mine", "--k", "1,7", "--ood", "far")
+    unit = {
+        name: x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None]
+        for name, (x, _) in rows.items()
+    }
+    for k in (1, 7):
+        inside, outside = (-np.sort(-unit[name] @ unit["train"].T, axis=1)[:, k - 1] for name in ("val", "far"))
+        (record,) = (each for each in found if each["task"] == "ood" and each["k"] == k)
+        ours = [record[name] for name in ("auroc", "aupr_in", "aupr_out", "fpr_at_95")]
+        assert ours == pytest.approx(openood(inside, outside), abs=1e-12)
+        assert record["auroc_low"] < record["auroc"] < record["auroc_high"]
+
+
+def test_one_split_is_imported_and_asked_leave_one_out(bench: Bench, rows: dict[str, tuple[Floats, Ints]]) -> None:
+    result = bench("import", "--name", "alone", "--train", "train.npz")
+    assert result.returncode == 0, result.stderr
+    assert "--leave-one-out" in result.stdout
+    assert list(FeatureSet.open(Path("features/alone")).manifest.splits) == ["train"]
+    assert not list(faults_of(Path("features/alone")))
+    both = json.loads(bench("evaluate", "--features", "mine", "--k", "5", "--leave-one-out", "--json").stdout)
+    alone = json.loads(bench("evaluate", "--features", "alone", "--k", "5", "--leave-one-out", "--json").stdout)
+    assert alone[0]["top1"] == both[0]["top1"]
+    for command in (
+        ("evaluate", "--features", "alone", "--k", "5", "--leave-one-out", "--retrieval", "--per-class", "--pca", "3"),
+        ("evaluate", "--features", "alone", "--k", "5", "--leave-one-out", "--queries", "v2", "--queries", "mine"),
+        ("diagnose", "alone", "--k", "5", "--leave-one-out", "--suspects", "s.csv"),
+        ("export", "alone", "--leave-one-out", "--k", "5"),
+        ("ls",), ("info", "alone"), ("verify", "alone"), ("info", "v2"),
+    ):  # fmt: skip
+        done = bench(*command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("evaluate", "--features", "alone"), "use --leave-one-out"),
+        (("evaluate", "--features", "alone", "--leave-one-out", "--clusters", "3"), "has no split val"),
+        (("evaluate", "--features", "alone", "--select", "leave-one-out"), "has no split val"),
+        (("evaluate", "--features", "alone", "--shots", "1"), "has no split val"),
+        (("evaluate", "--features", "alone", "--leave-one-out", "--ood", "far"), "has no split val"),
+        (("diagnose", "alone", "--k", "3"), "use --leave-one-out"),
+        (("compare", "alone", "mine"), "no split 'val'"),
+        (("export", "alone"), "no split val"),
+        (("evaluate", "--features", "v2"), "no train split"),
+        (("evaluate", "--features", "mine", "--queries", "nowhere"), "no such feature set"),
+        (("evaluate", "--features", "mine", "--queries", "x=mine:train"), "rows of the bank"),
+        (("evaluate", "--features", "mine", "--queries", "v2:train"), "no split 'train'"),
+        (("evaluate", "--features", "mine", "--queries", "wide"), "Queries need the same layer"),
+        (("evaluate", "--features", "mine", "--queries", "v2", "--pca", "2"), "ask stored layers"),
+    ],
+)
+def test_what_can_not_be_asked_is_refused_with_one_message(
+    bench: Bench, rows: dict[str, tuple[Floats, Ints]], tmp_path: Path, command: tuple[str, ...], message: str
+) -> None:
+    np.savez(tmp_path / "wide.npz", features=np.ones((5, 9), np.float32), labels=np.arange(5))
+    assert bench("import", "--name", "wide", "--val", "wide.npz").returncode == 0
+    assert bench("import", "--name", "alone", "--train", "train.npz").returncode == 0
+    result = bench(*command)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+
+
+def test_queries_alone_are_extracted_and_asked(bench: Bench, photographs: Path, records: Records) -> None:
+    shared = ("model.trunk=resnet18", "--random-weights", "0", "--layers", "avgpool", "transform.resize=32",
+              "transform.crop=32", "--data", photographs)  # fmt: skip
+    assert bench("extract", "folder", "--name", "all", *shared).returncode == 0
+    result = bench("extract", "folder", "--name", "val", "--train-split", "none", *shared)
+    assert result.returncode == 0, result.stderr
+    assert list(FeatureSet.open(Path("features/val")).manifest.splits) == ["val"]
+    again = bench("extract", "folder", "--name", "val", "--train-split", "none", *shared)
+    assert "Nothing to do" in again.stderr
+    found = records("--features", "all", "--k", "3", "--queries", "val")
+    ours = next(each for each in found if each["task"] == "knn")
+    theirs = next(each for each in found if each["task"] == "queries")
+    assert theirs["top1"] == ours["top1"]
+    bench("extract", "folder", "--name", "other", "--train-split", "none", *shared[:2], "1", *shared[3:])
+    refused = bench("evaluate", "--features", "all", "--k", "3", "--queries", "other")
+    assert refused.returncode == 2
+    assert "was not made as" in refused.stderr
+
+
+def test_a_listed_subset_of_train_votes_alone(
+    rows: dict[str, tuple[Floats, Ints]], records: Records, bench: Bench, tmp_path: Path
+) -> None:
+    paths = FeatureSet.open(Path("features/mine")).paths("train")
+    chosen = [3, 7, 8, 20, 33, 41, 60, 61, 79]
+    lines = [paths[row] if row % 2 else paths[row].rpartition("/")[2] for row in chosen]
+    (tmp_path / "few.txt").write_text("\n".join([*lines, lines[0], ""]))
+    found = records("--features", "mine", "--k", "3", "--subset", "few=few.txt")
+    (record,) = (each for each in found if each["task"] == "queries")
+    assert (record["bank"], record["queries"], record["num_train"]) == ("few", "val", 9)
+    few = {"train": (rows["train"][0][chosen], rows["train"][1][chosen]), "val": rows["val"]}
+    assert record["top1"] == pytest.approx(top1(few, "val", k=3), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "lists no image"), ("nowhere.jpg", "1 of its 1 images are not in train"), ("\xff", "can't be read")],
+)
+def test_a_subset_that_does_not_fit_is_refused_before_the_search(
+    rows: dict[str, tuple[Floats, Ints]], bench: Bench, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "few.txt").write_bytes(content.encode("latin-1"))
+    result = bench("evaluate", "--features", "mine", "--k", "1", "--subset", "few=few.txt")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "rows/s" not in result.stderr

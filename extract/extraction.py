@@ -82,8 +82,8 @@ def extract_chunks(
         Images in a forward pass; batches never straddle chunks.
     device : torch.device
         Where the forward pass runs.
-    precision : {"float32", "bfloat16", "float16"}
-        Precision of the forward pass.
+    precision : {"float32", "tf32", "bfloat16", "float16"}
+        Precision of the forward pass; for bfloat16 and float16 it is run in autocast.
     workers : int
         Decoding processes.
     on_error : {"stop", "skip"}

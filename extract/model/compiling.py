@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from featbench.extract.model.repeatability import fixed_images
+from featbench.extract.model.rewriting import LowPrecision
 from featbench.extract.model.taps import Forward, TappedTrunk
 from featbench.store.errors import first_line
 
-TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "float16": 1e-4, "bfloat16": 1e-3}
+TOLERANCES: Mapping[str, float] = {"float32": 1e-6, "tf32": 1e-4, "float16": 1e-4, "bfloat16": 1e-3}
 """How far the cosine between eager and compiled features of an image may be below 1, by precision."""
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -45,7 +46,7 @@ class CompiledTrunk:
 
     Parameters
     ----------
-    taps : TappedTrunk
+    taps : TappedTrunk or LowPrecision
         On its device; has been probed.
     images : Tensor of shape (B, 3, H, W)
         A full batch, as `Transform.scale` returns it. The model is compiled for its shape, in the autocast of the
@@ -57,7 +58,7 @@ class CompiledTrunk:
         If it can't be compiled.
     """
 
-    def __init__(self, taps: TappedTrunk, images: Tensor) -> None:
+    def __init__(self, taps: TappedTrunk | LowPrecision, images: Tensor) -> None:
         from torch._inductor import config as inductor
 
         use_cache()
@@ -88,7 +89,7 @@ class CompiledTrunk:
 class _Whole(nn.Module):
     """The tapped trunk as a module that `torch.export` takes."""
 
-    def __init__(self, taps: TappedTrunk) -> None:
+    def __init__(self, taps: TappedTrunk | LowPrecision) -> None:
         super().__init__()
         self.trunk = taps.trunk
         self._taps = taps
@@ -111,13 +112,21 @@ def refuse_disagreement(eager: Mapping[str, Tensor], compiled: Mapping[str, Tens
     CannotCompileError
         If those of an image differ by more than the tolerance of the precision in a layer.
     """
+    said = disagreement(eager, compiled, precision)
+    if said:
+        raise CannotCompileError(f"its compiled graph gives other features: {said}")
+
+
+def disagreement(eager: Mapping[str, Tensor], other: Mapping[str, Tensor], precision: str) -> str:
+    """Say in which layer features of the same images differ by more than the tolerance of the precision; "" if not."""
     for name, expected in eager.items():
-        apart = _one_minus_cosine(expected, compiled[name][: len(expected)])
+        apart = _one_minus_cosine(expected, other[name][: len(expected)])
         if not apart <= TOLERANCES[precision]:
-            raise CannotCompileError(
-                f"its compiled graph gives other features: in layer {name} the cosine with the eager ones is 1 - "
-                f"{apart:.1g}, and 1 - {TOLERANCES[precision]:g} is allowed in {precision}"
+            return (
+                f"in layer {name} the cosine with the eager ones is 1 - {apart:.1g}, and 1 - "
+                f"{TOLERANCES[precision]:g} is allowed in {precision}"
             )
+    return ""
 
 
 def paired_seconds(eager: Forward, compiled: Forward, images: Tensor) -> tuple[float, float]:

@@ -82,6 +82,16 @@ class TappedTrunk:
         self.image_size = (0, 0)
         """Height and width of the images, as probed."""
 
+    @property
+    def specs(self) -> list[LayerSpec]:
+        """The layers, in the order in which they were given."""
+        return [layer.spec for layer in self._layers]
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Modules that are tapped, and those whose input is, with the suffix of that."""
+        return frozenset(self._places)
+
     def probe(self, image: Tensor) -> dict[str, LayerInfo]:
         """Run one image of shape (1, 3, H, W) to find out how often each module runs, and the layers' shapes.
 

@@ -33,7 +33,7 @@ from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, c
 from featbench.extract.transform import Transform
 from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.pipelines.config.pipeline import Pipeline
-from featbench.pipelines.extraction.devices import choose_device
+from featbench.pipelines.extraction.devices import choose_device, refuse_precision
 from featbench.pipelines.extraction.transforming import choose_transform
 from featbench.store import BenchError, FeatureSet, LayerInfo, LayerSpec, Manifest, SplitRows
 from featbench.store.layout import rows_per_chunk_for
@@ -94,7 +94,9 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> CheckedPipeline:
     settings = pipeline.extract
     transform, transform_from = choose_transform(pipeline)
     options = model_options(pipeline)
-    choose_device(settings.device)
+    device = choose_device(settings.device)
+    if settings.slurm is None:  # otherwise it runs elsewhere
+        refuse_precision(device, settings.precision)
     check_name(pipeline.model.trunk)
     _check_file(pipeline)
     _check_rows_per_chunk(pipeline)

@@ -23,13 +23,36 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def refuse_precision(device: torch.device, precision: str) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises
+    ------
+    ModelError
+        If it is tf32, and the device is no GPU of NVIDIA's from Ampere on.
+    """
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise ModelError(
+            f"--precision tf32 is for NVIDIA's GPUs from Ampere (A100) on, and this device is {device}. Try "
+            "--precision float32, or bfloat16"
+        )
+
+
 def make_repeatable(device: torch.device, precision: str, threads: int | None) -> None:
-    """Let the same images give the same bytes in every rank, and float32 mean float32."""
+    """Let the same images give the same bytes in every rank, and float32 mean float32.
+
+    Raises
+    ------
+    ModelError
+        If the device does not have that precision.
+    """
+    refuse_precision(device, precision)
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        if precision == "float32":
-            torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
-            torch.backends.cuda.matmul.allow_tf32 = False
+        if precision in ("float32", "tf32"):
+            # By default convolutions have it, with 10 bits of mantissa, and products of matrices do not.
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

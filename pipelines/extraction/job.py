@@ -94,6 +94,7 @@ class ExtractionJob:
         """Free the memory of the model and its graphs, before ranks start that load their own."""
         self.checked.release_model()
         self.computation.compiled.clear()
+        self.computation.trunks.clear()
 
     def missing(self) -> tuple[str, ...]:
         """Return the layers that have pending chunks."""

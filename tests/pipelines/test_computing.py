@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from featbench.extract.model.compiling import CompiledTrunk
+from featbench.extract.model.rewriting import CannotRewriteError
 from featbench.pipelines.config.pipeline import load_pipeline
 from featbench.pipelines.extraction import computing
-from featbench.pipelines.extraction.computing import graph_of, planned
+from featbench.pipelines.extraction.computing import form_of, graph_of, planned
+from featbench.pipelines.extraction.forms import in_form
 from featbench.store import ChunkWriter, FeatureSet, Manifest, StoreError
 from featbench.store.manifest import ATTRIBUTE, DIGEST, digest_of
 from tests.conftest import Bench
@@ -83,6 +85,18 @@ def rows_of(tmp_path: Path, layer: str, name: str = "folder") -> np.ndarray:
     return FeatureSet.open(tmp_path / "features" / name).layer("train", layer).read()
 
 
+def fail_after_a_chunk(context: pytest.MonkeyPatch, tmp_path: Path, layer: str) -> None:
+    """Let writing fail after the first chunk."""
+
+    def write(self: ChunkWriter, *args: Any) -> None:
+        if FeatureSet.open(tmp_path / "features/folder").pending([layer])[0].chunk > 0:
+            raise StoreError("power cut")
+        once(self, *args)
+
+    once = ChunkWriter.write
+    context.setattr(ChunkWriter, "write", write)
+
+
 def test_a_compiled_layer_is_continued_by_the_same_graph(
     extract: Extract, graphs: list[set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,14 +104,8 @@ def test_a_compiled_layer_is_continued_by_the_same_graph(
     assert not graphs
     assert graph_of(manifest_of(tmp_path, "eager"), "conv") == ()
 
-    def write(self: ChunkWriter, *args: Any) -> None:
-        if FeatureSet.open(tmp_path / "features/folder").pending(["conv"])[0].chunk > 0:
-            raise StoreError("power cut")
-        once(self, *args)
-
-    once = ChunkWriter.write
     with monkeypatch.context() as context:
-        context.setattr(ChunkWriter, "write", write)
+        fail_after_a_chunk(context, tmp_path, "conv")
         assert extract("--compile", "on").returncode == 2
     manifest = manifest_of(tmp_path)
     assert graph_of(manifest, "conv") == ("conv", "linear")
@@ -214,3 +222,93 @@ def test_ranks_use_what_the_first_process_has_decided(
     assert graph_of(manifest_of(tmp_path), "conv") == ("conv", "linear")
     assert extract("--name", "eager").returncode == 0
     np.testing.assert_allclose(rows_of(tmp_path, "conv"), rows_of(tmp_path, "conv", "eager"), rtol=1e-4, atol=1e-5)
+
+
+BATCH_NORM = ("nn.Linear(8, 5)", "nn.Linear(8, 5)\n        self.bn = nn.BatchNorm2d(8)")
+"""Makes the model one with a batch norm behind its convolution."""
+
+
+@pytest.fixture
+def with_norm(tmp_path: Path, extract: Extract) -> Extract:
+    code = NET.format(first="").replace(*BATCH_NORM).replace("self.conv(images)", "self.bn(self.conv(images))")
+    (tmp_path / "own.py").write_text(code)
+    return extract
+
+
+def test_batch_norms_are_folded_where_their_convolution_is_not_a_layer(with_norm: Extract, tmp_path: Path) -> None:
+    assert with_norm(layers="linear").returncode == 0
+    assert form_of(manifest_of(tmp_path), "linear") == "folded"
+    assert with_norm("--name", "both").returncode == 0
+    assert form_of(manifest_of(tmp_path, "both"), "linear") == "plain"
+    folded, plain = rows_of(tmp_path, "linear"), rows_of(tmp_path, "linear", "both")
+    np.testing.assert_allclose(folded, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_is_continued_in_its_form(with_norm: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: Any) -> Any:
+        raise CannotRewriteError("it can't be copied")
+
+    with monkeypatch.context() as context:
+        fail_after_a_chunk(context, tmp_path, "linear")
+        assert with_norm(layers="linear").returncode == 2
+    with monkeypatch.context() as context:
+        context.setattr(computing, "in_form", cannot)
+        refused = with_norm(layers="linear")
+        assert refused.returncode == 2
+        assert "linear: begun with a folded trunk, and here it can't be copied. What was committed" in refused.stderr
+    with monkeypatch.context() as context:
+        forms: list[str] = []
+        context.setattr(computing, "in_form", lambda *args: (forms.append(args[1]), in_form(*args))[1])
+        assert with_norm().returncode == 0, "conv, which is new, has the form of what the same pass goes on with"
+        assert set(forms) == {"folded"}
+    assert form_of(manifest_of(tmp_path), "conv") == "folded"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "form", "reason"),
+    [
+        ((2.0, 1.0), "weights", "with bfloat16 weights it is 2.00 times as fast as in autocast"),
+        pytest.param((1.0, 1.0), "folded", "with bfloat16 weights it is 1.00 times", marks=pytest.mark.slow),
+        pytest.param(None, "folded", " s of eager work are too short", marks=pytest.mark.slow),
+    ],
+)
+def test_weights_are_in_low_precision_where_that_is_faster(
+    with_norm: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float] | None, form: str,
+    reason: str,
+) -> None:  # fmt: skip
+    if seconds:
+        monkeypatch.setattr(computing, "SHORT_S", 0.0)
+        monkeypatch.setattr(computing, "paired_seconds", lambda *_: seconds)
+    assert with_norm("--precision", "bfloat16", layers="linear").returncode == 0
+    record = manifest_of(tmp_path).notes["computed"]["linear"]
+    assert record["form"] == form
+    assert reason in record["form_reason"]
+    assert with_norm("--name", "float32", layers="linear").returncode == 0
+    low, full = rows_of(tmp_path, "linear"), rows_of(tmp_path, "linear", "float32")
+    cosines = (low * full).sum(1) / np.linalg.norm(low, axis=1) / np.linalg.norm(full, axis=1)
+    assert 0 < np.abs(1 - cosines).max() < 1e-3
+    if form == "weights":
+        np.testing.assert_array_equal(low, torch.from_numpy(low).bfloat16().float().numpy())
+
+
+def test_weights_in_low_precision_are_compiled_without_autocast(
+    with_norm: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: list[set[str]]
+) -> None:
+    monkeypatch.setattr(computing, "SHORT_S", 0.0)
+    monkeypatch.setattr(computing, "paired_seconds", lambda *_: (2.0, 1.0))
+    assert with_norm("--precision", "bfloat16", layers="linear").returncode == 0
+    assert not graphs
+    assert (
+        with_norm("--precision", "bfloat16", "--compile", "on", "--name", "compiled", layers="linear").returncode == 0
+    )
+    assert graphs
+    record = manifest_of(tmp_path, "compiled").notes["computed"]["linear"]
+    assert (record["form"], record["graph"]) == ("weights", ["linear"])
+    np.testing.assert_array_equal(rows_of(tmp_path, "linear", "compiled"), rows_of(tmp_path, "linear"))
+
+
+def test_a_precision_that_the_device_does_not_have_is_refused(extract: Extract, tmp_path: Path) -> None:
+    refused = extract("--precision", "tf32", "--device", "cpu")
+    assert refused.returncode == 2
+    assert "tf32 is for NVIDIA's GPUs from Ampere (A100) on, and this device is cpu. Try --precision" in refused.stderr
+    assert not (tmp_path / "features").exists()

@@ -77,6 +77,9 @@ class KnnConfig(Config):
     subset: dict[str, str] | None = None
     """Also classify val by the rows of train that a file lists, NAME=FILE, such as SimCLR's 1% of ImageNet."""
 
+    any_of: dict[str, str] | None = None
+    """Also top-1 by labels of val of which any is right, NAME=FILE.json, such as ReaL's."""
+
     ood: dict[str, str] | None = None
     """Also tell val from images from elsewhere, NAME=SET likewise, by the distance to the k-th neighbour."""
 

@@ -208,6 +208,30 @@ class QueriesResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnyOfResult:
+    """Accuracy of a classification of val by labels of which any is right."""
+
+    result: KnnResult
+    """By val's own labels."""
+
+    labels: str
+    """Name of the labels of which any is right."""
+
+    top1: Estimate
+    num_rows: int
+    """Rows that have such a label; others do not count."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict; `top1_own` is the accuracy by val's own labels, of all rows."""
+        result = self.result
+        return _origin(result) | {
+            "task": "any_of", "protocol": result.protocol, "vote": result.vote, "k": result.k,
+            "temperature": result.temperature, "labels": self.labels, "num_any_of": self.num_rows,
+            "top1": self.top1.value, "top1_low": self.top1.low, "top1_high": self.top1.high, "top1_own": result.top1,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OodMetrics:
     """How well a score tells the queries of the distribution from others."""
 

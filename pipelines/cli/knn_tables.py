@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.metrics import Estimate
 from featbench.evaluate.results import (
+    AnyOfResult,
     ClassResult,
     FewShotResult,
     KnnResult,
@@ -91,6 +92,29 @@ def queries_table(results: Sequence[QueriesResult]) -> Table:
     )
     title = f"{first.layer.features}: kNN of other queries, protocol {first.protocol}"
     return Table(title=title, columns=columns, rows=tuple(rows), notes=notes, num_grouped=4)
+
+
+def any_of_table(results: Sequence[AnyOfResult]) -> Table:
+    """Make the table of accuracies by labels of which any is right."""
+    first = results[0].result
+    rows = [
+        (
+            each.labels, f"{each.num_rows:,}", each.result.layer.layer, str(each.result.k),
+            temperature_of(each.result.temperature), percent(each.top1), percent(each.result.accuracy.top1),
+        )
+        for each in results
+    ]  # fmt: skip
+    columns = (
+        Column(name="labels", is_right=False),
+        Column(name="rows", drop=2),
+        LAYER,
+        Column(name="k"),
+        Column(name="T", drop=1),
+        Column(name="top-1"),
+        Column(name="by val's own"),
+    )
+    title = f"{first.layer.features}: kNN by labels of which any is right, protocol {first.protocol}"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=("% with 95% interval.",), num_grouped=3)
 
 
 def ood_table(results: Sequence[OodResult]) -> Table:

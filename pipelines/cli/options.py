@@ -39,6 +39,9 @@ class Setting:
     """What the help calls the default, if it is not the field's."""
 
 
+NAMED = tuple(f"evaluate.knn.{name}" for name in ("queries", "subset", "any_of", "ood"))
+"""Settings that are given as NAME=VALUE, repeatedly."""
+
 # Every option is declared here once. A command lists those it takes in its signature.
 
 Arguments = Annotated[
@@ -137,6 +140,7 @@ LeaveOneOut = Annotated[bool | None, typer.Option("--leave-one-out"), Setting("e
 Queries = Annotated[list[str] | None, typer.Option("--queries", metavar="NAME=SET"), Setting("evaluate.knn.queries")]
 Bank = Annotated[str | None, typer.Option("--bank", metavar="ROWS"), Setting("evaluate.knn.bank")]
 Subset = Annotated[list[str] | None, typer.Option("--subset", metavar="NAME=FILE"), Setting("evaluate.knn.subset")]
+AnyOf = Annotated[list[str] | None, typer.Option("--any-of", metavar="NAME=FILE"), Setting("evaluate.knn.any_of")]
 Ood = Annotated[list[str] | None, typer.Option("--ood", metavar="NAME=SET"), Setting("evaluate.knn.ood")]
 Select = Annotated[str | None, typer.Option("--select", metavar="HOW"), Setting("evaluate.knn.select")]
 Diagnose = Annotated[bool | None, typer.Option("--diagnose"), Setting("evaluate.diagnosis.diagnose")]
@@ -192,7 +196,7 @@ def settings_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[
             value = dict(word.partition("=")[::2] for word in value.split(","))
         elif setting.key == "vissl_config":
             value = value.split(",")  # names of files, whatever YAML would make of them
-        elif setting.key in ("evaluate.knn.queries", "evaluate.knn.ood", "evaluate.knn.subset"):
+        elif setting.key in NAMED:
             value = {name: place or name for name, _, place in (word.partition("=") for word in value)}
         elif setting.is_list:
             value = listed(value)

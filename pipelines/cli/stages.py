@@ -12,6 +12,7 @@ from featbench.pipelines.cli import set_level
 from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results, show
 from featbench.pipelines.cli.options import (
     Ami,
+    AnyOf,
     Arguments,
     AsPublished,
     Bank,
@@ -139,6 +140,7 @@ def evaluate(
     bank: Bank = None,
     ood: Ood = None,
     subset: Subset = None,
+    any_of: AnyOf = None,
     retrieval: Retrieval = None,
     per_class: PerClass = None,
     duplicates: Duplicates = None,
@@ -212,6 +214,7 @@ def run(
     bank: Bank = None,
     ood: Ood = None,
     subset: Subset = None,
+    any_of: AnyOf = None,
     retrieval: Retrieval = None,
     per_class: PerClass = None,
     duplicates: Duplicates = None,

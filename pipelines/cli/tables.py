@@ -20,6 +20,7 @@ from featbench.evaluate.diagnosis.results import (
     WithoutResult,
 )
 from featbench.evaluate.results import (
+    AnyOfResult,
     ClassResult,
     ClusterResult,
     FewShotResult,
@@ -47,6 +48,7 @@ from featbench.pipelines.cli.diagnosis_tables import (
 )
 from featbench.pipelines.cli.knn_tables import (
     accuracy_table,
+    any_of_table,
     class_table,
     few_shot_table,
     label_table,
@@ -69,6 +71,7 @@ def evaluation_tables(results: Sequence[Result]) -> list[Table]:
     return [
         *map(accuracy_table, accuracies),
         *map(queries_table, _grouped(results, QueriesResult, lambda result: result.result.protocol)),
+        *map(any_of_table, _grouped(results, AnyOfResult, lambda result: result.result.protocol)),
         *map(ood_table, _grouped(results, OodResult)),
         *map(selection_table, _grouped(results, SelectionResult)),
         *map(multi_label_table, _grouped(results, MultiLabelResult, lambda result: result.protocol)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import KnnResult, QueriesResult, Result
 from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.several_right import any_of, read_several
 from featbench.pipelines.evaluation.subsets import subset_of
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
@@ -72,6 +74,17 @@ def other_queries(
                 on_rows=lambda layer, rows: on_rows(rows), name=name,
             )  # fmt: skip
         results += [QueriesResult(result=e, queries="val", bank=name) if isinstance(e, KnnResult) else e for e in found]
+    several = {
+        name: read_several(Path(file), features.paths("val"), labels) for name, file in (knn.any_of or {}).items()
+    }
+    if several:
+        judged = classify(layers, *labels, replace(asked, predictions=True), find=find, name=features.name)
+        results += [
+            any_of(result, name, lists, labels)
+            for name, lists in several.items()
+            for result in judged
+            if isinstance(result, KnnResult)
+        ]
     for each in others:
         with progress.task(f"{each.name}: search", 2 * num_rows) as on_rows:
             results += ood_results(layers, labels, each, asked, find=find, on_rows=on_rows)

@@ -29,6 +29,7 @@ from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.diagnosis import diagnosis
 from featbench.pipelines.evaluation.other_queries import find_query_sets, other_queries
 from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.evaluation.several_right import read_several
 from featbench.pipelines.evaluation.subsets import subset_of
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
@@ -115,6 +116,9 @@ def _evaluate(
     for each in sets:  # refuse what does not fit before anything is searched
         for layer in layers_of(features, names):
             each.layer(layer)
+    for file in (knn.any_of or {}).values():
+        refuse_no_queries(features.path, val)
+        read_several(Path(file), features.paths("val"), labels)
     for file in (knn.subset or {}).values():
         subset_of(train, Path(file), features.paths("train"))
     if (knn.queries or knn.ood) and recipe:
@@ -149,7 +153,7 @@ def _evaluate(
         if knn.select is not None:
             results.append(select(results, ask(leave_one_out=False, compare_preprocessing=False)))
     results = [_marked(result, knn.benchmark) for result in results] + few_shot
-    if knn.queries or knn.ood or knn.subset:
+    if knn.queries or knn.ood or knn.subset or knn.any_of:
         results += other_queries(features, chosen, labels, config, resources=resources, progress=progress)
     if config.diagnosis.is_asked:
         results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)

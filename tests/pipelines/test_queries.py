@@ -219,3 +219,54 @@ def test_a_subset_that_does_not_fit_is_refused_before_the_search(
     assert result.returncode == 2
     assert message in result.stderr
     assert "rows/s" not in result.stderr
+
+
+@pytest.mark.parametrize("form", ["rows", "imagenet", "names"])
+def test_any_of_several_labels_is_right(
+    rows: dict[str, tuple[Floats, Ints]], bench: Bench, records: Records, tmp_path: Path, form: str
+) -> None:
+    random = np.random.default_rng(2)
+    several = [sorted(set(random.integers(4, size=random.integers(0, 3)).tolist())) for _ in range(40)]
+    order = random.permutation(40)
+    paths = [f"val/x/ILSVRC2012_val_{n + 1:08d}.JPEG" if form == "imagenet" else f"val/{n}.jpg" for n in order.tolist()]
+    content: Any = several
+    if form == "imagenet":  # the list is by the numbers in the names, the rows are in another order
+        content = [several[row] for row in np.argsort(order)]
+    elif form == "names":
+        content = {Path(path).name: [str(CLASSES[c]) for c in each] for path, each in zip(paths, several, strict=True)}
+    (tmp_path / "real.json").write_text(json.dumps(content))
+    np.savez(tmp_path / "named.npz", features=rows["val"][0], labels=CLASSES[rows["val"][1]], paths=np.array(paths))
+    assert bench("import", "--name", "r", "--train", "train.npz", "--val", "named.npz").returncode == 0
+    found = records("--features", "r", "--k", "5", "--any-of", "real=real.json")
+    (record,) = (each for each in found if each["task"] == "any_of")
+    unit = [x.astype(np.float64) / np.linalg.norm(x, axis=1).astype(np.float64)[:, None] for x, _ in rows.values()]
+    right = []
+    for similarities, classes in zip(unit[1] @ unit[0].T, several, strict=True):
+        order_K = np.argsort(-similarities, kind="stable")[:5]
+        votes = np.zeros(4)
+        np.add.at(votes, rows["train"][1][order_K], np.exp(similarities[order_K] / 0.07))
+        right += [votes.argmax() in classes] * bool(classes)
+    assert record["top1"] == pytest.approx(np.mean(right), abs=1e-12)
+    assert record["num_any_of"] == len(right) < 40
+    assert record["top1_own"] == next(each["top1"] for each in found if each["task"] == "knn")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[[0]]", "1 lists of classes, but val has 40 rows"),
+        ("{}", "names no image of val"),
+        ("3", "expected a list of lists"),
+        ("[" + ", ".join(["[0]"] * 39 + ["7"]) + "]", "7 is no list of classes"),
+        ("[" + ", ".join(["[0]"] * 39 + ["[9]"]) + "]", "9 is no class of train"),
+        ("[" + ", ".join(["[0]"] * 39 + ['["gnu"]']) + "]", "'gnu' is no class of train"),
+        ("[", "can't be read as JSON"),
+    ],
+)
+def test_labels_of_which_any_is_right_that_do_not_fit_are_refused(
+    rows: dict[str, tuple[Floats, Ints]], bench: Bench, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "real.json").write_text(content)
+    result = bench("evaluate", "--features", "mine", "--k", "1", "--any-of", "real=real.json")
+    assert result.returncode == 2
+    assert message in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from featbench.pipelines.config.pipeline import PipelineError
 from featbench.pipelines.foreign.vissl_presets import CONFIGS, MODEL_FILES
 from featbench.pipelines.foreign.vissl_reading import read_vissl
 from featbench.store import BenchError
-from tests.conftest import Bench, save_image
+from tests.conftest import ROOT, Bench, save_image
 
 IN1K = "config=benchmark/nearest_neighbor/eval_resnet_8gpu_in1k_kNN"
 PLACES205 = "config=benchmark/nearest_neighbor/eval_resnet_8gpu_places205_kNN"
@@ -200,3 +201,13 @@ def test_built_in_configurations_mean_what_vissls_files_do(vissl: Path, name: st
 def test_every_model_file_is_built_in(vissl: Path) -> None:
     models = vissl / "configs/config/benchmark/nearest_neighbor/models"
     assert {str(file.relative_to(models).with_suffix("")) for file in models.rglob("*.yaml")} == set(MODEL_FILES)
+
+
+@pytest.mark.slow
+def test_the_page_of_vissls_configurations_is_what_the_script_prints(vissl: Path) -> None:
+    made = runpy.run_path(str(ROOT / "docs/vissl_configs.py"))
+    found = list(made["outcomes"](vissl))
+    page = (ROOT / "docs/vissl-configs.md").read_text()
+    assert page == "\n".join([made["HEAD"], *made["rows"](found)]) + "\n"
+    refused = [each.name for each in found if each.name.startswith("benchmark/nearest_neighbor/") and each.reason]
+    assert not refused

@@ -48,6 +48,7 @@ from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.clustering_files import write_clusterings
 from featbench.pipelines.evaluation.files import OF_CLASSES, Arrays, ExportError, write_npy, write_npz, write_parquet
 from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.evaluation.vissl_features import write_features
 from featbench.store import FeatureSet, has_cached, save_cached
 from featbench.store.durable import cannot_write
 from featbench.store.manifest import digest_of
@@ -86,7 +87,8 @@ def export(
     what : sequence of {"features", "neighbours", "predictions", "clusters"}
         What to write.
     file_format : {"npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr"}
-        `vissl` are the files that VISSL leaves: predictions, `kNN_<layer>_output_*.npy`, and clusterings. `csv` and
+        `vissl` are the files that VISSL leaves: features, `rank0_chunk*_<split>_<layer>_*.npy`, predictions,
+        `kNN_<layer>_output_*.npy`, and clusterings. `csv` and
         `faiss` are for clusterings alone.
     layers : sequence of str
         All by default.
@@ -140,6 +142,8 @@ def _export_layers(
 ) -> list[Path]:
     """Write features, neighbours and predictions."""
     names = features.find_layers(layers)
+    if file_format == "vissl" and "features" in what:
+        return _export_for_vissl(features, config, out, what, names)
     labels = _labels_to_vote(features, config, what, is_vissl=file_format == "vissl")
     if file_format == "zarr":
         return [_keep(features, name, config, what, labels) for name in names]
@@ -157,6 +161,19 @@ def _export_layers(
     except OSError as error:
         raise ExportError(cannot_write(out, error)) from error
     return written
+
+
+def _export_for_vissl(
+    features: FeatureSet, config: EvaluateConfig, out: Path, what: Sequence[str], layers: Sequence[str]
+) -> list[Path]:
+    """Write features as VISSL's extraction does, and the rest as its kNN does."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        written = write_features(features, layers, out)
+    except OSError as error:
+        raise ExportError(cannot_write(out, error)) from error
+    rest = [each for each in what if each != "features"]
+    return written + (_export_layers(features, config, out, rest, "vissl", layers) if rest else [])
 
 
 def _contents(

@@ -235,8 +235,8 @@ class WeightsConfig(Config):
 class ExtractConfig(Config):
     """How the forward passes are run."""
 
-    batch_size: int = Field(default=64, gt=0, le=65536)
-    """Images in a forward pass."""
+    batch_size: Annotated[int, Field(gt=0, le=65536)] | Literal["auto"] = 64
+    """Images in a forward pass; `auto` measures which number is fastest, once for a feature set."""
 
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass. bfloat16 and float16: by torch's autocast, or by weights in that precision where
@@ -271,6 +271,12 @@ class ExtractConfig(Config):
 
     slurm: dict[str, str | int] | None = None
     """Submit a SLURM job with these parameters, such as partition, nodes, gpus_per_node, time; each task is a rank."""
+
+    @property
+    def images_per_batch(self) -> int:
+        """The batch size, which must be a number by now."""
+        assert self.batch_size != "auto", "the batch size was not measured"
+        return self.batch_size
 
     @property
     def num_ranks(self) -> int:

@@ -135,6 +135,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     search, too_little = _searches(pipeline, images, checked)
     clusters, too_large = _clusterings(pipeline, images, len(used["train"]), checked)
     problems += [*too_little, *too_large]
+    is_measured = pipeline.extract.batch_size == "auto"
     rate = _rate(checked, probe_seconds) if probe_seconds > 0 and pending and not problems else None
     seconds = pending / (rate * pipeline.extract.num_ranks) if rate else None
     return Plan(
@@ -150,7 +151,8 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
         disk_free=disk_free,
         memory=resources_of(pipeline.evaluate).bytes,
         rate=rate,
-        forward=planned(pipeline, existing.manifest if existing else None, list(checked.layers), seconds),
+        forward=planned(pipeline, existing.manifest if existing else None, list(checked.layers), seconds)
+        + (f", in batches of {checked.pipeline.extract.images_per_batch}" if is_measured else ""),
         ranks=pipeline.extract.num_ranks,
         pending=pending,
         search=search,
@@ -292,7 +294,7 @@ def _rate(checked: CheckedPipeline, seconds: float) -> float:
         checked.tapped(device, checked.pipeline.layers),
         checked.sources,
         checked.transform,
-        batch_size=settings.batch_size,
+        batch_size=settings.images_per_batch,
         device=device,
         precision=settings.precision,
         workers=default_workers(checked.sources) if settings.workers is None else settings.workers,

@@ -119,7 +119,7 @@ Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER"), Setting(
 TrainSplit = Annotated[str | None, typer.Option("--train-split", metavar="NAME"), Setting("data.train_split")]
 ValSplit = Annotated[str | None, typer.Option("--val-split", metavar="NAME"), Setting("data.val_split")]
 OnError = Annotated[str | None, typer.Option("--on-error", metavar="ACTION"), Setting("data.on_error")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N"), Setting("extract.batch_size")]
+BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N|auto"), Setting("extract.batch_size")]
 Workers = Annotated[int | None, typer.Option("--workers", metavar="N"), Setting("extract.workers")]
 Precision = Annotated[str | None, typer.Option("--precision", metavar="TYPE"), Setting("extract.precision")]
 Compile = Annotated[str | None, typer.Option("--compile", metavar="MODE"), Setting("extract.compile")]

@@ -87,7 +87,7 @@ def _faster_forward(mean: Profile, pipeline: Pipeline, report: ExtractionReport)
     if settings.precision == "float32" and (mean.device == "cuda" or multiplies_bfloat16()):
         helps.append("--precision tf32 or bfloat16" if mean.device == "cuda" else "--precision bfloat16")
     if mean.device == "cuda":
-        helps.append(f"a larger --batch-size ({settings.batch_size} now), or auto")
+        helps.append(f"a larger --batch-size ({settings.batch_size} now)")
         if torch.cuda.device_count() > settings.num_ranks:
             helps.append(f"--gpus {torch.cuda.device_count()}")
     elif mean.device == "cpu" and settings.num_ranks == 1:

@@ -33,6 +33,7 @@ from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, c
 from featbench.extract.transform import Transform
 from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.pipelines.config.pipeline import Pipeline
+from featbench.pipelines.extraction.batch_size import with_batch_size
 from featbench.pipelines.extraction.devices import choose_device, refuse_precision
 from featbench.pipelines.extraction.transforming import choose_transform
 from featbench.store import BenchError, FeatureSet, LayerInfo, LayerSpec, Manifest, SplitRows
@@ -117,6 +118,7 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> CheckedPipeline:
         loaded = load_weights(taps, image, pipeline.weights, options=options)
         probe = probe_layers(taps, transform, check=True)
         model = _model(pipeline, options, trunk, ran)
+    pipeline = with_batch_size(pipeline, taps, transform, device, overwrite=overwrite)
     sources = sources or sources_of(pipeline)
     chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
     manifest = _manifest(pipeline, sources, transform, model, chunk_rows, loaded, transform_from, probe)
@@ -177,7 +179,7 @@ def _check_file(pipeline: Pipeline) -> None:
 
 def _check_rows_per_chunk(pipeline: Pipeline) -> None:
     given, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
-    if given is not None and given % batch_size:
+    if given is not None and batch_size != "auto" and given % batch_size:
         raise BenchError(
             f"storage.rows_per_chunk must be a multiple of extract.batch_size, so that a chunk is always cut into the "
             f"same batches; got {given} and {batch_size}"
@@ -224,7 +226,7 @@ def _manifest(
             "model": model,
             "weights": loaded.identity,
             "transform": transform.describe(),
-            "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.batch_size},
+            "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.images_per_batch},
             **_of_data(pipeline),
         },
         dtype=pipeline.storage.dtype,
@@ -265,7 +267,7 @@ def _rows_per_chunk(
     pipeline: Pipeline, sources: dict[str, ImageSource], layers: dict[str, LayerInfo], *, overwrite: bool
 ) -> int:
     """Rows of a chunk: as given, as in the existing feature set, or as suits the layers."""
-    given, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.batch_size
+    given, batch_size = pipeline.storage.rows_per_chunk, pipeline.extract.images_per_batch
     path = pipeline.store / pipeline.name
     if given is not None:
         return given

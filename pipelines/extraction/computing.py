@@ -226,7 +226,7 @@ class Computation:
             if reason:
                 logger.info("%s runs eagerly: %s", name, reason)
                 return (), reason
-        logger.info("compiling %s for batches of %d; it takes about half a minute", name, settings.batch_size)
+        logger.info("compiling %s for batches of %d; it takes about half a minute", name, settings.images_per_batch)
         try:
             reason = self._compile(device, tuple(layers), form, compare_speed=is_auto)
         except CannotCompileError as error:
@@ -260,7 +260,7 @@ class Computation:
             The reason to take it, or not to.
         """
         settings = self.checked.pipeline.extract
-        images = self._images(device, settings.batch_size)
+        images = self._images(device, settings.images_per_batch)
         eager = self._tapped(device, graph, form)
         source = eager if form == WEIGHTS else self._tapped(device, graph, PLAIN)
         start = time.perf_counter()
@@ -328,7 +328,7 @@ class Computation:
         return self.trunks[key]
 
     def _probe_size(self, device: torch.device) -> int:
-        batch = self.checked.pipeline.extract.batch_size
+        batch = self.checked.pipeline.extract.images_per_batch
         return min(batch, CPU_BATCH) if device.type == "cpu" else batch
 
     def _specs(self, layers: Sequence[str]) -> list[LayerSpec]:

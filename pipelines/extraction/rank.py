@@ -105,7 +105,7 @@ def _extract(
         trunk=trunk,
         sources=checked.sources,
         transform=checked.transform,
-        batch_size=settings.batch_size,
+        batch_size=settings.images_per_batch,
         device=device,
         precision=settings.precision,
         workers=default_workers(checked.sources, rank.local_world_size) if workers is None else workers,

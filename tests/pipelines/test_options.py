@@ -54,7 +54,7 @@ def test_help_says_what_the_settings_are_with_their_choices_and_their_defaults(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = " ".join(bench("run", "--help").stdout.split())
-    assert "--batch-size N Images in a forward pass. [default: 64]" in shown
+    assert "--batch-size N|auto Images in a forward pass; `auto` measures which" in shown
     assert re.search(r"--search-device DEVICE [^\[]+ \[auto, cpu, gpu, faiss-cpu; default: auto\]", shown)
     assert re.search(r"--ami / --no-ami [^\[]+ \[default: ami\]", shown)
     assert not re.search(r"--[a-z-]+( [A-Z=|,.]+)? --", shown)  # an option without a text

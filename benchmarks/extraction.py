@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ def commands(folder: Path) -> Iterator[Row]:
         subprocess.run(list(map(str, command)), check=True)
         record = FeatureSet.open(folder / "features" / name).manifest.notes[COMPUTED]["res5"]
         assert bool(record["graph"]) == (mode == "on"), record["reason"]
-        return time.perf_counter() - start - record.get("compile_s", 0.0)
+        return time.perf_counter() - start - float(record.get("compile_s", 0.0))
 
     def loop() -> float:
         start = time.perf_counter()
@@ -163,7 +164,7 @@ def compiled(folder: Path) -> Iterator[Row]:
 
     def extract(sources: Sources, number: int, transform: Transform, workers: int) -> None:
         graph, infos, _ = graphs[number]
-        features = _fresh(folder / "compiled", sources, infos)
+        features = fresh(folder / "compiled", sources, infos)
         work = [item for item in features.pending(list(infos)) if item.split == "train"]
         extract_chunks(
             features, work, writer=ChunkWriter(features), trunk=graph, sources=sources, transform=transform,
@@ -183,7 +184,7 @@ def compiled(folder: Path) -> Iterator[Row]:
     for what, sources, transform, processes, target in cases:
         count = len(sources["train"].rows.labels)
         first, second, ratio = in_turns(
-            lambda s=sources, t=transform, p=processes: extract(s, 1, t, p), lambda n=count: bare(n), repeats=3
+            partial(extract, sources, 1, transform, processes), partial(bare, count), repeats=3
         )
         yield (
             f"extraction, compiled ResNet-50, {what}",
@@ -212,7 +213,8 @@ def _linked(root: Path, splits: Sequence[str], limit: int, into: Path) -> Path:
     return into
 
 
-def _fresh(path: Path, sources: Sources, infos: Mapping[str, LayerInfo]) -> FeatureSet:
+def fresh(path: Path, sources: Sources, infos: Mapping[str, LayerInfo]) -> FeatureSet:
+    """Make a feature set without chunks, replacing one that is there."""
     shutil.rmtree(path, ignore_errors=True)
     rows = {split: source.rows for split, source in sources.items()}
     manifest = Manifest(

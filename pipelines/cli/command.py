@@ -73,8 +73,8 @@ def help_of(setting: Setting) -> str:
 
     Examples
     --------
-    >>> help_of(Setting("extract.threads"))  # doctest: +ELLIPSIS
-    'Threads of the forward pass on the CPU, in each rank; ...'
+    >>> help_of(Setting("data.seed"))
+    'Seed of the draw.  [default: 0]'
     """
     field = field_of(setting.key)
     text = " ".join((field.description or "").split())

@@ -97,8 +97,8 @@ links:  # mypy does not follow editable installs: links to the folders, at the p
 	@mkdir -p .links/featbench
 	@ln -s $(addprefix ../../,$(wildcard featbench/*.py) featbench/py.typed store extract evaluate pipelines) .links/featbench
 
-benchmark: install-dev  ## measure the numbers the design promises, side by side
-	$(BIN)/python -m benchmarks
+benchmark: install-dev  ## measure the numbers the design promises, and write docs/benchmarks; SHORT=1 takes two minutes
+	$(BIN)/python -m benchmarks $(if $(SHORT),--short)
 
 samples: install  ## rewrite the sample outputs in README.md
 	$(BIN)/python docs/samples.py

@@ -30,6 +30,15 @@ def in_turns(
     return statistics.median(first), statistics.median(second), ratio
 
 
+def clustered(num_rows: int, dim: int, seed: int) -> Floats:
+    """Make features with some structure: 100 centers and noise."""
+    random = np.random.default_rng(seed)
+    centers = np.random.default_rng(0).standard_normal((100, dim), dtype=np.float32)
+    values = random.standard_normal((num_rows, dim), dtype=np.float32)
+    values += centers[np.arange(num_rows) % 100]
+    return values
+
+
 def made_features(path: Path, train: Floats, val: Floats, *, compression: str = "none") -> FeatureSet:
     """Make a feature set of two arrays."""
     arrays = {"train": train, "val": val}

@@ -132,18 +132,18 @@ def paired_difference(first_Q: Bools, second_Q: Bools) -> PairedDifference:
     )
 
 
-def mean_of(values_Q: Doubles) -> Estimate:
-    """Mean, with the normal interval of its standard error; Q >= 1.
+def mean_of(values_Q: Doubles, *, least: float, most: float) -> Estimate:
+    """Mean, with the normal interval of its standard error, within the least and the most that it can be; Q >= 1.
 
     Examples
     --------
-    >>> mean_of(np.array([1.0, 1.0, 1.0]))
+    >>> mean_of(np.array([1.0, 1.0, 1.0]), least=0, most=2)
     Estimate(value=1.0, low=1.0, high=1.0)
     """
     count = len(values_Q)
     value = float(values_Q.mean())
     half = Z95 * float(values_Q.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
-    return Estimate(value, value - half, value + half)
+    return Estimate(value, max(least, value - half), min(most, value + half))
 
 
 def auroc(positives_P: Doubles, negatives_N: Doubles) -> Estimate:

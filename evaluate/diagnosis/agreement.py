@@ -82,7 +82,9 @@ def overlap(first_QK: Ints, second_QK: Ints) -> Overlap:
     )
     size = int(max(first_QK.max(), second_QK.max())) + 1
     counts = [np.bincount(lists.ravel(), minlength=size).astype(np.float64) for lists in (first_QK, second_QK)]
-    return Overlap(mean=mean_of(shared_Q / k), chance=float(counts[0] @ counts[1] / num_queries**2 / k))
+    return Overlap(
+        mean=mean_of(shared_Q / k, least=0.0, most=1.0), chance=float(counts[0] @ counts[1] / num_queries**2 / k)
+    )
 
 
 def hsic(first: Selection, second: Selection, *, memory: int) -> Hsic:

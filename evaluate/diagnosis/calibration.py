@@ -5,6 +5,7 @@ Shape suffixes:  Q queries   K neighbours
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,8 +112,8 @@ def calibration(
         ece=float(shares @ gaps),
         rms_ce=float(np.sqrt(shares @ gaps**2)),
         max_ce=float(gaps.max()),
-        nll=mean_of(-np.log(np.maximum(true_Q, SMALLEST))),
-        brier=mean_of((scores_QK**2).sum(axis=1) - 2 * true_Q + 1),
+        nll=mean_of(-np.log(np.maximum(true_Q, SMALLEST)), least=0.0, most=-math.log(SMALLEST)),
+        brier=mean_of((scores_QK**2).sum(axis=1) - 2 * true_Q + 1, least=0.0, most=2.0),
         auroc=auroc(confidence_Q[is_right_Q], confidence_Q[~is_right_Q]) if is_mixed else None,
         mean_confidence=float(confidence_Q.mean()),
         num_without_vote=int((true_Q == 0).sum()),

@@ -26,6 +26,9 @@ FIRST_RANK, LAST_RANK = 11, 100
 SAMPLE = 4096
 """Most rows of the sample whose pairs give the uniformity."""
 
+LEAST_UNIFORMITY = -8.0
+"""That of rows in opposite directions."""
+
 _PIECE = 8192
 """Rows converted to float64 at a time."""
 
@@ -187,10 +190,10 @@ def uniformity(features_SD: Floats) -> Estimate | None:
     total = totals.sum()
     value = float(np.log(total / (count * (count - 1))))
     if count < 3:
-        return Estimate(value, -np.inf, 0.0)
+        return Estimate(value, LEAST_UNIFORMITY, 0.0)
     without = np.log((total - 2 * totals) / ((count - 1) * (count - 2)))
     half = Z95 * float(np.sqrt((count - 1) * without.var()))
-    return Estimate(value, value - half, min(0.0, value + half))
+    return Estimate(value, max(LEAST_UNIFORMITY, value - half), min(0.0, value + half))
 
 
 def _eigenvalues(symmetric_DD: Doubles, num_rows: int) -> Doubles:

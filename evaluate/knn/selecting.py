@@ -26,6 +26,10 @@ def select(on_train: Sequence[Result], on_val: Sequence[Result]) -> SelectionRes
     trials = {_setting(each): each for each in on_train if isinstance(each, KnnResult)}
     answers = {_setting(each): each for each in on_val if isinstance(each, KnnResult)}
     common = [setting for setting in trials if setting in answers]
+    if trials and answers and not common:
+        raise EvaluationError(
+            "--select: no k is possible both for val and for a row among the others of train: give a smaller --k"
+        )
     if not common:
         raise EvaluationError(
             "--select needs labels in train and val: there is no accuracy to choose by. Import or extract labels with "

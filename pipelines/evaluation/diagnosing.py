@@ -57,7 +57,9 @@ def diagnose(
         for features, labels in zip(sets, matched, strict=True):
             chosen = layers_of(features, features.find_layers(layers))
             ours = [Representation(features=features, layer=layer, labels=labels) for layer in chosen]
-            results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
+            results += diagnosis(
+                features, chosen, labels, config, resources=resources, progress=progress, is_first=not rank.rank
+            )
             results += depths(ours, config, resources=resources)
             known += ours
         if len(known) > 1:

@@ -43,8 +43,9 @@ def diagnosis(
     *,
     resources: Resources,
     progress: Progress,
+    is_first: bool = True,
 ) -> list[Result]:
-    """Diagnose layers of a feature set, and write the suspects if a file is named.
+    """Diagnose layers of a feature set; the first of several ranks writes the suspects, if a file is named.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def diagnosis(
     groups = None
     if settings.group_by is not None:
         groups = read_groups(settings.group_by, features.paths(queries), what=f"{features.name}'s {queries}")
-    if settings.suspects is not None:
+    if settings.suspects is not None and is_first:
         refuse_existing(settings.suspects)
     find: Find = partial(find_neighbours, features, index=config.index, resources=resources)
     question = DiagnosisQuestion(
@@ -74,7 +75,8 @@ def diagnosis(
             )  # fmt: skip
     if settings.suspects is not None:
         found = [_suspects(layer, labels, config, protocols, find, resources, progress) for layer in layers]
-        write_suspects(features, [result for result, _ in found], labels, settings.suspects)
+        if is_first:
+            write_suspects(features, [result for result, _ in found], labels, settings.suspects)
         results += [each for result, others in found for each in (result, *others)]
     return results
 

@@ -35,6 +35,8 @@ def find_query_sets(features: FeatureSet, named: Mapping[str, str] | None) -> li
 
 
 def _find(features: FeatureSet, name: str, place: str) -> QuerySet:
+    if not name or not place:
+        raise EvaluationError(f"--queries and --ood need NAME=SET; got {name}={place}")
     where, _, split = place.rpartition(":") if place.endswith((":train", ":val")) else (place, "", "")
     beside = features.path.parent / where
     other = FeatureSet.open(beside if beside.exists() or not Path(where).exists() else Path(where))

@@ -33,7 +33,7 @@ from featbench.pipelines.evaluation.several_right import read_several
 from featbench.pipelines.evaluation.subsets import subset_of
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
-from featbench.store import FeatureSet, StoreError
+from featbench.store import BenchError, FeatureSet, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
         return _evaluate(features, config, layers=layers, progress=progress)
     except OSError as error:
         refuse_if_gone(features)
+        if isinstance(error, BenchError):  # of another feature set
+            raise
         raise EvaluationError(f"{path}: can't be read ({error})") from error
 
 
@@ -156,7 +158,9 @@ def _evaluate(
     if knn.queries or knn.ood or knn.subset or knn.any_of:
         results += other_queries(features, chosen, labels, config, resources=resources, progress=progress)
     if config.diagnosis.is_asked:
-        results += diagnosis(features, chosen, labels, config, resources=resources, progress=progress)
+        results += diagnosis(
+            features, chosen, labels, config, resources=resources, progress=progress, is_first=not rank.rank
+        )
     if config.kmeans.clusters:
         with progress.iterations() as watcher:
             results += kmeans_results(

@@ -238,3 +238,19 @@ def test_what_can_not_be_compared_is_refused(
     result = bench(*command)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_the_smallest_sets_and_rows_of_zeros_have_finite_numbers(bench: Bench, tmp_path: Path) -> None:
+    """JSON has neither infinity nor NaN."""
+    rows = {"train": {"a": np.eye(3, 4, dtype=np.float32)[[0, 1, 2, 2]]}, "val": {"a": np.eye(1, 4, dtype=np.float32)}}
+    rows["train"]["a"][1] = 0
+    labels = {"train": np.arange(4) % 2, "val": np.zeros(1, np.int64)}
+    make_features(tmp_path / "features/tiny", rows, labels)
+    for more in ((), ("--leave-one-out",), ("--suspects", "s.csv")):
+        result = bench("diagnose", "tiny", "--k", "1", "--json", *more)
+        assert result.returncode == 0, result.stderr
+
+        def refuse(name: str) -> None:
+            raise AssertionError(name)
+
+        assert json.loads(result.stdout, parse_constant=refuse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sklearn import metrics
 
 from featbench.evaluate.knn.ood import ood_metrics
+from featbench.pipelines.foreign.importing import Arrays, import_features
 from featbench.store import FeatureSet
 from featbench.store import verify as faults_of
 from featbench.store.typing import Doubles, Floats, Ints
@@ -19,9 +21,13 @@ from tests.conftest import Bench, Records
 CLASSES = np.array(["ant", "bee", "cat", "dog"])
 
 
-@pytest.fixture
-def rows(bench: Bench, tmp_path: Path) -> dict[str, tuple[Floats, Ints]]:
-    """Features and labels by name, each in a file `<name>.npz`; `mine` is imported."""
+Rows = dict[str, tuple[Floats, Ints]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+    """A folder with files of features and labels, and feature sets of them; and the features and labels, by name."""
+    folder = tmp_path_factory.mktemp("made")
     random = np.random.default_rng(0)
     centers = random.normal(size=(4, 6))
     found = {}
@@ -29,18 +35,27 @@ def rows(bench: Bench, tmp_path: Path) -> dict[str, tuple[Floats, Ints]]:
         labels = random.integers(4, size=count) if name != "pair" else random.integers(2, size=count)
         found[name] = (centers[labels] + random.normal(size=(count, 6))).astype(np.float32), labels
     found["far"] = (3 * random.normal(size=(25, 6))).astype(np.float32), np.zeros(25, np.int64)
+    arrays = {}
     for name, (features, labels) in found.items():
-        np.savez(tmp_path / f"{name}.npz", features=features, labels=CLASSES[labels])
-    bench("ls")  # goes to the empty folder
-    assert bench("import", "--name", "mine", "--train", "train.npz", "--val", "val.npz").returncode == 0
-    for name in ("v2", "pair", "far"):
-        result = bench("import", "--name", name, "--val", f"{name}.npz")
-        assert result.returncode == 0, result.stderr
-        assert f"--queries NAME={name}" in result.stdout
-    return found
+        np.savez(folder / f"{name}.npz", features=features, labels=CLASSES[labels])
+        arrays[name] = Arrays(layers={"features": features}, labels=CLASSES[labels])
+    arrays["wide"] = Arrays(layers={"features": np.ones((5, 9), np.float32)}, labels=np.arange(5))
+    import_features({"train": arrays["train"], "val": arrays["val"]}, store=folder / "features", name="mine")
+    import_features({"train": arrays["train"]}, store=folder / "features", name="alone")
+    for name in ("v2", "pair", "far", "wide"):
+        import_features({"val": arrays[name]}, store=folder / "features", name=name)
+    return folder, found
 
 
-def top1(rows: dict[str, tuple[Floats, Ints]], name: str, *, k: int, keep: Any = None) -> float:
+@pytest.fixture
+def rows(made: tuple[Path, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    """Copy what was made into an empty working folder."""
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return dict(made[1])
+
+
+def top1(rows: Rows, name: str, *, k: int, keep: Any = None) -> float:
     """The vote of DINO's protocol, query by query."""
     bank, labels = rows["train"]
     if keep is not None:
@@ -55,7 +70,7 @@ def top1(rows: dict[str, tuple[Floats, Ints]], name: str, *, k: int, keep: Any =
     return float(np.mean(right))
 
 
-def test_other_queries_are_classified_by_the_same_bank(rows: dict[str, tuple[Floats, Ints]], records: Records) -> None:
+def test_other_queries_are_classified_by_the_same_bank(rows: Rows, records: Records) -> None:
     found = records("--features", "mine", "--k", "1,5", "--queries", "v2", "--queries", "two=pair")
     by_name = {(each["queries"], each["k"]): each for each in found if each["task"] == "queries"}
     for name, of in (("v2", "v2"), ("two", "pair")):
@@ -66,9 +81,7 @@ def test_other_queries_are_classified_by_the_same_bank(rows: dict[str, tuple[Flo
     assert {each["task"] for each in found} == {"knn", "queries"}
 
 
-def test_the_bank_can_be_the_subset_of_the_queries_classes(
-    rows: dict[str, tuple[Floats, Ints]], records: Records
-) -> None:
+def test_the_bank_can_be_the_subset_of_the_queries_classes(rows: Rows, records: Records) -> None:
     found = records("--features", "mine", "--k", "5", "--queries", "two=pair", "--bank", "subset")
     (record,) = (each for each in found if each["task"] == "queries")
     assert record["top1"] == pytest.approx(top1(rows, "pair", k=5, keep=[0, 1]), abs=1e-12)
@@ -77,7 +90,7 @@ def test_the_bank_can_be_the_subset_of_the_queries_classes(
 
 
 def test_numbers_are_positions_among_the_classes_of_train(
-    rows: dict[str, tuple[Floats, Ints]], bench: Bench, records: Records, tmp_path: Path
+    rows: Rows, bench: Bench, records: Records, tmp_path: Path
 ) -> None:
     """As the folders 0 to 999 of ImageNet-V2, which are in the order of the classes' names."""
     np.savez(tmp_path / "n.npz", features=rows["v2"][0], labels=rows["v2"][1])
@@ -108,9 +121,7 @@ def test_ood_metrics_are_those_of_openood(digits: int) -> None:
     assert ours == pytest.approx(openood(inside, outside), abs=1e-12)
 
 
-def test_images_from_elsewhere_are_told_by_the_distance_to_neighbour_k(
-    rows: dict[str, tuple[Floats, Ints]], records: Records
-) -> None:
+def test_images_from_elsewhere_are_told_by_the_distance_to_neighbour_k(rows: Rows, records: Records) -> None:
     found = records("--features", "mine", "--k", "1,7", "--ood", "far")
     unit = {
         name: x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None]
@@ -124,10 +135,12 @@ def test_images_from_elsewhere_are_told_by_the_distance_to_neighbour_k(
         assert record["auroc_low"] < record["auroc"] < record["auroc_high"]
 
 
-def test_one_split_is_imported_and_asked_leave_one_out(bench: Bench, rows: dict[str, tuple[Floats, Ints]]) -> None:
-    result = bench("import", "--name", "alone", "--train", "train.npz")
+def test_one_split_is_imported_and_asked_leave_one_out(bench: Bench, rows: Rows) -> None:
+    result = bench("import", "--name", "alone", "--train", "train.npz", "--overwrite")
     assert result.returncode == 0, result.stderr
     assert "--leave-one-out" in result.stdout
+    queries = bench("import", "--name", "queries", "--val", "v2.npz")
+    assert "--queries NAME=queries" in queries.stdout
     assert list(FeatureSet.open(Path("features/alone")).manifest.splits) == ["train"]
     assert not list(faults_of(Path("features/alone")))
     both = json.loads(bench("evaluate", "--features", "mine", "--k", "5", "--leave-one-out", "--json").stdout)
@@ -165,19 +178,17 @@ def test_one_split_is_imported_and_asked_leave_one_out(bench: Bench, rows: dict[
     ],
 )
 def test_what_can_not_be_asked_is_refused_with_one_message(
-    bench: Bench, rows: dict[str, tuple[Floats, Ints]], tmp_path: Path, command: tuple[str, ...], message: str
+    bench: Bench, rows: Rows, tmp_path: Path, command: tuple[str, ...], message: str
 ) -> None:
-    np.savez(tmp_path / "wide.npz", features=np.ones((5, 9), np.float32), labels=np.arange(5))
-    assert bench("import", "--name", "wide", "--val", "wide.npz").returncode == 0
-    assert bench("import", "--name", "alone", "--train", "train.npz").returncode == 0
     result = bench(*command)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_queries_alone_are_extracted_and_asked(bench: Bench, photographs: Path, records: Records) -> None:
     shared = ("model.trunk=resnet18", "--random-weights", "0", "--layers", "avgpool", "transform.resize=32",
-              "transform.crop=32", "--data", photographs)  # fmt: skip
+              "transform.crop=32", "--data", photographs, "--workers", 0)  # fmt: skip
     assert bench("extract", "folder", "--name", "all", *shared).returncode == 0
     result = bench("extract", "folder", "--name", "val", "--train-split", "none", *shared)
     assert result.returncode == 0, result.stderr
@@ -194,9 +205,7 @@ def test_queries_alone_are_extracted_and_asked(bench: Bench, photographs: Path, 
     assert "was not made as" in refused.stderr
 
 
-def test_a_listed_subset_of_train_votes_alone(
-    rows: dict[str, tuple[Floats, Ints]], records: Records, bench: Bench, tmp_path: Path
-) -> None:
+def test_a_listed_subset_of_train_votes_alone(rows: Rows, records: Records, bench: Bench, tmp_path: Path) -> None:
     paths = FeatureSet.open(Path("features/mine")).paths("train")
     chosen = [3, 7, 8, 20, 33, 41, 60, 61, 79]
     lines = [paths[row] if row % 2 else paths[row].rpartition("/")[2] for row in chosen]
@@ -213,7 +222,7 @@ def test_a_listed_subset_of_train_votes_alone(
     [("", "lists no image"), ("nowhere.jpg", "1 of its 1 images are not in train"), ("\xff", "can't be read")],
 )
 def test_a_subset_that_does_not_fit_is_refused_before_the_search(
-    rows: dict[str, tuple[Floats, Ints]], bench: Bench, tmp_path: Path, content: str, message: str
+    rows: Rows, bench: Bench, tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "few.txt").write_bytes(content.encode("latin-1"))
     result = bench("evaluate", "--features", "mine", "--k", "1", "--subset", "few=few.txt")
@@ -223,9 +232,7 @@ def test_a_subset_that_does_not_fit_is_refused_before_the_search(
 
 
 @pytest.mark.parametrize("form", ["rows", "imagenet", "names"])
-def test_any_of_several_labels_is_right(
-    rows: dict[str, tuple[Floats, Ints]], bench: Bench, records: Records, tmp_path: Path, form: str
-) -> None:
+def test_any_of_several_labels_is_right(rows: Rows, bench: Bench, records: Records, tmp_path: Path, form: str) -> None:
     random = np.random.default_rng(2)
     several = [sorted(set(random.integers(4, size=random.integers(0, 3)).tolist())) for _ in range(40)]
     order = random.permutation(40)
@@ -265,7 +272,7 @@ def test_any_of_several_labels_is_right(
     ],
 )
 def test_labels_of_which_any_is_right_that_do_not_fit_are_refused(
-    rows: dict[str, tuple[Floats, Ints]], bench: Bench, tmp_path: Path, content: str, message: str
+    rows: Rows, bench: Bench, tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "real.json").write_text(content)
     result = bench("evaluate", "--features", "mine", "--k", "1", "--any-of", "real=real.json")

@@ -85,7 +85,9 @@ class Shortlist:
         nothing = np.zeros(0, np.int64)
         self._cut(np.arange(len(self.floor_Q)), nothing, self.scores_QC[:0, 0], nothing)
         longest = self._count_Q.max(initial=0)
-        self.rows_QC, self.scores_QC = self.rows_QC[:, :longest].copy(), self.scores_QC[:, :longest].copy()
+        order = np.argsort(-self.scores_QC, axis=1)[:, :longest]
+        self.rows_QC = np.take_along_axis(self.rows_QC, order, axis=1)
+        self.scores_QC = np.take_along_axis(self.scores_QC, order, axis=1)
 
     def _cut(self, queries: Ints, query_of: Ints, scores_P: Floats, rows_P: Ints) -> None:
         """Merge new pairs into the lists of some queries, and keep the best."""
@@ -102,17 +104,22 @@ class Shortlist:
             slot = room + _places_in_groups(new)
             scores[list_of, slot], rows[list_of, slot] = scores_P[pairs], rows_P[pairs]
 
-            order = np.argsort(-scores, axis=1)[:, : limit + 1]
-            scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-            kth = scores[:, self._k - 1]
+            sorted_scores = -np.sort(-scores, axis=1)  # sorting values is several times as fast as sorting places
+            kth, first_out = sorted_scores[:, self._k - 1], sorted_scores[:, limit]
             with np.errstate(over="ignore", invalid="ignore"):
                 least = np.nextafter((kth - _ERRORS_BELOW_KTH * self.error[chosen].of(kth)).astype(np.float32), -np.inf)
-            self.floor_Q[chosen] = np.fmax.reduce([self.floor_Q[chosen], least, scores[:, limit]])
-            is_out = ~(scores[:, :limit] > least[:, None])
-            scores[:, :limit][is_out], rows[:, :limit][is_out] = -np.inf, -1
-            self.scores_QC[chosen, :limit], self.rows_QC[chosen, :limit] = scores[:, :limit], rows[:, :limit]
-            self.scores_QC[chosen, limit:], self.rows_QC[chosen, limit:] = -np.inf, -1
-            self._count_Q[chosen] = limit - is_out.sum(axis=1)
+            self.floor_Q[chosen] = np.fmax.reduce([self.floor_Q[chosen], least, first_out])
+            is_kept = scores > np.fmax(least, first_out)[:, None]
+            for tied in np.flatnonzero(is_kept.sum(axis=1) < self._k):  # many equal scores: keep some of them
+                best = np.argsort(-scores[tied])[:limit]
+                is_kept[tied, best] = scores[tied, best] > least[tied]
+            kept_of, place = np.nonzero(is_kept)
+            count = is_kept.sum(axis=1)
+            slot = _places_in_groups(count)
+            self.scores_QC[chosen], self.rows_QC[chosen] = -np.inf, -1
+            self.scores_QC[chosen[kept_of], slot] = scores[kept_of, place]
+            self.rows_QC[chosen[kept_of], slot] = rows[kept_of, place]
+            self._count_Q[chosen] = count
 
 
 def _places_in_groups(sizes: Ints) -> Ints:

@@ -18,8 +18,9 @@ import faiss
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours.engine import Engine, SearchRequest
 from featbench.evaluate.neighbours.faiss_engine import MAX_GPU_K, FlatEngine, gpu_index, list_length
+from featbench.evaluate.neighbours.rotated_engine import RotatedEngine
 from featbench.evaluate.neighbours.similarity import Similarity
-from featbench.evaluate.neighbours.tiled_engine import Float32Products, TiledEngine
+from featbench.evaluate.neighbours.tiled_engine import TiledEngine
 
 MakeEngine = Callable[[SearchRequest], Engine]
 Low = Literal["float16", "bfloat16"]
@@ -71,7 +72,7 @@ class EngineChoice:
                 except ImportError as error:
                     raise EvaluationError("bfloat16 needs torch; leave --search-precision out") from error
                 yield partial(TiledEngine, make_products=Bfloat16Products)
-            yield partial(TiledEngine, make_products=Float32Products)
+            yield RotatedEngine
         elif self.where == "faiss-cpu":
             yield partial(FlatEngine, make_index=faiss.IndexFlat)
         else:

@@ -80,10 +80,14 @@ class Shortlist:
         """Record that rows outside the lists may have scored up to this."""
         np.fmax(self.floor_Q, floor_Q, out=self.floor_Q)
 
-    def close(self) -> None:
-        """Cut and sort all lists, and shrink their capacity to the longest."""
+    def cut(self) -> None:
+        """Drop what can't be among the k nearest, and raise the floors."""
         nothing = np.zeros(0, np.int64)
         self._cut(np.arange(len(self.floor_Q)), nothing, self.scores_QC[:0, 0], nothing)
+
+    def close(self) -> None:
+        """Cut and sort all lists, and shrink their capacity to the longest."""
+        self.cut()
         longest = self._count_Q.max(initial=0)
         order = np.argsort(-self.scores_QC, axis=1)[:, :longest]
         self.rows_QC = np.take_along_axis(self.rows_QC, order, axis=1)

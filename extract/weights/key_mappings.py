@@ -57,8 +57,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"\.dwconv\.", ".conv_dw."),
             (r"\.pwconv(\d)\.", r".mlp.fc\1."),
             (r"^norm\.", "head.norm."),
-            (r"^norms\.3\.", "head.norm."),
-            (r"^norms\.", "/norms/"),
+            (r"^norms\.", "/norms/"),  # DINOv3's: of each stage, and the final one again
             (r"^head\.(weight|bias)$", r"head.fc.\1"),
         ),
     ),
@@ -96,6 +95,39 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"^0\.", "conv1."),
             (r"^1\.", "bn1."),
             *((rf"^{index + 3}\.", f"layer{index}.") for index in range(1, 5)),
+        ),
+    ),
+    Layout(
+        name="DINOv3's own",
+        mark=r"storage_tokens$",
+        renames=(
+            (r"^storage_tokens$", "reg_token"),
+            (r"\.ls([12])\.gamma$", r".gamma_\1"),
+            (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+            (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+            (r"\.mlp\.w3\.", ".mlp.fc2."),
+            (r"^(rope_embed\.|local_cls_norm\.|mask_token$)", r"/\1"),
+            (r"\.qkv\.bias_mask$", "/bias_mask"),
+        ),
+    ),
+    Layout(
+        name="transformers' DINOv3",
+        mark=r"(model\.)?layer\.0\.attention\.q_proj\.",
+        renames=(
+            (r"^embeddings\.register_tokens$", "reg_token"),
+            (r"^embeddings\.mask_token$", "/mask_token"),
+            (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+            (r"^embeddings\.", ""),
+            (r"^(model\.)?layer\.", "blocks."),
+            (r"\.attention\.q_proj\.bias$", ".attn.q_bias"),
+            (r"\.attention\.v_proj\.bias$", ".attn.v_bias"),
+            (r"\.attention\.q_proj\.", ".attn.query."),
+            (r"\.attention\.k_proj\.", ".attn.key."),
+            (r"\.attention\.v_proj\.", ".attn.value."),
+            (r"\.attention\.o_proj\.", ".attn.proj."),
+            (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+            (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
         ),
     ),
     Layout(
@@ -173,7 +205,28 @@ def laid_out(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
             renamed[name if new in renamed else new] = (
                 tensor  # a name that would collide stays as it is, and is refused as left over
             )
-    return layout.name, _split_qkv(renamed) if layout.name == "XCiT's own" else _joined_qkv(renamed)
+    if layout.name == "XCiT's own":
+        return layout.name, _split_qkv(renamed)
+    joined = _joined_qkv(renamed)
+    return layout.name, _without_key_bias(joined) if "DINOv3" in layout.name else joined
+
+
+def _without_key_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Biases of queries and values alone, as timm has them; none if all are zero, as in most of DINOv3's models.
+
+    The keys have a bias in the file, which DINOv3 masks.
+    """
+    biases: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.qkv.bias") and tensor.ndim == 1 and len(tensor) % 3 == 0:
+            query, _, value = tensor.chunk(3)
+            biases |= {name.replace("qkv.bias", "q_bias"): query, name.replace("qkv.bias", "v_bias"): value}
+        elif name.endswith((".attn.q_bias", ".attn.v_bias")):
+            biases[name] = tensor
+        else:
+            others[name] = tensor
+    return others | (biases if any(bool(bias.any()) for bias in biases.values()) else {})
 
 
 def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,14 +16,21 @@ from featbench.extract.model.trunks import build_trunk
 from featbench.extract.transform import Transform
 from featbench.extract.weights.key_mappings import laid_out
 
+EVA = {"depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
 TINY = {
+    "dinov3": ("vit_small_patch16_dinov3_qkvb", EVA),
+    "dinov3 gated": ("vit_small_plus_patch16_dinov3_qkvb", EVA),
     "convnext": ("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "num_classes": 0}),
     "swin": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 12, "num_heads": (1, 2, 2, 2),
                                               "num_classes": 0}),
     "xcit": ("xcit_small_12_p16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0}),
 }  # fmt: skip
 
+GATED = ((r"mlp\.fc1_g\.", "mlp.w1."), (r"mlp\.fc1_x\.", "mlp.w2."), (r"mlp\.fc2\.", "mlp.w3."))
+DINOV3 = ((r"^reg_token$", "storage_tokens"), (r"gamma_([12])$", r"ls\1.gamma"))
 TO_OFFICIAL = {
+    "dinov3": DINOV3,
+    "dinov3 gated": DINOV3 + GATED,
     "convnext": (
         (r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
         (r"^stages\.(\d)\.blocks\.", r"stages.\1."), (r"conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"),
@@ -46,23 +53,31 @@ def official(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [name for name in renamed if re.search(r"cls_attn_blocks.*\.attn\.q\.", name)]:
         parts = [renamed.pop(name.replace(".q.", f".{part}.")) for part in "qkv"]
         renamed[name.replace(".q.", ".qkv.")] = torch.cat(parts)
+    for name in [name for name in renamed if name.endswith(".q_bias")]:
+        query, value = (renamed.pop(name.replace("q_bias", part)) for part in ("q_bias", "v_bias"))
+        renamed[name.replace("q_bias", "qkv.bias")] = torch.cat((query + 1, torch.ones_like(query), value + 1))
+    if kind.startswith("dinov3"):
+        renamed |= {"mask_token": torch.ones(1, 24), "rope_embed.periods": torch.ones(3)}
     return renamed
 
 
-@pytest.mark.parametrize("prefix", ["", "base_model."])
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [(kind, prefix) for kind in TINY for prefix in ("", "base_model.") if not (prefix and kind.startswith("dinov3"))],
+)
 def test_the_authors_names_become_timms(kind: str, prefix: str) -> None:
     """The judge is timm's own conversion of their files."""
     timm = pytest.importorskip("timm")
     name, options = TINY[kind]
     model = timm.create_model(name, pretrained=False, **options)
-    module = {"convnext": timm.models.convnext, "swin": timm.models.swin_transformer, "xcit": timm.models.xcit}[kind]
+    modules = {"convnext": timm.models.convnext, "swin": timm.models.swin_transformer, "xcit": timm.models.xcit}
+    module = modules.get(kind, timm.models.eva)
     theirs = official(kind, model.state_dict())
     assert theirs.keys() != model.state_dict().keys()
     expected = module.checkpoint_filter_fn(dict(theirs), model)
     _, made = laid_out({prefix + name: tensor for name, tensor in theirs.items()})
     persistent = {name for name in expected if not name.endswith(("relative_position_index", "attn_mask"))}
-    assert persistent <= made.keys()
+    assert persistent == {name for name in made if not name.endswith(("relative_position_index", "attn_mask"))}
     assert all(torch.equal(made[name], expected[name]) for name in persistent)
 
 

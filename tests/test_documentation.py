@@ -16,7 +16,6 @@ import torch
 import torchvision
 from typer.main import get_command
 
-from featbench.extract.model.trunks import build_trunk
 from tests.conftest import ROOT, Bench, make_features, save_image
 
 PAGES = sorted([ROOT / "README.md", ROOT / "store/FORMAT.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
@@ -137,23 +136,6 @@ def test_photographs_are_extracted_as_the_pages_say(tmp_path: Path, bench: Bench
         assert result.returncode == 0, f"{line}\n{result.stderr}"
 
 
-def _checkpoints(folder: Path) -> None:
-    """Weights of the kinds that the pages about VISSL and DINO name."""
-    heads = [("mlp", {"dims": [2048, 2048], "use_relu": True, "skip_last_layer_relu_bn": False}),
-             ("mlp", {"dims": [2048, 128]})]  # fmt: skip
-    model = build_trunk("resnet50", heads=heads, seed=1)
-    parts = {"trunk": {f"_feature_blocks.{key}": each for key, each in model.trunk.state_dict().items()},
-             "heads": dict(model.heads.state_dict())}  # fmt: skip
-    for name in ("my_weights.torch", "weights.torch"):
-        torch.save({"classy_state_dict": {"base_model": {"model": parts}}}, folder / name)
-    small = build_trunk("vit_small_16", seed=2).state_dict()
-    head = {"head.last_layer.weight_v": torch.zeros(4, 256)}
-    teacher = {f"backbone.{key}": each for key, each in small.items()} | head
-    torch.save({"teacher": teacher, "student": teacher}, folder / "dino.pth")
-    large = build_trunk("dinov2_vits14", image_size=(518, 518), seed=3).state_dict()
-    torch.save({**large, "mask_token": torch.zeros(1, 384)}, folder / "dinov2_vits14_pretrain.pth")
-
-
 def _of_other_projects() -> list[str]:
     lines = [line for page, line in WRITTEN if page in ("docs/from-vissl.md", "docs/from-dino.md")]
     return [line for line in lines if line.startswith("bench run") and "knn.yaml" not in line]
@@ -164,28 +146,6 @@ def test_the_commands_of_those_who_come_from_vissl_and_dino_are_pipelines(tmp_pa
         result = bench(*words_of(line), "--dry-run", "--quiet")
         assert result.returncode == 0, f"{line}\n{result.stderr}"
         assert "layers:" in result.stdout
-
-
-@pytest.mark.slow
-def test_the_commands_of_those_who_come_from_vissl_and_dino_give_numbers(tmp_path: Path, bench: Bench) -> None:
-    """All but the one with SEER's 1.3 billion parameters, on 205 images: k = 200 needs as many in train."""
-    for number in range(205):
-        save_image(
-            tmp_path / f"data/{'train' if number < 200 else 'val'}/{'ab'[number % 2]}/{number}.jpg",
-            seed=number, size=(12, 12),
-        )  # fmt: skip
-    for split in ("train", "val"):
-        paths = sorted(path.relative_to(tmp_path / "data") for path in tmp_path.glob(f"data/{split}/*/*"))
-        lines = [f"{path.as_posix()} {'ab'.index(path.parts[1])}" for path in paths]
-        (tmp_path / f"data/{split}_places205.csv").write_text("\n".join(lines))
-    _checkpoints(tmp_path)
-    lines = [line for line in _of_other_projects() if "seer" not in line]
-    assert len(lines) == 5
-    for line in lines:
-        words = [re.sub(r"^/data/\w+$", str(tmp_path / "data"), word) for word in words_of(line)]
-        result = bench(*words, "--csv", "--clusters", "2", "--overwrite")
-        assert result.returncode == 0, f"{line}\n{result.stderr}"
-        assert re.search(r"^knn,.*,200,0\.\d+,0?\.?\d", result.stdout, re.MULTILINE), line
 
 
 @pytest.mark.parametrize(("page", "line"), [each for each in WRITTEN if each[1].startswith("make ")])

@@ -75,7 +75,9 @@ def _lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             rows = csv.reader(text, strict=True)
             header = next(rows, [])
             listed = [(rows.line_num, row) for row in rows if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise GroupsError(f"{file}: can't be read ({error.strerror}). Give a CSV file of paths and groups") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise GroupsError(f"{file}: can't be read as CSV ({error})") from error
     if not header:
         raise GroupsError(f"{file}: is empty; expected a header with {PATH!r} and a column of groups")

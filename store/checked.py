@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,11 @@ def checked_numbers(
         raise damaged_chunk(path, chunk, "does not end with the checksum that was journalled", cure)
     if google_crc32c.value(content[:-4]) != record.crc32c:
         raise damaged_chunk(path, chunk, "does not match its checksum", cure)
-    if len(content) != array.chunks[0] * dtype.itemsize + 4:
+    shape = array.chunks
+    if len(content) != math.prod(shape) * dtype.itemsize + 4:
         raise damaged_chunk(path, chunk, f"has {len(content):,} bytes, which are not the rows of a chunk", cure)
-    return np.frombuffer(content, dtype.newbyteorder("<"), count=len(rows)).astype(dtype)
+    values = np.frombuffer(content[:-4], dtype.newbyteorder("<")).reshape(shape)
+    return values[: len(rows)].astype(dtype)
 
 
 def damaged_chunk(path: Path, chunk: int, what: str, cure: str) -> DamagedError:

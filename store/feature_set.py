@@ -434,10 +434,10 @@ class FeatureSet:
         return open_checked(self.path, self.manifest, split, name)
 
     def _table(self, split: str, array: str) -> ChunkTable:
-        return self._journals.records.table(paths.array_key(split, array), self._num_axes(array))
+        return self._journals.records.table(paths.array_key(split, array), self._num_axes(split, array))
 
-    def _num_axes(self, array: str) -> int:
-        return 1 + len(self.manifest.layers[array].shape) if array in self.manifest.layers else 1
+    def _num_axes(self, split: str, array: str) -> int:
+        return schema.num_axes_of(self.manifest, split, array)
 
     def _complete(self, split: str, array: str) -> ChunkRecords:
         is_written = self.is_committed(split, array)
@@ -449,7 +449,7 @@ class FeatureSet:
                 f"chunks are written, missing {shown}. {self.how_to_finish}"
             )
         table = self._table(split, array)
-        return ChunkRecords(paths.array_key(split, array), self._num_axes(array), table, len(is_written))
+        return ChunkRecords(paths.array_key(split, array), self._num_axes(split, array), table, len(is_written))
 
     def _chunk(self, split: str, name: str, chunk: int) -> Array:
         record = self.records[self.chunk_key(split, name, chunk)]

@@ -65,8 +65,11 @@ def row_form(manifest: Manifest, split: str, array: str) -> ArrayForm:
 
 def chunk_key_of(manifest: Manifest, split: str, array: str, chunk: int) -> str:
     """Key of one chunk of an array."""
+    return chunk_key(array_key(split, array), chunk, num_axes_of(manifest, split, array))
+
+
+def num_axes_of(manifest: Manifest, split: str, array: str) -> int:
+    """Number of axes of an array."""
     if array in manifest.layers:
-        ndim = 1 + len(manifest.layers[array].shape)
-    else:
-        ndim = 1 + (array == LABELS and manifest.splits[split].is_multi_label)
-    return chunk_key(array_key(split, array), chunk, ndim)
+        return 1 + len(manifest.layers[array].shape)
+    return 1 + (array == LABELS and manifest.splits[split].is_multi_label)

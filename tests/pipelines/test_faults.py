@@ -11,10 +11,10 @@ from featbench.store.manifest import Manifest, SplitInfo, differences
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("extract.batch_size", "ten", "expected a whole number; got 'ten'"),
-        ("extract.batch_size", 1.5, "expected a whole number; got 1.5"),
-        ("extract.batch_size", 0, "expected more than 0; got 0"),
-        ("extract.batch_size", 70_000, "expected at most 65536; got 70000"),
+        ("extract.batch_size", "ten", "expected a whole number or 'auto'; got 'ten'"),
+        ("extract.batch_size", 1.5, "expected a whole number or 'auto'; got 1.5"),
+        ("extract.batch_size", 0, "expected more than 0 or 'auto'; got 0"),
+        ("extract.batch_size", 70_000, "expected at most 65536 or 'auto'; got 70000"),
         ("storage.dtype", "int8", "expected 'float32' or 'float16'; got 'int8'"),
         ("weights.trust", "perhaps", "expected true or false; got 'perhaps'"),
         ("data.root", 5, "expected a path; got 5"),

@@ -163,7 +163,7 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
     StoreError
         If another run holds the lock, naming its host, pid and age; or if the file system has no locks.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline, num_refused = time.monotonic() + PATIENCE_S, 0
     while True:
         with _opened(path) as descriptor:
             is_first = _lock(descriptor, fcntl.F_WRLCK, RUN_BYTE)
@@ -175,7 +175,10 @@ def join_run(path: Path, run: str) -> Iterator[RunLock]:
                 if holder is not None and holder.run == run:
                     yield RunLock(path, descriptor, is_first=is_first, has_marks=holder.marks)
                     return
-                raise StoreError(_taken(path, holder))
+                num_refused += 1
+                if num_refused > 1:  # once, the other run may have ended between the two attempts to lock
+                    raise StoreError(_taken(path, holder))
+                continue
             holder = _holder(descriptor)
             if not is_in and (holder is None or holder.run != run) and time.monotonic() > deadline:
                 raise StoreError(_taken(path, holder))

@@ -68,7 +68,7 @@ class Sizes:
 
     trunk: str
     images: int
-    """Of train; val has a quarter."""
+    """Images in train; val has a quarter as many."""
 
     database: int
     queries: int

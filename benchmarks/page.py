@@ -57,7 +57,7 @@ class Curve:
     """How something grows: x and y of each point, both positive."""
 
     name: str
-    """Of its file."""
+    """Part of the name of its file."""
 
     title: str
     x_label: str

@@ -164,7 +164,7 @@ class _Passes:
         self._num_rows, self._num_shards = sum(map(len, sources)), len(sources)
         self._shards: dict[int, _Shard] = {}
         self._screens: dict[bool, Screen] = {}
-        """Of this pass: for shards that were not assigned in the last one, and for those that were."""
+        """Those of the current pass, by whether this process assigned a shard in the pass before."""
         self._before, self._before_KD = -1, np.empty((0, 0))
         """The latest pass, and its centroids."""
 

@@ -30,7 +30,7 @@ _MIN_ROWS, _MAX_ROWS = 512, 4096
 """... unless the rows are so few that matrix products are slow."""
 
 _BLOCKS_AT_ONCE = 4
-"""Blocks of so many rows that are proposed for together, unless they are large."""
+"""Number of blocks whose rows are proposed for together, unless the blocks are large."""
 
 _SPARE = 1 + 2.0**-10
 """Factor on bounds, since these are rounded too."""
@@ -210,7 +210,7 @@ class Products:
             )  # fmt: skip
         rows, off_N = self._format.of_rows(framed)
         best_N, which_N, second_N = self._two_best(rows)
-        error_N = _SPARE * self._largest_error(framed, off_N)
+        error_N = _SPARE * self._largest_error(framed.lengths_N, off_N)
         spare_N = 2.0**-40 * np.square(framed.lengths_N + self.reach)  # this arithmetic is rounded, too
         shortest_N = np.square(framed.least_lengths_N) - 2 * error_N - spare_N
         nearest_N = np.square(framed.lengths_N) - 2 * (best_N - error_N) + spare_N
@@ -222,11 +222,13 @@ class Products:
             others_N=np.sqrt(np.maximum(shortest_N - 2 * second_N, 0)),
         )
 
-    def _largest_error(self, framed: FramedRows, off_N: Doubles) -> Doubles:
+    def _errors_of_rows(self, lengths_N: Doubles, off_N: Doubles) -> tuple[Doubles, Doubles]:
+        """The parts a_N and base_N of the error of a score."""
+        return off_N + self._lost * (lengths_N + off_N), error_of_float64(lengths_N, self._dim, self._format.smallest)
+
+    def _largest_error(self, lengths_N: Doubles, off_N: Doubles) -> Doubles:
         """Largest error of any score of each row."""
-        lengths_N = framed.lengths_N
-        a_N = off_N + self._lost * (lengths_N + off_N)
-        base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
+        a_N, base_N = self._errors_of_rows(lengths_N, off_N)
         return np.asarray(a_N * self.reach + lengths_N * self._off_K.max() + self._base_K.max() + base_N)
 
     def _propose(self, rows: FramedRows, top: int) -> Pairs:
@@ -241,16 +243,15 @@ class Products:
         """Pairs of rows that can't overflow, by row."""
         rows, off_N = self._format.of_rows(framed)
         lengths_N = framed.lengths_N
-        a_N = off_N + self._lost * (lengths_N + off_N)
-        base_N = error_of_float64(lengths_N, self._dim, self._format.smallest)
         if top == 1:
             best_N, which_N, second_N = self._two_best(rows)
-            is_decided_N = best_N - second_N > 2 * _SPARE * self._largest_error(framed, off_N)
+            is_decided_N = best_N - second_N > 2 * _SPARE * self._largest_error(framed.lengths_N, off_N)
         else:
             is_decided_N, which_N = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.int64)
         undecided = np.flatnonzero(~is_decided_N)
         if not len(undecided):
             return np.arange(len(which_N)), which_N
+        a_N, base_N = self._errors_of_rows(lengths_N, off_N)
         row_of, centroid_of = [np.flatnonzero(is_decided_N)], [which_N[is_decided_N]]
         step = max(1, min(self._rows_per_block, _ERRORS_AT_ONCE // len(self._reach_K)))
         for at in range(0, len(undecided), step):

@@ -20,7 +20,7 @@ class Hubness:
     """How unevenly the places in the lists are distributed among the database rows."""
 
     skewness: float
-    """Of the number of lists that a row is in (k-occurrence): 0 if symmetric, large if there are hubs."""
+    """Skewness of the k-occurrence, the number of lists that a row is in: 0 if symmetric, large if there are hubs."""
 
     robin_hood: float
     """Fraction of all places that would have to change hands for every row to have the same number."""

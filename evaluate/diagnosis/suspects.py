@@ -265,7 +265,7 @@ def _removed(suspects: Sequence[Suspect]) -> dict[Kind, dict[str, Ints]]:
 
 
 def _groups_of_classes(database: Labelled, labels_Q: Ints, *, most: int) -> Iterator[Ints]:
-    """Yield the classes of queries in groups whose rows in the database are at most so many, but at least one class."""
+    """Yield the classes of queries in groups: one class, or several with at most `most` rows in the database."""
     classes = np.unique(labels_Q)
     counts = np.bincount(database.labels, minlength=int(classes[-1]) + 1)[classes]
     start, total = 0, 0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         load_cached,
         save_cached,
     )
-    from featbench.store.creation import SplitRows, add_layers, make_ready, open_or_create
+    from featbench.store.creation import RowFacts, SplitRows, add_layers, make_ready, open_or_create
     from featbench.store.errors import (
         BenchError,
         DamagedError,
@@ -59,6 +59,7 @@ _HOMES = {
     "MismatchError": "featbench.store.errors",
     "Pooling": "featbench.store.layers",
     "RankStatus": "featbench.store.status",
+    "RowFacts": "featbench.store.creation",
     "SplitInfo": "featbench.store.manifest",
     "SplitRows": "featbench.store.creation",
     "StoreError": "featbench.store.errors",
@@ -99,6 +100,7 @@ __all__ = [
     "MismatchError",
     "Pooling",
     "RankStatus",
+    "RowFacts",
     "SplitInfo",
     "SplitRows",
     "StoreError",

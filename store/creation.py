@@ -28,6 +28,17 @@ from featbench.store.typing import Ints, Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowFacts:
+    """What was found out about all rows of a split, so that not every process has to go through them."""
+
+    listing: str
+    """SHA-256 of labels, sizes and paths, in hexadecimal."""
+
+    used_labels: tuple[int, ...] | None
+    """Labels that rows have, in ascending order, without -1; None where a row has any number of classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitRows:
     """A split without its features: labels, paths and class names."""
 
@@ -43,6 +54,9 @@ class SplitRows:
     sizes: Ints | Sequence[int] = ()
     """Size of each image's file in bytes, if there are files; reveals changed images with the same names."""
 
+    facts: RowFacts | None = None
+    """What is known about all rows, if it is."""
+
     def info(self) -> SplitInfo:
         """Return the summary for the manifest.
 
@@ -54,14 +68,28 @@ class SplitRows:
         twice = [name for name, count in Counter(self.class_names).items() if count > 1]
         if twice:
             raise StoreError(f"two classes are called {twice[0]!r}; classes are matched by name, so rename one of them")
+        return SplitInfo(
+            num_rows=len(self.labels), class_names=self.class_names, listing=self.found().listing,
+            is_multi_label=np.ndim(self.labels) == 2,
+        )  # fmt: skip
+
+    def found(self) -> RowFacts:
+        """Return the facts, which a pass over all rows finds unless they are known."""
+        if self.facts is not None:
+            return self.facts
         listing = hashlib.sha256()
         sizes = _plain(self.sizes) if len(self.sizes) else repeat("", len(self.paths))
         for path, label, size in zip(self.paths, _plain(self.labels), sizes, strict=True):
             listing.update(f"{label}\t{size}\t{path}\n".encode("utf-8", "surrogateescape"))
-        return SplitInfo(
-            num_rows=len(self.labels), class_names=self.class_names, listing=listing.hexdigest(),
-            is_multi_label=np.ndim(self.labels) == 2,
-        )  # fmt: skip
+        return RowFacts(listing=listing.hexdigest(), used_labels=self.used_labels())
+
+    def used_labels(self) -> tuple[int, ...] | None:
+        """Return the labels that rows have; see `RowFacts`."""
+        if self.facts is not None:
+            return self.facts.used_labels
+        if np.ndim(self.labels) == 2:
+            return None
+        return tuple(label for label in np.unique(self.labels).tolist() if label >= 0)
 
 
 def open_or_create(

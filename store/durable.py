@@ -21,7 +21,7 @@ from featbench.store.errors import StoreError
 from featbench.store.paths import is_leftover, partial_name
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | bytearray) -> None:
     """Write a file that is then complete and on disk; on failure it is absent, or as before.
 
     Raises
@@ -37,7 +37,7 @@ def write_durably(path: Path, content: bytes) -> None:
         raise StoreError(cannot_write(path, error)) from error
 
 
-def write_in(folder: int, name: str, content: bytes) -> None:
+def write_in(folder: int, name: str, content: bytes | bytearray) -> None:
     """Write a file into an open folder, like `write_durably`; an OSError propagates."""
     partial = partial_name(Path(name)).name
     try:
@@ -55,7 +55,7 @@ def write_in(folder: int, name: str, content: bytes) -> None:
     os.fsync(folder)
 
 
-def write_all(file: int, content: bytes) -> None:
+def write_all(file: int, content: bytes | bytearray) -> None:
     """Write all bytes to an open file; one system call may write fewer."""
     rest = memoryview(content)
     while rest:

@@ -11,8 +11,9 @@ import numpy as np
 from featbench.extract.data.archives import read_member
 from featbench.extract.data.images import content_of, read_picture, refuse_to_blame_an_image
 from featbench.extract.data.labels import with_labels
-from featbench.extract.data.listing import Listing, Paths
+from featbench.extract.data.listing import Checks, Listing, Paths
 from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.data.listing_file import DamagedListingError
 from featbench.extract.data.pictures import ImageSource, Picture, digest_of_bytes
 from featbench.extract.errors import ChangedError, ImageError
 from featbench.store import SplitRows
@@ -34,7 +35,13 @@ class ListedSource(ImageSource):
         self._cached = cached
         self._decoder = decoder
         names = (name.encode(errors="surrogateescape").decode(errors="replace") for name in listing.class_names)
-        self.rows = SplitRows(labels=listing.labels, paths=listing.paths, class_names=tuple(names), sizes=listing.sizes)
+        self.rows = SplitRows(
+            labels=listing.labels,
+            paths=listing.paths,
+            class_names=tuple(names),
+            sizes=listing.sizes,
+            facts=listing.facts,
+        )
 
     def read(self, row: int) -> Picture:
         """Decode the picture of a row.
@@ -60,6 +67,8 @@ class ListedSource(ImageSource):
 
     def _content(self, row: int) -> bytes:
         listing = self._listing
+        if listing.groups is not None:
+            self._check_listing(listing.groups, row)
         size = int(listing.sizes[row])
         if not len(listing.archives):
             path = self._root / listing.paths[row]
@@ -88,6 +97,17 @@ class ListedSource(ImageSource):
         """Return the same images with labels from a list; see `featbench.extract.data.labels`."""
         listing = with_labels(self._listing, labels, class_names, label_column=label_column)
         return ListedSource(listing, self._root, cached=self._cached, decoder=self._decoder)
+
+    def _check_listing(self, groups: Checks, row: int) -> None:
+        try:
+            groups.check(row)
+        except DamagedListingError as error:
+            if self._cached is not None:
+                self._cached.unlink(missing_ok=True)
+            raise ChangedError(
+                f"{self._cached}: the cached listing is damaged: {error}. It was removed. Run the same command again: "
+                f"the images are listed again."
+            ) from error
 
     def _check(self, path: Path, listed: int, found: int) -> None:
         """Compare sizes; the time of change alone does not count, since the digest decides."""

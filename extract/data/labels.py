@@ -73,7 +73,7 @@ def with_labels(
         _by_devkit(listing, source) if is_devkit else _by_name(listing, read_list(source, label_column=label_column))
     )
     numbers, names = numbered(labels, class_names or None, where=source)
-    return replace(listing, labels=numbers, class_names=names)
+    return replace(listing, labels=numbers, class_names=names, facts=None)
 
 
 def _by_name(listing: Listing, listed: FileList) -> Sequence[str]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
+from featbench.store import RowFacts
 from featbench.store.typing import Bytes, Ints
 
 
@@ -71,6 +72,14 @@ class Paths(Sequence[str]):
         return Paths(self.text[np.repeat(starts, lengths) + within], ends)
 
 
+class Checks(Protocol):
+    """Checks rows of a listing before they are used."""
+
+    def check(self, row: int) -> None:
+        """Raise an error if the row is not what was written."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """The images of a split in their order; all arrays have N rows."""
@@ -102,6 +111,12 @@ class Listing:
 
     stamps: Ints
     """Shape (W, 2): time of last change in ns and size of each of `watched` when the split was listed."""
+
+    facts: RowFacts | None = None
+    """What was found out about all rows when the listing was cached."""
+
+    groups: Checks | None = None
+    """Checks the rows of a listing in a file that was not read as a whole."""
 
     def __len__(self) -> int:
         return len(self.labels)

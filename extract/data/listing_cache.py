@@ -10,25 +10,21 @@ with the features (`featbench.extract.data.same_images`).
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featbench.extract.data.listing import Listing, Paths
-from featbench.store import StoreError
-from featbench.store.durable import write_durably
+from featbench.extract.data.listing import Listing
+from featbench.extract.data.listing_file import map_listing, write_listing
+from featbench.store import RowFacts, SplitRows, StoreError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Incremented when listings are made or stored in another way."""
 
 MANY = 20_000
@@ -39,12 +35,6 @@ SAMPLE = 10_000
 
 YOUNG_NS = 2 * 10**9
 """A folder that changed this shortly before it was listed may change again without a new time stamp."""
-
-DIGEST = 32
-"""Bytes of the SHA-256 with which a cached listing begins; the rest is an `.npz`."""
-
-_ARRAYS = ("sizes", "changed", "starts", "archive", "labels", "stamps")
-_PATHS = ("paths", "archives", "watched")
 
 
 def cache_file(folder: Path, made_from: Any) -> Path:
@@ -71,26 +61,20 @@ def cached_or_made(file: Path | None, make: Callable[[], Listing], *, root: Path
     made = make()
     if file is not None and (len(made) >= MANY or len(made.archives)) and _is_settled(made):
         try:
-            _keep(file, made)
+            write_listing(file, made, _facts_of(made))
+            return read_cached(file) or made  # mapped, its memory is shared with other ranks
         except StoreError as error:
             logger.warning("the listing is not cached, so the next run lists again: %s", error)
     return made
 
 
 def read_cached(file: Path) -> Listing | None:
-    """Read a cached listing; None if there is none that can be read."""
+    """Map a cached listing; None if there is none that can be read."""
     try:
-        content = file.read_bytes()
-        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
-            raise ValueError("it is not what was written")
-        with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as stored:
-            values: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
-            values |= {name: Paths(stored[f"{name}_text"], stored[f"{name}_ends"]) for name in _PATHS}
-            values["class_names"] = tuple(json.loads(stored["class_names"].tobytes()))
-            return Listing(**values)
+        return map_listing(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: the cached listing can't be read (%s); listing again", file, error)
         return None
 
@@ -122,12 +106,6 @@ def _is_settled(listing: Listing) -> bool:
     return not len(listing.stamps) or int(listing.stamps[:, 0].max()) < time.time_ns() - YOUNG_NS
 
 
-def _keep(file: Path, listing: Listing) -> None:
-    values = {name: getattr(listing, name) for name in _ARRAYS}
-    for name in _PATHS:
-        paths: Paths = getattr(listing, name)
-        values |= {f"{name}_text": paths.text, f"{name}_ends": paths.ends}
-    names = json.dumps(listing.class_names).encode()  # ASCII, so that names that are not UTF-8 are preserved
-    content = io.BytesIO()
-    np.savez(content, class_names=np.frombuffer(names, np.uint8), **values)
-    write_durably(file, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+def _facts_of(listing: Listing) -> RowFacts:
+    names = listing.class_names
+    return SplitRows(labels=listing.labels, paths=listing.paths, class_names=names, sizes=listing.sizes).found()

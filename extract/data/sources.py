@@ -306,7 +306,7 @@ def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:
 
 def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> None:
     def used(rows: SplitRows) -> set[str]:
-        return {normal_name(rows.class_names[label]) for label in np.unique(rows.labels) if label >= 0}
+        return {normal_name(rows.class_names[label]) for label in rows.used_labels() or ()}
 
     only_val, only_train = sorted(used(val) - used(train)), sorted(used(train) - used(val))
     if only_train and used(val):

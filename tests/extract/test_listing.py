@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featbench.extract.data import listing_cache
+from featbench.extract.data import listing_cache, listing_file
 from featbench.extract.data.folders import list_classes
-from featbench.extract.data.listing import Paths, first_duplicate
+from featbench.extract.data.image_sources import ListedSource
+from featbench.extract.data.listing import Entries, Listing, Paths, first_duplicate
 from featbench.extract.data.sources import open_sources
 from featbench.extract.data.subsets import chosen_rows
 from featbench.extract.errors import ChangedError, DataError
+from featbench.store import RowFacts
 from tests.conftest import save_image
 
 NAMES = ["a/1.jpg", "", "émeu bleu/ü.png", "caf\udce9/x.jpg", "b" * 300]
@@ -123,6 +125,51 @@ def test_any_flipped_bit_of_a_cached_listing_means_listing_again(
         again = open_sources(source="folder", root=root, cache=folder)
         assert len(calls) == number, f"bit {bit}"
         assert all(again[split].rows.info() == fresh[split].rows.info() for split in ("train", "val"))
+
+
+def made_listing(count: int) -> Listing:
+    entries = Entries()
+    for row in range(count):
+        entries.add(f"n{row % 1000:08d}/{row}.jpg", size=row % 7919, label=row % 1000, changed=row, start=2 * row)
+    return entries.listing(class_names=tuple(map(str, range(1000))))
+
+
+def test_of_a_large_listing_the_rows_that_are_read_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing_file, "LARGE", 0)
+    monkeypatch.setattr(listing_file, "ROWS_PER_GROUP", 10)
+    listing, file = made_listing(95), tmp_path / "cached"
+    listing_file.write_listing(file, listing, RowFacts(listing="0" * 64, used_labels=(0, 94)))
+    mapped = listing_file.map_listing(file)
+    assert mapped.groups is not None
+    for row in range(95):
+        mapped.groups.check(row)
+    assert list(mapped.paths) == list(listing.paths)
+    assert mapped.facts == RowFacts(listing="0" * 64, used_labels=(0, 94))
+
+    content = bytearray(file.read_bytes())
+    content[content.index(b"/47.jpg") + 1] ^= 1
+    file.write_bytes(content)
+    source = ListedSource(listing_file.map_listing(file), tmp_path, cached=file)
+    with pytest.raises(ChangedError, match="is gone"):  # there are no images, and the group is sound
+        source.read(39)
+    file.write_bytes(content)  # which that has removed
+    source = ListedSource(listing_file.map_listing(file), tmp_path, cached=file)
+    with pytest.raises(ChangedError, match=r"rows 40 and following .* Run the same command again"):
+        source.read(40)
+    assert not file.exists()
+
+
+def test_a_mapped_listing_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    listing, file = made_listing(100_000), tmp_path / "cached"
+    listing_file.write_listing(file, listing, RowFacts(listing="0" * 64, used_labels=None))
+    tracemalloc.start()
+    mapped = listing_file.map_listing(file)
+    assert mapped.paths[99_999] == listing.paths[99_999]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert file.stat().st_size > 50 * 100_000
+    assert most < 500_000
+    assert not mapped.labels.flags.owndata
 
 
 def test_a_listing_of_a_folder_that_was_just_changed_is_not_cached(

@@ -18,7 +18,7 @@ import numpy as np
 from featbench.evaluate.neighbours.engine import SearchRequest
 from featbench.evaluate.neighbours.rotation import Rotation
 from featbench.evaluate.neighbours.shortlist import Shortlist
-from featbench.evaluate.neighbours.tiled_engine import MAX_ROWS, Float32Products, TiledEngine, squares_of
+from featbench.evaluate.neighbours.tiled_engine import MAX_ROWS, Float32Products, TiledEngine, row_tiles, squares_of
 from featbench.store.typing import Doubles, Floats, Ints
 
 _LEAST_DIM, _MOST_DIM = 128, 2048
@@ -90,42 +90,31 @@ class RotatedEngine(TiledEngine):
         error_Q = self._margin(rotation, longest)
         squares_R = squares_of(features_RD) if self._times == 2 else None
 
-        def rotate(at: int) -> None:
-            some = slice(at, min(at + MAX_ROWS, len(rows_R)))
-            rotation.of_rows(features_RD[some], self._coordinates_RL[some])
+        def rotate(rows: slice) -> None:
+            rotation.of_rows(features_RD[rows], self._coordinates_RL[rows])
 
-        def search(tile: tuple[slice, Shortlist]) -> None:
+        def compare(queries: slice, rows: slice, bounds_QR: Floats, shortlist: Shortlist) -> None:
             faiss.omp_set_num_threads(1)  # of this thread
-            queries, shortlist = tile
-            shortlist.error = self._error[queries]
-            bounds = np.empty((queries.stop - queries.start) * MAX_ROWS, np.float32)
-            for at in range(0, len(rows_R), MAX_ROWS):
-                rows = slice(at, min(at + MAX_ROWS, len(rows_R)))
-                bounds_QR = bounds[: (queries.stop - queries.start) * (rows.stop - rows.start)]
-                bounds_QR = bounds_QR.reshape(-1, rows.stop - rows.start)
-                np.matmul(self._bounds_QL[queries], self._coordinates_RL[rows].T, out=bounds_QR)
-                if squares_R is not None:
-                    bounds_QR -= squares_R[rows]
-                floor_Q = np.nextafter((shortlist.floor_Q - error_Q[queries]).astype(np.float32), -np.inf)
-                places = np.flatnonzero(bounds_QR > floor_Q[:, None])
-                if len(places) > _MOST_LEFT * bounds_QR.size:
-                    self._products.fill(queries, rows, bounds_QR)
-                    shortlist.offer(bounds_QR, rows_R[rows])
-                    continue
-                query_of, row_of = np.divmod(places, rows.stop - rows.start)
-                scores_P = np.float32(self._times) * _products(
-                    self._queries_QD[queries], query_of, features_RD[rows], row_of
-                )
-                if squares_R is not None:
-                    scores_P -= squares_R[rows][row_of]
-                above = np.flatnonzero(scores_P > shortlist.floor_Q[query_of])
-                shortlist.take(query_of[above], scores_P[above], rows_R[rows][row_of[above]])
+            np.matmul(self._bounds_QL[queries], self._coordinates_RL[rows].T, out=bounds_QR)
+            if squares_R is not None:
+                bounds_QR -= squares_R[rows]
+            floor_Q = np.nextafter((shortlist.floor_Q - error_Q[queries]).astype(np.float32), -np.inf)
+            places = np.flatnonzero(bounds_QR > floor_Q[:, None])
+            if len(places) > _MOST_LEFT * bounds_QR.size:
+                self._products.fill(queries, rows, bounds_QR)
+                shortlist.offer(bounds_QR, rows_R[rows])
+                return
+            query_of, row_of = np.divmod(places, rows.stop - rows.start)
+            scores_P = _products(self._queries_QD[queries], query_of, features_RD[rows], row_of)
+            scores_P *= np.float32(self._times)
+            if squares_R is not None:
+                scores_P -= squares_R[rows][row_of]
+            above = np.flatnonzero(scores_P > shortlist.floor_Q[query_of])
+            shortlist.take(query_of[above], scores_P[above], rows_R[rows][row_of[above]])
 
-        with self._products.workers(self._num_threads) as workers:
-            self._products.load(features_RD, workers)
-            self._error = self._products.error(longest)
-            list(workers.map(rotate, range(0, len(rows_R), MAX_ROWS)))
-            list(workers.map(search, self._tiles))
+        with self._loaded(features_RD, longest) as workers:
+            list(workers.map(rotate, row_tiles(len(rows_R))))
+            self._in_tiles(compare, len(rows_R), workers)
 
     def _margin(self, rotation: Rotation, longest: float) -> Doubles:
         """How far the true score of a row can exceed the bound that is computed for it."""

@@ -53,6 +53,10 @@ class Products(Protocol):
         """Error bound of all scores so far, for rows of at most this length."""
 
 
+Compare = Callable[[slice, slice, Floats, Shortlist], None]
+"""Compares some queries with some rows, and offers what is found to the queries' lists; gets memory for the scores."""
+
+
 class TiledEngine:
     """An `Engine` that multiplies on the CPU."""
 
@@ -68,21 +72,33 @@ class TiledEngine:
     def add(self, rows_R: Ints, features_RD: Floats, *, longest: float) -> None:
         """See `Engine`."""
 
-        def search(tile: tuple[slice, Shortlist]) -> None:
-            queries, shortlist = tile
-            shortlist.error = self._error[queries]
-            products = np.empty((queries.stop - queries.start) * MAX_ROWS, np.float32)
-            for at in range(0, len(rows_R), MAX_ROWS):
-                rows = slice(at, min(at + MAX_ROWS, len(rows_R)))
-                size = (queries.stop - queries.start) * (rows.stop - rows.start)
-                scores_QR = products[:size].reshape(-1, rows.stop - rows.start)
-                self._products.fill(queries, rows, scores_QR)
-                shortlist.offer(scores_QR, rows_R[rows])
+        def compare(queries: slice, rows: slice, scores_QR: Floats, shortlist: Shortlist) -> None:
+            self._products.fill(queries, rows, scores_QR)
+            shortlist.offer(scores_QR, rows_R[rows])
 
+        with self._loaded(features_RD, longest) as workers:
+            self._in_tiles(compare, len(rows_R), workers)
+
+    @contextmanager
+    def _loaded(self, features_RD: Floats, longest: float) -> Iterator[ThreadPoolExecutor]:
+        """Load the next block, and yield the threads that multiply."""
         with self._products.workers(self._num_threads) as workers:
             self._products.load(features_RD, workers)
             self._error = self._products.error(longest)
-            list(workers.map(search, self._tiles))
+            yield workers
+
+    def _in_tiles(self, compare: Compare, num_rows: int, workers: ThreadPoolExecutor) -> None:
+        """Compare all queries with the rows of the block, tile by tile."""
+
+        def search(tile: tuple[slice, Shortlist]) -> None:
+            queries, shortlist = tile
+            shortlist.error = self._error[queries]
+            scores = np.empty((queries.stop - queries.start) * MAX_ROWS, np.float32)
+            for rows in row_tiles(num_rows):
+                size = (queries.stop - queries.start) * (rows.stop - rows.start)
+                compare(queries, rows, scores[:size].reshape(-1, rows.stop - rows.start), shortlist)
+
+        list(workers.map(search, self._tiles))
 
     def close(self) -> Candidates:
         """See `Engine`."""
@@ -140,6 +156,11 @@ def squares_of(features_RD: Floats) -> Floats:
     with np.errstate(over="ignore"):
         squares: Floats = np.einsum("rd,rd->r", features_RD, features_RD)
     return squares
+
+
+def row_tiles(num_rows: int) -> list[slice]:
+    """Cut the rows of a block into tiles of `MAX_ROWS`; the last may have fewer."""
+    return [slice(start, min(start + MAX_ROWS, num_rows)) for start in range(0, num_rows, MAX_ROWS)]
 
 
 def tiles_of(num_queries: int, num_threads: int) -> list[slice]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featbench import __version__
-from featbench.pipelines.cli import diagnosing, feature_sets, models, planning, results, stages, vissl
+from featbench.pipelines.cli import diagnosing, feature_sets, models, planning, recorded, results, stages, vissl
 from featbench.pipelines.cli.command import PlainCommand
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ for command, name in (
     (stages.run, None),
     (planning.plan, None),
     (diagnosing.diagnose, None),
+    (recorded.results, None),
     (results.compare, None),
     (results.assign, None),
     (results.export, None),

@@ -170,14 +170,10 @@ def ls(
 ) -> None:
     """List the feature sets of a store."""
     from featbench.pipelines.cli.store_tables import store_records, store_table
-    from featbench.store import StoreError
     from featbench.store.feature_set import feature_sets
 
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
-    folder = store or Path("features")
-    if not folder.is_dir():
-        raise StoreError(f"{folder}: no such folder. Say where the feature sets are with --store")
-    records = store_records(feature_sets(folder))
+    records = store_records(feature_sets(store_folder(store)))
     print_results([store_table(records)], records, form)
 
 
@@ -221,6 +217,16 @@ def info(
         "clusterings": [each.record() for each in kept],
     }
     print_results([facts_table(facts), *tables], layers, form, content=content)
+
+
+def store_folder(store: Path | None) -> Path:
+    """Return the folder of feature sets, if it exists."""
+    from featbench.store import StoreError
+
+    folder = store or Path("features")
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder. Say where the feature sets are with --store")
+    return folder
 
 
 def open_features(name: str, store: Path | None) -> FeatureSet:

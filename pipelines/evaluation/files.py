@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,36 @@ def write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
     columns = {key or "features": column(array) for key, array in arrays.items() if key not in OF_CLASSES}
     assert all(len(each) == num_rows for each in columns.values())
     return [save(out / f"{name}.parquet", lambda file: parquet.write_table(pa.table(columns), file))]
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Write flat records as a Parquet file with a column for each key; lists are written as JSON.
+
+    Raises
+    ------
+    ExportError
+        If Parquet's library is not installed, the file exists, or can't be written.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+
+    def column(name: str) -> Any:
+        values = [record[name] for record in records]
+        values = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+        kinds = {type(value) for value in values} - {type(None)}
+        # A column has one type: whole numbers among others become floating-point, all else text.
+        if kinds == {int, float}:
+            values = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1:
+            values = [None if value is None else str(value) for value in values]
+        return pa.array(values)
+
+    columns = {name: column(name) for name in (records[0] if records else ())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save(path, lambda file: parquet.write_table(pa.table(columns), file))
 
 
 def write_csv(out: Path, name: str, columns: Arrays) -> list[Path]:

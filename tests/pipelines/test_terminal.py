@@ -64,6 +64,7 @@ def hostile_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(name: Path | str) -> list[tuple[object, ...]]:
     return [
         ("ls", "--store", Path(name).parent),
+        ("results", "--store", Path(name).parent),
         ("info", name),
         ("verify", name),
         ("evaluate", "--features", "N", "--store", Path(name).parent, "--k", "3", "--per-class", "--clusters", "2"),

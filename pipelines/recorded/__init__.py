@@ -1,0 +1,1 @@
+"""Evaluations that are recorded in the feature sets of a store: reading, choosing, and other projects' formats."""

@@ -1,0 +1,170 @@
+"""Reading the results that evaluations have recorded in the feature sets of a store.
+
+Each record gets, beside what the evaluation wrote, where it comes from: model, weights, data set, and when it was made.
+A file that is damaged, or was written by another program, costs one line of warning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from featbench.evaluate.results import FIRST, Record, uniform
+from featbench.store import FeatureSet
+from featbench.store.documents import brief_text
+from featbench.store.errors import first_line
+from featbench.store.manifest import Manifest, digest_of
+from featbench.store.paths import RESULTS, VAL
+from featbench.store.regular import read_regular
+
+logger = logging.getLogger(__name__)
+
+ORIGIN = (
+    "features", "model", "weights", "data", "task", "layer", "protocol", "k", "temperature", "split", "clusters",
+)  # fmt: skip
+"""First keys of each record."""
+
+TEXTS = ("task", "layer", "protocol", "split", "similarity", "weights", "queries", "bank", "clusters_of")
+NUMBERS = (
+    "k",
+    "temperature",
+    "clusters",
+    "top1",
+    "top5",
+    "mean_per_class",
+    "nmi",
+    "ami",
+    "ari",
+    "hungarian",
+    "mean_ap",
+)
+"""Keys whose values are checked, since tables are made of them."""
+
+SETTINGS = (
+    "path", "task", "layer", "protocol", "k", "temperature", "split", "clusters", "similarity", "leave_one_out",
+    "as_published", "queries", "bank", "labels", "ood", "shots", "tries", "class", "clusters_of", "group", "other",
+    "settings",
+)  # fmt: skip
+"""Keys that say what was asked, none of them a number that was measured."""
+
+
+class RecordError(ValueError):
+    """A file that is not one of recorded results."""
+
+
+def recorded_results(feature_sets: Iterable[FeatureSet]) -> list[Record]:
+    """Read all results recorded in some feature sets, oldest first in each; all records have the same keys."""
+    found = [record for features in feature_sets for record in results_of(features)]
+    ordered = [{key: record.get(key) for key in ORIGIN} | record for record in found]
+    return [{key: record[key] for key in dict.fromkeys([*ORIGIN, *record])} for record in uniform(ordered)]
+
+
+def results_of(features: FeatureSet) -> Iterator[Record]:
+    """Read the results recorded in a feature set, oldest first."""
+    origin = origin_of(features)
+    for path in result_files(features):
+        try:
+            yield from _records_in(path, features, origin)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            logger.warning("%s: not read: %s", path, brief_text(_reason(error)))
+
+
+def result_files(features: FeatureSet) -> list[Path]:
+    """Files of recorded results of a feature set, oldest first."""
+    return sorted(path for path in (features.path / RESULTS).glob("*.json") if not path.name.startswith("."))
+
+
+def origin_of(features: FeatureSet) -> Record:
+    """What the manifest says of model, weights, data set and transform."""
+    manifest = features.manifest
+    transform = manifest.made_from.get("transform")
+    transform = transform if isinstance(transform, Mapping) else {}
+    model = manifest.made_from.get("model")
+    return {
+        "features": features.name,
+        "model": str(model.get("trunk")) if isinstance(model, Mapping) else "imported",
+        "weights": str(manifest.notes.get("weights", "")),
+        "data": data_of(manifest),
+        "image_size": transform.get("crop"),
+        "resize": transform.get("resize"),
+        "interpolation": transform.get("interpolation"),
+        "path": str(features.path),
+    }
+
+
+def data_of(manifest: Manifest) -> str:
+    """Name of the data set: the catalogue's, or that of its folder; "" if it is not known."""
+    pipeline = manifest.notes.get("pipeline")
+    data = pipeline.get("data") if isinstance(pipeline, Mapping) else None
+    if not isinstance(data, Mapping):
+        return ""
+    root, lists = data.get("root"), data.get("val_list") or data.get("train_list")
+    named = data.get("name") or data.get("dataset") or (root and Path(str(root)).name)
+    return str(named or (lists and Path(str(lists)).stem) or data.get("source") or "")
+
+
+def identity(record: Mapping[str, Any]) -> str:
+    """Digest of what a record is the answer to; of equal ones the later replaces the earlier."""
+    return digest_of([[key, record.get(key)] for key in SETTINGS])
+
+
+def _records_in(path: Path, features: FeatureSet, origin: Record) -> list[Record]:
+    content = json.loads(read_regular(path))
+    if not isinstance(content, dict) or not isinstance(content.get("records"), list):
+        raise RecordError("no results of bench (it has no list of records)")
+    if content.get("fingerprint") != features.manifest.fingerprint:
+        raise RecordError("results of other features (its fingerprint is not that of the feature set)")
+    created = content["created"]
+    datetime.fromisoformat(created)
+    settings = content.get("settings")
+    settings = settings if isinstance(settings, Mapping) else {}
+    records = [_checked(record) for record in content["records"]]
+    return [
+        record | origin | {
+            "weights": origin["weights"] or record.get("weights") or "",
+            "settings": _settings_of(record, settings), "created": created, "file": path.name,
+        }
+        for record in records
+    ]  # fmt: skip
+
+
+def _settings_of(record: Record, settings: Mapping[str, Any]) -> str:
+    """Settings of the evaluation that the record itself does not name, as a short digest."""
+    kmeans = settings.get("kmeans")
+    if record.get("task") == "kmeans" and isinstance(kmeans, Mapping):
+        return digest_of({key: value for key, value in kmeans.items() if key not in ("clusters", "ami")})[:12]
+    return digest_of(settings.get("index"))[:12]
+
+
+def _checked(record: Any) -> Record:
+    if not isinstance(record, dict) or not isinstance(record.get("task"), str):
+        raise RecordError("a record is not one of bench")
+    for key, value in record.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key.removesuffix("_low").removesuffix("_high") in NUMBERS and not (value is None or is_number):
+            raise RecordError(f"{key} is not a number: {value!r}")
+        if is_number and not math.isfinite(value):
+            raise RecordError(f"{key} is not finite")
+        if key in TEXTS and not isinstance(value, str | None):
+            raise RecordError(f"{key} is not text: {value!r}")
+    if not isinstance(record.get("layer", ""), str):
+        raise RecordError("a record has no layer")
+    return {key: record.get(key) for key in dict.fromkeys([*FIRST, *record])}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecordError):
+        return str(error)
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    return f"damaged ({type(error).__name__}: {first_line(error)})"
+
+
+def is_of_val(record: Mapping[str, Any]) -> bool:
+    """Whether a record is about val, rather than about train itself."""
+    return not record.get("leave_one_out") and record.get("split") in (None, VAL)

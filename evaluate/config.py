@@ -68,8 +68,8 @@ class KnnConfig(Config):
     """Choose layer, protocol, k and temperature on train, and report it on val; by default report all on val."""
 
     queries: dict[str, str] | None = None
-    """Also classify other queries: NAME=SET, the val split of another feature set of the same model (SET:train is its
-    train split), such as ImageNet-V2."""
+    """Also classify other queries, such as ImageNet-V2: NAME=SET, the val split of a feature set of the same model
+    (SET:train is its train split), or a folder or list of images, which are extracted by that model and kept."""
 
     bank: Literal["all", "subset"] = "all"
     """Rows that vote on other queries: all of train, or those of the queries' classes."""
@@ -81,7 +81,7 @@ class KnnConfig(Config):
     """Also top-1 by labels of val of which any is right, NAME=FILE.json, such as ReaL's."""
 
     ood: dict[str, str] | None = None
-    """Also tell val from images from elsewhere, NAME=SET likewise, by the distance to the k-th neighbour."""
+    """Also tell val from images from elsewhere, NAME=SET or images likewise, by the distance to the k-th neighbour."""
 
     retrieval: bool = False
     """Also report R-precision, MAP@R, precision@1 and recall@k."""

@@ -260,6 +260,38 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
     ]
 
 
+MADE_BY = ("model", "weights", "transform", "precision")
+"""Settings that make features those of one model, by which queries and a bank can be compared."""
+
+
+def differing_models(bank: Manifest, queries: Manifest) -> list[str]:
+    """Describe each setting of model, weights, transform and precision that differs, one a line, where both say them.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> one = Manifest(made_from={"weights": "a"}, dtype="float32", compression="none", rows_per_chunk=1, splits={})
+    >>> differing_models(one, replace(one, made_from={"weights": "b"}))
+    ['weights: it has "a", the queries "b"']
+    """
+    ours, theirs = dict(_of_model(bank)), dict(_of_model(queries))
+    if not ours or not theirs:
+        return []
+    return [
+        f"{key}: it has {_brief(ours.get(key))}, the queries {_brief(theirs.get(key))}"
+        for key in dict.fromkeys([*ours, *theirs])
+        if digest_of(ours.get(key)) != digest_of(theirs.get(key))
+    ]
+
+
+def _of_model(manifest: Manifest) -> Iterator[tuple[str, Json]]:
+    made_from = manifest.made_from
+    extract = made_from.get("extract", {})
+    if "precision" in extract:
+        made_from = {"precision": extract["precision"], **made_from}
+    return flattened({key: made_from[key] for key in MADE_BY if key in made_from})
+
+
 def _brief(value: Json) -> str:
     text = json.dumps(value, ensure_ascii=False) if value is not None else "nothing"
     text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text)  # of a SHA-256 the first 12 digits tell enough

@@ -31,6 +31,9 @@ CACHES = (NEIGHBOURS, CLUSTERS, PREDICTIONS)
 RESULTS = "results"
 """A plain folder, so that all `.json` files in it are results."""
 
+QUERIES = "queries"
+"""A plain folder of feature sets: other images, extracted by this feature set's model to ask its bank."""
+
 GROUPS = (JOURNALS, *CACHES)
 """Zarr groups besides the root and the splits."""
 

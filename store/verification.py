@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,8 @@ class Fault:
 def verify(path: Path) -> Iterator[Fault]:
     """Yield every fault in metadata, journals, chunks (presence, size, checksum), values and labels.
 
-    Chunks that were never journalled are reported as pending, one fault per array.
+    Chunks that were never journalled are reported as pending, one fault per array. Kept queries are checked, too, but
+    theirs that are pending are not reported.
 
     Raises
     ------
@@ -55,6 +56,10 @@ def verify(path: Path) -> Iterator[Fault]:
     for split in features.manifest.splits:
         for name in (*features.row_arrays(split), *features.manifest.layers):
             yield from _array_faults(features, split, name)
+    for kept in _kept_queries(path):
+        for fault in verify(kept):
+            if not fault.is_pending:
+                yield replace(fault, where=f"{paths.QUERIES}/{kept.name}/{fault.where}", key=None)
 
 
 def repair(path: Path) -> list[str]:
@@ -86,7 +91,13 @@ def repair(path: Path) -> list[str]:
             raise StoreError(
                 f"{path}: the folder was renamed, removed or replaced during the repair. Repair it at its present path."
             )
-    return done
+    return done + [f"{paths.QUERIES}/{kept.name}/{each}" for kept in _kept_queries(path) for each in repair(kept)]
+
+
+def _kept_queries(path: Path) -> list[Path]:
+    """Feature sets of other queries that are kept inside this one."""
+    folder = path / paths.QUERIES
+    return [each for each in sorted(folder.iterdir()) if looks_like_feature_set(each)] if folder.is_dir() else []
 
 
 def _with_dependent_chunks(features: FeatureSet, damaged: set[str]) -> set[str]:

@@ -23,12 +23,9 @@ from featbench.evaluate.knn.classification import Find, KnnQuestion, classify, u
 from featbench.evaluate.knn.ood import ood_metrics
 from featbench.evaluate.results import KnnResult, OodResult, QueriesResult, Result
 from featbench.store import FeatureSet
-from featbench.store.manifest import flattened
+from featbench.store.manifest import differing_models
 
 logger = logging.getLogger(__name__)
-
-MADE_BY = ("model", "weights", "transform", "precision")
-"""Settings that must be those of the bank, where both feature sets say them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,18 +102,10 @@ def refuse_other_model(bank: FeatureSet, queries: FeatureSet) -> None:
     EvaluationError
         If a setting differs.
     """
-    ours, theirs = (
-        dict(flattened({key: each.manifest.made_from[key] for key in MADE_BY if key in each.manifest.made_from}))
-        for each in (bank, queries)
-    )
-    if not ours or not theirs:
-        return
-    differing = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-    if differing:
-        key = differing[0]
+    if differing := differing_models(bank.manifest, queries.manifest):
         raise EvaluationError(
-            f"{queries.path} was not made as {bank.path}: {len(differing)} settings differ, first {key}: "
-            f"{theirs.get(key)} instead of {ours.get(key)}. Extract the queries by the same model and transform"
+            f"{queries.path} was not made as {bank.path}: {len(differing)} settings differ, first {differing[0]}. "
+            f"Extract the queries by the same model and transform"
         )
 
 

@@ -67,7 +67,10 @@ KeptClusters = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the pipeline with all its settings, and stop.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run code that bench.yaml refers to, though it was not named.")
+    bool,
+    typer.Option(
+        "--trust-code", help="Run code that bench.yaml, or a feature set whose model is run, refers to unasked."
+    ),
 ]
 ShowProfile = Annotated[
     bool, typer.Option("--profile", help="Print how busy each step was, which sets the pace, and what would help.")
@@ -137,11 +140,13 @@ Temperature = Annotated[
     str | None, typer.Option("--temperature", metavar="T,..."), Setting("evaluate.knn.temperature", is_list=True)
 ]
 LeaveOneOut = Annotated[bool | None, typer.Option("--leave-one-out"), Setting("evaluate.knn.leave_one_out")]
-Queries = Annotated[list[str] | None, typer.Option("--queries", metavar="NAME=SET"), Setting("evaluate.knn.queries")]
+Queries = Annotated[
+    list[str] | None, typer.Option("--queries", metavar="NAME=SET|IMAGES"), Setting("evaluate.knn.queries")
+]
 Bank = Annotated[str | None, typer.Option("--bank", metavar="ROWS"), Setting("evaluate.knn.bank")]
 Subset = Annotated[list[str] | None, typer.Option("--subset", metavar="NAME=FILE"), Setting("evaluate.knn.subset")]
 AnyOf = Annotated[list[str] | None, typer.Option("--any-of", metavar="NAME=FILE"), Setting("evaluate.knn.any_of")]
-Ood = Annotated[list[str] | None, typer.Option("--ood", metavar="NAME=SET"), Setting("evaluate.knn.ood")]
+Ood = Annotated[list[str] | None, typer.Option("--ood", metavar="NAME=SET|IMAGES"), Setting("evaluate.knn.ood")]
 Select = Annotated[str | None, typer.Option("--select", metavar="HOW"), Setting("evaluate.knn.select")]
 Diagnose = Annotated[bool | None, typer.Option("--diagnose"), Setting("evaluate.diagnosis.diagnose")]
 GroupBy = Annotated[Path | None, typer.Option("--group-by", metavar="FILE"), Setting("evaluate.diagnosis.group_by")]

@@ -163,6 +163,7 @@ def evaluate(
     memory: Memory = None,
     search_device: SearchDevice = None,
     search_precision: SearchPrecision = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
@@ -178,7 +179,7 @@ def evaluate(
     pipeline = read_pipeline(words, settings, needed=features is None, only=STAGE_TWO, quiet=quiet)
     from featbench.store.layers import split_layers
 
-    _evaluate(pipeline, split_layers(layers or ""), form=form, quiet=quiet)
+    _evaluate(pipeline, split_layers(layers or ""), form=form, quiet=quiet, trust_code=trust_code)
 
 
 def run(
@@ -253,7 +254,7 @@ def run(
     if dry_run:
         return _print_settings(pipeline)
     _extract(pipeline, overwrite=overwrite, quiet=quiet)
-    _evaluate(pipeline, [spec.name for spec in pipeline.layers], form=form, quiet=quiet)
+    _evaluate(pipeline, [spec.name for spec in pipeline.layers], form=form, quiet=quiet, trust_code=True)
 
 
 def _print_settings(pipeline: Pipeline) -> None:
@@ -290,15 +291,21 @@ def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool, profile: bool 
         show(profile_table(report, pipeline))
 
 
-def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet: bool) -> None:
+def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet: bool, trust_code: bool) -> None:
     set_level(quiet)
     from featbench.pipelines.cli.tables import evaluation_tables
     from featbench.pipelines.evaluation.run import evaluate as evaluate_features
+    from featbench.pipelines.extraction.signals import Interrupted
     from featbench.pipelines.terminal.progress import Progress
 
     path = pipeline.store / pipeline.name
     try:
-        report = evaluate_features(path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet))
+        report = evaluate_features(
+            path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet), trust_code=trust_code
+        )
+    except Interrupted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
         typer.echo(
             "Stopped. Searches and passes of k-means that were done are kept; the same command goes on from there.",

@@ -11,6 +11,8 @@ from featbench.evaluate.results import Record
 from featbench.pipelines.cli.cells import LAYER, shortened
 from featbench.pipelines.terminal.table import Column, Table
 from featbench.store import Fault, FeatureSet, StoreError
+from featbench.store.feature_set import feature_sets
+from featbench.store.paths import QUERIES
 
 if TYPE_CHECKING:
     from featbench.extract.model.taps import TapInfo
@@ -66,7 +68,13 @@ def info_facts(features: FeatureSet) -> list[tuple[str, str]]:
         ("weights", str(manifest.notes.get("weights", ""))),
         *((key, shortened(str(value))) for key, value in manifest.settings()),
         *((f"{split} without a label", _num_unlabelled(features, split)) for split in manifest.splits),
+        *((f"queries {each.name}", _of_queries(each)) for each in feature_sets(features.path / QUERIES)),
     ]
+
+
+def _of_queries(kept: FeatureSet) -> str:
+    (rows,) = (info.num_rows for info in kept.manifest.splits.values())
+    return f"{rows:,} rows, kept for `bench evaluate --queries {kept.name}`"
 
 
 def without_long_hashes(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Other queries of an evaluation: which feature sets and splits their names mean."""
+"""Other questions of an evaluation: other queries, fixed subsets of train, labels of which any is right."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from featbench.evaluate.config import EvaluateConfig
-from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import MatchedLabels
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
-from featbench.evaluate.knn.queries import QuerySet, ood_results, query_results, refuse_other_model
+from featbench.evaluate.knn.queries import QuerySet, ood_results, query_results
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import KnnResult, QueriesResult, Result
@@ -23,49 +22,24 @@ from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
 
 
-def find_query_sets(features: FeatureSet, named: Mapping[str, str] | None) -> list[QuerySet]:
-    """Open the feature sets of queries: by name beside `features`, or by path; `SET:train` is its train split.
-
-    Raises
-    ------
-    BenchError
-        If there is none, it has no such split, or it is of another model.
-    """
-    return [_find(features, name, place) for name, place in (named or {}).items()]
-
-
-def _find(features: FeatureSet, name: str, place: str) -> QuerySet:
-    if not name or not place:
-        raise EvaluationError(f"--queries and --ood need NAME=SET; got {name}={place}")
-    where, _, split = place.rpartition(":") if place.endswith((":train", ":val")) else (place, "", "")
-    beside = features.path.parent / where
-    other = FeatureSet.open(beside if beside.exists() or not Path(where).exists() else Path(where))
-    chosen = split or ("val" if "val" in other.manifest.splits else "train")
-    other.split(chosen)
-    if (other.path.resolve(), chosen) == (features.path.resolve(), "train"):
-        raise EvaluationError(f"{name}: these are the rows of the bank; classify them with --leave-one-out")
-    refuse_other_model(features, other)
-    return QuerySet(name=name, features=other, split=chosen)
-
-
 def other_queries(
     features: FeatureSet,
     layers: Sequence[EvalLayer],
     labels: MatchedLabels,
     config: EvaluateConfig,
     *,
+    sets: Mapping[str, QuerySet],
     resources: Resources,
     progress: Progress,
 ) -> list[Result]:
-    """Answer for the other queries of a configuration."""
+    """Answer for the other queries of a configuration; `sets` are those that it names."""
     knn = config.knn
     asked = KnnQuestion(protocols=find_protocols(knn.protocol), k=knn.k, temperature=knn.temperature)
     find: Find = partial(find_neighbours, features, index=config.index, resources=resources)
-    sets, others = find_query_sets(features, knn.queries), find_query_sets(features, knn.ood)
     num_searches = len(layers) * len({each.similarity for each in asked.protocols.values()})
     num_rows = features.split("train").num_rows * num_searches
     results: list[Result] = []
-    for each in sets:
+    for each in (sets[name] for name in knn.queries or {}):
         with progress.task(f"{each.name}: search", num_rows) as on_rows:
             results += query_results(layers, labels, each, asked, find=find, bank=knn.bank, on_rows=on_rows)
     for name, file in (knn.subset or {}).items():
@@ -87,7 +61,7 @@ def other_queries(
             for result in judged
             if isinstance(result, KnnResult)
         ]
-    for each in others:
+    for each in (sets[name] for name in knn.ood or {}):
         with progress.task(f"{each.name}: search", 2 * num_rows) as on_rows:
             results += ood_results(layers, labels, each, asked, find=find, on_rows=on_rows)
     return results

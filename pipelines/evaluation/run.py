@@ -18,16 +18,24 @@ from featbench.evaluate.clustering.refusal import refuse_impossible
 from featbench.evaluate.config import BenchmarkRow, EvaluateConfig, KnnConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.derived import Recipe, derived_layers
-from featbench.evaluate.features.labels import matched_labels, refuse_if_gone, refuse_no_queries, with_unlabelled
+from featbench.evaluate.features.labels import (
+    MatchedLabels,
+    matched_labels,
+    refuse_if_gone,
+    refuse_no_queries,
+    with_unlabelled,
+)
 from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
 from featbench.evaluate.knn.multi_label import is_multi_label, multi_label_results
+from featbench.evaluate.knn.queries import QuerySet
 from featbench.evaluate.knn.selecting import select
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.diagnosis import diagnosis
-from featbench.pipelines.evaluation.other_queries import find_query_sets, other_queries
+from featbench.pipelines.evaluation.other_queries import other_queries
+from featbench.pipelines.evaluation.query_sets import Extracting, find_query_sets
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.evaluation.several_right import read_several
 from featbench.pipelines.evaluation.subsets import subset_of
@@ -56,8 +64,12 @@ class EvaluationReport:
         return records_of(self.results)
 
 
-def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress) -> EvaluationReport:
+def evaluate(
+    path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress, trust_code: bool = False
+) -> EvaluationReport:
     """Evaluate layers of a feature set; all of them, if none is named.
+
+    With `trust_code`, images of other queries may be extracted by code that the feature set names.
 
     Raises
     ------
@@ -67,7 +79,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
     """
     features = FeatureSet.open(path)
     try:
-        return _evaluate(features, config, layers=layers, progress=progress)
+        return _evaluate(features, config, layers=layers, progress=progress, trust_code=trust_code)
     except OSError as error:
         refuse_if_gone(features)
         if isinstance(error, BenchError):  # of another feature set
@@ -76,7 +88,7 @@ def evaluate(path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), 
 
 
 def _evaluate(
-    features: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str], progress: Progress
+    features: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str], progress: Progress, trust_code: bool
 ) -> EvaluationReport:
     start = time.perf_counter()
     names = features.find_layers(layers)
@@ -114,17 +126,7 @@ def _evaluate(
     num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
     if knn.select:
         refuse_no_queries(features.path, val)
-    sets = find_query_sets(features, (knn.queries or {}) | (knn.ood or {}))
-    for each in sets:  # refuse what does not fit before anything is searched
-        for layer in layers_of(features, names):
-            each.layer(layer)
-    for file in (knn.any_of or {}).values():
-        refuse_no_queries(features.path, val)
-        read_several(Path(file), features.paths("val"), labels)
-    for file in (knn.subset or {}).values():
-        subset_of(train, Path(file), features.paths("train"))
-    if (knn.queries or knn.ood) and recipe:
-        raise EvaluationError("--queries and --ood ask stored layers: leave out --concat, --center, --pca and --whiten")
+    sets = _query_sets(features, names, labels, config, trust_code=trust_code, quiet=progress.quiet)
     has_several = is_multi_label(features)
     if has_several:
         refuse_questions_of_one_class(features, knn)
@@ -156,7 +158,7 @@ def _evaluate(
             results.append(select(results, ask(leave_one_out=False, compare_preprocessing=False)))
     results = [_marked(result, knn.benchmark) for result in results] + few_shot
     if knn.queries or knn.ood or knn.subset or knn.any_of:
-        results += other_queries(features, chosen, labels, config, resources=resources, progress=progress)
+        results += other_queries(features, chosen, labels, config, sets=sets, resources=resources, progress=progress)
     if config.diagnosis.is_asked:
         results += diagnosis(
             features, chosen, labels, config, resources=resources, progress=progress, is_first=not rank.rank
@@ -170,6 +172,54 @@ def _evaluate(
     if rank.rank:
         return EvaluationReport(features=features, results=results, path=None, is_first=False)
     return save_report(features, results, config.model_dump(mode="json"), start=start)
+
+
+def _query_sets(
+    features: FeatureSet,
+    names: Sequence[str],
+    labels: MatchedLabels,
+    config: EvaluateConfig,
+    *,
+    trust_code: bool,
+    quiet: bool,
+) -> dict[str, QuerySet]:
+    """Find other queries, extracting those that are images; refuse before that what can't be answered.
+
+    Raises
+    ------
+    BenchError
+        If a file can't be used, or queries don't fit the bank.
+    """
+    knn = config.knn
+    for file in (knn.any_of or {}).values():
+        refuse_no_queries(features.path, labels.val)
+        read_several(Path(file), features.paths("val"), labels)
+    for file in (knn.subset or {}).values():
+        subset_of(labels.train, Path(file), features.paths("train"))
+    named = _named(knn)
+    if named and Recipe(**config.derive.model_dump()):
+        raise EvaluationError("--queries and --ood ask stored layers: leave out --concat, --center, --pca and --whiten")
+    if knn.ood:
+        refuse_no_queries(features.path, labels.val)
+    sets = find_query_sets(features, named, Extracting(layers=names, trust_code=trust_code, quiet=quiet))
+    for each in sets.values():
+        for layer in layers_of(features, names):
+            each.layer(layer)
+    return sets
+
+
+def _named(knn: KnnConfig) -> dict[str, str]:
+    """What is named as queries, and as images from elsewhere.
+
+    Raises
+    ------
+    EvaluationError
+        If one name is given to different places.
+    """
+    queries, others = knn.queries or {}, knn.ood or {}
+    if twice := [name for name in queries.keys() & others.keys() if queries[name] != others[name]]:
+        raise EvaluationError(f"--queries and --ood call different things {twice[0]!r}. Give one another name")
+    return queries | others
 
 
 def _marked(result: Result, benchmark: BenchmarkRow | None) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,9 @@ class ExtractionJob:
     """The features of fixed images, as the feature set recorded them when the model was last compared with them."""
 
     computation: Computation
+    computed: Mapping[str, Json] = field(default_factory=dict)
+    """What computes new layers, where that is not for this job to decide, as in the manifest's notes."""
+
     profiles: list[Profile] = field(default_factory=list)
     """Where the time of each rank went."""
 
@@ -67,7 +71,7 @@ class ExtractionJob:
         self.features.reload()
         self.computation.refuse_conflicts()
         probes, still_open = self.checked.manifest.notes["probe"], undecided(self.layers, self.features.manifest)
-        computed: dict[str, Json] = {name: {} for name in still_open}
+        computed: dict[str, Json] = {name: self.computed.get(name, {}) for name in still_open}
         make_ready(self.features, self.checked.rows, self.layers, probes=probes, computed=computed)
         refuse_other_images(self.features, self.checked.sources)
         if self.missing():
@@ -109,12 +113,22 @@ def prepare(pipeline: Pipeline, *, overwrite: bool = False) -> ExtractionJob:
     MismatchError
         If there is a feature set of that name made with other settings, or with a model that gives other features.
     """
-    checked = check(pipeline, overwrite=overwrite)
-    path = pipeline.store / pipeline.name
+    return open_job(check(pipeline, overwrite=overwrite), overwrite=overwrite)
+
+
+def open_job(
+    checked: CheckedPipeline, *, overwrite: bool = False, computed: Mapping[str, Json] | None = None
+) -> ExtractionJob:
+    """Create or open the feature set of a checked pipeline; errors are those of `prepare`.
+
+    With `computed`, new layers are computed as it says.
+    """
+    path = checked.pipeline.store / checked.pipeline.name
     features = open_or_create(path, checked.manifest, checked.rows, overwrite=overwrite, digests=True)
     job = ExtractionJob(
-        checked=checked, features=features, compared={}, computation=Computation(checked=checked, features=features)
-    )
+        checked=checked, features=features, compared={}, computed=computed or {},
+        computation=Computation(checked=checked, features=features),
+    )  # fmt: skip
     job.refuse_another_model()
     job.computation.refuse_conflicts()
     return job

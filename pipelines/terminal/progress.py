@@ -100,12 +100,12 @@ class Progress:
     """Shows how far tasks of this process are."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+        self.quiet = quiet
 
     @contextmanager
     def task(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show one task of `total` rows; yields the function to call with the number of rows just done."""
-        if self._quiet:
+        if self.quiet:
             yield lambda rows: None
             return
         counter = _Counter(what, total)
@@ -121,8 +121,8 @@ class Progress:
     @contextmanager
     def iterations(self) -> Iterator[KmeansProgress]:
         """Show k-means: a bar for each pass in a terminal, a line now and then in a log."""
-        shown = KmeansProgress(is_logged=not self._quiet and not sys.stderr.isatty())
-        if self._quiet or shown.is_logged:
+        shown = KmeansProgress(is_logged=not self.quiet and not sys.stderr.isatty())
+        if self.quiet or shown.is_logged:
             yield shown
             return
         with (

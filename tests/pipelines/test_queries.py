@@ -169,7 +169,7 @@ def test_one_split_is_imported_and_asked_leave_one_out(bench: Bench, rows: Rows)
         (("compare", "alone", "mine"), "no split 'val'"),
         (("export", "alone"), "no split val"),
         (("evaluate", "--features", "v2"), "no train split"),
-        (("evaluate", "--features", "mine", "--queries", "nowhere"), "error: nowhere: no feature set by that name or path"),
+        (("evaluate", "--features", "mine", "--queries", "nowhere"), "nowhere: no feature set by that name or path"),
         (("evaluate", "--features", "mine", "--queries", "=v2"), "need NAME=SET"),
         (("evaluate", "--features", "mine", "--queries", "x=mine:train"), "rows of the bank"),
         (("evaluate", "--features", "mine", "--queries", "v2:train"), "no split 'train'"),

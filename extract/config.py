@@ -49,6 +49,7 @@ _ONLY_FOR = {
     "splits": ("filelist",),
     "classes": ("filelist", "webdataset"),
     "label_column": ("filelist", "folder", "huggingface"),
+    "multi_label": ("filelist",),
     "options": ("torchvision", "huggingface"),
     "decoder": ("folder", "filelist", "webdataset", "huggingface", "torchvision"),
 }
@@ -104,6 +105,10 @@ class DataConfig(Config):
 
     label_column: str | None = None
     """For `huggingface` and for lists in `.csv`: the column of labels, if it is ambiguous; `none` for no labels."""
+
+    multi_label: bool = False
+    """For `filelist`: an image has any number of classes: names such as cat;dog, or a column of 1, 0 or -1 (not known)
+    for each class, or COCO's annotations."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """For `torchvision` and `huggingface`: keyword arguments of the data set, such as `small: true`."""

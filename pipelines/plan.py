@@ -13,6 +13,7 @@ from featbench.evaluate.clustering.planning import plan_clusters
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.neighbours.planning import plan_search
 from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.extract.data.sources import used_classes
 from featbench.extract.loading import default_workers
 from featbench.extract.probe import images_per_second
 from featbench.pipelines.config.pipeline import Pipeline
@@ -26,7 +27,6 @@ from featbench.pipelines.terminal.progress import duration
 from featbench.store import FeatureSet, SplitRows
 from featbench.store.layout import Grid
 from featbench.store.manifest import differences
-from featbench.store.names import normal_name
 from featbench.store.typing import Bools
 
 GIB = 2**30
@@ -128,7 +128,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
     )
     needed = sum(_num_missing(missing[name]) * chunk_bytes * info.dim for name, info in checked.layers.items())
     pending = _num_rows(missing, grids)
-    used = {split: _class_names(each) for split, each in rows.items()}
+    used = {split: used_classes(each) for split, each in rows.items()}
     disk_free = shutil.disk_usage(_existing_folder(path)).free
     problems = [f"{path} was made with other settings: {fault}" for fault in mismatches]
     problems += _problems(pipeline, rows, needed=needed, disk_free=disk_free)
@@ -143,7 +143,7 @@ def plan(pipeline: Pipeline, *, probe_seconds: float = 10.0) -> Plan:
         images=images,
         classes={split: len(names) for split, names in used.items()},
         shared_classes=len(used["train"] & used["val"]),
-        unlabelled=sum(int((each.labels < 0).sum()) for each in rows.values()),
+        unlabelled=sum(map(_num_unlabelled, rows.values())),
         layers=layers,
         rows_per_chunk=per_chunk,
         chunks=chunks,
@@ -216,8 +216,8 @@ def _num_rows(missing: Mapping[str, Mapping[str, Bools]], grids: Mapping[str, Gr
     return total
 
 
-def _class_names(rows: SplitRows) -> set[str]:
-    return {normal_name(rows.class_names[label]) for label in np.unique(rows.labels) if label >= 0}
+def _num_unlabelled(rows: SplitRows) -> int:
+    return int((rows.labels < 0).reshape(len(rows.labels), -1).all(axis=1).sum())
 
 
 def _searches(pipeline: Pipeline, images: dict[str, int], checked: CheckedPipeline) -> tuple[str, list[str]]:

@@ -65,7 +65,7 @@ def list_files(
     entries = Entries()
     base = root if root is not None else where.parent.resolve()
     missing: list[str] = []
-    for row, path in enumerate(_within(listed, root)):
+    for row, path in enumerate(inner_paths(listed.paths, root, where=where)):
         changed, size = stamp_of(os.path.join(base, path))  # noqa: PTH118 (a million times)
         entries.add(path, size=size, changed=changed, label=-1 if numbers is None else int(numbers[row]))
         if size < 0:
@@ -169,17 +169,17 @@ def _as_numbers(labels: Labels) -> Ints | None:
         return None
 
 
-def _within(listed: FileList, root: Path | None) -> Sequence[str]:
-    """Paths relative to the root.
+def inner_paths(paths: Sequence[str], root: Path | None, *, where: Path) -> Sequence[str]:
+    """Paths of a list, relative to the root.
 
     In lists such as Places365's each path begins with a slash that means the root.
     """
     if root is None:
-        return listed.paths
+        return paths
     prefix = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118 (links are not to be resolved)
-    slash_means_root = listed.paths[0].startswith("/") and not listed.paths[0].startswith(prefix)
+    slash_means_root = paths[0].startswith("/") and not paths[0].startswith(prefix)
     inner = []
-    for row, path in enumerate(listed.paths):
+    for row, path in enumerate(paths):
         if slash_means_root:
             short = path.lstrip("/")
         else:
@@ -187,6 +187,6 @@ def _within(listed: FileList, root: Path | None) -> Sequence[str]:
         if ".." in short or short.startswith("/"):
             short = os.path.normpath(short)
             if short.startswith(("/", "../")) or short == "..":
-                raise DataError(f"{listed.where}: {path} in row {row} leads out of the root, {root}")
+                raise DataError(f"{where}: {path} in row {row} leads out of the root, {root}")
         inner.append(short)
     return inner

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from featbench.extract.data.filelists import numbered
 from featbench.extract.data.folders import DiskTree
 from featbench.extract.data.list_formats import read_list
 from featbench.extract.data.listing import Entries, Listing
 from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.data.multi_label import listing_of
+from featbench.extract.data.several_formats import SeveralLabels, read_several
 from featbench.extract.errors import DataError
 from featbench.store import abbreviate, suggest
 
@@ -32,6 +37,9 @@ class Split:
 
     classes: tuple[str, ...] | None = None
     """Names of all classes in their order; by default those that occur, sorted."""
+
+    several: SeveralLabels | None = None
+    """Instead of `labels`, if an image has any number of classes."""
 
 
 Read = Callable[[Path, str], Split]
@@ -156,7 +164,45 @@ def imagenet100(root: Path, split: str) -> Split:
     return _folders(root, tops)
 
 
+def voc(root: Path, split: str, *, year: int) -> Split:
+    """PASCAL VOC: for each class a list in ImageSets/Main of 1, -1 or, if it is difficult and so not known, 0."""
+    inner = [root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root]
+    folder = next((path for path in inner if (path / "ImageSets").is_dir()), root)
+    lists = sorted((folder / "ImageSets" / "Main").glob(f"*_{split}.txt"))
+    if not lists:
+        raise DataError(f"{root}: expected VOCdevkit/VOC{year}/ImageSets/Main/<class>_{split}.txt there")
+    flags = [_columns(file, 2) for file in lists]
+    if any(each.keys() != flags[0].keys() for each in flags):
+        raise DataError(f"{folder}/ImageSets/Main: the lists *_{split}.txt do not have the same images")
+    known = {"1": 1, "-1": 0, "0": -1}
+    for file, each in zip(lists, flags, strict=True):
+        if odd := set(each.values()) - known.keys():
+            raise DataError(f"{file}: expected 1, -1 or 0 for each image; got {min(odd)!r}")
+    matrix = np.array([[known[flag] for flag in each.values()] for each in flags], np.int8).T
+    top = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
+    paths = [f"{top}JPEGImages/{name}.jpg" for name in flags[0]]
+    names = tuple(file.name.removesuffix(f"_{split}.txt") for file in lists)
+    return Split(
+        paths=paths, labels=(), files=tuple(lists),
+        several=SeveralLabels(paths=paths, matrix_NC=np.ascontiguousarray(matrix), class_names=names),
+    )  # fmt: skip
+
+
+def coco(root: Path, split: str, *, year: int) -> Split:
+    """COCO: annotations/instances_<split><year>.json, and images in <split><year>/; classes are the categories."""
+    file = root / "annotations" / f"instances_{split}{year}.json"
+    if not file.is_file():
+        raise DataError(f"{file}: no such file, which lists COCO's images and their objects")
+    found = read_several(file)
+    paths = [f"{split}{year}/{path}" for path in found.paths]
+    return Split(paths=paths, labels=(), files=(file,), several=found)
+
+
 LAYOUTS: Mapping[str, Read] = {
+    "voc2007": partial(voc, year=2007),
+    "voc2012": partial(voc, year=2012),
+    "coco2014": partial(coco, year=2014),
+    "coco2017": partial(coco, year=2017),
     "tiny_imagenet": tiny_imagenet,
     "cub200": cub200,
     "sun397": sun397,
@@ -243,6 +289,8 @@ def _numbers_in_order(label: str) -> str:
 
 
 def _listing(split: Split, root: Path, *, where: str) -> Listing:
+    if split.several is not None:
+        return listing_of(split.paths, split.several, root, where=where, files=split.files)
     names = split.classes or tuple(sorted(set(split.labels)))
     labels, names = numbered(list(split.labels), names, where=Path(where))
     entries = Entries()

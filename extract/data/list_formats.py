@@ -59,7 +59,7 @@ def read_list(where: Path, *, label_column: str | None = None) -> FileList:
     }
     if where.suffix not in readers:
         raise DataError(f"{where}: a list must end in {', '.join(readers)}; got {where.suffix or 'no ending'!r}")
-    _refuse_special(where)
+    refuse_special(where)
     try:
         listed = readers[where.suffix](where)
     except OSError as error:
@@ -81,7 +81,7 @@ def _can_be_path(text: str) -> bool:
         return False
 
 
-def _refuse_special(where: Path) -> None:
+def refuse_special(where: Path) -> None:
     """Refuse files that are not regular (a FIFO might block forever) or too large."""
     try:
         facts = where.stat()
@@ -95,9 +95,9 @@ def _refuse_special(where: Path) -> None:
 
 def read_classes(where: Path) -> tuple[str, ...]:
     """Read class names, one a line, or each with its number, as in Places365."""
-    _refuse_special(where)
+    refuse_special(where)
     try:
-        lines = [line.strip() for line in _text(where).split("\n") if line.strip()]
+        lines = [line.strip() for line in text_of(where).split("\n") if line.strip()]
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
     pairs = [line.rpartition(" ") for line in lines]
@@ -144,7 +144,7 @@ def _read_npy(where: Path) -> FileList:
 
 
 def _read_txt(where: Path) -> FileList:
-    return _of_lines(where, _text(where).split("\n"))
+    return _of_lines(where, text_of(where).split("\n"))
 
 
 def _of_lines(where: Path, lines: Sequence[str]) -> FileList:
@@ -160,7 +160,7 @@ def _path_and_label(line: str) -> list[str]:
 
 
 def _read_csv(where: Path, label_column: str | None) -> FileList:
-    text = _text(where)
+    text = text_of(where)
     first = text.split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
     if delimiter not in first:  # one column, or separated by spaces as in Places205
@@ -274,5 +274,6 @@ def _read_json(where: Path) -> FileList:
     return FileList(where=where, paths=list(files.values()), labels=labels)
 
 
-def _text(where: Path) -> str:
+def text_of(where: Path) -> str:
+    """Text of a file; bytes that are not UTF-8 are kept."""
     return where.read_bytes().decode("utf-8-sig", "surrogateescape")

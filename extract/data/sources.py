@@ -31,6 +31,7 @@ from featbench.extract.data.layouts import list_by_splits, list_layout
 from featbench.extract.data.list_formats import read_classes
 from featbench.extract.data.listing import Listing, hashes_of
 from featbench.extract.data.listing_cache import cache_file, cached_or_made
+from featbench.extract.data.multi_label import list_several
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.data.shards import find_shards, list_shards
 from featbench.extract.data.subsets import chosen_rows
@@ -58,6 +59,7 @@ class Place:
     splits: Path | None = None
     classes: Path | None = None
     label_column: str | None = None
+    multi_label: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     on_class_fault: str = "stop"
     on_error: str = "stop"
@@ -91,6 +93,7 @@ def open_sources(
     splits: Path | None = None,
     classes: Path | None = None,
     label_column: str | None = None,
+    multi_label: bool = False,
     options: Mapping[str, Any] | None = None,
     limit: int | None = None,
     per_class: int | None = None,
@@ -141,6 +144,7 @@ def open_sources(
         labels=_found(train_labels, root),
         classes=_found(classes, root),
         label_column=label_column,
+        multi_label=multi_label,
         options=options or {},
         on_class_fault=on_class_fault,
         on_error=on_error,
@@ -150,6 +154,8 @@ def open_sources(
     val = replace(
         train, split=val_split, other=train_split, list=_found(val_list, root), labels=_found(val_labels, root)
     )
+    if multi_label and (per_class is not None or splits is not None):
+        raise DataError("data.per_class and data.splits need one class for each image: leave out data.multi_label")
     if train_split == NO_SPLIT:
         queries = SOURCES[source](val)
         drawn_alone = limit is not None or per_class is not None
@@ -198,6 +204,8 @@ def _filelist(place: Place) -> ImageSource:
         return _by_splits(place, place.splits)
     if place.list is None:
         raise DataError("say which files list the images: data.train_list=FILE data.val_list=FILE")
+    if place.multi_label:
+        return _several(place, place.list)
     make = partial(
         list_files,
         place.list,
@@ -210,6 +218,18 @@ def _filelist(place: Place) -> ImageSource:
     base = place.root if place.root is not None else place.list.resolve().parent
     made_from = [path and path.resolve() for path in (place.list, place.labels, place.classes)]
     return place.listed(make, "filelist", *made_from, place.label_column, place.on_error, root=base)
+
+
+def _several(place: Place, where: Path) -> ImageSource:
+    if place.labels is not None:
+        raise DataError(f"{place.labels}: with data.multi_label, classes are in the list itself, {where}")
+    make = partial(
+        list_several, where, root=place.root, classes=place.classes, label_column=place.label_column,
+        on_missing=place.on_error,
+    )  # fmt: skip
+    base = place.root if place.root is not None else where.resolve().parent
+    made_from = [path and path.resolve() for path in (where, place.classes)]
+    return place.listed(make, "several", *made_from, place.label_column, place.on_error, root=base)
 
 
 def _webdataset(place: Place) -> ImageSource:
@@ -304,14 +324,21 @@ def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:
         logger.warning(text, len(shared), val.paths[int(shared[0])])
 
 
-def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> None:
-    def used(rows: SplitRows) -> set[str]:
-        return {normal_name(rows.class_names[label]) for label in rows.used_labels() or ()}
+def used_classes(rows: SplitRows) -> set[str]:
+    """Names of the classes that any row has, in Unicode's normal form."""
+    if rows.labels.ndim == 2:
+        used = np.flatnonzero((rows.labels == 1).any(axis=0))
+    else:
+        used = np.unique(rows.labels[rows.labels >= 0])
+    return {normal_name(rows.class_names[label]) for label in used}
 
-    only_val, only_train = sorted(used(val) - used(train)), sorted(used(train) - used(val))
-    if only_train and used(val):
+
+def _compare_classes(train: SplitRows, val: SplitRows, on_class_fault: str) -> None:
+    in_train, in_val = used_classes(train), used_classes(val)
+    only_val, only_train = sorted(in_val - in_train), sorted(in_train - in_val)
+    if only_train and in_val:
         logger.warning("classes of train without an image in val: %s", abbreviate(only_train, show=8))
-    if only_val and used(train):
+    if only_val and in_train:
         text = f"classes of val without an image in train, never predicted: {abbreviate(only_val, show=8)}" + (
             f" (only in train: {abbreviate(only_train, show=8)})" if only_train else ""
         )

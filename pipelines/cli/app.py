@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from featbench import __version__
-from featbench.pipelines.cli import diagnosing, feature_sets, models, planning, recorded, results, stages, vissl
+from featbench.pipelines.cli import (
+    diagnosing,
+    feature_sets,
+    models,
+    planning,
+    recorded,
+    reporting,
+    results,
+    stages,
+    vissl,
+)
 from featbench.pipelines.cli.command import PlainCommand
 
 app = typer.Typer(
@@ -43,6 +53,7 @@ for command, name in (
     (stages.evaluate, None),
     (stages.run, None),
     (planning.plan, None),
+    (reporting.report, None),
     (diagnosing.diagnose, None),
     (recorded.results, None),
     (results.compare, None),

@@ -1,0 +1,67 @@
+"""`bench report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featbench.pipelines.cli import set_level
+from featbench.pipelines.cli.feature_sets import path_of
+from featbench.pipelines.cli.options import (
+    EvalLayers,
+    K,
+    LeaveOneOut,
+    Protocol,
+    Quiet,
+    Store,
+    Temperature,
+    read_pipeline,
+    settings_of,
+)
+
+STAGE_TWO = ("evaluate",)
+
+
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of feature sets, or their paths.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page, replaced if it exists.")] = Path(
+        "report.html"
+    ),
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="FOLDER", help="Also write the charts as SVG and PNG files.")
+    ] = None,
+    layers: EvalLayers = None,
+    store: Store = None,
+    protocol: Protocol = None,
+    k: K = None,
+    temperature: Temperature = None,
+    leave_one_out: LeaveOneOut = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page to look at: accuracies, confusions, neighbours, clusters, and where they come from.
+
+    One HTML file that needs no network, made from the neighbours, clusters and results that feature sets keep; nothing
+    is searched again. Several feature sets of the same images are shown side by side.
+    """
+    settings = settings_of(report, locals())
+    set_level(quiet)
+    from featbench.pipelines.report.report import write_report
+    from featbench.store.layers import split_layers
+
+    config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
+    written = write_report(
+        [path_of(name, store) for name in names], config, out=out, layers=split_layers(layers or ""),
+        command=shlex.join(["bench", *sys.argv[1:]]),
+    )  # fmt: skip
+    typer.echo(f"{written.path}: {written.size / 1e6:.1f} MB")
+    if plots is not None:
+        from featbench.pipelines.report.plots import write_plots
+
+        typer.echo(f"{plots}: {len(write_plots(written.charts, plots))} files")
+    if open_:
+        typer.launch(str(written.path.resolve()))

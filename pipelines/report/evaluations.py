@@ -1,0 +1,309 @@
+"""What is kept of each layer, evaluated: lists of neighbours, accuracies, predictions.
+
+Shape suffixes:  Q queries   K neighbours
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.errors import EvaluationError
+from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels, refuse_no_queries
+from featbench.evaluate.features.layers import EvalLayer, stored_layer
+from featbench.evaluate.knn.classification import KnnQuestion, classify
+from featbench.evaluate.knn.protocols import PROTOCOLS, KnnProtocol
+from featbench.evaluate.knn.vote import ClassVotes, vote_weights
+from featbench.evaluate.metrics import Estimate, proportion
+from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
+from featbench.evaluate.results import KnnResult
+from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.report.saved import saved_records
+from featbench.store import FeatureSet
+from featbench.store.names import visible
+from featbench.store.typing import Bools, Doubles, Ints
+
+logger = logging.getLogger(__name__)
+
+GRID_K = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+GRID_TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One feature set of the report."""
+
+    features: FeatureSet
+    labels: MatchedLabels
+    leave_one_out: bool
+
+    @property
+    def queries(self) -> Labelled:
+        """Rows that ask: those of val, or of train."""
+        return self.labels.train if self.leave_one_out else self.labels.val
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are accuracies."""
+        return self.labels.train.has_labels and self.queries.has_labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One layer of one feature set by one protocol, whose neighbours are kept."""
+
+    source: Source
+    layer: EvalLayer
+    protocol_name: str
+    protocol: KnnProtocol
+    cache: NeighbourCache
+    name: str
+    """As the page calls it; no two are called the same."""
+
+    def kept(self) -> SearchResult:
+        """Read the kept lists.
+
+        Raises
+        ------
+        EvaluationError
+            If they are damaged, or gone meanwhile.
+        """
+        kept = self.cache.load(1)
+        if kept is None:
+            raise EvaluationError(
+                f"{self.source.features.path}: the kept neighbours of {self.layer.name} are damaged or gone. "
+                f"{_command(self.source, [self.layer.name], [self.protocol_name])}"
+            )
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridCell:
+    """Top-1 accuracy at one k and temperature."""
+
+    k: int
+    temperature: float | None
+    top1: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """A view with its numbers; lists of all queries are not held."""
+
+    view: View
+    num_kept: int
+    """Length of the kept lists."""
+
+    num_zeros: int
+    results: Sequence[KnnResult] = ()
+    """One for each k and temperature; none without labels."""
+
+    grid: Sequence[GridCell] = ()
+    k: int = 1
+    temperature: float | None = None
+    """Setting of the predictions: the first k and temperature."""
+
+    predicted_Q: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    confidence_Q: Doubles = field(default_factory=lambda: np.zeros(0))
+    """Fraction of the votes that the predicted class has."""
+
+    nearest_Q: Doubles
+    """Similarity of the nearest neighbour."""
+
+    nearest_rows_Q: Ints
+    occurrences_N: Ints
+    """Number of lists of the k nearest that each row of train is in, shape (rows of train,)."""
+
+    def is_right(self) -> Bools:
+        """Whether each query is predicted right."""
+        return np.asarray(self.predicted_Q == self.view.source.queries.labels)
+
+
+class _KeptLists:
+    """Stands in for a search: returns the lists of one view, which have been read once."""
+
+    def __init__(self, found: SearchResult) -> None:
+        self._found = found
+
+    def __call__(self, *arguments: Any, k: int, **settings: Any) -> SearchResult:
+        return self._found
+
+
+def open_sources(paths: Sequence[Path], config: EvaluateConfig) -> list[Source]:
+    """Open feature sets; one without queries is asked by its own train rows."""
+    sources = []
+    for path in paths:
+        features = FeatureSet.open(path)
+        labels = matched_labels(features, needed=False)
+        alone = config.knn.leave_one_out or not len(labels.val.rows)
+        source = Source(features=features, labels=labels, leave_one_out=alone)
+        refuse_no_queries(path, source.queries)
+        sources.append(source)
+    return sources
+
+
+def find_views(sources: Sequence[Source], config: EvaluateConfig, layers: Sequence[str] = ()) -> list[View]:
+    """Find the layers whose neighbours are kept, by the protocols that were asked for or used before.
+
+    Raises
+    ------
+    EvaluationError
+        If a feature set has none, or a named layer has none; the message has the command that makes them.
+    """
+    chosen: list[tuple[Source, EvalLayer, str, KnnProtocol, NeighbourCache]] = []
+    for source in sources:
+        features = source.features
+        protocols = _protocols(features, config)
+        found, missing = [], []
+        for layer_name in features.find_layers(layers):
+            layer = stored_layer(features, layer_name)
+            for name, protocol in protocols.items():
+                cache = NeighbourCache.of(features, layer, source.labels.train, source.queries, protocol.similarity)
+                if not cache.exists():
+                    missing.append(layer_name)
+                else:
+                    found.append((source, layer, name, protocol, cache))
+        if missing and (layers or not found):
+            raise EvaluationError(_how_to_search(source, list(dict.fromkeys(missing)), protocols))
+        if missing:
+            text = "%s: without %s, whose neighbours are not kept; `bench evaluate` keeps them"
+            logger.warning(text, features.name, ", ".join(dict.fromkeys(missing)))
+        chosen += found
+    names = _names([(source, layer.name, protocol) for source, layer, protocol, *_ in chosen])
+    return [
+        View(source=source, layer=layer, protocol_name=name, protocol=protocol, cache=cache, name=shown)
+        for (source, layer, name, protocol, cache), shown in zip(chosen, names, strict=True)
+    ]
+
+
+def evaluate_view(view: View, config: EvaluateConfig) -> Evaluated:
+    """Compute accuracies and predictions from kept lists."""
+    kept = view.kept()
+    lists = kept.neighbours
+    num_kept = lists.rows_QK.shape[1]
+    ks, temperatures = _settings(view, config, num_kept)
+    source = view.source
+    base: dict[str, Any] = {
+        "view": view, "num_kept": num_kept, "num_zeros": lists.num_zeros, "k": ks[0],
+        "nearest_Q": lists.similarities_QK[:, 0].copy(), "nearest_rows_Q": lists.rows_QK[:, 0].copy(),
+        "occurrences_N": np.bincount(
+            lists.rows_QK[:, : ks[0]].ravel(), minlength=source.features.split("train").num_rows
+        ).astype(np.int64),
+    }  # fmt: skip
+    if not source.has_labels:
+        return Evaluated(**base)
+    question = KnnQuestion(
+        protocols={view.protocol_name: view.protocol}, k=ks, leave_one_out=source.leave_one_out,
+        temperature=[each for each in temperatures if each is not None] or None,
+    )  # fmt: skip
+    found = classify([view.layer], *source.labels, question, find=_KeptLists(kept), name=source.features.name)
+    results = [each for each in found if isinstance(each, KnnResult)]
+    labels_QK = source.labels.train.by_row(source.features.split("train").num_rows)[lists.rows_QK]
+    votes = ClassVotes.of(labels_QK, num_classes=len(source.labels.class_names))
+    weights_QK = vote_weights(lists.similarities_QK, vote=view.protocol.vote, temperature=temperatures[0])
+    ranked_QT, fractions_QT = votes.ranking_with_probabilities(weights_QK, k=ks[0], top=1)
+    grid = _grid(view, votes, lists.similarities_QK, ks, temperatures)
+    return Evaluated(
+        **base, results=results, grid=grid, temperature=temperatures[0], predicted_Q=ranked_QT[:, 0],
+        confidence_Q=fractions_QT[:, 0],
+    )  # fmt: skip
+
+
+def _grid(
+    view: View, votes: ClassVotes, similarities_QK: Doubles, ks: Sequence[int], temperatures: Sequence[float | None]
+) -> list[GridCell]:
+    """Top-1 at many k and temperatures."""
+    length = similarities_QK.shape[1]
+    every_k = sorted({*ks, *(k for k in GRID_K if k <= length)})
+    every_t: list[float | None] = [None]
+    if view.protocol.vote == "exponential":
+        every_t = [*sorted({*GRID_TEMPERATURES, *(each for each in temperatures if each is not None)})]
+    cells = []
+    for temperature in every_t:
+        weights_QK = vote_weights(similarities_QK, vote=view.protocol.vote, temperature=temperature)
+        for k in every_k:
+            is_right_Q = votes.ranking(weights_QK, k=k, top=1)[:, 0] == view.source.queries.labels
+            cells.append(GridCell(k=k, temperature=temperature, top1=proportion(is_right_Q)))
+    return cells
+
+
+def _protocols(features: FeatureSet, config: EvaluateConfig) -> Mapping[str, KnnProtocol]:
+    """Protocols that were asked for, or else that were used before."""
+    if "protocol" in config.knn.model_fields_set:
+        return find_protocols(config.knn.protocol)
+    used = [str(each.get("protocol")) for each in saved_records(features) if each.get("task") == "knn"]
+    return find_protocols([name for name in PROTOCOLS if name in used] or config.knn.protocol)
+
+
+def _settings(view: View, config: EvaluateConfig, length: int) -> tuple[list[int], list[float | None]]:
+    """Settings to report, k and temperatures: those asked for, or else the protocol's and those used before."""
+    knn, protocol = config.knn, view.protocol
+    if knn.k and (too_long := [k for k in knn.k if k > length]):
+        source = view.source
+        raise EvaluationError(
+            f"{source.features.path}: lists of {length} neighbours are kept of {view.layer.name}, too short for k "
+            f"{too_long[0]}. {_command(source, [view.layer.name], [view.protocol_name], max(knn.k))}"
+        )
+    used = [
+        each
+        for each in saved_records(view.source.features)
+        if each.get("task") == "knn" and each.get("protocol") == view.protocol_name
+    ]
+    saved_k = {each["k"] for each in used if isinstance(each.get("k"), int) and each["k"] >= 1}
+    ks = list(knn.k or [])
+    if not ks:
+        ks = [k for k in protocol.k if k <= length] or [length]
+        ks = [ks[0], *sorted({k for k in {*ks, *saved_k} if k <= length} - {ks[0]})]
+    if protocol.vote != "exponential":
+        return ks, [None]
+    saved_t = {float(t) for each in used if isinstance(t := each.get("temperature"), int | float) and t > 0}
+    first = protocol.temperature[0]
+    temperatures = list(knn.temperature or [first, *sorted({*protocol.temperature, *saved_t} - {first})])
+    return ks, [*temperatures]
+
+
+def _names(parts: Sequence[tuple[Source, str, str]]) -> list[str]:
+    """Name views by what tells them apart."""
+    sets = list(dict.fromkeys(source.features.path for source, *_ in parts))
+    labels = {path: path.name for path in sets}
+    if len(set(labels.values())) < len(sets):
+        labels = {path: str(path) for path in sets}
+    has_several_sets, has_several_protocols = len(sets) > 1, len({protocol for *_, protocol in parts}) > 1
+    return [
+        visible(
+            " ".join(
+                [f"{labels[source.features.path]} /"] * has_several_sets
+                + [layer]
+                + [f"({protocol})"] * has_several_protocols
+            ),
+            keep="",
+        )
+        for source, layer, protocol in parts
+    ]
+
+
+def _how_to_search(source: Source, layers: Sequence[str], protocols: Mapping[str, KnnProtocol]) -> str:
+    named = ", ".join(layers)
+    return (
+        f"{source.features.path}: no neighbours of {named} are kept by {', '.join(protocols)}, and a report is made of "
+        f"what is kept. {_command(source, layers, list(protocols))}"
+    )
+
+
+def _command(source: Source, layers: Sequence[str], protocols: Sequence[str], k: int | None = None) -> str:
+    """Write the command that keeps the lists."""
+    features = source.features
+    words = ["bench", "evaluate", "--features", features.name]
+    words += [] if features.path.parent == Path("features") else ["--store", str(features.path.parent)]
+    words += ["--layers", ",".join(layers)] if len(layers) < len(features.manifest.layers) else []
+    words += ["--protocol", ",".join(protocols)] if list(protocols) != ["dino"] else []
+    words += [] if k is None else ["--k", str(k)]
+    words += ["--leave-one-out"] if source.leave_one_out else []
+    return f"Search with `{shlex.join(words)}`"

@@ -1,0 +1,77 @@
+"""Where the numbers come from: what made the features, the software, and the commands that do it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from featbench.pipelines.report.evaluations import Evaluated, Source
+from featbench.store.names import visible
+
+MOST_CHARACTERS = 4000
+"""Of a value of the manifest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Of one feature set."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    settings: Sequence[tuple[str, str]]
+    """All that could change a feature."""
+
+    software: Sequence[tuple[str, str]]
+    pipeline: str
+    """The pipeline that extracted them, as YAML; empty if they were imported."""
+
+    commands: str
+
+
+def provenance_of(source: Source, evaluated: Sequence[Evaluated]) -> Provenance:
+    """Say what a feature set was made from, and by which commands its part of the report can be made again."""
+    features = source.features
+    manifest = features.manifest
+    pipeline = manifest.notes.get("pipeline")
+    text = yaml.safe_dump(pipeline, sort_keys=False, allow_unicode=True) if isinstance(pipeline, dict) else ""
+    counts = [f"{info.num_rows:,} {split}" for split, info in manifest.splits.items()]
+    ours = [each for each in evaluated if each.view.source is source]
+    facts = [
+        ("features", features.name), ("folder", str(features.path.resolve())), ("made", manifest.created),
+        ("weights", str(manifest.notes.get("weights", "unknown"))), ("rows", ", ".join(counts)),
+        ("classes", f"{len(source.labels.class_names):,}"), ("stored as", manifest.dtype),
+        ("layers", ", ".join(f"{name} ({info.dim:,})" for name, info in manifest.layers.items())),
+        ("fingerprint", manifest.fingerprint),
+    ]  # fmt: skip
+    return Provenance(
+        name=features.name, facts=facts, settings=[(name, _written(value)) for name, value in manifest.settings()],
+        software=[(name, str(value)) for name, value in manifest.software.items()], pipeline=visible(text),
+        commands="\n".join(_commands(source, ours, is_imported=not text)),
+    )  # fmt: skip
+
+
+def _commands(source: Source, evaluated: Sequence[Evaluated], *, is_imported: bool) -> list[str]:
+    features = source.features
+    store = [] if features.path.parent == Path("features") else ["--store", str(features.path.parent)]
+    extract = "# imported with `bench import`" if is_imported else f"bench extract {shlex.quote(features.name)}.yaml"
+    views = [each.view for each in evaluated]
+    ks = sorted({result.k for each in evaluated for result in each.results})
+    temperatures = sorted({t for each in evaluated for result in each.results if (t := result.temperature)})
+    evaluate = ["bench", "evaluate", "--features", features.name, *store]
+    evaluate += ["--layers", ",".join(dict.fromkeys(view.layer.name for view in views))]
+    evaluate += ["--protocol", ",".join(dict.fromkeys(view.protocol_name for view in views))]
+    evaluate += ["--k", ",".join(map(str, ks))] * bool(ks)
+    evaluate += ["--temperature", ",".join(f"{each:g}" for each in temperatures)] * bool(temperatures)
+    evaluate += ["--leave-one-out"] * source.leave_one_out
+    return [extract, shlex.join(evaluate), shlex.join(["bench", "report", features.name, *store])]
+
+
+def _written(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}... ({len(text):,} characters)"

@@ -1,0 +1,180 @@
+"""`bench report`: gathers what a page needs from feature sets, one layer in memory at a time, and writes it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from featbench import __version__
+from featbench.evaluate.config import EvaluateConfig
+from featbench.evaluate.errors import EvaluationError
+from featbench.pipelines.report import charts as drawn
+from featbench.pipelines.report.charts import Chart
+from featbench.pipelines.report.classes import class_numbers, confusion, shown_classes, worst_pairs
+from featbench.pipelines.report.evaluations import Evaluated, Source, evaluate_view, find_views, open_sources
+from featbench.pipelines.report.page import render
+from featbench.pipelines.report.provenance import provenance_of
+from featbench.pipelines.report.theme import DARK, LIGHT
+from featbench.store.durable import cannot_write, write_durably
+from featbench.store.names import visible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A page that was written."""
+
+    path: Path
+    size: int
+    """Bytes."""
+
+    charts: Sequence[Chart]
+
+
+def write_report(
+    paths: Sequence[Path], config: EvaluateConfig, *, out: Path, layers: Sequence[str] = (), command: str = ""
+) -> Report:
+    """Write one HTML file about feature sets, from the neighbours, clusters and results that they keep.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Feature sets; several must have the same queries.
+    config : EvaluateConfig
+        Protocol, k and temperatures; by default those that were used before.
+    out : Path
+        File to write; one that exists is replaced.
+    layers : sequence of str
+        By default all whose neighbours are kept.
+    command : str
+        What was typed, for the page.
+
+    Raises
+    ------
+    BenchError
+        If a feature set can't be read, or no neighbours are kept of a layer, or the file can't be written.
+    """
+    if len(set(paths)) < len(paths):
+        raise EvaluationError("a feature set is named twice; name each once: all of its layers are compared")
+    if out.is_dir():
+        raise EvaluationError(f"{out}: a folder; name a file, such as {out / 'report.html'}")
+    with _noted_warnings() as warnings:
+        sources = open_sources(paths, config)
+        evaluated = [evaluate_view(view, config) for view in find_views(sources, config, layers)]
+        all_charts = _charts(evaluated)
+        data = _data(evaluated)
+    content = _content(sources, evaluated, warnings, command)
+    text = render(content | {"num_views": len(evaluated)}, data, all_charts)
+    encoded = text.encode("utf-8", errors="backslashreplace")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(out, encoded)
+    except OSError as error:
+        raise EvaluationError(cannot_write(out, error)) from error
+    return Report(path=out, size=len(encoded), charts=all_charts)
+
+
+def _charts(evaluated: Sequence[Evaluated]) -> list[Chart]:
+    scored = [each for each in evaluated if each.results]
+    if not scored:
+        return []
+    found = [drawn.accuracy_by_k(scored), drawn.layer_curve(scored), drawn.accuracy_by_setting(scored)]
+    return [chart for chart in found if chart is not None] + [_confusion_chart(each) for each in scored]
+
+
+def _confusion_chart(evaluated: Evaluated) -> Chart:
+    names = [visible(name, keep="") for name in evaluated.view.source.labels.class_names]
+    classes, cells = confusion(evaluated)
+    return drawn.confusion_matrix(evaluated.view.name, [names[number] for number in classes], cells, names)
+
+
+def _data(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """What the page's program shows."""
+    names = evaluated[0].view.source.labels.class_names
+    scored = any(each.results for each in evaluated)
+    return {
+        "classes": [visible(name, keep="") for name in names],
+        "views": [
+            {
+                "name": each.view.name, "k": each.k, "temperature": each.temperature, "vote": each.view.protocol.vote,
+                "kept": each.num_kept,
+            }
+            for each in evaluated
+        ],
+        "byClass": [class_numbers(each) for each in evaluated] if scored else [],
+        "pairs": [worst_pairs(each) for each in evaluated] if scored else [],
+        "firstView": _first_view(evaluated),
+        "themes": {"light": LIGHT, "dark": DARK},
+    }  # fmt: skip
+
+
+def _content(
+    sources: Sequence[Source], evaluated: Sequence[Evaluated], warnings: Sequence[str], command: str
+) -> dict[str, Any]:
+    """What the template shows itself."""
+    best = max((result for each in evaluated for result in each.results), key=lambda each: each.top1, default=None)
+    first = sources[0]
+    return {
+        "title": ", ".join(source.features.name for source in sources),
+        "sources": sources,
+        "has_several": len(sources) > 1,
+        "rows": sorted((result for each in evaluated for result in each.results), key=lambda each: -each.top1),
+        "best": best,
+        "first_view": _first_view(evaluated),
+        "evaluated": evaluated,
+        "has_labels": any(each.results for each in evaluated),
+        "queries": first.queries,
+        "num_train": len(first.labels.train.rows),
+        "num_classes": len(first.labels.class_names),
+        "shows_all_classes": all(
+            len(shown_classes(each)) >= len(set(each.view.source.queries.labels.tolist()))
+            for each in evaluated
+            if each.results
+        ),
+        "sections": _sections(evaluated),
+        "blocks": [],
+        "protocols": {each.view.protocol_name: each.view.protocol for each in evaluated},
+        "provenance": [provenance_of(source, evaluated) for source in sources],
+        "warnings": list(dict.fromkeys(warnings)),
+        "command": command,
+        "version": __version__,
+        "python": platform.python_version(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _first_view(evaluated: Sequence[Evaluated]) -> int:
+    """Number of the view that the page shows first: the one of the best row, or else the last layer."""
+    tops = [max((result.top1 for result in each.results), default=-1.0) for each in evaluated]
+    return len(tops) - 1 if max(tops) < 0 else tops.index(max(tops))
+
+
+def _sections(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:
+    """Parts of the page, for its navigation."""
+    of_labels = [("accuracy", "Accuracy"), ("classes", "Classes")]
+    has_labels = any(each.results for each in evaluated)
+    return [("overview", "Overview"), *(of_labels if has_labels else []), ("provenance", "Provenance")]
+
+
+@contextmanager
+def _noted_warnings() -> Iterator[list[str]]:
+    """Yield the texts of the warnings that are logged meanwhile."""
+    texts: list[str] = []
+
+    class Handler(logging.Handler):
+        """Keeps texts."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    handler, logger = Handler(logging.WARNING), logging.getLogger("featbench")
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)

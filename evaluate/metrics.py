@@ -174,3 +174,31 @@ def auroc(positives_P: Doubles, negatives_N: Doubles) -> Estimate:
     variance = sum(float(each.var(ddof=1)) / len(each) for each in (below_P, above_N) if len(each) > 1)
     half = Z95 * math.sqrt(variance)
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+
+
+def within(value: float, influences_Q: Doubles, *, least: float = 0.0, most: float = 1.0) -> Estimate:
+    """Interval of a statistic of queries by its influence function, within the least and the most that it can be.
+
+    Parameters
+    ----------
+    value : float
+        The statistic.
+    influences_Q : ndarray of shape (Q,), dtype=float64
+        Its derivative with respect to each query's weight, at equal weights of 1; Q >= 1.
+    least, most : float
+        Bounds of the statistic.
+
+    References
+    ----------
+    Infinitesimal jackknife, which is what the standard error of a bootstrap over the queries tends to: Efron, "The
+    Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 6.
+
+    Examples
+    --------
+    The mean of 0 and 1, whose derivatives are (x - 0.5) / 2:
+
+    >>> within(0.5, np.array([-0.25, 0.25]), most=2)
+    Estimate(value=0.5, low=0.0, high=1.19...)
+    """
+    half = Z95 * math.sqrt(float(influences_Q @ influences_Q))
+    return Estimate(value, max(least, value - half), min(most, value + half))

@@ -149,7 +149,7 @@ class KnnResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        return _origin(self) | {
+        return origin_of(self) | {
             "protocol": self.protocol, "vote": self.vote, "task": "knn", "k": self.k, "temperature": self.temperature,
         } | self.accuracy.record() | self._marks() | asdict(self.search)  # fmt: skip
 
@@ -224,7 +224,7 @@ class AnyOfResult:
     def record(self) -> Record:
         """Return the result as a flat dict; `top1_own` is the accuracy by val's own labels, of all rows."""
         result = self.result
-        return _origin(result) | {
+        return origin_of(result) | {
             "task": "any_of", "protocol": result.protocol, "vote": result.vote, "k": result.k,
             "temperature": result.temperature, "labels": self.labels, "num_any_of": self.num_rows,
             "top1": self.top1.value, "top1_low": self.top1.low, "top1_high": self.top1.high, "top1_own": result.top1,
@@ -289,7 +289,9 @@ class NeighboursResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        record = _origin(self) | {"task": "neighbours", "protocol": self.similarity, "k": self.k} | asdict(self.search)
+        record = (
+            origin_of(self) | {"task": "neighbours", "protocol": self.similarity, "k": self.k} | asdict(self.search)
+        )
         return record if self.num_duplicates is None else record | {"num_duplicates": self.num_duplicates}
 
 
@@ -330,7 +332,7 @@ class ClassResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        return _origin(self) | {
+        return origin_of(self) | {
             "protocol": self.protocol, "vote": self.vote, "task": "class", "k": self.k,
             "temperature": self.temperature,
         } | self.accuracy.record()  # fmt: skip
@@ -356,7 +358,7 @@ class RetrievalResult:
     def record(self) -> Record:
         """Return the result as a flat dict."""
         recalls = {f"recall_at_{k}": recall for k, recall in self.recall_at.items()}
-        return _origin(self) | {
+        return origin_of(self) | {
             "task": "retrieval", "protocol": self.similarity, "num_answerable": self.num_answerable,
             "precision_at_1": self.precision_at_1, "r_precision": self.r_precision, "map_at_r": self.map_at_r,
         } | recalls | {"k": None} | asdict(self.search)  # fmt: skip
@@ -369,7 +371,7 @@ class LabelScore:
     name: str
     num_positive: int
     num_queries: int
-    ap: float
+    ap: Estimate
     f1: float
 
 
@@ -385,13 +387,13 @@ class MultiLabelResult:
     vote: str
     k: int
     temperature: float | None
-    mean_ap: float
+    mean_ap: Estimate
     """Mean over the classes of their average precision."""
 
-    micro_f1: float
+    micro_f1: Estimate
     """F1 of all pairs of a query and a class; a class is predicted from half of the votes on."""
 
-    macro_f1: float
+    macro_f1: Estimate
     """Mean over the classes of their F1."""
 
     labels: tuple[LabelScore, ...] = field(repr=False)
@@ -401,10 +403,11 @@ class MultiLabelResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        return _origin(self) | {
+        return origin_of(self) | {
             "protocol": self.protocol, "vote": self.vote, "task": "multi_label", "k": self.k,
-            "temperature": self.temperature, "mean_ap": self.mean_ap, "micro_f1": self.micro_f1,
-            "macro_f1": self.macro_f1, "num_labels": len(self.labels),
+            "temperature": self.temperature,
+        } | estimated(mean_ap=self.mean_ap, micro_f1=self.micro_f1, macro_f1=self.macro_f1) | {
+            "num_labels": len(self.labels),
         } | asdict(self.search)  # fmt: skip
 
 
@@ -423,11 +426,10 @@ class LabelResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        return _origin(self) | {
+        return origin_of(self) | {
             "task": "label", "protocol": self.protocol, "k": self.k, "temperature": self.temperature,
             "class": self.label.name, "num_positive": self.label.num_positive, "num_val": self.label.num_queries,
-            "ap": self.label.ap, "f1": self.label.f1,
-        }  # fmt: skip
+        } | estimated(ap=self.label.ap) | {"f1": self.label.f1}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -623,6 +625,21 @@ class ClusterResult:
         }  # fmt: skip
 
 
+def estimated(**estimates: Estimate | None) -> Record:
+    """Return each estimate under its name, with the ends of its interval; None for what is not known.
+
+    Examples
+    --------
+    >>> estimated(top1=Estimate(0.5, 0.25, 0.75))
+    {'top1': 0.5, 'top1_low': 0.25, 'top1_high': 0.75}
+    """
+    record: Record = {}
+    for name, each in estimates.items():
+        values: Sequence[float | None] = (None, None, None) if each is None else (each.value, each.low, each.high)
+        record |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return record
+
+
 def records_of(results: Sequence[Result]) -> list[Record]:
     """Return flat records with the same keys, None where one does not apply."""
     return uniform([result.record() for result in results])
@@ -634,9 +651,27 @@ def uniform(records: Sequence[Record]) -> list[Record]:
     return [{key: record.get(key) for key in keys} for record in records]
 
 
-def _origin(
-    result: KnnResult | NeighboursResult | ClassResult | RetrievalResult | MultiLabelResult | LabelResult,
-) -> Record:
+class OfSearch(Protocol):
+    """A result of a search."""
+
+    @property
+    def layer(self) -> LayerFacts:
+        """Whose it is."""
+
+    @property
+    def counts(self) -> Counts:
+        """How many rows took part."""
+
+    @property
+    def similarity(self) -> str:
+        """What was searched by."""
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether the queries are rows of train."""
+
+
+def origin_of(result: OfSearch) -> Record:
     """First keys of every record of a search."""
     setting = {"similarity": result.similarity, "leave_one_out": result.leave_one_out}
     return asdict(result.layer) | asdict(result.counts) | setting

@@ -40,9 +40,11 @@ class ReliabilityBin:
 class Calibration:
     """How well the confidence of a vote says how often it is right."""
 
-    ece: float
-    """Expected calibration error: mean over the queries of |accuracy - confidence| of their bin. It is above 0 for a
-    calibrated vote, too, the more the fewer queries there are, and so has no interval."""
+    ece: Estimate
+    """Expected calibration error: mean over the queries of |accuracy - confidence| of their bin."""
+
+    ece_by_chance: float
+    """Its mean for a calibrated vote of the same confidences: above 0, the more the fewer queries there are."""
 
     rms_ce: float
     """Root mean square of the same."""
@@ -93,7 +95,7 @@ def calibration(
     Examples
     --------
     >>> votes = ClassVotes.of(np.array([[0, 0], [0, 1]]), num_classes=2)
-    >>> calibration(votes, np.ones((2, 2)), np.array([0, 1]), k=2).ece
+    >>> calibration(votes, np.ones((2, 2)), np.array([0, 1]), k=2).ece.value
     0.25
     """
     scores_QK = votes.scores(weights_QK, k=k)
@@ -109,7 +111,8 @@ def calibration(
     gaps = np.array([abs(each.accuracy - each.confidence) for each in bins])
     is_mixed = is_right_Q.any() and not is_right_Q.all()
     return Calibration(
-        ece=float(shares @ gaps),
+        ece=expected_error(confidence_Q, is_right_Q, num_bins=num_bins),
+        ece_by_chance=expected_error_by_chance(confidence_Q, num_bins=num_bins),
         rms_ce=float(np.sqrt(shares @ gaps**2)),
         max_ce=float(gaps.max()),
         nll=mean_of(-np.log(np.maximum(true_Q, SMALLEST)), least=0.0, most=-math.log(SMALLEST)),
@@ -123,8 +126,7 @@ def calibration(
 
 def reliability(confidence_Q: Doubles, is_right_Q: Bools, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
     """Count queries, their mean confidence and their accuracy in bins of equal width; empty bins are left out."""
-    edges = np.linspace(0, 1, num_bins + 1)
-    bin_Q = np.searchsorted(edges, np.minimum(confidence_Q, 1), side="right") - 1
+    edges, bin_Q = _bins(confidence_Q, num_bins)
     counts = np.bincount(bin_Q, minlength=num_bins + 1)
     confidence, right = (np.bincount(bin_Q, each, num_bins + 1) for each in (confidence_Q, is_right_Q))
     return tuple(
@@ -137,3 +139,30 @@ def reliability(confidence_Q: Doubles, is_right_Q: Bools, *, num_bins: int = NUM
         )
         for i in np.flatnonzero(counts).tolist()
     )
+
+
+def expected_error(confidence_Q: Doubles, is_right_Q: Bools, *, num_bins: int = NUM_BINS) -> Estimate:
+    """Expected calibration error, with the interval that its spread over the queries gives.
+
+    It is the mean over the queries of accuracy less confidence, with the sign of their bin's.
+    """
+    _, bin_Q = _bins(confidence_Q, num_bins)
+    gaps_Q = is_right_Q - confidence_Q
+    signs = np.sign(np.bincount(bin_Q, gaps_Q))
+    return mean_of(signs[bin_Q] * gaps_Q, least=0.0, most=1.0)
+
+
+def expected_error_by_chance(confidence_Q: Doubles, *, num_bins: int = NUM_BINS) -> float:
+    """Mean of the expected calibration error if each query is right with the probability of its confidence.
+
+    The gap of each bin is then normal with mean 0, nearly: its absolute value is sqrt(2 / pi) standard deviations.
+    """
+    _, bin_Q = _bins(confidence_Q, num_bins)
+    variances = np.bincount(bin_Q, np.maximum(confidence_Q * (1 - confidence_Q), 0))
+    return float(math.sqrt(2 / math.pi) * np.sqrt(variances).sum() / len(confidence_Q))
+
+
+def _bins(confidence_Q: Doubles, num_bins: int) -> tuple[Doubles, Ints]:
+    """Edges of the bins, and the bin of each query."""
+    edges = np.linspace(0, 1, num_bins + 1)
+    return edges, np.searchsorted(edges, np.minimum(confidence_Q, 1), side="right") - 1

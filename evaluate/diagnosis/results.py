@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from featbench.evaluate.diagnosis.agreement import Cka, Overlap
@@ -11,7 +10,7 @@ from featbench.evaluate.diagnosis.dimension import IntrinsicDimension
 from featbench.evaluate.diagnosis.hubness import Hubness
 from featbench.evaluate.diagnosis.spectrum import Spectrum
 from featbench.evaluate.metrics import Estimate
-from featbench.evaluate.results import Counts, LayerFacts, Record
+from featbench.evaluate.results import Counts, LayerFacts, Record, estimated, origin_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +31,11 @@ class CalibrationResult:
     def record(self) -> Record:
         """Return the result as a flat dict; `reliability` lists the bins."""
         found = self.calibration
-        return _origin(self) | {
+        return origin_of(self) | {
             "task": "calibration", "protocol": self.protocol, "vote": self.vote, "k": self.k,
             "temperature": self.temperature,
-        } | estimated(top1=self.top1) | {
-            "ece": found.ece, "rms_ce": found.rms_ce, "max_ce": found.max_ce,
+        } | estimated(top1=self.top1, ece=found.ece) | {
+            "ece_by_chance": found.ece_by_chance, "rms_ce": found.rms_ce, "max_ce": found.max_ce,
         } | estimated(nll=found.nll, brier=found.brier, auroc_of_confidence=found.auroc) | {
             "mean_confidence": found.mean_confidence, "num_without_vote": found.num_without_vote,
             "reliability": [asdict(each) for each in found.bins],
@@ -66,7 +65,7 @@ class HubnessResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict; `hubs` lists the rows that are in most lists."""
-        return _origin(self) | {
+        return origin_of(self) | {
             "task": "hubness", "protocol": self.similarity, "k": self.k,
         } | asdict(self.hubness) | {"hubs": [asdict(each) for each in self.hubs]}  # fmt: skip
 
@@ -87,7 +86,7 @@ class GeometryResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        record = _origin(self) | {"task": "geometry", "protocol": self.similarity}
+        record = origin_of(self) | {"task": "geometry", "protocol": self.similarity}
         found = self.dimension
         record |= estimated(intrinsic_dimension=None if found is None else found.mle)
         record |= {
@@ -148,7 +147,7 @@ class GroupResult:
 
     def record(self) -> Record:
         """Return the result as a flat dict."""
-        return _origin(self) | {
+        return origin_of(self) | {
             "task": "group", "protocol": self.protocol, "k": self.k, "temperature": self.temperature,
             "group_by": self.grouping, "group": self.group, "num_queries": self.num_queries, "is_worst": self.is_worst,
         } | estimated(top1=self.top1)  # fmt: skip
@@ -284,23 +283,3 @@ class DepthResult:
             "num_queries": sum(self.num_queries), "mean_depth": self.mean, "depths": depths,
             "deepest": [asdict(each) for each in self.deepest],
         }  # fmt: skip
-
-
-def estimated(**estimates: Estimate | None) -> Record:
-    """Return each estimate under its name, with the ends of its interval; None for what is not known.
-
-    Examples
-    --------
-    >>> estimated(top1=Estimate(0.5, 0.25, 0.75))
-    {'top1': 0.5, 'top1_low': 0.25, 'top1_high': 0.75}
-    """
-    record: Record = {}
-    for name, each in estimates.items():
-        values: Sequence[float | None] = (None, None, None) if each is None else (each.value, each.low, each.high)
-        record |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-    return record
-
-
-def _origin(result: CalibrationResult | HubnessResult | GeometryResult | GroupResult) -> Record:
-    setting = {"similarity": result.similarity, "leave_one_out": result.leave_one_out}
-    return asdict(result.layer) | asdict(result.counts) | setting

@@ -22,6 +22,7 @@ from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.knn.classification import temperatures_of, usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.knn.vote import vote_weights
+from featbench.evaluate.metrics import Estimate, within
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.results import LabelResult, LabelScore, MultiLabelResult, Result
@@ -47,9 +48,9 @@ class LabelMatrices(NamedTuple):
 class MultiLabelScores:
     """Scores of one setting; means over the classes that a query is known to have."""
 
-    mean_ap: float
-    micro_f1: float
-    macro_f1: float
+    mean_ap: Estimate
+    micro_f1: Estimate
+    macro_f1: Estimate
     labels: tuple[LabelScore, ...]
     """Of these classes, in order of their numbers."""
 
@@ -178,11 +179,13 @@ def multi_label_scores(
 
     References
     ----------
-    Average precision and F1 as scikit-learn's `average_precision_score` and `f1_score`.
+    Average precision and F1 as scikit-learn's `average_precision_score` and `f1_score`; intervals by how much each
+    query changes them: see `featbench.evaluate.metrics.within`.
     """
     at_once = max(1, 2**24 // max(1, len(rows_QK)))
     labels: list[LabelScore] = []
-    counts = np.zeros(3)
+    of_ap_Q, of_f1_Q = np.zeros((2, len(rows_QK)))
+    counts_Q3 = np.zeros((len(rows_QK), 3))
     for start in range(0, train_NC.shape[1], at_once):
         some = slice(start, start + at_once)
         scores_QB = votes_for(train_NC[:, some], rows_QK[:, :k], weights_QK[:, :k])
@@ -193,21 +196,23 @@ def multi_label_scores(
             if not is_there_Q.any():
                 continue
             is_predicted_Q = scores_Q >= THRESHOLD
-            hits = np.array([(is_there_Q & is_predicted_Q).sum(), is_predicted_Q.sum(), is_there_Q.sum()], np.float64)
-            counts += hits
+            hits_Q3 = np.stack([is_there_Q & is_predicted_Q, is_predicted_Q, is_there_Q], axis=1).astype(np.float64)
+            counts_Q3[known_Q] += hits_Q3
+            ap, influences_Q = influences_on_ap(is_there_Q, scores_Q)
+            f1, f1_Q = influences_on_f1(hits_Q3)
+            of_ap_Q[known_Q] += influences_Q
+            of_f1_Q[known_Q] += f1_Q
             labels.append(
                 LabelScore(
-                    name=name,
-                    num_positive=int(hits[2]),
-                    num_queries=len(is_there_Q),
-                    ap=average_precision(is_there_Q, scores_Q),
-                    f1=_f1(*hits),
+                    name=name, num_positive=int(is_there_Q.sum()), num_queries=len(is_there_Q), f1=f1,
+                    ap=within(ap, influences_Q),
                 )
-            )
+            )  # fmt: skip
+    count = len(labels)
     return MultiLabelScores(
-        mean_ap=float(np.mean([each.ap for each in labels])),
-        micro_f1=_f1(*counts),
-        macro_f1=float(np.mean([each.f1 for each in labels])),
+        mean_ap=within(float(np.mean([each.ap.value for each in labels])), of_ap_Q / count),
+        micro_f1=within(*influences_on_f1(counts_Q3)),
+        macro_f1=within(float(np.mean([each.f1 for each in labels])), of_f1_Q / count),
         labels=tuple(labels),
     )
 
@@ -233,20 +238,48 @@ def votes_for(train_NC: Int8s, rows_QK: Ints, weights_QK: Doubles) -> Doubles:
     return scores_QC
 
 
-def average_precision(is_there_Q: Bools, scores_Q: Doubles) -> float:
-    """Sum over the distinct scores, from high to low, of the gain in recall times the precision; ties count together.
+def influences_on_ap(is_there_Q: Bools, scores_Q: Doubles) -> tuple[float, Doubles]:
+    """Average precision, and its derivative with respect to the weight of each query.
+
+    It is the sum over the distinct scores, from high to low, of the gain in recall times the precision; ties count
+    together. With a query's weight w, a score's hits are those of its queries with the class, each counted w times.
+
+    Parameters
+    ----------
+    is_there_Q : ndarray of shape (Q,), dtype=bool
+        Whether the query has the class; one must.
+    scores_Q : ndarray of shape (Q,), dtype=float64
 
     Examples
     --------
-    >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))
+    >>> influences_on_ap(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))[0]
     0.8333333333333333
     """
     order = np.argsort(-scores_Q, kind="stable")
     hits = np.cumsum(is_there_Q[order])
     ends = np.flatnonzero(np.append(np.diff(scores_Q[order]) != 0, True))
-    precision = hits[ends] / (ends + 1)
-    return float(np.diff(hits[ends], prepend=0) @ precision / hits[-1])
+    precision, gains = hits[ends] / (ends + 1), np.diff(hits[ends], prepend=0)
+    ap = float(gains @ precision / hits[-1])
+    # A query lowers or raises the precision at its own score and at all lower ones.
+    below = np.cumsum((gains / (ends + 1))[::-1])[::-1]
+    of_precision = np.cumsum((gains * precision / (ends + 1))[::-1])[::-1]
+    group = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
+    influences_Q = np.empty(len(order))
+    influences_Q[order] = is_there_Q[order] * (precision - ap + below)[group] - of_precision[group]
+    return ap, influences_Q / hits[-1]
 
 
-def _f1(hits: float, num_predicted: float, num_positive: float) -> float:
-    return float(2 * hits / (num_predicted + num_positive)) if num_predicted + num_positive else 0.0
+def influences_on_f1(hits_Q3: Doubles) -> tuple[float, Doubles]:
+    """F1, and its derivative with respect to the weight of each query.
+
+    Parameters
+    ----------
+    hits_Q3 : ndarray of shape (Q, 3), dtype=float64
+        Classes of each query that are predicted rightly, that are predicted, and that it has.
+    """
+    num_right, num_predicted, num_positive = hits_Q3.sum(axis=0)
+    total = num_predicted + num_positive
+    if not total:
+        return 0.0, np.zeros(len(hits_Q3))
+    f1 = float(2 * num_right / total)
+    return f1, (2 * hits_Q3[:, 0] - f1 * (hits_Q3[:, 1] + hits_Q3[:, 2])) / total

@@ -55,7 +55,8 @@ def calibration_table(results: Sequence[CalibrationResult]) -> Table:
     rows = [
         (
             each.layer.layer, each.protocol, str(each.k), temperature_of(each.temperature), percent(each.top1),
-            f"{100 * each.calibration.mean_confidence:.1f}", f"{100 * each.calibration.ece:.1f}",
+            f"{100 * each.calibration.mean_confidence:.1f}", percent(each.calibration.ece),
+            f"{100 * each.calibration.ece_by_chance:.1f}",
             f"{100 * each.calibration.rms_ce:.1f}", f"{100 * each.calibration.max_ce:.1f}",
             with_interval(each.calibration.nll), with_interval(each.calibration.brier),
             with_interval(each.calibration.auroc),
@@ -70,12 +71,14 @@ def calibration_table(results: Sequence[CalibrationResult]) -> Table:
         Column(name="top-1"),
         Column(name="confidence", drop=2),
         Column(name="ECE"),
+        Column(name="by chance", drop=3),
         *(Column(name=name, drop=drop) for name, drop in (("RMS", 6), ("max", 7), ("NLL", 5), ("Brier", 8))),
         Column(name="AUROC", drop=1),
     )
     notes = (
-        "Top-1, mean confidence and calibration errors (expected, root mean square, largest; 15 bins) in %. NLL: minus "
-        "the log likelihood of the true class. AUROC: how often a right prediction is more confident than a wrong one.",
+        "Top-1, mean confidence and calibration errors (expected, the same for a calibrated vote, root mean square, "
+        "largest; 15 bins) in %. NLL: minus the log likelihood of the true class. AUROC: how often a right prediction "
+        "is more confident than a wrong one.",
     )
     title = f"{first.layer.features}: calibration of the vote"
     return Table(title=title, columns=columns, rows=tuple(rows), notes=notes, num_grouped=2)

@@ -151,7 +151,7 @@ def multi_label_table(results: Sequence[MultiLabelResult]) -> Table:
     rows = [
         (
             each.layer.layer, f"{each.layer.dim:,}", str(each.k), temperature_of(each.temperature),
-            *(f"{100 * value:.1f}" for value in (each.mean_ap, each.micro_f1, each.macro_f1)),
+            *map(percent, (each.mean_ap, each.micro_f1, each.macro_f1)),
         )
         for each in results
     ]  # fmt: skip
@@ -162,13 +162,14 @@ def multi_label_table(results: Sequence[MultiLabelResult]) -> Table:
         Column(name="T", drop=1),
         *(Column(name=name) for name in ("mAP", "micro F1", "macro F1")),
     )
-    best = max(results, key=lambda each: each.mean_ap)
-    worst = sorted(best.labels, key=lambda each: each.ap)[:3]
-    named = ", ".join(f"{each.name} ({100 * each.ap:.1f})" for each in worst)
+    best = max(results, key=lambda each: each.mean_ap.value)
+    worst = sorted(best.labels, key=lambda each: each.ap.value)[:3]
+    named = ", ".join(f"{each.name} ({100 * each.ap.value:.1f})" for each in worst)
     queries = first.counts.num_train if first.leave_one_out else first.counts.num_val
     notes = (
-        f"{first.counts.num_train:,} train, {queries:,} queries, {len(first.labels):,} classes; in %. F1: classes with "
-        f"at least half of the votes. Lowest average precision, of layer {best.layer.layer} at k = {best.k}: {named}.",
+        f"{first.counts.num_train:,} train, {queries:,} queries, {len(first.labels):,} classes; % with 95% interval. "
+        f"F1: classes with at least half of the votes. Lowest average precision, of layer {best.layer.layer} at "
+        f"k = {best.k}: {named}.",
     )
     return Table(
         title=f"{first.layer.features}: kNN of several labels a row, protocol {first.protocol}",
@@ -182,8 +183,8 @@ def multi_label_table(results: Sequence[MultiLabelResult]) -> Table:
 def label_table(results: Sequence[LabelResult]) -> Table:
     """Make the table of the classes of rows with any number of them, worst first."""
     first = results[0]
-    ordered = sorted((result.label for result in results), key=lambda each: each.ap)
-    rows = [(each.name, f"{each.num_positive:,}", f"{100 * each.ap:.1f}", f"{100 * each.f1:.1f}") for each in ordered]
+    ordered = sorted((result.label for result in results), key=lambda each: each.ap.value)
+    rows = [(each.name, f"{each.num_positive:,}", percent(each.ap), f"{100 * each.f1:.1f}") for each in ordered]
     columns = (Column(name="class", is_right=False), *(Column(name=name) for name in ("queries", "AP", "F1")))
     title = f"{first.layer.features}: {first.layer.layer}, protocol {first.protocol}, k = {first.k}, by class"
     return Table(title=title, columns=columns, rows=tuple(rows), notes=("In %.",))

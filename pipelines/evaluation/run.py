@@ -126,10 +126,10 @@ def _evaluate(
     num_searches = len(chosen) * len({protocol.similarity for protocol in settings["protocol"].values()})
     if knn.select:
         refuse_no_queries(features.path, val)
-    sets = _query_sets(features, names, labels, config, trust_code=trust_code, quiet=progress.quiet)
     has_several = is_multi_label(features)
     if has_several:
         refuse_questions_of_one_class(features, knn)
+    sets = _query_sets(features, names, labels, config, trust_code=trust_code, quiet=progress.quiet)
     asks_twice = knn.select is not None and not knn.leave_one_out
     with progress.task("search", features.split("train").num_rows * num_searches * (1 + asks_twice)) as on_rows:
         ask = partial(
@@ -241,6 +241,7 @@ def refuse_questions_of_one_class(features: FeatureSet, knn: KnnConfig) -> None:
     """
     asked = {
         "--select": knn.select, "--retrieval": knn.retrieval, "--shots": knn.shots, "--duplicates": knn.duplicates,
+        "--queries": knn.queries, "--subset": knn.subset, "--any-of": knn.any_of,
     }  # fmt: skip
     if wrong := [option for option, value in asked.items() if value]:
         raise EvaluationError(

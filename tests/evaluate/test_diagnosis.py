@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from featbench.evaluate.diagnosis.calibration import calibration, reliability
+from featbench.evaluate.diagnosis.calibration import calibration, expected_error, expected_error_by_chance, reliability
 from featbench.evaluate.diagnosis.dimension import twonn
 from featbench.evaluate.diagnosis.hubness import hubness, largest_hubs, occurrences
 from featbench.evaluate.diagnosis.spectrum import effective_rank, power_law, sampled_places, spectrum, uniformity
@@ -61,7 +61,7 @@ def test_calibration_is_that_of_its_definitions_and_of_scikit_learn(k: int) -> N
         if inside.any():
             gaps.append(abs(is_right[inside].mean() - confidence[inside].mean()))
             shares.append(inside.mean())
-    assert found.ece == pytest.approx(np.dot(gaps, shares), rel=1e-9)
+    assert found.ece.value == pytest.approx(np.dot(gaps, shares), rel=1e-9)
     assert found.rms_ce == pytest.approx(np.dot(np.square(gaps), shares) ** 0.5, rel=1e-9)
     assert found.max_ce == pytest.approx(max(gaps), rel=1e-9)
     assert sum(each.num_queries for each in found.bins) == 300
@@ -74,9 +74,26 @@ def test_calibration_is_that_of_torchmetrics() -> None:
     votes, weights_QK, labels_Q = votes_at_random(num_queries=500, k=20, num_classes=7)
     found = calibration(votes, weights_QK, labels_Q, k=20)
     dense = torch.tensor(np.minimum(dense_probabilities(votes, weights_QK, 20, 7), 1))
-    for norm, ours in (("l1", found.ece), ("l2", found.rms_ce), ("max", found.max_ce)):
+    for norm, ours in (("l1", found.ece.value), ("l2", found.rms_ce), ("max", found.max_ce)):
         theirs = classification.multiclass_calibration_error(dense, torch.tensor(labels_Q), num_classes=7, norm=norm)
         assert ours == pytest.approx(float(theirs), abs=1e-6), norm
+
+
+def test_the_interval_of_the_expected_error_is_that_of_a_bootstrap() -> None:
+    random = np.random.default_rng(3)
+    confidence = random.uniform(0.3, 1, 2000)
+    is_right = random.uniform(size=2000) < confidence - 0.15
+    found = expected_error(confidence, is_right)
+    draws = [expected_error(confidence[s], is_right[s]).value for s in random.integers(2000, size=(400, 2000))]
+    assert (found.high - found.value) / 1.959964 == pytest.approx(np.std(draws), rel=0.12)
+    assert found.low < found.value < found.high
+
+
+def test_the_expected_error_of_a_calibrated_vote_is_that_of_simulation() -> None:
+    random = np.random.default_rng(4)
+    confidence = random.uniform(0.2, 1, 1000)
+    draws = [expected_error(confidence, random.uniform(size=1000) < confidence).value for _ in range(400)]
+    assert expected_error_by_chance(confidence) == pytest.approx(np.mean(draws), rel=0.05)
 
 
 def test_a_confidence_of_one_has_a_bin_of_its_own() -> None:

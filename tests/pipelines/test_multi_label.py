@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from featbench.evaluate.knn.multi_label import average_precision, multi_label_scores, votes_for
+from featbench.evaluate.knn.multi_label import influences_on_ap, influences_on_f1, multi_label_scores, votes_for
 from featbench.store import FeatureSet, StoreError
 from featbench.store import verify as faults_of
 from featbench.store.typing import Doubles, Floats, Int8s
@@ -87,7 +87,38 @@ def test_average_precision_with_ties_is_scikit_learns() -> None:
     for _ in range(50):
         truth, scores = random.uniform(size=30) < 0.3, np.round(random.uniform(size=30), 1)
         truth[0] = True
-        assert average_precision(truth, scores) == pytest.approx(average_precision_score(truth, scores), rel=1e-12)
+        assert influences_on_ap(truth, scores)[0] == pytest.approx(average_precision_score(truth, scores), rel=1e-12)
+
+
+def test_influences_are_the_derivatives_of_scikit_learns_metrics() -> None:
+    random = np.random.default_rng(3)
+    truth, scores = random.uniform(size=25) < 0.4, np.round(random.uniform(size=25), 1)
+    hits = np.stack([truth & (scores >= 0.5), scores >= 0.5, truth], axis=1).astype(np.float64)
+    of_ap, of_f1 = influences_on_ap(truth, scores)[1], influences_on_f1(hits)[1]
+    for query in range(25):
+        more, less = np.ones((2, 25))
+        more[query], less[query] = 1 + 1e-5, 1 - 1e-5
+        aps = [average_precision_score(truth, scores, sample_weight=w) for w in (more, less)]
+        f1s = [f1_score(truth, scores >= 0.5, sample_weight=w) for w in (more, less)]
+        assert of_ap[query] == pytest.approx((aps[0] - aps[1]) / 2e-5, abs=1e-8)
+        assert of_f1[query] == pytest.approx((f1s[0] - f1s[1]) / 2e-5, abs=1e-8)
+
+
+def test_intervals_are_those_of_a_bootstrap_over_the_queries() -> None:
+    random = np.random.default_rng(4)
+    rows, weights = random.integers(400, size=(600, 9)), random.uniform(size=(600, 9))
+    train = (random.uniform(size=(400, 5)) < 0.3).astype(np.int8)
+    truth = (votes_for(train, rows, weights) + random.normal(0, 0.2, (600, 5)) > 0.4).astype(np.int8)
+    names = list("abcde")
+    found = multi_label_scores(train, rows, weights, truth, names, k=9)
+    draws = [
+        multi_label_scores(train, rows[s], weights[s], truth[s], names, k=9)
+        for s in random.integers(600, size=(200, 600))
+    ]
+    for name in ("mean_ap", "micro_f1", "macro_f1"):
+        estimate = getattr(found, name)
+        spread = np.std([getattr(each, name).value for each in draws])
+        assert (estimate.high - estimate.value) / 1.959964 == pytest.approx(spread, rel=0.15), name
 
 
 def test_pieces_of_classes_and_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from importlib.util import find_spec
 
 import numpy as np
-import torch
 from PIL import Image
 
 from featbench.extract.errors import DataError
@@ -56,6 +55,7 @@ def decode_faster(header: Image.Image, content: bytes, decoder: str) -> Image.Im
 
 
 def _torchvision(content: bytes) -> Bytes:
+    import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)

@@ -32,6 +32,23 @@ def report(
         "report.html"
     ),
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    queries: Annotated[
+        int | None,
+        typer.Option("--queries", min=0, metavar="N", help="Queries shown with their neighbours; by default up to 48."),
+    ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option("--query", metavar="PATH", help="Also show this one, or those of a pattern; may be repeated."),
+    ] = None,
+    thumbnail: Annotated[
+        int | None,
+        typer.Option(
+            "--thumbnail", min=0, max=1024, metavar="PIXELS", help="Side of pictures, 0 for none.  [default: 96]"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Where the images are now, if they have moved.")
+    ] = None,
     plots: Annotated[
         Path | None, typer.Option("--plots", metavar="FOLDER", help="Also write the charts as SVG and PNG files.")
     ] = None,
@@ -50,12 +67,13 @@ def report(
     """
     settings = settings_of(report, locals())
     set_level(quiet)
-    from featbench.pipelines.report.report import write_report
+    from featbench.pipelines.report.report import Look, write_report
     from featbench.store.layers import split_layers
 
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     written = write_report(
         [path_of(name, store) for name in names], config, out=out, layers=split_layers(layers or ""),
+        look=Look(queries=queries, named=query or (), thumbnail=thumbnail, folder=data),
         command=shlex.join(["bench", *sys.argv[1:]]),
     )  # fmt: skip
     typer.echo(f"{written.path}: {written.size / 1e6:.1f} MB")

@@ -23,9 +23,9 @@ from featbench.evaluate.knn.protocols import PROTOCOLS, KnnProtocol
 from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.metrics import Estimate, proportion
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
-from featbench.evaluate.results import KnnResult
+from featbench.evaluate.results import KnnResult, Record
 from featbench.pipelines.config.protocols import find_protocols
-from featbench.pipelines.report.saved import saved_records
+from featbench.pipelines.recorded.reading import results_of
 from featbench.store import FeatureSet
 from featbench.store.names import visible
 from featbench.store.typing import Bools, Doubles, Ints
@@ -43,6 +43,8 @@ class Source:
     features: FeatureSet
     labels: MatchedLabels
     leave_one_out: bool
+    recorded: Sequence[Record]
+    """Classifications that earlier evaluations have recorded."""
 
     @property
     def queries(self) -> Labelled:
@@ -143,7 +145,8 @@ def open_sources(paths: Sequence[Path], config: EvaluateConfig) -> list[Source]:
         features = FeatureSet.open(path)
         labels = matched_labels(features, needed=False)
         alone = config.knn.leave_one_out or not len(labels.val.rows)
-        source = Source(features=features, labels=labels, leave_one_out=alone)
+        recorded = [each for each in results_of(features) if each.get("task") == "knn"]
+        source = Source(features=features, labels=labels, leave_one_out=alone, recorded=recorded)
         refuse_no_queries(path, source.queries)
         sources.append(source)
     return sources
@@ -160,7 +163,7 @@ def find_views(sources: Sequence[Source], config: EvaluateConfig, layers: Sequen
     chosen: list[tuple[Source, EvalLayer, str, KnnProtocol, NeighbourCache]] = []
     for source in sources:
         features = source.features
-        protocols = _protocols(features, config)
+        protocols = _protocols(source, config)
         found, missing = [], []
         for layer_name in features.find_layers(layers):
             layer = stored_layer(features, layer_name)
@@ -234,11 +237,11 @@ def _grid(
     return cells
 
 
-def _protocols(features: FeatureSet, config: EvaluateConfig) -> Mapping[str, KnnProtocol]:
+def _protocols(source: Source, config: EvaluateConfig) -> Mapping[str, KnnProtocol]:
     """Protocols that were asked for, or else that were used before."""
     if "protocol" in config.knn.model_fields_set:
         return find_protocols(config.knn.protocol)
-    used = [str(each.get("protocol")) for each in saved_records(features) if each.get("task") == "knn"]
+    used = [str(each.get("protocol")) for each in source.recorded]
     return find_protocols([name for name in PROTOCOLS if name in used] or config.knn.protocol)
 
 
@@ -251,11 +254,7 @@ def _settings(view: View, config: EvaluateConfig, length: int) -> tuple[list[int
             f"{source.features.path}: lists of {length} neighbours are kept of {view.layer.name}, too short for k "
             f"{too_long[0]}. {_command(source, [view.layer.name], [view.protocol_name], max(knn.k))}"
         )
-    used = [
-        each
-        for each in saved_records(view.source.features)
-        if each.get("task") == "knn" and each.get("protocol") == view.protocol_name
-    ]
+    used = [each for each in view.source.recorded if each.get("protocol") == view.protocol_name]
     saved_k = {each["k"] for each in used if isinstance(each.get("k"), int) and each["k"] >= 1}
     ks = list(knn.k or [])
     if not ks:

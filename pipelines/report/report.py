@@ -19,10 +19,15 @@ from featbench.pipelines.report.charts import Chart
 from featbench.pipelines.report.classes import class_numbers, confusion, shown_classes, worst_pairs
 from featbench.pipelines.report.evaluations import Evaluated, Source, evaluate_view, find_views, open_sources
 from featbench.pipelines.report.page import render
+from featbench.pipelines.report.pictures import DEFAULT_BUDGET, Pictures
 from featbench.pipelines.report.provenance import provenance_of
+from featbench.pipelines.report.queries import choose_queries, neighbours_content, usual_number
 from featbench.pipelines.report.theme import DARK, LIGHT
 from featbench.store.durable import cannot_write, write_durably
 from featbench.store.names import visible
+
+THUMBNAIL = 96
+"""Pixels of the longer side of a picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +41,36 @@ class Report:
     charts: Sequence[Chart]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What there is to look at, and how much of it."""
+
+    queries: int | None = None
+    """Queries shown with their neighbours, besides the named ones; by default as many as keep the page small."""
+
+    named: Sequence[str] = ()
+    """Paths, or patterns of paths, of further queries."""
+
+    thumbnail: int | None = None
+    """Pixels of the longer side of a picture, 0 for no pictures; by default `THUMBNAIL`."""
+
+    folder: Path | None = None
+    """Where the images are now, if not where they were."""
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the size was chosen, so that it is not limited."""
+        return self.queries is not None or self.thumbnail is not None
+
+
 def write_report(
-    paths: Sequence[Path], config: EvaluateConfig, *, out: Path, layers: Sequence[str] = (), command: str = ""
+    paths: Sequence[Path],
+    config: EvaluateConfig,
+    *,
+    out: Path,
+    layers: Sequence[str] = (),
+    look: Look | None = None,
+    command: str = "",
 ) -> Report:
     """Write one HTML file about feature sets, from the neighbours, clusters and results that they keep.
 
@@ -51,6 +84,8 @@ def write_report(
         File to write; one that exists is replaced.
     layers : sequence of str
         By default all whose neighbours are kept.
+    look : Look, optional
+        Which queries, and how large their pictures are.
     command : str
         What was typed, for the page.
 
@@ -67,8 +102,14 @@ def write_report(
         sources = open_sources(paths, config)
         evaluated = [evaluate_view(view, config) for view in find_views(sources, config, layers)]
         all_charts = _charts(evaluated)
-        data = _data(evaluated)
-    content = _content(sources, evaluated, warnings, command)
+        look = look or Look()
+        pictures = Pictures(
+            sources=sources, side=THUMBNAIL if look.thumbnail is None else look.thumbnail,
+            budget=None if look.is_chosen else DEFAULT_BUDGET, folder=look.folder,
+        )  # fmt: skip
+        data = _data(evaluated) | {"neighbours": _neighbours(evaluated, look, pictures)}
+        data |= {"pictures": pictures.content()}
+    content = _content(sources, evaluated, [*warnings, *data["pictures"]["faults"]], command)
     text = render(content | {"num_views": len(evaluated)}, data, all_charts)
     encoded = text.encode("utf-8", errors="backslashreplace")
     try:
@@ -102,7 +143,8 @@ def _data(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         "views": [
             {
                 "name": each.view.name, "k": each.k, "temperature": each.temperature, "vote": each.view.protocol.vote,
-                "kept": each.num_kept,
+                "kept": each.num_kept, "ks": sorted({each.k, *(cell.k for cell in each.grid)}),
+                "temperatures": [*dict.fromkeys(cell.temperature for cell in each.grid)],
             }
             for each in evaluated
         ],
@@ -111,6 +153,12 @@ def _data(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         "firstView": _first_view(evaluated),
         "themes": {"light": LIGHT, "dark": DARK},
     }  # fmt: skip
+
+
+def _neighbours(evaluated: Sequence[Evaluated], look: Look, pictures: Pictures) -> dict[str, Any]:
+    number = usual_number(len(evaluated)) if look.queries is None else look.queries
+    chosen = choose_queries(evaluated[_first_view(evaluated)], number=number, named=look.named)
+    return neighbours_content(evaluated, chosen, pictures)
 
 
 def _content(
@@ -158,7 +206,12 @@ def _sections(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:
     """Parts of the page, for its navigation."""
     of_labels = [("accuracy", "Accuracy"), ("classes", "Classes")]
     has_labels = any(each.results for each in evaluated)
-    return [("overview", "Overview"), *(of_labels if has_labels else []), ("provenance", "Provenance")]
+    return [
+        ("overview", "Overview"),
+        *(of_labels if has_labels else []),
+        ("neighbours", "Neighbours"),
+        ("provenance", "Provenance"),
+    ]
 
 
 @contextmanager

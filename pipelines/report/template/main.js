@@ -3,4 +3,5 @@ for (const table of document.querySelectorAll("table.sortable")) makeSortable(ta
 byId("view")?.addEventListener("change", (event) => setView(Number(event.target.value)));
 startCharts();
 startClasses();
+startNeighbours();
 startSections();

@@ -1,0 +1,160 @@
+"""Thumbnails for the page: each image is asked for any number of times, and is read and in the page once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featbench.pipelines.report.evaluations import Source
+from featbench.pipelines.report.images import Images, images_of, thumbnail
+from featbench.store import BenchError, FeatureSet
+from featbench.store.names import visible
+from featbench.store.typing import UInt64s
+
+logger = logging.getLogger(__name__)
+
+QUALITY = 62
+"""Of WebP, of 100."""
+
+READERS = 4
+"""Threads; most of their time is spent in decoders, outside of Python's lock."""
+
+DEFAULT_BUDGET = 6_500_000
+"""Bytes of all thumbnails as text, so that a page is below 10 MB, unless its size was chosen."""
+
+Key = tuple[int, str, int]
+"""Number of the data set, split and row."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Pictures:
+    """Images of the page, by place: path, class and thumbnail of each."""
+
+    sources: Sequence[Source]
+    side: int
+    """Pixels of the longer side; 0 for none."""
+
+    budget: int | None
+    """Most bytes of all thumbnails as text; None for any."""
+
+    folder: Path | None = None
+    """Where images are now, if not where they were."""
+
+    places: dict[Key, int] = field(default_factory=dict)
+    _listings: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def place(self, source: Source, split: str, row: int) -> int:
+        """Ask for an image, and return its place; what is asked for first is read first."""
+        return self.places.setdefault((self._number(source), split, int(row)), len(self.places))
+
+    def _number(self, source: Source) -> int:
+        """Number of the data set of a feature set: the same for all that have the same images."""
+        splits = source.features.manifest.splits
+        listing = tuple(splits[split].listing for split in sorted(splits))
+        return self._listings.setdefault(listing, len(self._listings))
+
+    def content(self) -> dict[str, Any]:
+        """Read all that were asked for, and return the columns `path`, `split`, `label`, `row` and `picture`.
+
+        `picture` is a place in `thumbnails`, or -1; `faults` has a sentence for each reason why one is missing.
+        """
+        columns: dict[str, list[Any]] = {name: [] for name in ("path", "split", "label", "row", "picture")}
+        described = [_Described.of(self._first_source(number)) for number in range(len(self._listings))]
+        thumbnails: dict[bytes, int] = {}
+        faults: dict[str, int] = {}
+        size = 0
+        for (number, split, row), (image, fault) in zip(self.places, self._read(described), strict=True):
+            of = described[number]
+            columns["path"].append(visible(of.paths[split][row], keep=""))
+            columns["split"].append(split)
+            columns["label"].append(int(of.labels[split][row]))
+            columns["row"].append(row)
+            place = -1
+            if image is not None and image in thumbnails:
+                place = thumbnails[image]
+            elif image is not None and self.budget is not None and size + 4 * len(image) // 3 > self.budget:
+                fault = "left out to keep this file small: --thumbnail and --queries say how large it may be"
+            elif image is not None:
+                place = thumbnails.setdefault(image, len(thumbnails))
+                size += 4 * len(image) // 3
+            if fault is not None:
+                faults[fault] = faults.get(fault, 0) + 1
+            columns["picture"].append(place)
+        texts = [f"data:image/webp;base64,{base64.b64encode(image).decode()}" for image in thumbnails]
+        said = [f"{count:,} {'image' if count == 1 else 'images'} {fault}" for fault, count in faults.items()]
+        return columns | {"thumbnails": texts, "faults": said, "side": self.side}
+
+    def _first_source(self, number: int) -> Source:
+        return next(source for source in self.sources if self._number(source) == number)
+
+    def _read(self, described: Sequence[_Described]) -> Iterator[tuple[bytes | None, str | None]]:
+        """Thumbnail of each image that was asked for, in order, or the reason why there is none."""
+        if not self.side:
+            yield from ((None, None) for _ in self.places)
+            return
+        opened = [_Opened.of(each.features, self.folder) for each in described]
+        pending = iter(self.places)
+        with ThreadPoolExecutor(READERS) as pool:
+            while some := list(islice(pending, 256)):  # not all at once: they are large until they are scaled
+                yield from pool.map(lambda key: opened[key[0]].thumbnail(key[1], key[2], self.side), some)
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """Paths and labels of a data set."""
+
+    features: FeatureSet
+    paths: Mapping[str, Sequence[str]]
+    labels: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, source: Source) -> _Described:
+        features = source.features
+        labels = {
+            each.split: each.by_row(features.split(each.split).num_rows)
+            for each in (source.labels.train, source.labels.val)
+            if each.split in features.manifest.splits
+        }
+        return cls(features, {split: features.paths(split) for split in features.manifest.splits}, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Images of a data set, or why there are none."""
+
+    images: Mapping[str, Images]
+    digests: Mapping[str, UInt64s]
+    fault: str | None = None
+
+    @classmethod
+    def of(cls, features: FeatureSet, folder: Path | None) -> _Opened:
+        try:
+            images = images_of(features, folder)
+        except (BenchError, OSError) as error:
+            logger.warning("%s: without pictures: %s", features.name, error)
+            return cls({}, {}, "can't be shown")
+        digests = {split: features.written_digests(split) for split in images}
+        return cls(images, digests)
+
+    def thumbnail(self, split: str, row: int, side: int) -> tuple[bytes | None, str | None]:
+        """Read, check and scale one image."""
+        if self.fault is not None:
+            return None, self.fault
+        try:
+            picture = self.images[split].read(row)
+        except (BenchError, OSError, KeyError):
+            return None, "can't be read any more"
+        if np.uint64(picture.digest) != self.digests[split][row] != 0:
+            return None, "changed since the features were extracted, and are not shown"
+        out = io.BytesIO()
+        thumbnail(picture.image, side).save(out, "WEBP", quality=QUALITY, method=4)
+        return out.getvalue(), None

@@ -1,0 +1,144 @@
+"""What a report shows of queries, neighbours and images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.pipelines.report.page import template
+from featbench.store import FeatureSet
+from featbench.store.typing import Array
+from tests.conftest import Bench, save_image
+from tests.pipelines.test_report import made, nearest_classes, read
+
+CLASSES = ("cat", "dog", "owl", "eel")
+
+
+@pytest.fixture
+def photographed(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A feature set with images in `photos`, of which one is gone and one is no image."""
+    rows, labels = made(tmp_path / "features/mine", classes=CLASSES)
+    for split, each in labels.items():
+        for row in range(len(each)):
+            save_image(tmp_path / f"photos/{split}/{row}.jpg", seed=row + 1000 * (split == "val"), size=(60, 40))
+    (tmp_path / "photos/val/3.jpg").unlink()
+    (tmp_path / "photos/val/5.jpg").write_bytes(b"no image")
+    evaluate_knn(FeatureSet.open(tmp_path / "features/mine"), ["early", "late"], k=[20])
+    return rows, labels
+
+
+def unpacked(text: str, dtype: str, length: int) -> Array:
+    return np.frombuffer(base64.b64decode(text), dtype).reshape(-1, length)
+
+
+def test_lists_are_the_nearest_rows(photographed: Any, tmp_path: Path, bench: Bench) -> None:
+    rows, labels = photographed
+    assert bench("report", "mine", "--queries", "48", "--thumbnail", "0").returncode == 0
+    data = read(tmp_path / "report.html").data
+    found = data["neighbours"]
+    at = [data["pictures"]["row"][query["place"]] for query in found["queries"]]
+    assert sorted(at) == list(range(48))
+    for name, view, lists in zip(("early", "late"), data["views"], found["views"], strict=True):
+        assert view["name"] == name
+        cosines, classes = nearest_classes(rows, labels, name, 20)
+        assert (unpacked(lists["labels"], "<i4", 20) == classes[at]).all()
+        np.testing.assert_allclose(unpacked(lists["similarities"], "<f8", 20), cosines[at], rtol=1e-12)
+        shown = np.array(lists["places"])
+        assert (np.array(data["pictures"]["label"])[shown] == classes[at][:, : shown.shape[1]]).all()
+    assert not data["pictures"]["thumbnails"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's vote")
+def test_the_pages_vote_is_that_of_a_float64_reference(tmp_path: Path) -> None:
+    """For every k and temperature, with ties: by score, then by the nearest neighbour."""
+    random = np.random.default_rng(0)
+    similarities = -np.sort(-random.choice(np.linspace(0.2, 0.9, 9), size=(40, 12)), axis=1)
+    labels = random.integers(0, 4, size=similarities.shape)
+    asked = [
+        (k, vote, t) for k in (1, 2, 5, 12) for vote, t in (("exponential", 0.07), ("exponential", 1), ("uniform", 0))
+    ]
+    (tmp_path / "vote.js").write_text(template("vote.js"))
+    (tmp_path / "ask.js").write_text(
+        "const {countVotes} = require('./vote.js'); const {labels, similarities, asked} = require('./data.json');"
+        "console.log(JSON.stringify(asked.map(([k, vote, t]) => labels.map((each, q) =>"
+        "countVotes(each, similarities[q], k, vote, t).map(({label, share}) => [label, share])))));"
+    )
+    (tmp_path / "data.json").write_text(
+        json.dumps({"labels": labels.tolist(), "similarities": similarities.tolist(), "asked": asked})
+    )
+    run = subprocess.run(["node", "ask.js"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    for (k, vote, temperature), found in zip(asked, json.loads(run.stdout), strict=True):
+        for query, ranked in enumerate(found):
+            scores: dict[int, float] = {}
+            for label, similarity in zip(labels[query, :k], similarities[query], strict=False):
+                weight = 1.0 if vote == "uniform" else np.exp((similarity - similarities[query, 0]) / temperature)
+                scores[int(label)] = scores.get(int(label), 0.0) + weight
+            expected = sorted(scores, key=lambda each: -scores[each])  # stable: equal scores stay in order of nearness
+            assert [label for label, _ in ranked] == expected
+            shares = [scores[label] / sum(scores.values()) for label in expected]
+            np.testing.assert_allclose([share for _, share in ranked], shares, rtol=1e-12)
+
+
+def test_pictures_are_in_the_page_once_and_missing_ones_are_said(
+    photographed: Any, tmp_path: Path, bench: Bench
+) -> None:
+    result = bench("report", "mine", "--queries", "48", "--thumbnail", "32", "--data", "photos")
+    assert result.returncode == 0, result.stderr
+    page = read(tmp_path / "report.html")
+    pictures = page.data["pictures"]
+    assert len(set(pictures["thumbnails"])) == len(pictures["thumbnails"])
+    place = pictures["path"].index("val/7.jpg")
+    content = base64.b64decode(pictures["thumbnails"][pictures["picture"][place]].split(",")[1])
+    image = Image.open(io.BytesIO(content))
+    assert image.size == (32, 21)
+    with Image.open(tmp_path / "photos/val/7.jpg") as original:
+        small = np.asarray(original.convert("RGB").resize((32, 21)), float)
+    assert np.abs(np.asarray(image.convert("RGB"), float) - small).mean() < 12
+    missing = [path for path, at in zip(pictures["path"], pictures["picture"], strict=True) if at < 0]
+    assert sorted(missing) == ["val/3.jpg", "val/5.jpg"]
+    assert "2 images can't be read any more" in "".join(page.texts)
+
+
+def test_without_images_the_page_says_so_and_shows_the_rest(photographed: Any, tmp_path: Path, bench: Bench) -> None:
+    result = bench("report", "mine")
+    assert result.returncode == 0
+    assert "name the folder that their paths are relative to with --data" in result.stderr
+    page = read(tmp_path / "report.html")
+    assert set(page.data["pictures"]["picture"]) == {-1}
+    assert len(page.data["neighbours"]["queries"]) == 48
+    assert "with --data" in "".join(page.texts)
+
+
+def test_queries_can_be_named(photographed: Any, tmp_path: Path, bench: Bench) -> None:
+    assert bench("report", "mine", "--queries", "0", "--query", "11.jpg", "--query", "val/2?.jpg").returncode == 0
+    data = read(tmp_path / "report.html").data
+    paths = [data["pictures"]["path"][query["place"]] for query in data["neighbours"]["queries"]]
+    assert paths == ["val/11.jpg", *(f"val/2{digit}.jpg" for digit in range(10))]
+    result = bench("report", "mine", "--query", "nothing.jpg")
+    assert result.returncode == 2
+    assert "no image of val" in result.stderr
+
+
+def test_the_first_queries_are_wrong_and_the_most_confident(photographed: Any, tmp_path: Path, bench: Bench) -> None:
+    rows, labels = photographed
+    assert bench("report", "mine", "--layers", "early", "--k", "20", "--temperature", "0.1").returncode == 0
+    data = read(tmp_path / "report.html").data
+    wrong = [query for query in data["neighbours"]["queries"] if query["group"] == "wrong"]
+    cosines, classes = nearest_classes(rows, labels, "early", 20)
+    shares = np.zeros((48, 4))
+    for place in range(20):
+        shares[np.arange(48), classes[:, place]] += np.exp((cosines[:, place] - cosines[:, 0]) / 0.1)
+    shares /= shares.sum(axis=1, keepdims=True)
+    is_wrong = shares.argmax(axis=1) != labels["val"]
+    expected = sorted(np.flatnonzero(is_wrong), key=lambda query: -shares[query].max())[: len(wrong)]
+    assert [data["pictures"]["row"][query["place"]] for query in wrong] == expected

@@ -21,6 +21,7 @@ from featbench.extract.weights.hub import HubConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "gelutanh": "gelu_tanh", "quickgelu": "quick_gelu", "relu": "relu", "silu": "silu"}
 _METADATA = ("num_heads", "num_attention_heads")
+_OPENAI = {"input_resolution", "context_length", "vocab_size"}
 _MOCO_V3_DIM, _MOCO_V3_HEADS = 384, 12
 
 
@@ -162,6 +163,21 @@ def check_heads_of_attention(
             f"the file's settings say {saved} attention heads, the trunk has {have}; "
             f"the shapes are the same, the features are not. Add 'model.options={{num_heads: {saved}}}', or "
             f"'model.options={{num_heads: {have}}}' if that is not meant"
+        )
+
+
+def check_activation(trunk: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse another activation than OpenAI's for CLIP, whose files contain the image size as well.
+
+    Raises
+    ------
+    WeightsError
+    """
+    ours = traits_of(trunk).activations
+    if tensors.keys() >= _OPENAI and ours and "relu" not in ours and ours != {"quick_gelu"}:
+        raise WeightsError(
+            f"OpenAI's CLIP uses quick_gelu, the trunk {_listed(ours)}; the shapes are the same, the features "
+            f"are not. Add 'model.options={{act_layer: quick_gelu}}', or use one of timm's models named clip_quickgelu"
         )
 
 

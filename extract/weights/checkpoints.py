@@ -21,7 +21,10 @@ from featbench.store.documents import DocumentError, parse_json
 
 __all__ = ["HUB_FILES", "WeightsError", "read_checkpoint", "sha256_of_files", "sha256_of_tensors", "weight_files"]
 
-HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+HUB_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
 """Files of weights in a folder from Hugging Face's hub; the first that exists is read."""
 
 

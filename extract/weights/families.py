@@ -177,10 +177,49 @@ FAMILIES: tuple[Family, ...] = (
         source="facebookresearch/swav",
     ),
     Family(
+        name="CLIP or SigLIP",
+        branches={
+            "image": {
+                f"{where}{name}": target
+                for where in ("state_dict/", "")
+                for name, target in {
+                    "visual.": "",
+                    "visual.trunk.": "",
+                    "vision_model.": "",
+                    "visual_projection.": "visual_projection.",
+                }.items()
+            }
+        },
+        marks=(
+            r"(state_dict/)?(visual|vision_model)\.",
+            r"(state_dict/)?(text|text_model|token_embedding|transformer\.resblocks)\.",
+        ),
+        source="openai/CLIP, mlfoundations/open_clip, transformers: the image tower of both towers",
+    ),
+    Family(
+        name="BEiT",
+        branches={"model": {"model/": ""}},
+        marks=(r"model/(lm_head|cls_pt_layers)\.",),
+        source="microsoft/unilm, beit and beit2: before fine-tuning",
+    ),
+    Family(
         name="MAE",
         branches={"encoder": {"model/": "", "model/mask_token": "/decoder/", "model/decoder_": "/decoder/"}},
         marks=(r"model/(decoder_embed\.|mask_token)",),
         source="facebookresearch/mae",
+    ),
+    Family(
+        name="stable-pretraining",
+        branches={
+            branch: {
+                f"state_dict/{name}.{branch}.{wrapper}": ""
+                for name in ("backbone", "encoder")
+                for wrapper in ("", "backbone.", "vit.")
+            }
+            for branch in ("teacher", "student")
+        },
+        marks=(r"state_dict/(backbone|encoder)\.(teacher|student)\.",),
+        source="rbalestr-lab/stable-pretraining: TeacherStudentWrapper; without one, as Lightning's",
     ),
     Family(
         name="solo-learn",

@@ -29,7 +29,15 @@ ACTIVATIONS: Mapping[str, str] = {
 }
 """transformers' names of activations, and the ones used here."""
 
+OPEN_CLIP = "open_clip_config.json"
+
 _EPS_1E6 = ("dinov2", "dinov2_with_registers", "vit_msn", "dinov3_vit")
+_TOWERS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32},
+    "siglip": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 16},
+}
+"""What transformers' configurations of image towers leave out."""
+
 _VITS = ("vit", "deit", "vit_mae", "vit_msn", "ijepa", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers")
 
 
@@ -54,6 +62,8 @@ class HubConfig:
 
     def as_vit(self) -> str:
         """Settings that build this vision transformer, as typed on the command line; "" if no trunk matches it."""
+        if self.kind in _TOWERS:
+            return f"one of timm's models with 'model.options={{act_layer: {self.activation}}}'"
         if self.kind not in _VITS or self.kind in ("beit", "data2vec-vision") or self.activation is None:
             return ""
         dim, depth = self.content.get("hidden_size", 768), self.content.get("num_hidden_layers", 12)
@@ -87,7 +97,8 @@ class HubConfig:
 def hub_folder(path: Path) -> Path | None:
     """Return the folder whose configuration belongs to these weights, if there is one."""
     folder = path if path.is_dir() else path.parent if path.name in HUB_FILES else None
-    return folder if folder is not None and (folder / "config.json").is_file() else None
+    there = folder is not None and any((folder / name).is_file() for name in ("config.json", OPEN_CLIP))
+    return folder if there else None
 
 
 def read_config(path: Path) -> HubConfig | None:
@@ -102,10 +113,15 @@ def read_config(path: Path) -> HubConfig | None:
     if folder is None:
         return None
     file = folder / "config.json"
+    if not file.is_file():
+        return _of_open_clip(folder / OPEN_CLIP)
     content = read_json(file)
     if "architecture" in content:
         return HubConfig(file=file, kind="timm", content=content)
     kind = content.get("model_type")
+    family = str(kind).removesuffix("_vision_model")
+    if family in _TOWERS:
+        kind, content = family, {**_TOWERS[family], **_section(content, "vision_config", file)}
     if kind == "resnet":
         activation = str(content.get("hidden_act", "relu"))
         return HubConfig(
@@ -115,7 +131,7 @@ def read_config(path: Path) -> HubConfig | None:
             activation=ACTIVATIONS.get(activation, activation),
             stride_in_first=bool(content.get("downsample_in_bottleneck", False)),
         )
-    if kind not in _VITS:
+    if kind not in (*_VITS, *_TOWERS):
         return None
     activation = str(content.get("hidden_act", "gelu"))
     patch = _pair(content.get("patch_size", 14 if kind.startswith("dinov2") else 16), file, "patch_size")
@@ -132,6 +148,35 @@ def read_config(path: Path) -> HubConfig | None:
         patch_size=patch[0],
         grid=(image[0] // patch[0], image[1] // patch[1]),
     )
+
+
+def _of_open_clip(file: Path) -> HubConfig:
+    content = read_json(file)
+    model = _section(content, "model_cfg", file)
+    vision = _section(model, "vision_cfg", file)
+    if "timm_model_name" in vision:
+        return HubConfig(file=file, kind="timm", content={"architecture": vision["timm_model_name"]})
+    patch = _pair(vision.get("patch_size", 16), file, "patch_size")
+    image = _pair(vision.get("image_size", 224), file, "image_size")
+    width, of_head = (
+        _number(vision.get(key, usual), file, key, int) for key, usual in (("width", 768), ("head_width", 64))
+    )
+    return HubConfig(
+        file=file,
+        kind="clip",
+        content=content,
+        num_heads=width // of_head,
+        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+        patch_size=patch[0],
+        grid=(image[0] // patch[0], image[1] // patch[1]),
+    )
+
+
+def _section(content: Mapping[str, Any], key: str, file: Path) -> Mapping[str, Any]:
+    section = content.get(key, content)
+    if not isinstance(section, Mapping):
+        raise WeightsError(f"{file}: {key} must be an object, got {section!r}. Copy the file again")
+    return section
 
 
 def read_json(file: Path) -> dict[str, Any]:

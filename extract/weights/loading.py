@@ -15,7 +15,7 @@ from featbench.extract.errors import WeightsError
 from featbench.extract.model.positions import Grid, is_position
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import code_of
-from featbench.extract.weights.agreement import agree, check_heads_of_attention
+from featbench.extract.weights.agreement import agree, check_activation, check_heads_of_attention
 from featbench.extract.weights.checkpoints import read_checkpoint, sha256_of_files, sha256_of_tensors
 from featbench.extract.weights.hub import HubConfig, read_config
 from featbench.extract.weights.key_mappings import laid_out
@@ -100,6 +100,7 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options:
     where = f"{path} (read as: {found.read_as})"
     flat = flattened(content) if isinstance(content, Mapping) else {}
     check_heads_of_attention(taps.trunk, content, flat, found.tensors, options)
+    check_activation(taps.trunk, flat)
     hub = read_config(path)
     grid = config.position_grid or _grid(hub, found.tensors)
     cure = partial(_cure, content, names_of(taps.trunk))

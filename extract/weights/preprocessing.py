@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from featbench.extract.errors import WeightsError
-from featbench.extract.weights.hub import hub_folder, read_json
+from featbench.extract.weights.hub import OPEN_CLIP, hub_folder, read_json
 
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _KNOWN = ("nearest", "bilinear", "bicubic")
 
 
@@ -34,6 +35,9 @@ def preprocessing_of(path: Path) -> tuple[dict[str, Any], Path] | None:
         if "architecture" in content:
             given = content.get("pretrained_cfg", content)
             return (of_timm(given), config) if "input_size" in given else None
+        if not content and (folder / OPEN_CLIP).is_file():
+            config = folder / OPEN_CLIP
+            return of_open_clip(read_json(config)), config
     except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise WeightsError(
             f"{file if file.is_file() else config}: cannot be used ({type(error).__name__}: {error}). "
@@ -55,6 +59,22 @@ def of_timm(config: Mapping[str, Any]) -> dict[str, Any]:
         "interpolation": _interpolation(config.get("interpolation", "bicubic")),
         "mean": _three(config["mean"]),
         "std": _three(config["std"]),
+    }
+
+
+def of_open_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a transform from `open_clip_config.json`, as `open_clip.image_transform_v2` reads them."""
+    given = config.get("preprocess_cfg", {})
+    height, width = _pair(given.get("size") or config["model_cfg"]["vision_cfg"].get("image_size", 224))
+    mode = given.get("resize_mode", "shortest")
+    if mode == "longest" or (mode == "shortest" and height != width):
+        raise ValueError(f"resize_mode {mode!r} for {height} x {width} pixels is not supported")
+    return {
+        "resize": height if mode == "shortest" else (height, width),
+        "crop": height if mode == "shortest" else None,
+        "interpolation": _interpolation(given.get("interpolation", "bicubic")),
+        "mean": _three(given.get("mean", _CLIP_MEAN)),
+        "std": _three(given.get("std", _CLIP_STD)),
     }
 
 
@@ -98,6 +118,11 @@ def _enlarged(size: Any, kind: str, config: Mapping[str, Any]) -> Any:
     if kind.startswith("PoolFormer"):
         return {"shortest_edge": int(side / float(config.get("crop_pct") or 0.9))}
     return size
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = value if isinstance(value, list | tuple) else (value, value)
+    return int(height), int(width)
 
 
 def _size(value: Any) -> int | tuple[int, int]:

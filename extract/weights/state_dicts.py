@@ -152,6 +152,7 @@ def _unwrapped(name: str) -> str:
 
 def _as_wanted(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """Rename tensors whose names differ from the model's only by what wrappers add, on either side."""
+    state = _with_shared_positions(state, wanted)
     inside: dict[str, list[str]] = {}
     for name in wanted:
         inside.setdefault(_unwrapped(name), []).append(name)
@@ -161,6 +162,16 @@ def _as_wanted(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str
         new = known[0] if len(known) == 1 and name not in wanted and not name.startswith(HEADS) else name
         renamed[name if new in state or new in renamed else new] = tensor
     return renamed
+
+
+def _with_shared_positions(state: Mapping[str, Tensor], wanted: Collection[str]) -> Mapping[str, Tensor]:
+    """Give every block the relative positions that all share in the file, as BEiT does before fine-tuning."""
+    end = "relative_position_bias_table"
+    shared = f"rel_pos_bias.{end}"
+    if shared not in state or shared in wanted:
+        return state
+    others = {name: tensor for name, tensor in state.items() if name != shared}
+    return {name: state[shared] for name in wanted if name.endswith(f".attn.{end}")} | others
 
 
 def advice(content: Any, wanted: Collection[str], *, matched: int) -> str:

@@ -6,6 +6,7 @@ accent. Two classes are the same if their names are equal in normal form NFC.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -47,6 +48,18 @@ def likeness(name: str) -> str:
     folded = unicodedata.normalize("NFKC", name).casefold()
     visible_part = "".join(" " if c in "_-" else c for c in folded if unicodedata.category(c) != "Cf")
     return " ".join(visible_part.split())
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Key to sort names by, with the numbers in them by value.
+
+    Examples
+    --------
+    >>> sorted(["epoch10", "epoch9"], key=natural)
+    ['epoch9', 'epoch10']
+    """
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), len(part), "") if at % 2 else (0, 0, part) for at, part in enumerate(parts)]
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:

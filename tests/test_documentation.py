@@ -128,7 +128,9 @@ def test_photographs_are_extracted_as_the_pages_say(tmp_path: Path, bench: Bench
     shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "my_resnet50.pth")
-    shutil.copy(tmp_path / "my_resnet50.pth", tmp_path / "epoch100.pth")
+    (tmp_path / "runs").mkdir()
+    for copy in ("epoch100.pth", "runs/epoch1.pth"):
+        shutil.copy(tmp_path / "my_resnet50.pth", tmp_path / copy)
     lines = [line for _, line in WRITTEN if "photos" in line and line.startswith("bench ") and "..." not in line]
     assert len(lines) >= 4
     for line in dict.fromkeys(lines):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +116,24 @@ Weights = Annotated[
     ),
     Setting("weights"),
 ]
+SeveralWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE|NAME",
+        help="Checkpoint (.pth, .pt, .ckpt, .safetensors, Hugging Face folder), or torchvision weights by name: "
+        "DEFAULT. Several, or a pattern such as 'runs/*.pth', are a suite.",
+    ),
+    Setting("weights"),
+]
+Matrix = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--matrix",
+        metavar="KEY=VALUE,...",
+        help="A setting that varies: one run for each value, or combination of them.",
+    ),
+]
 RandomWeights = Annotated[int | None, typer.Option("--random-weights", metavar="SEED"), Setting("weights.random_seed")]
 TrustCheckpoint = Annotated[bool | None, typer.Option("--trust-checkpoint"), Setting("weights.trust")]
 Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER"), Setting("data.root")]
@@ -207,12 +225,12 @@ def settings_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[
             value = listed(value)
         settings[setting.key] = value
     weights = settings.pop("weights", None)
-    if weights is not None or "weights.random_seed" in settings:
-        # They replace whichever source the pipeline has.
-        is_file = weights is not None and (Path(weights).exists() or "/" in weights or Path(weights).suffix != "")
-        settings["weights.file"] = weights if is_file else None
-        settings["weights.torchvision"] = weights if not is_file else None
-        settings.setdefault("weights.random_seed", None)
+    if weights is not None:
+        from featbench.pipelines.config.pipeline import weights_settings
+
+        settings = weights_settings(weights) | settings
+    elif "weights.random_seed" in settings:
+        settings |= {"weights.file": None, "weights.torchvision": None}
     return settings
 
 
@@ -252,6 +270,7 @@ def read_pipeline(
     only: tuple[str, ...] = (),
     quiet: bool = False,
     may_run_code: bool = True,
+    is_member: bool = False,
 ) -> Pipeline:
     """Load the pipeline that the arguments name, and apply overrides and options.
 
@@ -269,6 +288,8 @@ def read_pipeline(
         Do not say which file was used.
     may_run_code : bool
         Whether a file of the working folder that was not named may make the command run code.
+    is_member : bool
+        Whether this is one run of a suite, whose file has a matrix.
     """
     words = list(words or [])
     settings = dict(settings)
@@ -289,8 +310,7 @@ def read_pipeline(
         parse_overrides,
     )
 
-    is_named = bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
-    name = words.pop(0) if is_named else None
+    name = words.pop(0) if is_named(words) else None
     overrides = {**parse_overrides(words), **settings}
     stage_one = [key for key in overrides if key.partition(".")[0] not in only] if only else []
     if stage_one:
@@ -302,7 +322,7 @@ def read_pipeline(
         return make_pipeline({}, overrides, where="command line")
     if name is None and not LOCAL.is_file() and not quiet:
         typer.echo(f"No pipeline was named, so this is {DEFAULT}: scikit-learn's handwritten digits.", err=True)
-    pipeline = load_pipeline(name, overrides)
+    pipeline = load_pipeline(name, overrides, is_member=is_member)
     unnamed = _unnamed_files(name, pipeline)
     if unnamed and not quiet:
         typer.echo(f"Settings from {' and '.join(unnamed)} of this folder.", err=True)
@@ -311,6 +331,11 @@ def read_pipeline(
 
         refuse_unnamed_code(pipeline, files=unnamed, named=overrides)
     return pipeline
+
+
+def is_named(words: Sequence[str]) -> bool:
+    """Whether the first of the arguments names a pipeline."""
+    return bool(words) and ("=" not in words[0] or words[0].endswith((".yaml", ".yml")))
 
 
 def _unnamed_files(name: str | None, pipeline: Pipeline) -> list[str]:

@@ -59,9 +59,9 @@ def results(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """List what evaluations have recorded, of all feature sets of a store.
+    """List all results that are recorded in a store.
 
-    Each result once, as it was recorded last.
+    Of all feature sets; each result once, as it was recorded last.
     """
     from featbench.pipelines.cli.recorded_table import recorded_table
     from featbench.pipelines.recorded.choosing import Choice, ChoiceError, latest, ordered, since_of

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
-from featbench.pipelines.cli import set_level
-from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results, show
+from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results
 from featbench.pipelines.cli.options import (
     Ami,
     AnyOf,
@@ -36,6 +34,7 @@ from featbench.pipelines.cli.options import (
     K,
     Layers,
     LeaveOneOut,
+    Matrix,
     Memory,
     MiniBatch,
     Name,
@@ -55,6 +54,7 @@ from featbench.pipelines.cli.options import (
     SearchPrecision,
     Seeds,
     Select,
+    SeveralWeights,
     Shots,
     ShowProfile,
     Slurm,
@@ -76,6 +76,8 @@ from featbench.pipelines.cli.options import (
     read_pipeline,
     settings_of,
 )
+from featbench.pipelines.cli.running import evaluate_features, extract_features
+from featbench.pipelines.cli.suites import matrix_of, read_members, run_suite, weights_among
 
 if TYPE_CHECKING:
     from featbench.pipelines.config.pipeline import Pipeline
@@ -122,7 +124,7 @@ def extract(
     if dry_run:
         _print_settings(pipeline)
     else:
-        _extract(pipeline, overwrite=overwrite, quiet=quiet, profile=profile)
+        extract_features(pipeline, overwrite=overwrite, quiet=quiet, profile=profile)
 
 
 def evaluate(
@@ -187,7 +189,8 @@ def run(
     vissl_config: VisslConfig = None,
     vissl_root: VisslRoot = None,
     layers: Layers = None,
-    weights: Weights = None,
+    weights: SeveralWeights = None,
+    matrix: Matrix = None,
     random_weights: RandomWeights = None,
     trust_checkpoint: TrustCheckpoint = None,
     data: Data = None,
@@ -247,73 +250,44 @@ def run(
     as_latex: Latex = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do both stages, computing only what is missing."""
-    settings = settings_of(run, locals())
+    """Do both stages, computing only what is missing.
+
+    Several --weights, a --matrix, or a YAML file that has a matrix, are a suite: one run for each combination.
+    """
+    given = dict(locals())
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
-    pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=trust_code or dry_run)
+    words, files = weights_among(words, weights)
+    varied = matrix_of(words, files, matrix)
+    settings = settings_of(run, given | {"weights": None if varied or not files else files[0]})
+    may_run_code = trust_code or dry_run
+    if varied:
+        members = read_members(words, settings, varied, quiet=quiet, may_run_code=may_run_code)
+        if dry_run:
+            return typer.echo("---\n".join(_settings_text(member.pipeline) for member in members), nl=False)
+        return run_suite(members, overwrite=overwrite, form=form, quiet=quiet)
+    pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=may_run_code)
     if dry_run:
         return _print_settings(pipeline)
-    _extract(pipeline, overwrite=overwrite, quiet=quiet)
+    extract_features(pipeline, overwrite=overwrite, quiet=quiet)
     _evaluate(pipeline, [spec.name for spec in pipeline.layers], form=form, quiet=quiet, trust_code=True)
 
 
 def _print_settings(pipeline: Pipeline) -> None:
+    typer.echo(_settings_text(pipeline), nl=False)
+
+
+def _settings_text(pipeline: Pipeline) -> str:
     from featbench.pipelines.config.pipeline import as_yaml
 
-    typer.echo(as_yaml(pipeline), nl=False)
-
-
-def _extract(pipeline: Pipeline, *, overwrite: bool, quiet: bool, profile: bool = False) -> None:
-    set_level(quiet)
-    from featbench.pipelines.extraction.run import extract as extract_features
-    from featbench.pipelines.extraction.signals import Interrupted
-
-    try:
-        report = extract_features(pipeline, overwrite=overwrite, quiet=quiet)
-    except Interrupted as stopped:
-        typer.echo(str(stopped), err=True)
-        raise typer.Exit(stopped.exit_code) from None
-    where = report.features.path
-    if not report.new:
-        typer.echo(f"Nothing to do: {', '.join(report.layers)} of {where} are complete.", err=True)
-        return
-    typer.echo(
-        f"Extracted {', '.join(report.new)}: {report.rows:,} images in {report.seconds:.0f} s, "
-        f"{report.bytes / 2**20:,.1f} MiB in {where}. Weights: {report.weights}."
-        + (f" {report.flatten}." if report.flatten else ""),
-        err=True,
-    )
-    if report.unreadable:
-        typer.echo(f"Images that could not be read, left out of every evaluation: {report.unreadable}", err=True)
-    if profile and report.profiles:
-        from featbench.pipelines.cli.profile_table import profile_table
-
-        show(profile_table(report, pipeline))
+    return as_yaml(pipeline)
 
 
 def _evaluate(pipeline: Pipeline, layers: Sequence[str], *, form: Format, quiet: bool, trust_code: bool) -> None:
-    set_level(quiet)
-    from featbench.pipelines.cli.tables import evaluation_tables
-    from featbench.pipelines.evaluation.run import evaluate as evaluate_features
-    from featbench.pipelines.extraction.signals import Interrupted
-    from featbench.pipelines.terminal.progress import Progress
-
-    path = pipeline.store / pipeline.name
-    try:
-        report = evaluate_features(
-            path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet), trust_code=trust_code
-        )
-    except Interrupted as stopped:
-        typer.echo(str(stopped), err=True)
-        raise typer.Exit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo(
-            "Stopped. Searches and passes of k-means that were done are kept; the same command goes on from there.",
-            err=True,
-        )
-        raise typer.Exit(128 + signal.SIGINT) from None
+    report = evaluate_features(pipeline, layers, quiet=quiet, trust_code=trust_code)
     if not report.is_first:
         return
+    from featbench.pipelines.cli.tables import evaluation_tables
+
     print_results(evaluation_tables(report.results), report.records, form)
     if report.path and form == "text":
         typer.echo(f"Results and what made them are in {report.path}", err=True)

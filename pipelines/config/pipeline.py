@@ -28,6 +28,9 @@ from featbench.store.names import visible
 
 SHIPPED = Path(__file__).parent
 _NO_PIPELINES = ("datasets",)
+MATRIX = "matrix"
+"""Key of a file that makes it a suite: what varies between its runs; see `featbench.pipelines.suites`."""
+
 LOCAL = Path("bench.yaml")
 DEFAULT = "digits"
 
@@ -89,7 +92,9 @@ class Pipeline(Config):
             raise ValueError(str(error)) from error
 
 
-def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Pipeline:
+def load_pipeline(
+    name: str | None = None, overrides: Mapping[str, Any] | None = None, *, is_member: bool = False
+) -> Pipeline:
     """Read a pipeline and apply overrides.
 
     Parameters
@@ -99,6 +104,8 @@ def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None =
         working folder, or else `digits`.
     overrides : mapping, optional
         Values by dotted key, such as `{"model.trunk": "resnet50"}`.
+    is_member : bool
+        Whether this is one run of a suite, whose file has a matrix.
 
     Raises
     ------
@@ -106,7 +113,42 @@ def load_pipeline(name: str | None = None, overrides: Mapping[str, Any] | None =
         If there is no such pipeline, or it has faults; the message lists all of them.
     """
     path = find_pipeline(name)
-    return make_pipeline(_read(path), overrides, where=str(path))
+    settings = _read(path)
+    if settings.pop(MATRIX, None) is not None and not is_member:
+        raise PipelineError(f"{path}: a suite, since it has a {MATRIX}; run it: bench run {path}")
+    return make_pipeline(settings, overrides, where=str(path))
+
+
+def read_matrix(path: Path) -> dict[str, Any]:
+    """Read the matrix of a pipeline's file; empty if it has none.
+
+    Raises
+    ------
+    PipelineError
+        If the file can't be read, or its matrix is no mapping.
+    """
+    matrix = _read(path).get(MATRIX)
+    if matrix is not None and (not isinstance(matrix, dict) or not matrix):
+        raise PipelineError(
+            f"{path}: {MATRIX}: expected settings and their values, such as {{weights: [a.pth, b.pth]}}"
+        )
+    return matrix or {}
+
+
+def weights_settings(text: str) -> dict[str, Any]:
+    """Settings that replace whichever source of weights a pipeline has, by dotted key.
+
+    Examples
+    --------
+    >>> weights_settings("a.pth")["weights.file"], weights_settings("DEFAULT")["weights.torchvision"]
+    ('a.pth', 'DEFAULT')
+    """
+    is_file = Path(text).exists() or "/" in text or Path(text).suffix != ""
+    return {
+        "weights.file": text if is_file else None,
+        "weights.torchvision": text if not is_file else None,
+        "weights.random_seed": None,
+    }
 
 
 def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None = None, *, where: str) -> Pipeline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featbench.extract.profile import Profile
@@ -14,8 +15,13 @@ from featbench.pipelines.extraction.rank import run_rank
 from featbench.pipelines.extraction.slurm import submit
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.store import BenchError, FeatureSet, LayerInfo
+from featbench.store.lock import exclusive
+from featbench.store.paths import LOCK
 
 logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+"""Between two looks at what other ranks have written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,3 +91,13 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
         profiles=tuple(job.profiles),
         flatten=job.checked.flatten,
     )
+
+
+def wait_for_others(features: FeatureSet, layers: Sequence[str]) -> None:
+    """Wait until the other ranks of a launcher have written what they have claimed, or none of them is left."""
+    while features.pending(list(layers)):
+        with exclusive(features.path / LOCK) as is_mine:
+            if is_mine:  # whoever reads it then says what is missing
+                return
+        time.sleep(POLL_S)
+        features.reread()

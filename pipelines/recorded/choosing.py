@@ -13,6 +13,7 @@ from featbench.evaluate.results import Record
 from featbench.pipelines.recorded.reading import identity, is_of_val
 from featbench.store import BenchError, suggest
 from featbench.store.documents import brief_text
+from featbench.store.names import natural
 
 USUAL_TASKS = ("knn", "multi_label", "kmeans")
 """Tasks that are shown unless others are asked for."""
@@ -128,7 +129,7 @@ def ordered(records: Sequence[Record]) -> list[Record]:
     def key(record: Record) -> tuple[Any, ...]:
         numbers = (record["k"] or 0, record["temperature"] or 0.0, record["clusters"] or 0)
         return (
-            record["features"], record["path"], tasks.get(record["task"], len(tasks)), record["task"],
+            natural(record["features"]), record["path"], tasks.get(record["task"], len(tasks)), record["task"],
             layers[record["path"], record["layer"]], record["protocol"] or "", *numbers,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,15 @@ def results_of(features: FeatureSet) -> Iterator[Record]:
             yield from _records_in(path, features, origin)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             logger.warning("%s: not read: %s", path, brief_text(_reason(error)))
+
+
+def of_evaluation(features: FeatureSet, records: Iterable[Record]) -> list[Record]:
+    """Add to the records of an evaluation that was just made what `results_of` adds to recorded ones."""
+    origin, created = origin_of(features), datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        dict.fromkeys(ORIGIN) | record | origin | {"settings": "", "created": created, "file": None}
+        for record in records
+    ]
 
 
 def result_files(features: FeatureSet) -> list[Path]:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featbench._diagnose import Diagnosis, compare, diagnose
     from featbench._extract import extract
     from featbench._features import Features, open
     from featbench._kmeans import ClusterResults, kmeans
@@ -26,9 +27,12 @@ _HOMES = {
     "BenchError": "featbench.store.errors",
     "ClusterResult": "featbench.evaluate.results",
     "ClusterResults": "featbench._kmeans",
+    "Diagnosis": "featbench._diagnose",
     "Features": "featbench._features",
     "KnnResult": "featbench.evaluate.results",
     "KnnResults": "featbench._knn",
+    "compare": "featbench._diagnose",
+    "diagnose": "featbench._diagnose",
     "extract": "featbench._extract",
     "kmeans": "featbench._kmeans",
     "knn": "featbench._knn",
@@ -40,9 +44,12 @@ __all__ = [
     "BenchError",
     "ClusterResult",
     "ClusterResults",
+    "Diagnosis",
     "Features",
     "KnnResult",
     "KnnResults",
+    "compare",
+    "diagnose",
     "extract",
     "kmeans",
     "knn",

@@ -19,7 +19,7 @@ from featbench.evaluate.neighbours.cache import SearchResult
 from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
-from featbench.store.typing import Array, Doubles, Ints
+from featbench.store.typing import Array, Bools, Doubles, Ints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,21 @@ class NeighbourLists:
 
     queries: Ints
     """Row of each query in its own split, shape (Q,): rows without a label are left out, if any row has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """Whether each query is classified correctly."""
+
+    queries: Ints
+    """Row of each query in its split, shape (Q,)."""
+
+    is_right_Q: Bools
+    classes: Sequence[str]
+    """Class of each query, by name."""
+
+    num_rows: int
+    """Rows of the split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +107,23 @@ class KnnResults(Sequence[KnnResult]):
     def to_pandas(self) -> pd.DataFrame:
         """Return the records as a data frame; needs pandas."""
         return data_frame(self.records)
+
+    def outcomes(self) -> Outcomes:
+        """Return which queries the `best` result classifies correctly.
+
+        Raises
+        ------
+        ArrayError
+            If there are no labels.
+        """
+        if self.best is None or self.best.predictions is None:
+            raise ArrayError(f"{self._features.name}: there are no labels, so no query is right or wrong")
+        train, val, names = self._features.matched()
+        queries = train if self.best.leave_one_out else val
+        return Outcomes(
+            queries=queries.rows, is_right_Q=self.best.predictions == queries.labels,
+            classes=[names[label] for label in queries.labels], num_rows=self._features.num_rows(queries.split),
+        )  # fmt: skip
 
     @overload
     def __getitem__(self, index: int) -> KnnResult: ...
@@ -193,16 +225,16 @@ def knn(
         raise ArrayError(f"duplicates must be a cosine, in (-1, 1]; got {duplicates!r}")
     features = as_features(train, train_labels, val, val_labels, leave_one_out=leave_one_out)
     asked = KnnQuestion(
-        protocols=_protocols(protocol),
+        protocols=protocols_of(protocol),
         k=None if k is None else whole_numbers(k, what="k"),
-        temperature=_positive(temperature),
+        temperature=positive(temperature),
         leave_one_out=leave_one_out,
         retrieval=retrieval,
         duplicates=duplicates,
         per_class=per_class,
         predictions=True,
     )
-    resources = _resources(device, precision, memory)
+    resources = resources_of(device, precision, memory)
     lists: dict[tuple[str, str], NeighbourLists] = {}
     find = _noting(features.finder(resources, keep=keep), lists)
     results = classify(features.views(layers), *features.matched(), asked, find=find, name=features.name)
@@ -271,8 +303,14 @@ def _noting(find: Find, lists: dict[tuple[str, str], NeighbourLists]) -> Find:
     return find_and_note
 
 
-def _protocols(protocol: Protocols) -> Mapping[str, KnnProtocol]:
-    """Look protocols up by name, or take those that are given."""
+def protocols_of(protocol: Protocols) -> Mapping[str, KnnProtocol]:
+    """Look protocols up by name, or take those that are given.
+
+    Raises
+    ------
+    ArrayError
+        If it is neither.
+    """
     if isinstance(protocol, Mapping) and protocol and all(isinstance(each, KnnProtocol) for each in protocol.values()):
         return dict(protocol)
     names = protocol.split(",") if isinstance(protocol, str) else protocol
@@ -281,8 +319,14 @@ def _protocols(protocol: Protocols) -> Mapping[str, KnnProtocol]:
     return find_protocols(names)
 
 
-def _resources(device: str, precision: str, memory: int | str | None) -> Resources:
-    """Check what the search may use."""
+def resources_of(device: str, precision: str, memory: int | str | None) -> Resources:
+    """Check what the search may use.
+
+    Raises
+    ------
+    ArrayError
+        If a setting can't be.
+    """
     if str(device).split(":")[0] not in ("auto", "cpu", "gpu", "faiss-cpu"):
         raise ArrayError(f"device must be auto, cpu, gpu, gpu:1 (the second GPU) or faiss-cpu; got {device!r}")
     if precision not in ("auto", "float32", "low"):
@@ -290,7 +334,14 @@ def _resources(device: str, precision: str, memory: int | str | None) -> Resourc
     return Resources(memory=bytes_of(memory), device=device, precision=precision)
 
 
-def _positive(values: float | Sequence[float] | None) -> list[float] | None:
+def positive(values: float | Sequence[float] | None) -> list[float] | None:
+    """Return temperatures as a list of different positive numbers.
+
+    Raises
+    ------
+    ArrayError
+        If one is not.
+    """
     if values is None:
         return None
     try:

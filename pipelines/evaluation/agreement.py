@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 
-from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.diagnosis.agreement import Cka, Hsic, bytes_needed, cka, hsic, overlap, prediction_depths
 from featbench.evaluate.diagnosis.results import AgreementResult, DeepRow, DepthResult
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, MatchedLabels
 from featbench.evaluate.features.layers import EvalLayer
-from featbench.evaluate.knn.classification import temperatures_of, usable_k
-from featbench.evaluate.knn.predictions import predict
+from featbench.evaluate.knn.classification import Find, temperatures_of, usable_k
+from featbench.evaluate.knn.protocols import KnnProtocol
+from featbench.evaluate.knn.vote import ClassVotes, vote_weights
 from featbench.evaluate.memory import in_words
 from featbench.evaluate.metrics import proportion
-from featbench.evaluate.neighbours.cached_search import find_neighbours
-from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import Result
-from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.same_rows import refuse_other_rows
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
@@ -39,9 +35,13 @@ MOST_DEEP_ROWS = 20
 class Representation:
     """One layer of one feature set, with the rows that are used."""
 
-    features: FeatureSet
     layer: EvalLayer
     labels: MatchedLabels
+    find: Find
+    """Finds neighbours, as for `featbench.evaluate.knn.classification.classify`."""
+
+    paths: Callable[[str], Sequence[str]]
+    """What the rows of a split are called."""
 
     def rows(self, *, leave_one_out: bool) -> Labelled:
         """Rows that are compared."""
@@ -69,7 +69,13 @@ def refuse_unlike(sets: Sequence[tuple[FeatureSet, MatchedLabels]]) -> None:
 
 
 def agreement(
-    representations: Sequence[Representation], config: EvaluateConfig, *, resources: Resources, progress: Progress
+    representations: Sequence[Representation],
+    *,
+    protocol: KnnProtocol,
+    k: Sequence[int] | None,
+    leave_one_out: bool,
+    memory: int,
+    progress: Progress,
 ) -> list[Result]:
     """Compare all pairs of layers: shared neighbours and linear CKA.
 
@@ -77,69 +83,87 @@ def agreement(
     ----------
     representations : sequence of Representation
         Of the same rows; see `refuse_unlike`.
-    config : EvaluateConfig
-        The similarity is that of the first protocol, k its first.
-    resources : Resources
-        Memory and device.
+    protocol : KnnProtocol
+        Whose similarity neighbours are found by.
+    k : sequence of int, optional
+        The first of them counts; the protocol's by default.
+    leave_one_out : bool
+        Compare the rows of train instead of those of val.
+    memory : int
+        Bytes.
     progress : Progress
         Shows how far it is.
     """
-    protocol = next(iter(find_protocols(config.knn.protocol).values()))
-    alone = config.knn.leave_one_out
-    train = representations[0].labels.train
-    k = usable_k(config.knn.k, protocol.k, len(train.rows) - alone)[0]
+    alone = leave_one_out
+    num_neighbours = usable_k(k, protocol.k, len(representations[0].labels.train.rows) - alone)[0]
     num_queries = len(representations[0].rows(leave_one_out=alone).rows)
     lists = []
-    with progress.task("neighbours", representations[0].features.split("train").num_rows * len(representations)) as do:
+    num_rows = representations[0].layer.layers["train"].num_rows
+    with progress.task("neighbours", num_rows * len(representations)) as do:
         for each in representations:
-            found = find_neighbours(
-                each.features, each.layer, database=each.labels.train, queries=each.rows(leave_one_out=alone), k=k,
-                similarity=protocol.similarity, resources=resources, on_rows=do,
+            found = each.find(
+                each.layer, database=each.labels.train, queries=each.rows(leave_one_out=alone), k=num_neighbours,
+                similarity=protocol.similarity, on_rows=do,
             )  # fmt: skip
-            lists.append(found.neighbours.rows_QK[:, :k])
+            lists.append(found.neighbours.rows_QK[:, :num_neighbours])
     pairs = list(combinations_with_replacement(range(len(representations)), 2))
     dependence: dict[tuple[int, int], Hsic | None] = {}
     with progress.task("CKA", num_queries * len(pairs)) as do:
         for i, j in pairs:
-            dependence[i, j] = _hsic(representations[i], representations[j], resources.bytes, leave_one_out=alone)
+            dependence[i, j] = _hsic(representations[i], representations[j], memory, leave_one_out=alone)
             do(num_queries)
     return [
         AgreementResult(
             first=representations[i].layer.facts, second=representations[j].layer.facts,
-            similarity=protocol.similarity, leave_one_out=alone, k=k, num_queries=num_queries,
+            similarity=protocol.similarity, leave_one_out=alone, k=num_neighbours, num_queries=num_queries,
             overlap=overlap(lists[i], lists[j]), cka=_cka(dependence[i, j], dependence[i, i], dependence[j, j]),
         )
         for i, j in combinations(range(len(representations)), 2)
     ]  # fmt: skip
 
 
-def depths(representations: Sequence[Representation], config: EvaluateConfig, *, resources: Resources) -> list[Result]:
-    """Depth of predictions in the layers of one feature set, by the first protocol, k and temperature."""
+def depths(
+    representations: Sequence[Representation],
+    *,
+    name: str,
+    protocol: KnnProtocol,
+    k: Sequence[int] | None,
+    temperature: Sequence[float] | None,
+    leave_one_out: bool,
+) -> list[Result]:
+    """Depth of predictions in the layers of one feature set, by one protocol and the first k and temperature."""
     first = representations[0]
-    name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
-    alone = config.knn.leave_one_out
-    queries = first.rows(leave_one_out=alone)
+    queries = first.rows(leave_one_out=leave_one_out)
     if len(representations) < 2 or not (first.labels.train.has_labels and queries.has_labels):
         return []
-    k = usable_k(config.knn.k, protocol.k, len(first.labels.train.rows) - alone)[0]
-    temperature = temperatures_of(name, protocol, config.knn.temperature)[0]
-    ask = partial(
-        predict, name=name, protocol=protocol, k=k, temperature=temperature, leave_one_out=alone, labels=first.labels,
-        resources=resources,
-    )  # fmt: skip
-    predicted_LQ = np.stack([ask(each.features, each.layer).ranked_QT[:, 0] for each in representations])
+    number = usable_k(k, protocol.k, len(first.labels.train.rows) - leave_one_out)[0]
+    at = temperatures_of(name, protocol, temperature)[0]
+    predicted_LQ = np.stack([_predicted(each, queries, protocol, k=number, temperature=at) for each in representations])
     depth_Q = prediction_depths(predicted_LQ)
     is_right_Q = predicted_LQ[-1] == queries.labels
     levels = range(len(representations))
     masks = [depth_Q == depth for depth in levels]
     return [
         DepthResult(
-            features=first.features.name, layers=tuple(each.layer.name for each in representations), protocol=name, k=k,
-            temperature=temperature, leave_one_out=alone, num_queries=tuple(int(mask.sum()) for mask in masks),
+            features=first.layer.facts.features, layers=tuple(each.layer.name for each in representations),
+            protocol=name, k=number, temperature=at, leave_one_out=leave_one_out,
+            num_queries=tuple(int(mask.sum()) for mask in masks),
             top1=tuple(proportion(is_right_Q[mask]) if mask.any() else None for mask in masks),
-            deepest=_deepest(first.features.paths(queries.split), queries, depth_Q, predicted_LQ),
+            deepest=_deepest(first.paths(queries.split), queries, depth_Q, predicted_LQ),
         )
     ]  # fmt: skip
+
+
+def _predicted(
+    each: Representation, queries: Labelled, protocol: KnnProtocol, *, k: int, temperature: float | None
+) -> Ints:
+    """Class of each query with most votes."""
+    train = each.labels.train
+    found = each.find(each.layer, database=train, queries=queries, k=k, similarity=protocol.similarity).neighbours
+    labels_QK = train.by_row(each.layer.layers["train"].num_rows)[found.rows_QK[:, :k]]
+    weights_QK = vote_weights(found.similarities_QK[:, :k], vote=protocol.vote, temperature=temperature)
+    votes = ClassVotes.of(labels_QK, num_classes=len(each.labels.class_names))
+    return votes.ranking(weights_QK, k=k, top=1)[:, 0]
 
 
 def _deepest(paths: Sequence[str], queries: Labelled, depth_Q: Ints, predicted_LQ: Ints) -> tuple[DeepRow, ...]:

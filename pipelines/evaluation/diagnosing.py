@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
 from featbench.evaluate.features.layers import layers_of
+from featbench.evaluate.knn.classification import Find
+from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.results import Result
+from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.agreement import Representation, agreement, depths, refuse_unlike
 from featbench.pipelines.evaluation.diagnosis import diagnosis
 from featbench.pipelines.evaluation.resources import resources_of
@@ -49,6 +54,8 @@ def diagnose(
     sets = [FeatureSet.open(path) for path in paths]
     rank = from_environment() or alone()
     resources = resources_of(config, rank)
+    name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
+    asked: dict[str, Any] = {"k": config.knn.k, "leave_one_out": config.knn.leave_one_out}
     results: list[Result] = []
     try:
         matched = [matched_labels(features, needed=False) for features in sets]
@@ -56,14 +63,15 @@ def diagnose(
         known: list[Representation] = []
         for features, labels in zip(sets, matched, strict=True):
             chosen = layers_of(features, features.find_layers(layers))
-            ours = [Representation(features=features, layer=layer, labels=labels) for layer in chosen]
+            find: Find = partial(find_neighbours, features, resources=resources)
+            ours = [Representation(layer=layer, labels=labels, find=find, paths=features.paths) for layer in chosen]
             results += diagnosis(
                 features, chosen, labels, config, resources=resources, progress=progress, is_first=not rank.rank
             )
-            results += depths(ours, config, resources=resources)
+            results += depths(ours, name=name, protocol=protocol, temperature=config.knn.temperature, **asked)
             known += ours
         if len(known) > 1:
-            results += agreement(known, config, resources=resources, progress=progress)
+            results += agreement(known, protocol=protocol, memory=resources.bytes, progress=progress, **asked)
     except OSError as error:
         for features in sets:
             refuse_if_gone(features)

@@ -74,44 +74,70 @@ def diagnosis(
                 on_rows=on_rows,
             )  # fmt: skip
     if settings.suspects is not None:
-        found = [_suspects(layer, labels, config, protocols, find, resources, progress) for layer in layers]
+        look = partial(
+            suspects_of, labels=labels, protocols=protocols, find=find, memory=resources.bytes, progress=progress,
+            k=knn.k, temperature=knn.temperature, duplicates=knn.duplicates or NEAR_DUPLICATE, share=settings.share,
+        )  # fmt: skip
+        found = [look(layer) for layer in layers]
         if is_first:
             write_suspects(features, [result for result, _ in found], labels, settings.suspects)
         results += [each for result, others in found for each in (result, *others)]
     return results
 
 
-def _suspects(
+def suspects_of(
     layer: EvalLayer,
+    *,
     labels: MatchedLabels,
-    config: EvaluateConfig,
     protocols: Mapping[str, KnnProtocol],
     find: Find,
-    resources: Resources,
+    memory: int,
     progress: Progress,
+    k: Sequence[int] | None = None,
+    temperature: Sequence[float] | None = None,
+    duplicates: float = NEAR_DUPLICATE,
+    share: float = 0.01,
 ) -> tuple[SuspectsResult, Sequence[Result]]:
-    """Find the suspects of one layer, and what accuracies are without them."""
+    """Find the suspects of one layer, and what accuracies are without them.
+
+    Parameters
+    ----------
+    layer, labels, protocols, find, memory
+        As for `featbench.evaluate.diagnosis.diagnosis.diagnose`.
+    progress : Progress
+        Shows how far it is.
+    k, temperature : optional
+        The first k is the neighbour whose distance says how far out a row is, 10 by default, and votes.
+    duplicates : float
+        Cosine from which two rows count as near-duplicates.
+    share : float
+        Most rows that are label errors, and outliers, as a fraction of all rows.
+
+    Raises
+    ------
+    EvaluationError
+        If train has a single row.
+    """
     num_rows = len(labels.train.rows)
     if num_rows < 2:
         raise EvaluationError(f"suspects need at least two rows in train; got {num_rows}")
-    k = min(config.knn.k[0] if config.knn.k else OUTLIER_K, num_rows - 1)
+    place = min(k[0] if k else OUTLIER_K, num_rows - 1)
     lists = {}
     with progress.task(f"{layer.name}: neighbours", 2 * layer.layers["train"].num_rows) as on_rows:
         for split, queries in (("train", labels.train), ("val", labels.val)):
             if not len(queries.rows):
                 continue
-            found = find(layer, database=labels.train, queries=queries, k=k, similarity="cosine", on_rows=on_rows)
-            lists[split] = found.neighbours.first(k)
+            found = find(layer, database=labels.train, queries=queries, k=place, similarity="cosine", on_rows=on_rows)
+            lists[split] = found.neighbours.first(place)
     suspicions = find_suspects(
-        layer, labels, lists, k=k, threshold=config.knn.duplicates or NEAR_DUPLICATE, share=config.diagnosis.share,
-        memory=resources.bytes,
+        layer, labels, lists, k=place, threshold=duplicates, share=share, memory=memory,
     )  # fmt: skip
     others: list[Result] = []
     if labels.train.has_labels and labels.val.has_labels and len(labels.val.rows):
         for name, protocol in protocols.items():
             others += accuracies_without(
                 layer, labels, suspicions, find=find, name=name, protocol=protocol,
-                k=usable_k(config.knn.k, protocol.k, num_rows)[0], temperature=config.knn.temperature,
+                k=usable_k(k, protocol.k, num_rows)[0], temperature=temperature,
             )  # fmt: skip
     return suspicions.result, others
 

@@ -11,6 +11,7 @@ import numpy as np
 from featbench.evaluate.diagnosis.diagnosis import Groups
 from featbench.store import BenchError, suggest
 from featbench.store.names import normal_name
+from featbench.store.typing import Ints
 
 PATH = "path"
 """Column of the images' names."""
@@ -59,10 +60,11 @@ def read_groups(file: Path, paths: Sequence[str], *, what: str) -> Groups:
             f"{file}: none of its {len(by_path):,} paths{example} is an image of {what}, whose names are such as "
             f"{paths[0]!r}. Write the paths as `bench export --what features` does"
         )
-    return {name: _numbered([line.get(name, "") for line in found]) for name in groupings}
+    return {name: numbered_groups([line.get(name, "") for line in found]) for name in groupings}
 
 
-def _numbered(values: Sequence[str]) -> tuple[Sequence[str], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def numbered_groups(values: Sequence[str]) -> tuple[Sequence[str], Ints]:
+    """Names of groups in order, and the number of each row's; -1 for an empty name, which is none."""
     names = sorted({value for value in values if value})
     number = {name: index for index, name in enumerate(names)}
     return names, np.array([number.get(value, -1) for value in values], np.int64)

@@ -78,6 +78,7 @@ from featbench.pipelines.cli.options import (
 )
 from featbench.pipelines.cli.running import evaluate_features, extract_features
 from featbench.pipelines.cli.suites import matrix_of, read_members, run_suite, weights_among
+from featbench.store.errors import BenchError
 
 if TYPE_CHECKING:
     from featbench.pipelines.config.pipeline import Pipeline
@@ -244,6 +245,7 @@ def run(
     overwrite: Overwrite = False,
     trust_code: TrustCode = False,
     dry_run: DryRun = False,
+    profile: ShowProfile = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
@@ -256,10 +258,14 @@ def run(
     """
     given = dict(locals())
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
+    if profile and form != "text":
+        raise BenchError(f"--profile prints a table for people: leave out --{form}, or profile `bench extract`")
     words, files = weights_among(words, weights)
     varied = matrix_of(words, files, matrix)
     settings = settings_of(run, given | {"weights": None if varied or not files else files[0]})
     may_run_code = trust_code or dry_run
+    if varied and profile:
+        raise BenchError("--profile is of one extraction, not of a suite: leave it out, or run one of its members")
     if varied:
         members = read_members(words, settings, varied, quiet=quiet, may_run_code=may_run_code)
         if dry_run:
@@ -268,7 +274,7 @@ def run(
     pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=may_run_code)
     if dry_run:
         return _print_settings(pipeline)
-    extract_features(pipeline, overwrite=overwrite, quiet=quiet)
+    extract_features(pipeline, overwrite=overwrite, quiet=quiet, profile=profile)
     _evaluate(pipeline, [spec.name for spec in pipeline.layers], form=form, quiet=quiet, trust_code=True)
 
 

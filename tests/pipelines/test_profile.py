@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,10 +31,10 @@ def make():
 """
 
 
-def profiled(bench: Bench, photographs: Path, tmp_path: Path, *more: str) -> str:
+def profiled(bench: Bench, photographs: Path, tmp_path: Path, *more: str, command: Sequence[str] = ("extract",)) -> str:
     (tmp_path / "own.py").write_text(NET)
     result = bench(
-        "extract", "folder", "--data", photographs, "model.trunk=own.py:make", "--random-weights", "1", "--layers",
+        *command, "folder", "--data", photographs, "model.trunk=own.py:make", "--random-weights", "1", "--layers",
         "conv", "transform.resize=32", "transform.crop=32", "--batch-size", "2", "storage.rows_per_chunk=4",
         "--profile", *more,
     )  # fmt: skip
@@ -50,6 +51,15 @@ def test_every_step_is_shown(bench: Bench, photographs: Path, tmp_path: Path) ->
     ]  # fmt: skip
     assert "the pace. What would help: " in shown.replace("\n", " ")
     assert profiled(bench, photographs, tmp_path) == "", "there was nothing to do"
+
+
+def test_both_stages_show_it_before_their_results(bench: Bench, photographs: Path, tmp_path: Path) -> None:
+    shown = profiled(bench, photographs, tmp_path, "--workers", "0", "--k", "1", command=("run",))
+    assert shown.index("check and write") < shown.index("kNN, protocol dino")
+    for clash in (("--json",), ("--matrix", "weights.random_seed=1,2")):
+        refused = bench("run", "folder", "--data", photographs, "--random-weights", "1", "--profile", *clash)
+        assert refused.returncode == 2
+        assert "--profile" in refused.stderr
 
 
 @pytest.mark.slow

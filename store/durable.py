@@ -21,8 +21,8 @@ from featbench.store.errors import StoreError
 from featbench.store.paths import is_leftover, partial_name
 
 
-def write_durably(path: Path, content: bytes | bytearray) -> None:
-    """Write a file that is then complete and on disk; on failure it is absent, or as before.
+def write_durably(path: Path, *content: bytes | memoryview) -> None:
+    """Write a file, of one or more pieces, that is then complete and on disk; on failure it is absent, or as before.
 
     Raises
     ------
@@ -32,18 +32,19 @@ def write_durably(path: Path, content: bytes | bytearray) -> None:
     try:
         make_folder(path.parent)
         with opened(path.parent) as folder:
-            write_in(folder, path.name, content)
+            write_in(folder, path.name, *content)
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
 
 
-def write_in(folder: int, name: str, content: bytes | bytearray) -> None:
+def write_in(folder: int, name: str, *content: bytes | memoryview) -> None:
     """Write a file into an open folder, like `write_durably`; an OSError propagates."""
     partial = partial_name(Path(name)).name
     try:
         file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
         try:
-            write_all(file, content)
+            for piece in content:
+                write_all(file, piece)
             os.fsync(file)
         finally:
             os.close(file)
@@ -55,7 +56,7 @@ def write_in(folder: int, name: str, content: bytes | bytearray) -> None:
     os.fsync(folder)
 
 
-def write_all(file: int, content: bytes | bytearray) -> None:
+def write_all(file: int, content: bytes | memoryview) -> None:
     """Write all bytes to an open file; one system call may write fewer."""
     rest = memoryview(content)
     while rest:

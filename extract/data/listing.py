@@ -40,7 +40,7 @@ class Paths(Sequence[str]):
         for path in paths:
             text += path.encode("utf-8", "surrogateescape")
             ends.append(len(text))
-        return cls(np.frombuffer(bytes(text), np.uint8), np.frombuffer(ends, np.int64))
+        return cls(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -155,9 +155,9 @@ class Entries:
         watched: Iterable[tuple[str, int, int]] = (),
         **replaced: Any,
     ) -> Listing:
-        """Return the finished listing; `watched` are (path, time of change in ns, size)."""
-        columns = {name: np.array(values, np.int64) for name, values in self.columns.items()}
-        paths = Paths(np.frombuffer(bytes(self.text), np.uint8), columns.pop("ends"))
+        """Return the finished listing, in the memory of these entries; `watched` are (path, time in ns, size)."""
+        columns = {name: np.frombuffer(values, np.int64) for name, values in self.columns.items()}
+        paths = Paths(np.frombuffer(self.text, np.uint8), columns.pop("ends"))
         seen = list(watched)
         facts: dict[str, Any] = {
             "paths": paths,

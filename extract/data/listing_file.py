@@ -23,7 +23,7 @@ from featbench.extract.data.listing import Listing, Paths
 from featbench.store import RowFacts
 from featbench.store.checksum import extended
 from featbench.store.durable import write_durably
-from featbench.store.typing import Array, Ints
+from featbench.store.typing import Array, Bytes, Ints
 
 MAGIC = b"benchlst"
 ALIGNMENT = 64
@@ -82,19 +82,20 @@ def write_listing(file: Path, listing: Listing, facts: RowFacts) -> None:
     for name in _PATHS:
         paths: Paths = getattr(listing, name)
         arrays |= {f"{name}_text": paths.text, f"{name}_ends": paths.ends}
-    described, body = _body(arrays)
+    checksum = 0
+    for piece in _pieces_of(arrays):
+        checksum = extended(checksum, piece)
     header: dict[str, Any] = {
-        "arrays": described,
+        "arrays": _described(arrays),
         "class_names": listing.class_names,  # escaped to ASCII, so that names that are not UTF-8 are preserved
         "listing": facts.listing,
         "used_labels": facts.used_labels,
-        "checksum": extended(0, np.frombuffer(body, np.uint8)),
+        "checksum": checksum,
     }
     text = json.dumps(header).encode()
     text += b" " * (-(len(MAGIC) + 12 + len(text)) % ALIGNMENT)
-    checksum = extended(0, np.frombuffer(text, np.uint8))
-    body[:0] = MAGIC + len(text).to_bytes(8, "little") + checksum.to_bytes(4, "little") + text
-    write_durably(file, body)
+    first = MAGIC + len(text).to_bytes(8, "little") + extended(0, np.frombuffer(text, np.uint8)).to_bytes(4, "little")
+    write_durably(file, first, text, *(piece.data for piece in _pieces_of(arrays)))
 
 
 def map_listing(file: Path) -> Listing:
@@ -128,13 +129,25 @@ def map_listing(file: Path) -> Listing:
     )
 
 
-def _body(arrays: dict[str, Array]) -> tuple[dict[str, Any], bytearray]:
-    described, body = {}, bytearray()
+def _described(arrays: dict[str, Array]) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Data type, shape and offset of each array."""
+    described, offset = {}, 0
     for name, values in arrays.items():
-        body += bytes(-len(body) % ALIGNMENT)
-        described[name] = (values.dtype.str, values.shape, len(body))
-        body += np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-    return described, body
+        offset += -offset % ALIGNMENT
+        described[name] = (values.dtype.str, values.shape, offset)
+        offset += values.nbytes
+    return described
+
+
+def _pieces_of(arrays: dict[str, Array]) -> Iterator[Bytes]:
+    """Yield the bytes of all arrays, and of the padding between them."""
+    offset = 0
+    for values in arrays.values():
+        if offset % ALIGNMENT:
+            yield np.zeros(-offset % ALIGNMENT, np.uint8)
+            offset += -offset % ALIGNMENT
+        yield np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        offset += values.nbytes
 
 
 def _header(content: mmap.mmap) -> tuple[int, dict[str, Any]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,22 +16,13 @@ from torch import nn
 from featbench.extract.data.pictures import ImageSource
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import ImageError, WeightsError
-from featbench.extract.model.code import digests, watching_code
-from featbench.extract.model.repeatability import (
-    Summary,
-    check_repeatable,
-    features_alone,
-    fixed_images,
-    summaries,
-)
-from featbench.extract.model.seeding import build_random
 from featbench.extract.model.tap_names import INPUT, aliases_of, body_of
 from featbench.extract.model.taps import TappedTrunk
-from featbench.extract.model.trunks import NEEDS_TRANSFORM_INPUT, build_trunk, check_name, code_of
+from featbench.extract.model.trunks import check_name
 from featbench.extract.transform import Transform
-from featbench.extract.weights.loading import LoadedWeights, load_weights
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.batch_size import with_batch_size
+from featbench.pipelines.extraction.building import BuiltModel, build_model, model_options
 from featbench.pipelines.extraction.devices import choose_device, refuse_precision
 from featbench.pipelines.extraction.transforming import choose_transform
 from featbench.store import BenchError, FeatureSet, LayerInfo, LayerSpec, Manifest, SplitRows
@@ -104,58 +93,26 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> CheckedPipeline:
     size = transform.output_size
     sources = sources_of(pipeline) if size is None else None
     image = torch.zeros(1, 3, *size) if size is not None else _blank_image(sources or {}, transform)
-    build = build_trunk if pipeline.weights.random_seed is None else build_random
-    with watching_code() as ran:
-        trunk = build(
-            pipeline.model.trunk,
-            options,
-            heads=pipeline.model.heads,
-            seed=pipeline.weights.random_seed or 0,
-            image_size=(image.shape[2], image.shape[3]),
-        )
-        taps = TappedTrunk(trunk, name=pipeline.model.trunk, layers=pipeline.layers)
-        layers = taps.probe(image)
-        loaded = load_weights(taps, image, pipeline.weights, options=options)
-        probe = probe_layers(taps, transform, check=True)
-        model = _model(pipeline, options, trunk, ran)
-    pipeline = with_batch_size(pipeline, taps, transform, device, overwrite=overwrite)
+    built = build_model(pipeline, options, transform, image)
+    pipeline = with_batch_size(pipeline, built.taps, transform, device, overwrite=overwrite)
     sources = sources or sources_of(pipeline)
-    chunk_rows = _rows_per_chunk(pipeline, sources, layers, overwrite=overwrite)
-    manifest = _manifest(pipeline, sources, transform, model, chunk_rows, loaded, transform_from, probe)
+    chunk_rows = _rows_per_chunk(pipeline, sources, built.layers, overwrite=overwrite)
+    manifest = _manifest(pipeline, sources, transform, built, chunk_rows, transform_from)
     return CheckedPipeline(
         pipeline=pipeline,
         sources=sources,
         transform=transform,
-        trunk=trunk,
+        trunk=built.taps.trunk,
         image=image,
-        layers=layers,
+        layers=built.layers,
         manifest=manifest,
-        flatten=_flatten_in_words(trunk, layers),
+        flatten=_flatten_in_words(built.taps.trunk, built.layers),
     )
 
 
 def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
     """List both splits; long listings are cached in the store."""
     return open_sources(**pipeline.data.model_dump(exclude={"name"}), cache=pipeline.store / LISTINGS)
-
-
-def model_options(pipeline: Pipeline) -> dict[str, Any]:
-    """Return the options of the trunk's constructor, with those that its weights imply."""
-    options = dict(pipeline.model.options)
-    if pipeline.weights.torchvision is not None and pipeline.model.trunk in NEEDS_TRANSFORM_INPUT:
-        options.setdefault("transform_input", True)
-    return options
-
-
-def probe_layers(taps: TappedTrunk, transform: Transform, *, check: bool) -> dict[str, Summary]:
-    """Summarize the features of fixed images of the size that the trunk gets.
-
-    With `check`, a model is refused whose features are not repeatable.
-    """
-    height, width = taps.image_size
-    images = transform.scale(fixed_images(height, width), torch.device("cpu"))
-    features = check_repeatable(taps, images) if check else features_alone(taps, images)
-    return summaries(features, (height, width))
 
 
 def _flatten_in_words(trunk: nn.Module, layers: dict[str, LayerInfo]) -> str:
@@ -197,34 +154,18 @@ def _blank_image(sources: dict[str, ImageSource], transform: Transform) -> torch
     raise ImageError("none of the images of the val split can be read")
 
 
-def _model(pipeline: Pipeline, options: dict[str, Any], trunk: nn.Module, ran: Iterable[Path]) -> dict[str, Any]:
-    """What identifies the model: trunk, heads, options, and digests of the user's own code."""
-    model: dict[str, Any] = {"trunk": pipeline.model.trunk, "options": options}
-    if pipeline.model.heads:
-        model["heads"] = [list(head) for head in pipeline.model.heads]
-    code = code_of(pipeline.model.trunk)
-    if code is not None:
-        model["code_sha256"] = hashlib.sha256(code.read_bytes()).hexdigest()
-        imported = digests(code, trunk, ran)
-        if imported:
-            model["code"] = imported
-    return model
-
-
 def _manifest(
     pipeline: Pipeline,
     sources: dict[str, ImageSource],
     transform: Transform,
-    model: dict[str, Any],
+    built: BuiltModel,
     rows_per_chunk: int,
-    loaded: LoadedWeights,
     transform_from: str,
-    probe: dict[str, Summary],
 ) -> Manifest:
     return Manifest(
         made_from={
-            "model": model,
-            "weights": loaded.identity,
+            "model": built.identity,
+            "weights": built.weights.identity,
             "transform": transform.describe(),
             "extract": {"precision": pipeline.extract.precision, "batch_size": pipeline.extract.images_per_batch},
             **_of_data(pipeline),
@@ -238,11 +179,11 @@ def _manifest(
             **{package: version(package) for package in _packages(pipeline)},
         },
         notes={
-            "weights": loaded.text,
-            **({"weights_load": loaded.load} if loaded.load else {}),
+            "weights": built.weights.text,
+            **({"weights_load": built.weights.load} if built.weights.load else {}),
             **({"transform": transform_from} if transform_from else {}),
             "pipeline": pipeline.model_dump(mode="json"),
-            "probe": probe,
+            "probe": built.probe,
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from featbench.extract.errors import ModelError
 from featbench.extract.model.repeatability import TOLERANCE, Summary, distance
 from featbench.extract.model.taps import TappedTrunk
-from featbench.pipelines.extraction.checking import CheckedPipeline, probe_layers
+from featbench.pipelines.extraction.building import probe_layers
+from featbench.pipelines.extraction.checking import CheckedPipeline
 from featbench.store import LayerInfo, LayerSpec, Manifest
 
 NOT_THE_SAME = "its features are not those that the model gives now"

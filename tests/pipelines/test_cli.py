@@ -404,7 +404,7 @@ def test_a_store_that_can_only_be_read_still_gives_its_numbers(
 
 def test_weights_of_torchvision_bring_their_transform_and_options() -> None:
     from featbench.pipelines.config.pipeline import make_pipeline
-    from featbench.pipelines.extraction.checking import model_options
+    from featbench.pipelines.extraction.building import model_options
     from featbench.pipelines.extraction.transforming import choose_transform
 
     settings = {"model": {"trunk": "efficientnet_b0"}, "weights": {"torchvision": "DEFAULT"}}

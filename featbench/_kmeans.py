@@ -38,10 +38,12 @@ class ClusterResults(Sequence[ClusterResult]):
 
     @property
     def best(self) -> tuple[ClusterResult, ...]:
-        """Results on val of the layer and number of clusters with the highest NMI, one for each seed."""
+        """Results on val of the layer and number of clusters with the highest NMI, one for each seed; on train, if
+        there is no val.
+        """
         groups: dict[tuple[str, int], list[ClusterResult]] = {}
         for result in self.results:
-            if result.split == "val":
+            if result.split == self._split:
                 groups.setdefault((result.layer.layer, result.clusters), []).append(result)
         best: list[ClusterResult] = max(groups.values(), key=lambda group: _mean(group, "nmi") or 0.0)
         return tuple(best)
@@ -142,8 +144,12 @@ class ClusterResults(Sequence[ClusterResult]):
         return iter(self.results)
 
     def __repr__(self) -> str:
-        lines = [f"  {_line(result)}" for result in self.results if result.split == "val"]
-        return "\n".join([f"ClusterResults of {self._name}, on val:", *lines])
+        lines = [f"  {_line(result)}" for result in self.results if result.split == self._split]
+        return "\n".join([f"ClusterResults of {self._name}, on {self._split}:", *lines])
+
+    @property
+    def _split(self) -> str:
+        return "val" if any(result.split == "val" for result in self.results) else "train"
 
 
 @naming_arguments

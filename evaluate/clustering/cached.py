@@ -23,7 +23,7 @@ from featbench.evaluate.clustering.planning import ClusterPlan, plan_clusters
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.teamwork import Alone, AlreadyDoneError, Arrays, StoredTeam, Team
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, refuse_if_gone
+from featbench.evaluate.features.labels import Labelled, refuse_if_gone, with_rows
 from featbench.evaluate.features.layers import EvalLayer, short
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
@@ -87,6 +87,11 @@ class ClusterRequest:
 
     watcher: Watcher = field(default_factory=Unwatched)
 
+    @property
+    def splits(self) -> list[Labelled]:
+        """Rows of each split that the feature set has."""
+        return with_rows(self.train, self.val)
+
     def plan(self, labelled: Labelled) -> ClusterPlan:
         """Cut the work on one split so that it fits into the memory."""
         return plan_clusters(
@@ -106,13 +111,13 @@ class ClusterRequest:
     def key(self) -> str:
         """Key in the cache."""
         count = self.settings.num_clusters
-        made_from = [self.layer.made_from[split] for split in ("train", "val")]
+        made_from = [self.layer.made_from[labelled.split] for labelled in self.splits]
         digest = digest_of([ALGORITHM, self.settings_for_key(), *made_from])
         return f"{short(self.layer.name)}-{count}-{digest[:16]}"
 
     def settings_for_key(self) -> dict[str, Any]:
         """Everything that changes the result, and the rows that were clustered, as JSON."""
-        rows = [hashlib.sha256(labelled.rows.tobytes()).hexdigest() for labelled in (self.train, self.val)]
+        rows = [hashlib.sha256(labelled.rows.tobytes()).hexdigest() for labelled in self.splits]
         init = self.settings.init
         if init.endswith(".npy"):
             try:
@@ -208,7 +213,7 @@ def search_clusters(request: ClusterRequest, team: Team | None = None) -> Kept:
             best, best_seed = found, seed
     assert best is not None
     arrays: dict[str, Array] = {"centroids": best.centroids_KD}
-    for labelled in (request.train, request.val):
+    for labelled in request.splits:
         team.begin(f"{labelled.split}.")
         arrays |= _assigned(labelled, layer.select(labelled), best, request, team)
     samples = samples_of(layer, request.train, request.val, normalize=settings.normalize, seed=settings.seed)
@@ -238,7 +243,8 @@ def samples_of(
 ) -> dict[str, tuple[Ints, Doubles]]:
     """Read a sample of the rows of each split, for the exact silhouette."""
     return {
-        labelled.split: sample_of(layer.select(labelled), normalize=normalize, seed=seed) for labelled in (train, val)
+        labelled.split: sample_of(layer.select(labelled), normalize=normalize, seed=seed)
+        for labelled in with_rows(train, val)
     }
 
 
@@ -281,7 +287,7 @@ def _has_its_form(arrays: Mapping[str, Any], facts: Mapping[str, Any], request: 
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "centroids": ((request.settings.num_clusters, request.layer.dim), np.float64)
     }
-    for labelled in (request.train, request.val):
+    for labelled in request.splits:
         num_rows, split = len(labelled.rows), labelled.split
         shapes |= {split: ((num_rows,), np.int64), f"{split}_rows": ((num_rows,), np.int64)}
         shapes |= {f"{split}_{each}": ((num_rows,), np.float64) for each in ("distances", "others")}
@@ -296,6 +302,6 @@ def _has_its_form(arrays: Mapping[str, Any], facts: Mapping[str, Any], request: 
         and all(
             0 <= arrays[labelled.split].min() <= arrays[labelled.split].max() < request.settings.num_clusters
             and np.array_equal(arrays[f"{labelled.split}_rows"], labelled.rows)
-            for labelled in (request.train, request.val)
+            for labelled in request.splits
         )
     )

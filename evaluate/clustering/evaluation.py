@@ -27,6 +27,7 @@ from featbench.evaluate.features.labels import (
     MatchedLabels,
     counts_of,
     matched_labels,
+    with_rows,
     with_unlabelled,
 )
 from featbench.evaluate.features.layers import EvalLayer, layers_of
@@ -66,7 +67,7 @@ def kmeans_results(
     Parameters
     ----------
     features : FeatureSet
-        Has the layers, complete, in both splits; clusterings are cached there.
+        Has the layers, complete, in each of its splits; clusterings are cached there.
     layers : sequence of str or EvalLayer
         Layers to cluster.
     clusters : sequence of int or "classes"
@@ -185,7 +186,7 @@ def results_of(
     origin = facts.get("clusters_of", {})
     sampled = facts.get("silhouettes") or sampled_silhouettes(samples, arrays)
     results = []
-    for labelled in (train, val):
+    for labelled in with_rows(train, val):
         clusters_N, distances_N = arrays[labelled.split], arrays.get(f"{labelled.split}_distances")
         results.append(
             ClusterResult(
@@ -241,7 +242,8 @@ def _against_classes(
 ) -> dict[str, ClusterMetrics | None]:
     """Label metrics of each split; None for one without labels. Clusters are named by the majority of train."""
     tables = {
-        labelled.split: labelled_contingency(clusters_of[labelled.split], labelled.labels) for labelled in (train, val)
+        labelled.split: labelled_contingency(clusters_of[labelled.split], labelled.labels)
+        for labelled in with_rows(train, val)
     }
     class_of_cluster_K = tables["train"].majority_classes(count) if tables["train"] else None
     return {
@@ -269,7 +271,7 @@ def _runs(facts: Mapping[str, Any], seed: int) -> tuple[KmeansRun, ...]:
 
 
 def _warn_without_labels(name: str, train: Labelled, val: Labelled) -> None:
-    lacking = [labelled.split for labelled in (train, val) if not labelled.num_labelled]
+    lacking = [labelled.split for labelled in with_rows(train, val) if not labelled.num_labelled]
     if lacking:
         text = "%s: no row of %s has a label, so k-means has no label metrics there"
         logger.warning(text, name, " and ".join(lacking))

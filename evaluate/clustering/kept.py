@@ -40,8 +40,8 @@ class KeptClustering:
     """Whether every row is known to be in the cluster of its nearest centroid."""
 
     seconds: float | None
-    made_from: tuple[str, str]
-    """Digests of the layer in train and val."""
+    made_from: tuple[str, ...]
+    """Digests of the layer in train and val, or in the only split that there is."""
 
     is_current: bool | None
     """Whether the layer is still the one that was clustered; None if there is no layer of that name any more."""
@@ -167,7 +167,7 @@ def load_clustering(features: FeatureSet, kept: KeptClustering) -> LoadedCluster
         raise EvaluationError(f"{features.path}: clustering {kept.key} is damaged or gone. {_how_to_cluster(features)}")
     arrays, _ = loaded
     try:
-        splits = {split: _split(features, kept, split, arrays) for split in (TRAIN, VAL)}
+        splits = {split: _split(features, kept, split, arrays) for split in _splits_of(features)}
         centroids_KD = arrays["centroids"].astype(np.float64)
         if centroids_KD.shape != (kept.num_clusters, kept.dim):
             raise ValueError(f"centroids have shape {centroids_KD.shape}")
@@ -219,7 +219,7 @@ class _Digests:
         return any(self._are(each, made_from) for each in derived) if derived else None
 
     def _are(self, digests: Mapping[str, str] | None, made_from: Sequence[str]) -> bool:
-        return digests is not None and [digests[split] for split in (TRAIN, VAL)] == list(made_from)
+        return digests is not None and [digests[split] for split in _splits_of(self._features)] == list(made_from)
 
     def _has_all(self, layers: Sequence[str]) -> bool:
         return all(layer in self._features.manifest.layers for layer in layers)
@@ -227,7 +227,9 @@ class _Digests:
     def _stored(self, layer: str) -> dict[str, str] | None:
         if layer not in self._known:
             try:
-                self._known[layer] = {split: self._features.digest(split, layer) for split in (TRAIN, VAL)}
+                self._known[layer] = {
+                    split: self._features.digest(split, layer) for split in _splits_of(self._features)
+                }
             except StoreError:  # incomplete: being extracted again
                 self._known[layer] = None
         return self._known[layer]
@@ -246,7 +248,6 @@ def _described(
     key: str, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, is_current: bool | None
 ) -> KeptClustering:
     num_clusters, dim = shapes["centroids"]
-    train, val = facts["made_from"]
     seconds = facts.get("seconds")
     return KeptClustering(
         key=key,
@@ -258,10 +259,14 @@ def _described(
         iterations=int(facts["iterations"]),
         certified=facts.get("certified") is True,
         seconds=None if seconds is None else float(seconds),
-        made_from=(str(train), str(val)),
+        made_from=tuple(map(str, facts["made_from"])),
         is_current=is_current,
         clusters_of=facts.get("clusters_of"),
     )
+
+
+def _splits_of(features: FeatureSet) -> list[str]:
+    return [split for split in (TRAIN, VAL) if split in features.manifest.splits]
 
 
 def _split(features: FeatureSet, kept: KeptClustering, split: str, arrays: Mapping[str, Any]) -> SplitClusters:

@@ -82,15 +82,14 @@ def _planned(request: ClusterRequest) -> ClusterPlan:
             Path(settings.init), dim=request.layer.dim, num_clusters=settings.num_clusters,
             normalize=settings.normalize,
         )  # fmt: skip
-    request.plan(request.val)
+    for labelled in request.splits:
+        request.plan(labelled)
     return request.plan(request.train)
 
 
 def _refuse_rows(request: ClusterRequest, plan: ClusterPlan) -> None:
     """Read all rows, and refuse NaN and infinity; rows of train that are all equal, too."""
-    for labelled in (request.train, request.val):
-        if not len(labelled.rows):
-            continue
+    for labelled in request.splits:
         data = request.layer.select(labelled)
         source = RowSource(data, normalize=request.settings.normalize, plan=replace(plan, hold=False))
         lowest_D, highest_D = np.full(source.dim, np.inf), np.full(source.dim, -np.inf)

@@ -22,7 +22,14 @@ from featbench.evaluate.clustering.kept import (
 from featbench.evaluate.clustering.metrics import sampled_silhouettes
 from featbench.evaluate.clustering.planning import plan_clusters
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_labels, refuse_if_gone, with_unlabelled
+from featbench.evaluate.features.labels import (
+    Labelled,
+    MatchedLabels,
+    matched_labels,
+    refuse_if_gone,
+    with_rows,
+    with_unlabelled,
+)
 from featbench.evaluate.features.layers import EvalLayer, short, stored_layer
 from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import ClusterResult
@@ -155,18 +162,18 @@ def find_assignments(
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return cached assignments, or assign the rows and cache them; arrays and facts are those of a clustering."""
-    kept, made_from = loaded.kept, [layer.made_from[split] for split in ("train", "val")]
+    kept, made_from = loaded.kept, [layer.made_from[each.split] for each in with_rows(train, val)]
     centroids = hashlib.sha256(np.ascontiguousarray(loaded.centroids_KD).data).hexdigest()
     digest = digest_of([ALGORITHM, "assigned", origin.name, kept.key, centroids, made_from])[:16]
     key = f"{short(layer.name)}-{kept.num_clusters}-{digest}"
     cached = load_cached(features, CLUSTERS, key)
-    if cached and all(np.array_equal(cached[0][f"{each.split}_rows"], each.rows) for each in (train, val)):
+    if cached and all(np.array_equal(cached[0][f"{each.split}_rows"], each.rows) for each in with_rows(train, val)):
         on_rows(len(train.rows) + len(val.rows))
         return cached
     start = time.perf_counter()
-    found = {each.split: _assigned(layer, each, loaded, resources, on_rows) for each in (train, val)}
+    found = {each.split: _assigned(layer, each, loaded, resources, on_rows) for each in with_rows(train, val)}
     arrays: dict[str, Any] = {"centroids": loaded.centroids_KD}
-    for each in (train, val):
+    for each in with_rows(train, val):
         of = found[each.split]
         arrays |= {
             each.split: of.clusters_N, f"{each.split}_rows": each.rows,

@@ -176,6 +176,11 @@ def has_split(features: LabelSource, split: str) -> bool:
     return True
 
 
+def with_rows(*splits: Labelled) -> list[Labelled]:
+    """Leave out splits that a feature set does not have."""
+    return [labelled for labelled in splits if len(labelled.rows)]
+
+
 def refuse_no_queries(name: object, queries: Labelled) -> None:
     """Refuse to ask with a split that does not exist.
 

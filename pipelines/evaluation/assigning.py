@@ -53,7 +53,7 @@ def assign(
     try:
         tasks = tasks_of(features, theirs, layers=pairs, clusters=clusters)
         labels = matched_labels(features, needed=False)
-        num_rows = sum(features.split(split).num_rows for split in ("train", "val"))
+        num_rows = sum(features.split(split).num_rows for split in features.manifest.splits)
         with progress.task("assign", num_rows * len(tasks)) as on_rows:
             results = assign_results(
                 features, theirs, tasks, labels=labels, resources=resources_of(config), ami=config.kmeans.ami,

@@ -113,7 +113,6 @@ def _evaluate(
     if recipe := Recipe(**config.derive.model_dump()):
         chosen = derived_layers(chosen, recipe, train, memory=resources.bytes)
     if config.kmeans.clusters:
-        refuse_no_queries(features.path, val)
         refuse_impossible(
             features, chosen, to_cluster.train, to_cluster.val, clusters=config.kmeans.clusters,
             settings=config.kmeans.settings(), num_seeds=config.kmeans.seeds, resources=resources,

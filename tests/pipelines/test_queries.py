@@ -157,11 +157,35 @@ def test_one_split_is_imported_and_asked_leave_one_out(bench: Bench, rows: Rows)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
+def test_one_split_is_clustered_as_it_is_with_val(rows: Rows, bench: Bench, records: Records) -> None:
+    words = ("--k", "3", "--leave-one-out", "--clusters", "3,classes", "--layers", "features")
+    both, alone = records("--features", "mine", *words), records("--features", "alone", *words)
+    of_both, of_alone = ([each for each in found if each["task"] == "kmeans"] for found in (both, alone))
+    assert [(each["split"], each["clusters"]) for each in of_alone] == [("train", 3), ("train", 4)]
+    changing = {"features", "num_val", "seconds", "fingerprint", "tap"}
+    of_train = [each for each in of_both if each["split"] == "train"]
+    for one, other in zip(of_alone, of_train, strict=True):
+        assert {key: one[key] for key in one.keys() - changing} == {key: other[key] for key in one.keys() - changing}
+    again = [each for each in records("--features", "alone", *words) if each["task"] == "kmeans"]  # from the cache
+    assert [each["objective"] for each in again] == [each["objective"] for each in of_alone]
+    info = bench("info", "alone")
+    assert info.returncode == 0, info.stderr
+    assert "yes" in info.stdout.split("clusterings")[-1]
+    for command in (
+        ("export", "alone", "--what", "clusters", "--format", "csv", "--out", "out"),
+        ("export", "alone", "--what", "clusters", "--format", "vissl", "--out", "out2"),
+        ("assign", "mine", "--clusters-of", "alone", "--clusters", "3"),
+        ("assign", "alone", "--clusters-of", "mine", "--clusters", "3"),
+    ):
+        result = bench(*command)
+        assert result.returncode == 0, (command, result.stderr)
+    assert not list(faults_of(Path("features/alone")))
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (("evaluate", "--features", "alone"), "use --leave-one-out"),
-        (("evaluate", "--features", "alone", "--leave-one-out", "--clusters", "3"), "has no split val"),
         (("evaluate", "--features", "alone", "--select", "leave-one-out"), "has no split val"),
         (("evaluate", "--features", "alone", "--shots", "1"), "has no split val"),
         (("evaluate", "--features", "alone", "--leave-one-out", "--ood", "far"), "has no split val"),

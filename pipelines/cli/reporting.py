@@ -46,6 +46,9 @@ def report(
             "--thumbnail", min=0, max=1024, metavar="PIXELS", help="Side of pictures, 0 for none.  [default: 96]"
         ),
     ] = None,
+    maps: Annotated[
+        str, typer.Option("--map", metavar="NAME,...", help="Maps in two dimensions: pca, tsne, umap.")
+    ] = "pca",
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FOLDER", help="Where the images are now, if they have moved.")
     ] = None,
@@ -73,7 +76,7 @@ def report(
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     written = write_report(
         [path_of(name, store) for name in names], config, out=out, layers=split_layers(layers or ""),
-        look=Look(queries=queries, named=query or (), thumbnail=thumbnail, folder=data),
+        look=Look(queries=queries, named=query or (), thumbnail=thumbnail, folder=data, maps=maps.split(",")),
         command=shlex.join(["bench", *sys.argv[1:]]),
     )  # fmt: skip
     typer.echo(f"{written.path}: {written.size / 1e6:.1f} MB")

@@ -6,7 +6,7 @@ of a field, which the reader chooses (`switch`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,9 @@ class Chart:
 
     switch_title: str = ""
     options: Sequence[str] = field(default_factory=tuple)
+    colours: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Encodings of the colour of which the reader chooses one, by name; none if there is only one."""
+
     view: str = ""
     """The view that it shows, if there is one such chart for each view."""
 
@@ -62,13 +65,13 @@ def accuracy_by_k(evaluated: Sequence[Evaluated]) -> Chart:
 
     rows = [row for each in evaluated for row in _grid_rows(each)]
     names = [each.view.name for each in evaluated]
-    base = _base(alt).encode(
+    axes = base(alt).encode(
         x=alt.X("k:Q", scale=alt.Scale(type="log", nice=False), title="k (neighbours that vote)",
                 axis=alt.Axis(values=sorted({row["k"] for row in rows}), labelOverlap=True, grid=False)),
         color=_color(alt, "view", names),
     )  # fmt: skip
-    band = base.mark_area(opacity=0.14).encode(y=_accuracy_axis(alt, "low"), y2="high:Q")
-    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=36)).encode(
+    band = axes.mark_area(opacity=0.14).encode(y=_accuracy_axis(alt, "low"), y2="high:Q")
+    line = axes.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=36)).encode(
         y=_accuracy_axis(alt, "top1"), tooltip=_tips(alt, ("view", "k", "temperature", "top1", "low", "high"))
     )
     options = list(dict.fromkeys(str(row["temperature"]) for row in rows))
@@ -77,7 +80,7 @@ def accuracy_by_k(evaluated: Sequence[Evaluated]) -> Chart:
     return Chart(
         key="accuracy-by-k", title="Accuracy against k",
         description="Top-1 accuracy on a logarithmic axis of k, one line for each layer, with 95% intervals.",
-        spec=_spec(alt.layer(band, line)), rows=rows, columns=_ACCURACY_COLUMNS,
+        spec=specification(alt.layer(band, line)), rows=rows, columns=_ACCURACY_COLUMNS,
         switch="temperature" if has_switch else None, switch_title="Temperature T",
         options=sorted(options, key=lambda each: (each != first, float(each))) if has_switch else (),
     )  # fmt: skip
@@ -90,22 +93,22 @@ def accuracy_by_setting(evaluated: Sequence[Evaluated]) -> Chart | None:
     rows = [row for each in evaluated if each.temperature is not None for row in _grid_rows(each)]
     if not rows:
         return None
-    base = _base(alt).encode(
+    axes = base(alt).encode(
         x=alt.X("k:O", title="k (neighbours that vote)", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("temperature:O", title="temperature T", sort=alt.EncodingSortField("temperature_value", "min")),
     )
-    cells = base.mark_rect().encode(
+    cells = axes.mark_rect().encode(
         color=alt.Color("top1:Q", title="top-1 (%)", scale=alt.Scale(scheme="viridis", zero=False)),
         tooltip=_tips(alt, ("view", "k", "temperature", "top1", "low", "high")),
     )
-    numbers = base.mark_text(fontSize=10).encode(
+    numbers = axes.mark_text(fontSize=10).encode(
         text=alt.Text("top1:Q", format=".1f"),
         color=alt.condition("datum.rank > 0.6", alt.value("#111"), alt.value("#fff")),
     )
     return Chart(
         key="accuracy-by-setting", title="Accuracy by k and temperature",
         description="Top-1 accuracy in % of every k and temperature, as numbers on colours from low (dark) to high.",
-        spec=_spec(alt.layer(cells, numbers)), rows=_ranked(rows), columns=_ACCURACY_COLUMNS,
+        spec=specification(alt.layer(cells, numbers)), rows=_ranked(rows), columns=_ACCURACY_COLUMNS,
         switch="view", switch_title="Layer", options=[each.view.name for each in evaluated if each.temperature],
     )  # fmt: skip
 
@@ -129,14 +132,14 @@ def layer_curve(evaluated: Sequence[Evaluated]) -> Chart | None:
     ]  # fmt: skip
     ks = sorted({row["k"] for row in rows}, key=int)
     several = len(sets) > 1
-    base = _base(alt).encode(
+    axes = base(alt).encode(
         x=alt.X("layer:N", sort=layers, title="layer, from input to output", axis=_names(alt, labelAngle=-30)),
         color=_color(alt, "set" if several else "k", sets if several else ks, None if several else "k"),
     )
     if several or len({row["protocol"] for row in rows}) > 1:
-        base = base.encode(detail=["k:N", "protocol:N", "set:N"])
-    rule = base.mark_rule(opacity=0.45).encode(y=_accuracy_axis(alt, "low"), y2="high:Q")
-    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=44)).encode(
+        axes = axes.encode(detail=["k:N", "protocol:N", "set:N"])
+    rule = axes.mark_rule(opacity=0.45).encode(y=_accuracy_axis(alt, "low"), y2="high:Q")
+    line = axes.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=44)).encode(
         y=_accuracy_axis(alt, "top1"), tooltip=_tips(alt, ("layer", "k", "temperature", "top1", "low", "high"))
     )
     columns = [
@@ -146,7 +149,7 @@ def layer_curve(evaluated: Sequence[Evaluated]) -> Chart | None:
     return Chart(
         key="layer-curve", title="Accuracy of each layer",
         description="Top-1 accuracy of the layers in the order of the network, with 95% intervals.",
-        spec=_spec(alt.layer(rule, line)), rows=rows, columns=columns,
+        spec=specification(alt.layer(rule, line)), rows=rows, columns=columns,
     )  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def confusion_matrix(name: str, classes: Sequence[str], cells: Sequence[Sequence
     ]  # fmt: skip
     with_names = len(classes) <= 40
     labels: dict[str, Any] = {} if with_names else {"labels": False}
-    spec = _base(alt).mark_rect().encode(
+    spec = base(alt).mark_rect().encode(
         x=alt.X("predicted:N", sort=list(classes), scale=alt.Scale(domain=list(classes)), title="predicted class",
                 axis=_names(alt, labelAngle=-45, **labels)),
         y=alt.Y("true:N", sort=list(classes), scale=alt.Scale(domain=list(classes)), title="true class",
@@ -182,7 +185,7 @@ def confusion_matrix(name: str, classes: Sequence[str], cells: Sequence[Sequence
     return Chart(
         key="confusion", view=name, title=f"Confusion matrix of {name}",
         description="Share of the queries of each true class (rows) that were predicted as each class (columns).",
-        spec=_spec(spec, height=side), rows=rows, columns=columns,
+        spec=specification(spec, height=side), rows=rows, columns=columns,
     )  # fmt: skip
 
 
@@ -229,7 +232,8 @@ def _temperature(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-def _base(alt: Any) -> Any:
+def base(alt: Any) -> Any:
+    """Make a chart of the data set `table`."""
     return alt.Chart(alt.Data(name="table"))
 
 
@@ -256,7 +260,7 @@ def _tips(alt: Any, names: Sequence[str]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _spec(chart: Any, *, height: int = HEIGHT) -> dict[str, Any]:
+def specification(chart: Any, *, height: int = HEIGHT) -> dict[str, Any]:
     """Specification of a chart that fills its container, without data and theme."""
     spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(validate=False)
     for name in ("config", "$schema", "datasets"):

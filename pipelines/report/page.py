@@ -14,7 +14,17 @@ from typing import Any
 from featbench.pipelines.report.charts import Chart, Row
 from featbench.store.names import visible
 
-SCRIPTS = ("vote.js", "page.js", "charts.js", "tables.js", "pictures.js", "neighbours.js", "sections.js", "main.js")
+SCRIPTS = (
+    "vote.js",
+    "page.js",
+    "charts.js",
+    "tables.js",
+    "pictures.js",
+    "neighbours.js",
+    "sections.js",
+    "looking.js",
+    "main.js",
+)
 """Files of the template whose texts, in this order, are the page's program."""
 
 
@@ -77,6 +87,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "key": chart.key, "title": chart.title, "spec": chart.spec, "table": columns_of(chart.rows),
         "columns": [{"key": each.key, "title": each.title, "digits": each.digits} for each in chart.columns],
         "switch": chart.switch, "switchTitle": chart.switch_title, "options": list(chart.options),
+        "colours": dict(chart.colours),
     }  # fmt: skip
 
 

@@ -50,11 +50,22 @@ class Pictures:
     """Where images are now, if not where they were."""
 
     places: dict[Key, int] = field(default_factory=dict)
+    _small: set[Key] = field(default_factory=set)
     _listings: dict[tuple[str, ...], int] = field(default_factory=dict)
 
-    def place(self, source: Source, split: str, row: int) -> int:
-        """Ask for an image, and return its place; what is asked for first is read first."""
-        return self.places.setdefault((self._number(source), split, int(row)), len(self.places))
+    def place(self, source: Source, split: str, row: int, *, is_small: bool = False) -> int:
+        """Ask for an image, and return its place; what is asked for first is read first.
+
+        A small one has half the side, unless it is also asked for in full.
+        """
+        key = (self._number(source), split, int(row))
+        if key not in self.places:
+            self.places[key] = len(self.places)
+            if is_small:
+                self._small.add(key)
+        elif not is_small:
+            self._small.discard(key)
+        return self.places[key]
 
     def _number(self, source: Source) -> int:
         """Number of the data set of a feature set: the same for all that have the same images."""
@@ -105,7 +116,10 @@ class Pictures:
         pending = iter(self.places)
         with ThreadPoolExecutor(READERS) as pool:
             while some := list(islice(pending, 256)):  # not all at once: they are large until they are scaled
-                yield from pool.map(lambda key: opened[key[0]].thumbnail(key[1], key[2], self.side), some)
+                yield from pool.map(lambda key: opened[key[0]].thumbnail(key[1], key[2], self._side(key)), some)
+
+    def _side(self, key: Key) -> int:
+        return max(1, self.side // 2) if key in self._small else self.side
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from featbench import __version__
+from featbench.evaluate.clustering.kept import LoadedClustering
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
 from featbench.pipelines.report import charts as drawn
 from featbench.pipelines.report.charts import Chart
 from featbench.pipelines.report.classes import class_numbers, confusion, shown_classes, worst_pairs
+from featbench.pipelines.report.clusterings import clusterings_of, clusters_content
 from featbench.pipelines.report.evaluations import Evaluated, Source, evaluate_view, find_views, open_sources
+from featbench.pipelines.report.maps import check_methods, map_chart
 from featbench.pipelines.report.page import render
 from featbench.pipelines.report.pictures import DEFAULT_BUDGET, Pictures
 from featbench.pipelines.report.provenance import provenance_of
 from featbench.pipelines.report.queries import choose_queries, neighbours_content, usual_number
+from featbench.pipelines.report.rows import left_out, rows_content
 from featbench.pipelines.report.theme import DARK, LIGHT
 from featbench.store.durable import cannot_write, write_durably
 from featbench.store.names import visible
@@ -56,6 +60,9 @@ class Look:
 
     folder: Path | None = None
     """Where the images are now, if not where they were."""
+
+    maps: Sequence[str] = ("pca",)
+    """Kinds of two-dimensional maps: `pca`, `tsne`, `umap`."""
 
     @property
     def is_chosen(self) -> bool:
@@ -98,18 +105,13 @@ def write_report(
         raise EvaluationError("a feature set is named twice; name each once: all of its layers are compared")
     if out.is_dir():
         raise EvaluationError(f"{out}: a folder; name a file, such as {out / 'report.html'}")
+    look = look or Look()
+    check_methods(look.maps)
     with _noted_warnings() as warnings:
         sources = open_sources(paths, config)
         evaluated = [evaluate_view(view, config) for view in find_views(sources, config, layers)]
-        all_charts = _charts(evaluated)
-        look = look or Look()
-        pictures = Pictures(
-            sources=sources, side=THUMBNAIL if look.thumbnail is None else look.thumbnail,
-            budget=None if look.is_chosen else DEFAULT_BUDGET, folder=look.folder,
-        )  # fmt: skip
-        data = _data(evaluated) | {"neighbours": _neighbours(evaluated, look, pictures)}
-        data |= {"pictures": pictures.content()}
-    content = _content(sources, evaluated, [*warnings, *data["pictures"]["faults"]], command)
+        data, all_charts = _gather(sources, evaluated, look)
+    content = _content(sources, evaluated, data, [*warnings, *data["pictures"]["faults"]], command)
     text = render(content | {"num_views": len(evaluated)}, data, all_charts)
     encoded = text.encode("utf-8", errors="backslashreplace")
     try:
@@ -118,6 +120,37 @@ def write_report(
     except OSError as error:
         raise EvaluationError(cannot_write(out, error)) from error
     return Report(path=out, size=len(encoded), charts=all_charts)
+
+
+def _gather(
+    sources: Sequence[Source], evaluated: Sequence[Evaluated], look: Look
+) -> tuple[dict[str, Any], list[Chart]]:
+    """Gather what the page's program shows. Pictures that come first are there even if not all fit."""
+    pictures = Pictures(
+        sources=sources, side=THUMBNAIL if look.thumbnail is None else look.thumbnail,
+        budget=None if look.is_chosen else DEFAULT_BUDGET, folder=look.folder,
+    )  # fmt: skip
+    loaded = _loaded_clusterings(evaluated)
+    data = _data(evaluated) | {
+        "neighbours": _neighbours(evaluated, look, pictures),
+        "clusterings": clusters_content(evaluated, loaded, pictures),
+        "rows": rows_content(evaluated, pictures),
+        "leftOut": [part for source in sources for part in left_out(source)],
+    }
+    all_charts = _charts(evaluated) + [map_chart(method, evaluated, loaded, pictures) for method in look.maps]
+    return data | {"pictures": pictures.content()}, all_charts
+
+
+def _loaded_clusterings(evaluated: Sequence[Evaluated]) -> dict[int, list[LoadedClustering]]:
+    """Kept clusterings by the number of the first view of their layer."""
+    found: dict[int, list[LoadedClustering]] = {}
+    seen: set[tuple[Path, str]] = set()
+    for number, each in enumerate(evaluated):
+        features, layer = each.view.source.features, each.view.layer.name
+        if (features.path, layer) not in seen:
+            seen.add((features.path, layer))
+            found[number] = clusterings_of(each.view.source, [layer])
+    return {number: clusterings for number, clusterings in found.items() if clusterings}
 
 
 def _charts(evaluated: Sequence[Evaluated]) -> list[Chart]:
@@ -134,20 +167,24 @@ def _confusion_chart(evaluated: Evaluated) -> Chart:
     return drawn.confusion_matrix(evaluated.view.name, [names[number] for number in classes], cells, names)
 
 
+def _view(evaluated: Evaluated) -> dict[str, Any]:
+    """What the page's program must know of a view: its names, and which votes it can count."""
+    view = evaluated.view
+    return {
+        "name": view.name, "set": view.source.features.name, "layer": view.layer.name, "vote": view.protocol.vote,
+        "k": evaluated.k, "ks": sorted({evaluated.k, *(cell.k for cell in evaluated.grid)}),
+        "temperature": evaluated.temperature,
+        "temperatures": [*dict.fromkeys(cell.temperature for cell in evaluated.grid)], "kept": evaluated.num_kept,
+    }  # fmt: skip
+
+
 def _data(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     """What the page's program shows."""
     names = evaluated[0].view.source.labels.class_names
     scored = any(each.results for each in evaluated)
     return {
         "classes": [visible(name, keep="") for name in names],
-        "views": [
-            {
-                "name": each.view.name, "k": each.k, "temperature": each.temperature, "vote": each.view.protocol.vote,
-                "kept": each.num_kept, "ks": sorted({each.k, *(cell.k for cell in each.grid)}),
-                "temperatures": [*dict.fromkeys(cell.temperature for cell in each.grid)],
-            }
-            for each in evaluated
-        ],
+        "views": [_view(each) for each in evaluated],
         "byClass": [class_numbers(each) for each in evaluated] if scored else [],
         "pairs": [worst_pairs(each) for each in evaluated] if scored else [],
         "firstView": _first_view(evaluated),
@@ -162,7 +199,11 @@ def _neighbours(evaluated: Sequence[Evaluated], look: Look, pictures: Pictures) 
 
 
 def _content(
-    sources: Sequence[Source], evaluated: Sequence[Evaluated], warnings: Sequence[str], command: str
+    sources: Sequence[Source],
+    evaluated: Sequence[Evaluated],
+    data: Mapping[str, Any],
+    warnings: Sequence[str],
+    command: str,
 ) -> dict[str, Any]:
     """What the template shows itself."""
     best = max((result for each in evaluated for result in each.results), key=lambda each: each.top1, default=None)
@@ -184,8 +225,9 @@ def _content(
             for each in evaluated
             if each.results
         ),
-        "sections": _sections(evaluated),
-        "blocks": [],
+        "sections": _sections(evaluated, data),
+        "has_clusterings": bool(data["clusterings"]),
+        "left_out": data["leftOut"],
         "protocols": {each.view.protocol_name: each.view.protocol for each in evaluated},
         "provenance": [provenance_of(source, evaluated) for source in sources],
         "warnings": list(dict.fromkeys(warnings)),
@@ -202,16 +244,15 @@ def _first_view(evaluated: Sequence[Evaluated]) -> int:
     return len(tops) - 1 if max(tops) < 0 else tops.index(max(tops))
 
 
-def _sections(evaluated: Sequence[Evaluated]) -> list[tuple[str, str]]:
+def _sections(evaluated: Sequence[Evaluated], data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Parts of the page, for its navigation."""
-    of_labels = [("accuracy", "Accuracy"), ("classes", "Classes")]
     has_labels = any(each.results for each in evaluated)
-    return [
-        ("overview", "Overview"),
-        *(of_labels if has_labels else []),
-        ("neighbours", "Neighbours"),
-        ("provenance", "Provenance"),
-    ]
+    parts = {
+        "overview": ("Overview", True), "accuracy": ("Accuracy", has_labels), "classes": ("Classes", has_labels),
+        "neighbours": ("Neighbours", True), "map": ("Map", True), "clusters": ("Clusters", bool(data["clusterings"])),
+        "images": ("Images", True), "provenance": ("Provenance", True),
+    }  # fmt: skip
+    return [(key, name) for key, (name, is_there) in parts.items() if is_there]
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def test_without_labels_the_page_has_no_accuracies(tmp_path: Path, bench: Bench)
     result = bench("report", "N")
     assert result.returncode == 0, result.stderr
     page = read(tmp_path / "report.html")
-    assert page.data["charts"] == []
+    assert [chart["key"] for chart in page.data["charts"]] == ["map-pca"]
     assert "there are no accuracies" in "".join(page.texts)
 
 
@@ -201,7 +201,10 @@ def test_charts_are_written_as_files(features: Path, tmp_path: Path, bench: Benc
     evaluate_knn(FeatureSet.open(features), ["early", "late"], k=[3])
     assert bench("report", "mine", "--k", "3", "--protocol", "majority", "--plots", "plots").returncode == 0
     names = {path.stem for path in (tmp_path / "plots").iterdir()}
-    assert names == {"accuracy-by-k", "layer-curve", "confusion_early", "confusion_late"}
+    assert names == {
+        *("accuracy-by-k", "layer-curve"),
+        *(f"{kind}_{layer}" for kind in ("confusion", "map-pca") for layer in ("early", "late")),
+    }
     assert (tmp_path / "plots/layer-curve.png").read_bytes().startswith(b"\x89PNG")
     assert "top-1 accuracy (%)" in (tmp_path / "plots/layer-curve.svg").read_text()
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 
 from featbench.evaluate.knn.classification import evaluate_knn
 from featbench.pipelines.report.page import template
 from featbench.store import FeatureSet
 from featbench.store.typing import Array
-from tests.conftest import Bench, save_image
-from tests.pipelines.test_report import made, nearest_classes, read
+from tests.conftest import Bench, make_features, save_image
+from tests.pipelines.test_report import made, nearest_classes, read, rows_of
 
 CLASSES = ("cat", "dog", "owl", "eel")
 
@@ -142,3 +143,83 @@ def test_the_first_queries_are_wrong_and_the_most_confident(photographed: Any, t
     is_wrong = shares.argmax(axis=1) != labels["val"]
     expected = sorted(np.flatnonzero(is_wrong), key=lambda query: -shares[query].max())[: len(wrong)]
     assert [data["pictures"]["row"][query["place"]] for query in wrong] == expected
+
+
+def test_clusters_have_the_sizes_classes_and_images_that_numpy_finds(
+    photographed: Any, tmp_path: Path, bench: Bench
+) -> None:
+    rows, labels = photographed
+    assert bench("evaluate", "--features", "mine", "--layers", "late", "--clusters", "3").returncode == 0
+    assert bench("report", "mine").returncode == 0
+    data = read(tmp_path / "report.html").data
+    (clustering,) = data["clusterings"]
+    (kept,) = (tmp_path / "features/mine/clusters").glob("late-*")
+    clusters = zarr.open_group(str(kept), mode="r")["train"][:]
+    unit = rows["train"]["late"].astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    assert len(clustering["clusters"]) == 3
+    for shown in clustering["clusters"]:
+        members = np.flatnonzero(clusters == shown["number"])
+        counts = np.bincount(labels["train"][members], minlength=4)
+        assert shown["size"] == len(members)
+        assert shown["purity"] == pytest.approx(counts.max() / len(members), abs=1e-4)
+        assert dict(shown["classes"]) == {label: count for label, count in enumerate(counts) if count}
+        distances = np.linalg.norm(unit[members] - unit[members].mean(axis=0), axis=1)
+        nearest = members[np.argsort(distances)][: len(shown["places"])]
+        assert [data["pictures"]["row"][place] for place in shown["places"]] == nearest.tolist()
+    assert {name for _, name, _ in clustering["metrics"]} >= {"nmi", "ari", "purity"}
+
+
+def test_hubs_are_in_the_most_lists(photographed: Any, tmp_path: Path, bench: Bench) -> None:
+    rows, _ = photographed
+    assert bench("report", "mine", "--layers", "late", "--k", "5").returncode == 0
+    data = read(tmp_path / "report.html").data
+    x, y = (rows[split]["late"].astype(np.float64) for split in ("train", "val"))
+    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True)
+    counts = np.bincount(np.argsort(-(y @ x.T), axis=1)[:, :5].ravel(), minlength=len(x))
+    hubs = data["rows"][0]["hubs"]
+    assert [count for _, count in hubs["rows"]] == sorted(counts, reverse=True)[:12]
+    for place, count in hubs["rows"]:
+        assert counts[data["pictures"]["row"][place]] == count
+    assert hubs["antihubs"] == pytest.approx((counts == 0).mean(), abs=1e-4)
+
+
+def test_near_duplicates_and_images_left_out_are_shown(tmp_path: Path, bench: Bench) -> None:
+    random = np.random.default_rng(0)
+    rows = {split: {"x": random.normal(size=(20, 16)).astype(np.float32)} for split in ("train", "val")}
+    rows["val"]["x"][7] = 2 * rows["train"]["x"][3]
+    labels = dict.fromkeys(("train", "val"), np.arange(20) % 2)
+    valid = {split: np.ones(20, np.bool_) for split in rows}
+    valid["train"][9] = False
+    make_features(tmp_path / "features/N", rows, labels, valid=valid)
+    evaluate_knn(FeatureSet.open(tmp_path / "features/N"), ["x"], k=[2])
+    assert bench("report", "N", "--k", "2").returncode == 0
+    data = read(tmp_path / "report.html").data
+    duplicates = data["rows"][0]["duplicates"]
+    assert duplicates["count"] == 1
+    ((query, row, cosine),) = duplicates["pairs"]
+    assert [data["pictures"]["path"][place] for place in (query, row)] == ["val/7.jpg", "train/3.jpg"]
+    assert cosine == pytest.approx(1, abs=1e-6)
+    (part,) = data["leftOut"]
+    assert (part["split"], part["paths"]) == ("train", ["train/9.jpg"])
+
+
+def test_the_map_has_the_principal_components(photographed: Any, tmp_path: Path, bench: Bench) -> None:
+    rows, labels = photographed
+    assert bench("report", "mine", "--layers", "late").returncode == 0
+    data = read(tmp_path / "report.html").data
+    (chart,) = (each for each in data["charts"] if each["key"] == "map-pca")
+    table = rows_of(chart["table"])
+    unit = rows["val"]["late"].astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    u, s, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
+    for name, expected in (("x", u[:, 0] * s[0]), ("y", u[:, 1] * s[1])):
+        found = np.array([row[name] for row in table])
+        np.testing.assert_allclose(found * np.sign(found @ expected), expected, atol=1e-4)
+    assert [row["class"] for row in table] == [CLASSES[label] for label in labels["val"]]
+
+
+def test_a_map_that_does_not_exist_is_refused(photographed: Any, bench: Bench) -> None:
+    result = bench("report", "mine", "--map", "pca,som")
+    assert result.returncode == 2
+    assert "--map must be of pca, tsne, umap; got som" in result.stderr

@@ -16,7 +16,9 @@ class Drawing {
     this.chosen = charts[0].options[0] ?? null;
     this.isNear = false;
     this.turn = 0;
-    if (charts[0].switch && charts[0].switch !== "view") this.addControl();
+    if (charts[0].switch && charts[0].switch !== "view") this.addControl(charts[0].switchTitle, charts[0].options, (each) => (this.chosen = each));
+    this.colour = Object.keys(charts[0].colours)[0];
+    if (Object.keys(charts[0].colours).length > 1) this.addControl("Colour by", Object.keys(charts[0].colours), (each) => (this.colour = each));
     const details = figure.querySelector(".chart-data");
     details.addEventListener("toggle", () => details.open && this.fillTable());
     document.addEventListener("themechange", () => this.draw());
@@ -39,16 +41,13 @@ class Drawing {
     return chart.switch ? chart.rows.filter((row) => String(row[chart.switch]) === wanted) : chart.rows;
   }
 
-  addControl() {
-    const chart = this.charts[0];
-    const select = element("select", {}, ...chart.options.map((each) => element("option", { value: each, text: each })));
-    select.addEventListener("change", () => this.choose(select.value));
-    this.figure.querySelector(".chart-controls").append(element("label", { class: "field" }, chart.switchTitle, select));
-  }
-
-  choose(option) {
-    this.chosen = option;
-    this.draw();
+  addControl(title, options, choose) {
+    const select = element("select", {}, ...options.map((each) => element("option", { value: each, text: each })));
+    select.addEventListener("change", () => {
+      choose(select.value);
+      this.draw();
+    });
+    this.figure.querySelector(".chart-controls").append(element("label", { class: "field" }, title, select));
   }
 
   async draw() {
@@ -58,9 +57,10 @@ class Drawing {
     const place = element("div", { class: "drawing", role: "img", "aria-label": this.label() });
     this.place.style.minHeight = `${this.place.offsetHeight}px`;
     this.place.append(place);
+    if (this.colour) chart.spec.encoding.color = chart.colours[this.colour];
     const spec = { ...structuredClone(chart.spec), data: { name: "table", values: rows.map((row) => ({ ...row })) } };
     const result = await vegaEmbed(place, spec, {
-      ast: true, actions: false, renderer: chart.canvas ? "canvas" : "svg", config: data.themes[themeName()],
+      ast: true, actions: false, renderer: rows.length > 600 ? "canvas" : "svg", config: data.themes[themeName()],
       tooltip: showHover,
     });
     if (turn !== this.turn) {
@@ -103,7 +103,8 @@ function showHover(handler, event, item, value) {
   if (hover.hidden) return;
   const facts = typeof value === "object" ? Object.entries(value) : [["", value]];
   const place = item?.datum?.place;
-  const picture = place === undefined ? null : pictureOf(place);
+  const picture = place === undefined || data.pictures.picture[place] < 0 ? null : pictureOf(place);
+  if (place !== undefined) facts.push(["", pathOf(place)]);
   const list = element("dl");
   for (const [name, text] of facts) list.append(element("dt", { text: name }), element("dd", { text: String(text) }));
   hover.replaceChildren(...[picture, list].filter(Boolean));

@@ -4,4 +4,6 @@ byId("view")?.addEventListener("change", (event) => setView(Number(event.target.
 startCharts();
 startClasses();
 startNeighbours();
+startClusters();
+startImages();
 startSections();

@@ -7,6 +7,7 @@ text is short, whatever is in the file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
     --------
     >>> parse_yaml("a: [1, 2]", where="example")
     {'a': [1, 2]}
+    >>> parse_yaml("[1e-5, .5E3, 1e, 12e5f, '1e5']", where="example")
+    [1e-05, 500.0, '1e', '12e5f', '1e5']
     """
     try:
         _count(text)
@@ -51,7 +54,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML would take the last."""
+    """Refuses duplicate keys, of which YAML would take the last, and reads 1e-5 as a number as Hydra does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         if isinstance(node, yaml.MappingNode):
@@ -62,6 +65,11 @@ class _Loader(yaml.SafeLoader):
                         raise DocumentError(f"line {key.start_mark.line + 1}: {brief(key.value)} occurs twice")
                     seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _count(text: str) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.synthetic import make_in1k, make_places205
 from featbench.extract.model.trunks import build_trunk
 from featbench.pipelines.cli.options import read_pipeline
 from featbench.pipelines.config.pipeline import PipelineError
@@ -68,6 +72,44 @@ def test_the_documented_command_gives_a_number(bench: Bench, images: Path, weigh
     assert record["layer"] == "heads"
     assert (record["protocol"], record["k"], record["temperature"]) == ("vissl", 2, 0.1)
     assert (record["num_train"], record["num_val"], record["dim"]) == (6, 2, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["in1k", "places205"])
+def test_the_documented_commands_run_with_vissls_images_and_k(
+    bench: Bench, tmp_path: Path, weights: Path, name: str
+) -> None:
+    """Both data sets as they are distributed, 210 images for k = 200; only the trunk is smaller."""
+    (make_in1k if name == "in1k" else make_places205)(tmp_path / name, num_classes=30, train=7, val=2)
+    given = f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={weights}"
+    command = ["run", IN1K if name == "in1k" else PLACES205, given, "--data", name, "--json"]
+    for words, layer, dim in ((SMALL_MODEL, "heads", 128), ([f"{MODEL}trunk/resnet18"], "res5avg", 512)):
+        result = bench(*command, *words)
+        assert result.returncode == 0, result.stderr
+        (record,) = json.loads(result.stdout)
+        assert (record["layer"], record["dim"]) == (layer, dim)
+        assert (record["protocol"], record["k"], record["temperature"]) == ("vissl", 200, 0.1)
+        assert (record["num_train"], record["num_val"], record["num_classes"]) == (210, 60, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["in1k", "places205"])
+def test_make_prints_the_benchmarks_own_row_first(tmp_path: Path, weights: Path, name: str) -> None:
+    (make_in1k if name == "in1k" else make_places205)(tmp_path / name, num_classes=30, train=7, val=2)
+    made = subprocess.run(
+        ["make", "-s", "-o", "install", name, f"BIN={Path(sys.executable).parent}", f"DATA={tmp_path / name}",
+         f"WEIGHTS={weights}", f"ARGS=model.trunk=resnet18 --store {tmp_path}/features layers=[res4,res5]"],
+        cwd=ROOT, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    knn, _, kmeans = made.stdout.partition("\n\n")
+    rows = [line for line in knn.splitlines() if line.startswith("res")]
+    assert len(rows) == 16
+    assert [bool(re.search(r"\* 200   0\.1 ", row)) for row in rows] == ([True] + [False] * 7) * 2
+    assert all(len(row) <= 80 for row in rows)
+    assert "VISSL's kNN (Wu et al.)" in knn
+    assert re.search(r"^res5 +30 +val ", kmeans, re.MULTILINE)
+    assert "interpolat" not in made.stderr
 
 
 PLACES = (

@@ -15,6 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from featbench.evaluate.neighbours.faiss_build import faiss_build
+from featbench.pipelines.doctor.machine import (
+    blas_libraries,
+    gpu_names,
+    memory_bytes,
+    num_cores,
+    processor_name,
+    wide_instructions,
+)
+
 PACKAGES = ("featbench", "torch", "torchvision", "zarr", "numpy", "scikit-learn")
 
 WIDTH, LEFT, BAR = 900, 420, 22
@@ -79,38 +89,22 @@ def number_in(text: str) -> float | None:
 
 def hardware() -> dict[str, str]:
     """Return what the measurements ran on: processor, memory, kernels of the libraries, versions."""
-    import faiss  # loads its own OpenBLAS, whose kernels are to be named
     import torch
-    from threadpoolctl import threadpool_info
 
-    facts = {"processor": _processor(), "cores": str(len(os.sched_getaffinity(0))), "memory": _memory()}
-    for info in threadpool_info():
-        if info["user_api"] == "blas":
-            owner = Path(info["filepath"]).parent.name.removesuffix(".libs")
-            architecture = info.get("architecture", "unknown")
-            facts[f"BLAS of {owner}"] = f"{info['internal_api']} {info['version']}, kernels for {architecture}"
+    wide = ", ".join(wide_instructions()) or "no wide instructions"
+    facts = {
+        "processor": f"{processor_name()} ({wide})",
+        "cores": str(num_cores()),
+        "memory": f"{memory_bytes() / 2**30:.0f} GiB",
+    }
+    facts |= {f"BLAS of {library.owner}": str(library) for library in blas_libraries()}
     facts["kernels of torch"] = torch.backends.cpu.get_cpu_capability()
-    facts["GPU"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    facts["GPU"] = next(iter(gpu_names()), "none")
     facts["Python"] = platform.python_version()
     facts |= {package: version(package) for package in PACKAGES}
-    facts["faiss"] = faiss.__version__
+    facts["faiss"] = faiss_build().version
     facts["load when it began"] = f"{os.getloadavg()[0]:.1f} processes (other work on the machine changes all figures)"
     return facts
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
-    flags = set((re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M) or [""])[0].split())
-    known = [each for each in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16") if each in flags]
-    return f"{name[1] if name else platform.machine()} ({', '.join(known) or 'no wide instructions'})"
-
-
-def _memory() -> str:
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
 def write(

@@ -35,6 +35,7 @@ NEEDS_MORE = {
     "swin": "timm",
     "...": "arguments of the reader's own",
     "photos": "minutes",
+    "doctor": "a machine without problems",
     "holiday": "an image of the reader's own",
     "vit_small_16": "minutes",
     "dinov2_vits14": "DINOv2's weights",

@@ -9,6 +9,7 @@ import typer
 from featbench import __version__
 from featbench.pipelines.cli import (
     diagnosing,
+    doctor,
     feature_sets,
     models,
     neighbours,
@@ -71,5 +72,6 @@ for command, name in (
     (planning.datasets, None),
     (results.protocols, None),
     (planning.schema, None),
+    (doctor.doctor, None),
 ):
     app.command(name, cls=PlainCommand)(command)

@@ -46,6 +46,9 @@ LISTINGS = ".listings"
 SLURM = ".slurm"
 """Folder of a store: logs and files of submitted jobs."""
 
+CURVES = ".curves"
+"""Folder of a store: results over the checkpoints of a training run, written by `bench watch`."""
+
 PARTIAL = ".partial"
 """Ending of what is being written: a leftover of a killed run, never read."""
 
@@ -152,6 +155,17 @@ def claim_file(root: Path, kind: str, key: str) -> Path:
 def result_file(root: Path, name: str) -> Path:
     """Path of the results of one evaluation."""
     return root / RESULTS / f"{name}.json"
+
+
+def curve_file(store: Path, name: str, ending: str) -> Path:
+    """Path of what belongs to a curve.
+
+    Examples
+    --------
+    >>> curve_file(Path("features"), "run1", "json").as_posix()
+    'features/.curves/run1.json'
+    """
+    return store / CURVES / f"{name}.{ending}"
 
 
 def partial_name(path: Path) -> Path:

@@ -43,6 +43,7 @@ NEEDS_MORE = {
     "ours": "a third feature set",
     "voc": "features with several labels",
     "digits": "minutes",
+    "bench watch": "a training run",
 }
 """Words of commands that are only parsed here, and what else they would need."""
 

@@ -19,6 +19,7 @@ from featbench.pipelines.cli import (
     results,
     stages,
     vissl,
+    watching,
 )
 from featbench.pipelines.cli.command import PlainCommand
 
@@ -54,6 +55,7 @@ for command, name in (
     (stages.extract, None),
     (stages.evaluate, None),
     (stages.run, None),
+    (watching.watch, None),
     (planning.plan, None),
     (reporting.report, None),
     (diagnosing.diagnose, None),

@@ -10,7 +10,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import typer
+
 from featbench.evaluate.results import Record
+from featbench.extract.errors import WeightsError
 from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.suites.suite import Member
 from featbench.store import BenchError
@@ -28,6 +31,9 @@ class Outcome:
     records: list[Record]
     error: str | None = None
     """Why it failed, in one line; None if it did not."""
+
+    is_of_weights: bool = False
+    """Whether the checkpoint is to blame."""
 
 
 def run_all(members: Sequence[Member], run: Callable[[Pipeline], list[Record]]) -> list[Outcome]:
@@ -51,17 +57,19 @@ def run_one(member: Member, run: Callable[[Pipeline], list[Record]]) -> Outcome:
     start = time.perf_counter()
     try:
         records = run(member.pipeline)
+    except typer.Exit:  # a signal asked to stop
+        raise
     except BenchError as error:
-        message, line = str(error), first_line(error)
+        message, line, is_of_weights = str(error), first_line(error), isinstance(error, WeightsError)
     except Exception as error:  # of the model's code, of the host's memory, or a bug: the others can still run
         message = "".join(traceback.format_exception(error)).rstrip()
-        line = f"{type(error).__name__}: {first_line(error)}"
+        line, is_of_weights = f"{type(error).__name__}: {first_line(error)}", False
     else:
         logger.info("%s: done in %.0f s", member.title, time.perf_counter() - start)
         return Outcome(member=member, records=records)
     logger.error("%s failed: %s", member.title, message)
     free_memory()
-    return Outcome(member=member, records=[], error=line)
+    return Outcome(member=member, records=[], error=line, is_of_weights=is_of_weights)
 
 
 def free_memory() -> None:

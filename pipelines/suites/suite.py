@@ -67,8 +67,19 @@ def members_of(
 
 def name_of(base: str, values: Sequence[Value]) -> str:
     """Name of a member's feature set: the pipeline's name and the labels of what varies, but for stage two."""
-    name = "-".join([base, *(value.label for value in values if value.is_named)])
-    return name if len(name) <= LONGEST else label(name[:LONGEST] + name)
+    return name_after(base, *(value.label for value in values if value.is_named))
+
+
+def name_after(base: str, *labels: str) -> str:
+    """Join a name and labels; what is too long is cut, and ends in a digest.
+
+    Examples
+    --------
+    >>> name_after("small", "epoch9", "photos")
+    'small-epoch9-photos'
+    """
+    name = "-".join([base, *labels])
+    return name if len(name) <= LONGEST else label(name)
 
 
 def _member(values: Sequence[Value], load: Callable[[Mapping[str, Any]], Pipeline]) -> Member:

@@ -1,0 +1,252 @@
+"""A curve: what was measured of each checkpoint of a training run, kept in the store as JSON and CSV.
+
+`docs/many-models.md` says what the files hold. The JSON is also what a watch that starts again goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from featbench.evaluate.results import Record
+from featbench.pipelines.suites.positions import Position
+from featbench.pipelines.terminal.formats import as_csv
+from featbench.store import BenchError
+from featbench.store.documents import brief_text
+from featbench.store.durable import cannot_write, write_durably
+from featbench.store.errors import first_line
+from featbench.store.lock import exclusive
+from featbench.store.names import natural
+from featbench.store.paths import curve_file
+from featbench.store.regular import read_regular
+
+VERSION = 1
+
+NUMBERS = (
+    "top1", "top1_low", "top1_high", "top5", "mean_per_class", "mean_ap", "nmi", "ami", "ari", "hungarian",
+    "many_to_one", "purity", "objective",
+)  # fmt: skip
+"""Columns of the CSV that are measured."""
+
+
+class CurveError(BenchError):
+    """A curve that can't be read, or belongs to another folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One checkpoint file, as it was when it was evaluated."""
+
+    file: str
+    """Relative to the watched folder."""
+
+    size: int
+    modified_ns: int
+    """With `size`, tells whether the file has changed since."""
+
+    settings: str
+    """Digest of the settings that the numbers depend on."""
+
+    features: str
+    """Name of its feature set."""
+
+    epoch: int | None = None
+    step: int | None = None
+    state: Literal["started", "done", "failed"] = "started"
+    error: str | None = None
+    is_broken: bool = False
+    """Whether the file itself is to blame: it is not tried again until it changes."""
+
+    made: bool = False
+    """Whether the watch created the feature set, and may remove it."""
+
+    removed: bool = False
+    """Whether it has removed it."""
+
+    fingerprint: str | None = None
+    """Of the feature set."""
+
+    created: str = ""
+    """When it was evaluated; UTC, ISO 8601."""
+
+    logged: tuple[str, ...] = ()
+    """Where its numbers have been sent: tensorboard, wandb, mlflow."""
+
+    records: tuple[Record, ...] = field(default=(), repr=False)
+    """What `bench run` recorded of it, without empty values."""
+
+    @property
+    def position(self) -> Position:
+        """Where it is in the training run."""
+        return Position(self.epoch, self.step)
+
+    @property
+    def mark(self) -> tuple[str, int, int]:
+        """The file, as it was."""
+        return self.file, self.size, self.modified_ns
+
+
+@dataclass(slots=True, kw_only=True)
+class Curve:
+    """All points of one training run."""
+
+    name: str
+    folder: str
+    """Absolute path of the watched folder."""
+
+    points: list[Point] = field(default_factory=list)
+
+    def put(self, point: Point) -> None:
+        """Add a point, or replace the one of the same file in the same state."""
+        self.points = [each for each in self.points if each.mark != point.mark] + [point]
+        self.points.sort(key=_order)
+
+    def find(self, mark: tuple[str, int, int]) -> Point | None:
+        """Return the point of a file, if it has not changed since."""
+        return next((point for point in self.points if point.mark == mark), None)
+
+    @property
+    def done(self) -> list[Point]:
+        """Points with numbers, in order of the training run."""
+        return [point for point in self.points if point.state == "done"]
+
+
+def _order(point: Point) -> tuple[Any, ...]:
+    value = point.position.value
+    return (value is None, value or 0, point.modified_ns if value is None else 0, natural(point.file))
+
+
+def load_curve(store: Path, name: str, folder: Path) -> Curve:
+    """Read a curve, or begin one.
+
+    Raises
+    ------
+    CurveError
+        If the file is damaged, or the curve is that of another folder.
+    """
+    path = curve_file(store, name, "json")
+    try:
+        content = json.loads(read_regular(path))
+        if content["version"] > VERSION:
+            raise CurveError(f"{path}: written by a newer version of bench (curve {content['version']})")
+        known = {each.name for each in fields(Point)}
+        points = [Point(**{key: each[key] for key in each if key in known}) for each in content["points"]]
+        points = [replace(each, records=tuple(each.records), logged=tuple(each.logged)) for each in points]
+        curve = Curve(name=str(content["name"]), folder=str(content["folder"]), points=sorted(points, key=_order))
+    except FileNotFoundError:
+        return Curve(name=name, folder=str(folder.resolve()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CurveError(
+            f"{path}: a curve that can't be read ({brief_text(first_line(error))}). Move it away to begin another; "
+            f"feature sets that exist are not extracted again"
+        ) from error
+    if curve.folder != str(folder.resolve()):
+        raise CurveError(f"{path}: the curve {name} is that of {brief_text(curve.folder)}. Choose another --name")
+    return curve
+
+
+@contextmanager
+def only_watch(store: Path, name: str) -> Iterator[None]:
+    """Keep other watches from writing to a curve.
+
+    Raises
+    ------
+    CurveError
+        If one does.
+    """
+    lock = curve_file(store, name, "lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurveError(cannot_write(lock, error)) from error
+    with exclusive(lock) as is_mine:
+        if not is_mine:
+            raise CurveError(f"{lock}: another bench watch keeps the curve {name}. Choose another --name")
+        yield
+
+
+def save_curve(store: Path, curve: Curve) -> None:
+    """Write a curve as JSON and as CSV, each completely or not at all."""
+    content = {
+        "version": VERSION,
+        "name": curve.name,
+        "folder": curve.folder,
+        "points": [asdict(p) for p in curve.points],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=True)
+    write_durably(curve_file(store, curve.name, "json"), f"{text}\n".encode())
+    write_durably(curve_file(store, curve.name, "csv"), as_csv(rows_of(curve)).encode("utf-8", "backslashreplace"))
+
+
+def rows_of(curve: Curve) -> list[Record]:
+    """Flat rows of a curve: for each point, layer and setting one."""
+    return [
+        {"epoch": point.epoch, "step": point.step, "file": point.file, "features": point.features}
+        | {key: record.get(key) for key in ("task", "layer", "protocol", "k", "temperature", "clusters", "split")}
+        | {key: record.get(key) for key in NUMBERS}
+        | {"created": point.created}
+        for point in curve.done
+        for record in point.records
+    ]
+
+
+def compact(records: Sequence[Record]) -> tuple[Record, ...]:
+    """Records without empty values."""
+    return tuple({key: value for key, value in record.items() if value is not None} for record in records)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The kNN setting that a curve is drawn of."""
+
+    protocol: str
+    k: int
+    temperature: float | None
+
+
+USUAL_K = 20
+"""Shown where several were asked for, as papers report it."""
+
+
+def shown_setting(points: Sequence[Point]) -> Setting | None:
+    """Return the setting that tables show and the best is chosen by: k = 20, or else the first; None without labels."""
+    every = [record for point in points for record in point.records if _is_knn(record)]
+    usual = [record for record in every if record["k"] == USUAL_K] or every
+    return Setting(usual[0]["protocol"], usual[0]["k"], usual[0].get("temperature")) if usual else None
+
+
+def top1_by_layer(point: Point, setting: Setting | None) -> dict[str, float]:
+    """Top-1 of each layer in a setting."""
+    return {
+        record["layer"]: record["top1"]
+        for record in point.records
+        if _is_knn(record) and Setting(record["protocol"], record["k"], record.get("temperature")) == setting
+    }
+
+
+def nmi_by_layer(point: Point) -> dict[str, float]:
+    """NMI of each layer's first clustering, of val."""
+    found: dict[str, float] = {}
+    for record in point.records:
+        if record["task"] == "kmeans" and record.get("split") == "val" and "nmi" in record:
+            found.setdefault(record["layer"], record["nmi"])
+    return found
+
+
+def best_point(points: Sequence[Point]) -> Point | None:
+    """Return the point with the highest top-1 of any layer, or without labels in train the highest NMI."""
+    setting = shown_setting(points)
+
+    def score(point: Point) -> float:
+        return max((top1_by_layer(point, setting) or nmi_by_layer(point)).values(), default=-1.0)
+
+    best = max(points, key=score, default=None)  # the first of equals
+    return None if best is None or score(best) < 0 else best
+
+
+def _is_knn(record: Mapping[str, Any]) -> bool:
+    return record["task"] == "knn" and not record.get("leave_one_out") and "top1" in record

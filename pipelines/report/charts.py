@@ -128,7 +128,7 @@ def layer_curve(evaluated: Sequence[Evaluated]) -> Chart | None:
         }
         for each in evaluated
         for result in each.results
-        if result.temperature == each.temperature
+        if result.temperature == each.temperature and (len(sets) == 1 or result.k == each.k)
     ]  # fmt: skip
     ks = sorted({row["k"] for row in rows}, key=int)
     several = len(sets) > 1

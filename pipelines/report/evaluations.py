@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.errors import EvaluationError
@@ -119,7 +120,9 @@ class Evaluated:
     nearest_Q: Doubles
     """Similarity of the nearest neighbour."""
 
-    nearest_rows_Q: Ints
+    rows_QK: npt.NDArray[np.int32]
+    """Lists of the first k, for comparing them."""
+
     occurrences_N: Ints
     """Number of lists of the k nearest that each row of train is in, shape (rows of train,)."""
 
@@ -149,7 +152,23 @@ def open_sources(paths: Sequence[Path], config: EvaluateConfig) -> list[Source]:
         source = Source(features=features, labels=labels, leave_one_out=alone, recorded=recorded)
         refuse_no_queries(path, source.queries)
         sources.append(source)
-    return sources
+    return with_common_classes(sources)
+
+
+def with_common_classes(sources: Sequence[Source]) -> list[Source]:
+    """Number the classes of all feature sets in the same way, by their names."""
+    names = tuple(dict.fromkeys(name for source in sources for name in source.labels.class_names))
+    number = {name: place for place, name in enumerate(names)}
+
+    def renumbered(labels: MatchedLabels) -> MatchedLabels:
+        places = np.array([*(number[name] for name in labels.class_names), -1], np.int64)
+        train, val = (replace(each, labels=places[each.labels]) for each in (labels.train, labels.val))
+        return MatchedLabels(train, val, names)
+
+    return [
+        source if source.labels.class_names == names else replace(source, labels=renumbered(source.labels))
+        for source in sources
+    ]
 
 
 def find_views(sources: Sequence[Source], config: EvaluateConfig, layers: Sequence[str] = ()) -> list[View]:
@@ -195,7 +214,7 @@ def evaluate_view(view: View, config: EvaluateConfig) -> Evaluated:
     source = view.source
     base: dict[str, Any] = {
         "view": view, "num_kept": num_kept, "num_zeros": lists.num_zeros, "k": ks[0],
-        "nearest_Q": lists.similarities_QK[:, 0].copy(), "nearest_rows_Q": lists.rows_QK[:, 0].copy(),
+        "nearest_Q": lists.similarities_QK[:, 0].copy(), "rows_QK": lists.rows_QK[:, : ks[0]].astype(np.int32),
         "occurrences_N": np.bincount(
             lists.rows_QK[:, : ks[0]].ravel(), minlength=source.features.split("train").num_rows
         ).astype(np.int64),

@@ -47,23 +47,24 @@ def check_methods(methods: Sequence[str]) -> None:
         )
 
 
-def chosen_points(num_queries: int) -> Ints:
-    """Positions of the queries on the map: all, or a fixed random sample."""
-    if num_queries <= MOST_POINTS:
-        return np.arange(num_queries)
-    return np.sort(np.random.default_rng(SEED).choice(num_queries, MOST_POINTS, replace=False))
+def chosen_points(rows: Ints) -> Ints:
+    """Rows on the map: all, or a fixed random sample of them."""
+    if len(rows) <= MOST_POINTS:
+        return rows
+    return np.sort(np.random.default_rng(SEED).choice(rows, MOST_POINTS, replace=False))
 
 
 def map_chart(
     method: str,
     evaluated: Sequence[Evaluated],
+    query_rows: Ints,
     loaded: Mapping[int, Sequence[LoadedClustering]],
     pictures: Pictures,
 ) -> Chart:
     """Draw a map of each view; the reader chooses what colours mean."""
     import altair as alt
 
-    points = chosen_points(len(evaluated[0].view.source.queries.rows))
+    points = chosen_points(query_rows)
     rows = [
         row
         for number, each in enumerate(evaluated)
@@ -88,7 +89,7 @@ def map_chart(
         Column(key="y", title=second, digits=4), Column(key="class", title="class"),
         Column(key="predicted", title="predicted"), Column(key="cluster", title="cluster"),
     ]  # fmt: skip
-    split, total = evaluated[0].view.source.queries.split, len(evaluated[0].view.source.queries.rows)
+    split, total = evaluated[0].view.source.queries.split, len(query_rows)
     part = f"{len(points):,} of the {total:,} images" if len(points) < total else f"The {total:,} images"
     return Chart(
         key=f"map-{method}", title=f"Map of {split} by {NAMES[method]}",
@@ -107,13 +108,14 @@ def _rows(
 ) -> list[Row]:
     source = evaluated.view.source
     queries, split = source.queries, source.queries.split
-    features_PD = _features(evaluated, queries.rows[points])
+    features_PD = _features(evaluated, points)
+    positions = np.searchsorted(queries.rows, points)
     at_P2 = project(features_PD, method)
     names = [visible(name, keep="") for name in source.labels.class_names]
     clusters = _cluster_of_rows(clustering, split, source.features.split(split).num_rows)
     rows = []
-    for position, (x, y) in zip(points.tolist(), at_P2.tolist(), strict=True):
-        row, label = int(queries.rows[position]), int(queries.labels[position])
+    for position, row, (x, y) in zip(positions.tolist(), points.tolist(), at_P2.tolist(), strict=True):
+        label = int(queries.labels[position])
         predicted = int(evaluated.predicted_Q[position]) if evaluated.results else -1
         rows.append(
             {

@@ -23,6 +23,7 @@ SCRIPTS = (
     "neighbours.js",
     "sections.js",
     "looking.js",
+    "comparing.js",
     "main.js",
 )
 """Files of the template whose texts, in this order, are the page's program."""

@@ -41,14 +41,16 @@ def usual_number(num_views: int) -> int:
 
 
 def choose_queries(
-    evaluated: Evaluated, *, number: int, named: Sequence[str] = (), seed: int = 0
+    evaluated: Evaluated, rows: Ints, *, number: int, named: Sequence[str] = (), seed: int = 0
 ) -> list[tuple[int, str]]:
-    """Choose queries: position among the queries, and why.
+    """Choose queries: row, and why.
 
     Parameters
     ----------
     evaluated : Evaluated
         The view whose predictions count.
+    rows : ndarray of int64
+        Rows to choose from, those that all feature sets ask with.
     number : int
         Queries besides those that are named.
     named : sequence of str
@@ -62,16 +64,17 @@ def choose_queries(
     source = evaluated.view.source
     labels_Q = source.queries.labels
     chosen: dict[int, str] = {}
-    for position in _named(evaluated, named):
+    for position in _named(evaluated, rows, named):
         chosen.setdefault(position, "named")
     random = np.random.default_rng(seed)
-    order = random.permutation(len(labels_Q))
+    is_common_Q = np.isin(source.queries.rows, rows)
+    order = random.permutation(np.flatnonzero(is_common_Q))
     wanted = {"random": [int(each) for each in order]}
     if evaluated.results:
-        wrong = np.flatnonzero(~evaluated.is_right())
+        wrong = np.flatnonzero(~evaluated.is_right() & is_common_Q)
         ranked = wrong[np.argsort(-evaluated.confidence_Q[wrong], kind="stable")]
         wanted = {"wrong": [int(each) for each in ranked], "class": _one_of_each_class(labels_Q, order)} | wanted
-    largest = min(number + len(chosen), len(labels_Q))
+    largest = min(number + len(chosen), len(order))
     shares = dict(zip(wanted, _shares(number, len(wanted)), strict=True))
     for group, positions in wanted.items():
         left = shares[group]
@@ -82,7 +85,7 @@ def choose_queries(
     for position in wanted["random"]:  # what other groups did not need
         if len(chosen) < largest:
             chosen.setdefault(position, "random")
-    return list(chosen.items())
+    return [(int(source.queries.rows[position]), group) for position, group in chosen.items()]
 
 
 def _shares(number: int, groups: int) -> list[int]:
@@ -101,21 +104,22 @@ def _one_of_each_class(labels_Q: Ints, order: Ints) -> list[int]:
     return [int(order[place]) for place in np.argsort(np.array(rounds), kind="stable")]
 
 
-def _named(evaluated: Evaluated, named: Sequence[str]) -> list[int]:
+def _named(evaluated: Evaluated, rows: Ints, named: Sequence[str]) -> list[int]:
     """Positions of the queries with some paths."""
     if not named:
         return []
     source = evaluated.view.source
     paths = source.features.paths(source.queries.split)
-    used = [paths[row] for row in source.queries.rows]
+    common = set(rows.tolist())
+    used = {position: paths[row] for position, row in enumerate(source.queries.rows.tolist()) if row in common}
     found: list[int] = []
     for wanted in named:
-        exact = [position for position, path in enumerate(used) if path == wanted]
-        matching = exact or [position for position, path in enumerate(used) if _matches(path, wanted)]
+        exact = [position for position, path in used.items() if path == wanted]
+        matching = exact or [position for position, path in used.items() if _matches(path, wanted)]
         if not matching:
             raise EvaluationError(
                 f"--query {wanted}: no image of {source.queries.split} in {source.features.path} has such a path; they "
-                f"are such as {used[0]}"
+                f"are such as {next(iter(used.values()))}"
             )
         found += matching
     return found
@@ -126,7 +130,7 @@ def _matches(path: str, wanted: str) -> bool:
 
 
 def neighbours_content(
-    evaluated: Sequence[Evaluated], chosen: Sequence[tuple[int, str]], pictures: Pictures
+    evaluated: Sequence[Evaluated], chosen: Sequence[tuple[int, str]], pictures: Pictures, *, total: int
 ) -> dict[str, Any]:
     """Lists of the chosen queries in each view: shown rows as places of pictures, labels and similarities of all.
 
@@ -135,28 +139,27 @@ def neighbours_content(
     shown = num_shown(len(evaluated))
     first = evaluated[0].view.source
     split = first.queries.split
-    positions = np.array([position for position, _ in chosen], np.int64)
-    places = [pictures.place(first, split, row) for row in first.queries.rows[positions]]
+    rows = np.array([row for row, _ in chosen], np.int64)
+    places = [pictures.place(first, split, row) for row in rows.tolist()]
+    labels = first.queries.by_row(first.features.split(split).num_rows)[rows]
     return {
         "queries": [
-            {"place": place, "group": group, "label": int(first.queries.labels[position])}
-            for place, (position, group) in zip(places, chosen, strict=True)
+            {"place": place, "group": group, "label": int(label)}
+            for place, label, (_, group) in zip(places, labels, chosen, strict=True)
         ],
         "groups": {group: GROUPS[group] for group in dict.fromkeys(group for _, group in chosen)},
         "shown": shown,
-        "views": [_lists(each, first.queries.rows[positions], shown, pictures) for each in evaluated],
-        "total": len(first.queries.rows),
+        "views": [_lists(each, rows, shown, pictures) for each in evaluated],
+        "total": total,
         "split": split,
     }
 
 
 def _lists(evaluated: Evaluated, query_rows: Ints, shown: int, pictures: Pictures) -> dict[str, Any]:
-    """Lists of one view; its queries may be fewer than those of the first, if an image could not be read."""
+    """Lists of one view, which has all of these queries."""
     source = evaluated.view.source
     lists = evaluated.view.kept().neighbours
     at = np.searchsorted(source.queries.rows, query_rows)
-    if not np.array_equal(source.queries.rows[np.minimum(at, len(source.queries.rows) - 1)], query_rows):
-        raise EvaluationError(f"{source.features.path}: it lacks queries of the other feature sets")
     length = min(evaluated.num_kept, MOST_VOTING)
     rows_QK, similarities_QK = lists.rows_QK[at, :length], lists.similarities_QK[at, :length]
     labels_QK = source.labels.train.by_row(source.features.split("train").num_rows)[rows_QK]

@@ -19,6 +19,7 @@ from featbench.pipelines.report import charts as drawn
 from featbench.pipelines.report.charts import Chart
 from featbench.pipelines.report.classes import class_numbers, confusion, shown_classes, worst_pairs
 from featbench.pipelines.report.clusterings import clusterings_of, clusters_content
+from featbench.pipelines.report.comparing import common_queries, comparisons_content
 from featbench.pipelines.report.evaluations import Evaluated, Source, evaluate_view, find_views, open_sources
 from featbench.pipelines.report.maps import check_methods, map_chart
 from featbench.pipelines.report.page import render
@@ -29,6 +30,7 @@ from featbench.pipelines.report.rows import left_out, rows_content
 from featbench.pipelines.report.theme import DARK, LIGHT
 from featbench.store.durable import cannot_write, write_durably
 from featbench.store.names import visible
+from featbench.store.typing import Ints
 
 THUMBNAIL = 96
 """Pixels of the longer side of a picture."""
@@ -109,8 +111,9 @@ def write_report(
     check_methods(look.maps)
     with _noted_warnings() as warnings:
         sources = open_sources(paths, config)
+        rows = common_queries(sources)
         evaluated = [evaluate_view(view, config) for view in find_views(sources, config, layers)]
-        data, all_charts = _gather(sources, evaluated, look)
+        data, all_charts = _gather(sources, evaluated, rows, look)
     content = _content(sources, evaluated, data, [*warnings, *data["pictures"]["faults"]], command)
     text = render(content | {"num_views": len(evaluated)}, data, all_charts)
     encoded = text.encode("utf-8", errors="backslashreplace")
@@ -123,7 +126,7 @@ def write_report(
 
 
 def _gather(
-    sources: Sequence[Source], evaluated: Sequence[Evaluated], look: Look
+    sources: Sequence[Source], evaluated: Sequence[Evaluated], rows: Ints, look: Look
 ) -> tuple[dict[str, Any], list[Chart]]:
     """Gather what the page's program shows. Pictures that come first are there even if not all fit."""
     pictures = Pictures(
@@ -132,12 +135,13 @@ def _gather(
     )  # fmt: skip
     loaded = _loaded_clusterings(evaluated)
     data = _data(evaluated) | {
-        "neighbours": _neighbours(evaluated, look, pictures),
+        "neighbours": _neighbours(evaluated, rows, look, pictures),
+        "comparisons": comparisons_content(evaluated, pictures) if len(sources) > 1 else [],
         "clusterings": clusters_content(evaluated, loaded, pictures),
         "rows": rows_content(evaluated, pictures),
         "leftOut": [part for source in sources for part in left_out(source)],
     }
-    all_charts = _charts(evaluated) + [map_chart(method, evaluated, loaded, pictures) for method in look.maps]
+    all_charts = _charts(evaluated) + [map_chart(method, evaluated, rows, loaded, pictures) for method in look.maps]
     return data | {"pictures": pictures.content()}, all_charts
 
 
@@ -192,10 +196,10 @@ def _data(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _neighbours(evaluated: Sequence[Evaluated], look: Look, pictures: Pictures) -> dict[str, Any]:
+def _neighbours(evaluated: Sequence[Evaluated], rows: Ints, look: Look, pictures: Pictures) -> dict[str, Any]:
     number = usual_number(len(evaluated)) if look.queries is None else look.queries
-    chosen = choose_queries(evaluated[_first_view(evaluated)], number=number, named=look.named)
-    return neighbours_content(evaluated, chosen, pictures)
+    chosen = choose_queries(evaluated[_first_view(evaluated)], rows, number=number, named=look.named)
+    return neighbours_content(evaluated, chosen, pictures, total=len(rows))
 
 
 def _content(
@@ -226,6 +230,7 @@ def _content(
             if each.results
         ),
         "sections": _sections(evaluated, data),
+        "has_comparisons": bool(data["comparisons"]),
         "has_clusterings": bool(data["clusterings"]),
         "left_out": data["leftOut"],
         "protocols": {each.view.protocol_name: each.view.protocol for each in evaluated},
@@ -248,7 +253,8 @@ def _sections(evaluated: Sequence[Evaluated], data: Mapping[str, Any]) -> list[t
     """Parts of the page, for its navigation."""
     has_labels = any(each.results for each in evaluated)
     parts = {
-        "overview": ("Overview", True), "accuracy": ("Accuracy", has_labels), "classes": ("Classes", has_labels),
+        "overview": ("Overview", True), "comparison": ("Comparison", bool(data["comparisons"])),
+        "accuracy": ("Accuracy", has_labels), "classes": ("Classes", has_labels),
         "neighbours": ("Neighbours", True), "map": ("Map", True), "clusters": ("Clusters", bool(data["clusterings"])),
         "images": ("Images", True), "provenance": ("Provenance", True),
     }  # fmt: skip

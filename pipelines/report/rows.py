@@ -55,7 +55,7 @@ def duplicates_content(evaluated: Evaluated, pictures: Pictures) -> dict[str, An
         "pairs": [
             [
                 pictures.place(source, source.queries.split, int(source.queries.rows[at])),
-                pictures.place(source, "train", int(evaluated.nearest_rows_Q[at])),
+                pictures.place(source, "train", int(evaluated.rows_QK[at, 0])),
                 round(float(evaluated.nearest_Q[at]), 6),
             ]
             for at in most_alike

@@ -224,3 +224,59 @@ def test_what_is_wrong_is_said(features: Path, bench: Bench, words: tuple[str, .
     result = bench("report", *words)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_several_feature_sets_are_compared_as_bench_compare_does(tmp_path: Path, bench: Bench) -> None:
+    """Their classes are numbered differently, and one lacks a query."""
+    made(tmp_path / "features/ours", seed=0)
+    rows, labels = made(tmp_path / "other/theirs", seed=0)
+    names = {"train": HOSTILE[::-1], "val": HOSTILE[::-1]}
+    random = np.random.default_rng(5)
+    noisy = {
+        split: {name: each + random.normal(size=each.shape).astype(np.float32) for name, each in layers.items()}
+        for split, layers in rows.items()
+    }
+    turned = {split: len(HOSTILE) - 1 - each for split, each in labels.items()}
+    valid = {split: np.ones(len(each), np.bool_) for split, each in labels.items()}
+    valid["val"][4] = False
+    make_features(tmp_path / "features/theirs", noisy, turned, class_names=names, valid=valid)
+    for name in ("ours", "theirs"):
+        evaluate_knn(FeatureSet.open(tmp_path / "features" / name), ["early", "late"], k=[5])
+    assert bench("report", "ours", "theirs", "--k", "5").returncode == 0
+    data = read(tmp_path / "report.html").data
+    result = bench("compare", "ours", "theirs", "--k", "5", "--json")
+    compared = {record["first"].split("/")[1]: record for record in json.loads(result.stdout)}
+    for found in data["comparisons"]:
+        first, second = data["views"][found["first"]], data["views"][found["second"]]
+        assert (first["set"], second["set"]) == ("ours", "theirs")
+        if first["layer"] != second["layer"]:
+            continue
+        record = compared.pop(first["layer"])
+        assert found["top1"] == [record["top1_first"], record["top1_second"]]
+        assert found["queries"] == record["num_val"] == 47
+        for key in ("low", "high", "p_value", "only_first", "only_second"):
+            assert found["difference"][key] == record[key]
+        assert len(found["onlyFirst"]) == min(12, record["only_first"])
+    assert not compared
+    late = next(each for each in data["comparisons"] if data["views"][each["first"]]["layer"] == "late")
+    lists = [_nearest_rows(each, 5) for each in (rows, noisy)]
+    shared = [len({*ours} & {*theirs}) / 5 for at, (ours, theirs) in enumerate(zip(*lists, strict=True)) if at != 4]
+    assert late["overlap"]["value"] == pytest.approx(np.mean(shared))
+    assert 4 not in [data["pictures"]["row"][query["place"]] for query in data["neighbours"]["queries"]]
+
+
+def _nearest_rows(rows: dict[str, Any], k: int) -> list[list[int]]:
+    x, y = (rows[split]["late"].astype(np.float64) for split in ("train", "val"))
+    cosines = (y / np.linalg.norm(y, axis=1, keepdims=True)) @ (x / np.linalg.norm(x, axis=1, keepdims=True)).T
+    nearest: list[list[int]] = np.argsort(-cosines, axis=1)[:, :k].tolist()
+    return nearest
+
+
+def test_feature_sets_of_other_images_are_refused(tmp_path: Path, bench: Bench) -> None:
+    made(tmp_path / "features/ours")
+    made(tmp_path / "features/theirs", classes=HOSTILE[:4])
+    for name in ("ours", "theirs"):
+        evaluate_knn(FeatureSet.open(tmp_path / "features" / name), ["late"], k=[5])
+    result = bench("report", "ours", "theirs")
+    assert result.returncode == 2
+    assert "differ in val images or labels" in result.stderr

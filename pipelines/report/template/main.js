@@ -3,6 +3,7 @@ for (const table of document.querySelectorAll("table.sortable")) makeSortable(ta
 byId("view")?.addEventListener("change", (event) => setView(Number(event.target.value)));
 startCharts();
 startClasses();
+startComparisons();
 startNeighbours();
 startClusters();
 startImages();

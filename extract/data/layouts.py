@@ -6,8 +6,7 @@ both splits, or a list with labels, need no layout: see `folder` and `filelist`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,95 +18,30 @@ from featbench.extract.data.list_formats import read_list
 from featbench.extract.data.listing import Entries, Listing
 from featbench.extract.data.listing_cache import stamp_of
 from featbench.extract.data.multi_label import listing_of
+from featbench.extract.data.published_splits import by_lists, objectnet
 from featbench.extract.data.several_formats import SeveralLabels, read_several
+from featbench.extract.data.split import Read, Split, class_folders, columns_of, folder_with, lines_of
 from featbench.extract.errors import DataError
 from featbench.store import abbreviate, suggest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """Images of a split."""
-
-    paths: Sequence[str]
-    labels: Sequence[str]
-    """Name of each image's class."""
-
-    files: tuple[Path, ...] = ()
-    """Lists that this was read from."""
-
-    classes: tuple[str, ...] | None = None
-    """Names of all classes in their order; by default those that occur, sorted."""
-
-    several: SeveralLabels | None = None
-    """Instead of `labels`, if an image has any number of classes."""
-
-
-Read = Callable[[Path, str], Split]
-"""List one split, given the root and the split's name."""
-
-
-def _lines(file: Path) -> list[list[str]]:
-    """Words of each line of a text file."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    return [line.split() for line in text.splitlines() if line.strip()]
-
-
-def _columns(file: Path, count: int) -> dict[str, str]:
-    """The second word of each line by its first."""
-    lines = _lines(file)
-    odd = next((number for number, words in enumerate(lines, start=1) if len(words) < count), None)
-    if odd is not None:
-        raise DataError(f"{file}: line {odd} has {len(lines[odd - 1])} words; expected at least {count}")
-    found = {words[0]: words[1] for words in lines}
-    if len(found) < len(lines):
-        raise DataError(f"{file}: {len(lines) - len(found)} names are listed twice")
-    return found
-
-
-def _folders(root: Path, tops: Sequence[str]) -> Split:
-    """Class folders within one or more folders, sorted by class, then by name."""
-    tree = DiskTree(root)
-    rows = [
-        (name, f"{image.folder}/{image.name}")
-        for top in tops
-        for name in sorted(tree.children(top)[0])
-        for image in tree.images(f"{top}/{name}".lstrip("/"))[0]
-    ]
-    rows.sort()
-    if not rows:
-        raise DataError(f"{root}: no images in {', '.join(f'{top}/<class>' for top in tops)}")
-    return Split(paths=[path for _, path in rows], labels=[name for name, _ in rows])
-
-
-def _beside(root: Path, names: Sequence[str]) -> Path:
-    """The folder that has all of these files: the root, or the only one in it."""
-    inner = [root, *(sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else [])]
-    found = [folder for folder in inner if all((folder / name).exists() for name in names)]
-    if not found:
-        raise DataError(f"{root}: expected {', '.join(names)} there, or in one of its folders")
-    return found[0]
 
 
 def tiny_imagenet(root: Path, split: str) -> Split:
     """Tiny ImageNet: train/<class>/images/, and val/images/ with val_annotations.txt."""
     if split != "val":
-        return _folders(root, [split])
+        return class_folders(root, [split])
     file = root / "val" / "val_annotations.txt"
     if not file.is_file():
-        return _folders(root, [split])  # as some rearrange it
-    classes = _columns(file, 2)
+        return class_folders(root, [split])  # as some rearrange it
+    classes = columns_of(file, 2)
     return Split(paths=[f"val/images/{name}" for name in classes], labels=list(classes.values()), files=(file,))
 
 
 def cub200(root: Path, split: str) -> Split:
     """CUB-200-2011: images/, with a list each of paths, of splits and of classes, by the number of the image."""
     names = ("images.txt", "train_test_split.txt", "image_class_labels.txt", "classes.txt")
-    folder = _beside(root, names)
+    folder = folder_with(root, names)
     files = tuple(folder / name for name in names)
-    paths, in_train, numbers, classes = (_columns(file, 2) for file in files)
+    paths, in_train, numbers, classes = (columns_of(file, 2) for file in files)
     if not paths.keys() == in_train.keys() == numbers.keys():
         raise DataError(f"{folder}: {', '.join(names[:3])} do not list the same images")
     flag = {"train": "1", "test": "0", "val": "0"}.get(split)
@@ -133,7 +67,7 @@ def sun397(root: Path, split: str) -> Split:
     file = next((path for path in (root / name, root / "Partitions" / name) if path.is_file()), None)
     if file is None:
         raise DataError(f"{root}: expected {name} there or in Partitions/, from SUN397's Partitions.zip")
-    paths = [words[0].lstrip("/") for words in _lines(file)]
+    paths = [words[0].lstrip("/") for words in lines_of(file)]
     top = "SUN397/" if (root / "SUN397").is_dir() else ""
     # /a/apartment_building/outdoor/sun_x.jpg: the class is all between the letter and the name.
     return Split(
@@ -146,9 +80,9 @@ def sun397(root: Path, split: str) -> Split:
 def imagenet_v2(root: Path, split: str) -> Split:
     """ImageNet-V2: folders 0 to 999, which number ImageNet's classes in the order of their ids; train is ImageNet's."""
     if split == "train":
-        return _folders(root, [split])
+        return class_folders(root, [split])
     classes = sorted(DiskTree(root).children("train")[0])
-    found = _folders(root, [split])
+    found = class_folders(root, [split])
     wrong = next((name for name in found.labels if not name.isdecimal() or int(name) >= len(classes)), None)
     if wrong is not None:
         raise DataError(f"{root / split}: the folder {wrong} numbers none of the {len(classes)} classes of train")
@@ -161,7 +95,7 @@ def imagenet100(root: Path, split: str) -> Split:
     tops = sorted(path.name for path in root.glob(f"{split}.X*") if path.is_dir())
     if not tops:
         raise DataError(f"{root}: expected folders {split}.X*, as Kaggle distributes ImageNet-100")
-    return _folders(root, tops)
+    return class_folders(root, tops)
 
 
 def voc(root: Path, split: str, *, year: int) -> Split:
@@ -171,7 +105,7 @@ def voc(root: Path, split: str, *, year: int) -> Split:
     lists = sorted((folder / "ImageSets" / "Main").glob(f"*_{split}.txt"))
     if not lists:
         raise DataError(f"{root}: expected VOCdevkit/VOC{year}/ImageSets/Main/<class>_{split}.txt there")
-    flags = [_columns(file, 2) for file in lists]
+    flags = [columns_of(file, 2) for file in lists]
     if any(each.keys() != flags[0].keys() for each in flags):
         raise DataError(f"{folder}/ImageSets/Main: the lists *_{split}.txt do not have the same images")
     known = {"1": 1, "-1": 0, "0": -1}
@@ -208,6 +142,11 @@ LAYOUTS: Mapping[str, Read] = {
     "sun397": sun397,
     "imagenet_v2": imagenet_v2,
     "imagenet100": imagenet100,
+    "objectnet": objectnet,
+    "eurosat": partial(by_lists, stem="eurosat", tops=("2750", "EuroSAT_RGB", "EuroSAT"), coop="EuroSAT"),
+    "resisc45": partial(by_lists, stem="resisc45", tops=("NWPU-RESISC45",)),
+    "ucmerced": partial(by_lists, stem="uc_merced", tops=("UCMerced_LandUse/Images", "Images")),
+    "caltech101": partial(by_lists, stem="caltech101", tops=("101_ObjectCategories",), coop="Caltech101"),
 }
 """By the values of `data.dataset`."""
 
@@ -255,7 +194,7 @@ def list_by_splits(
         raise DataError(f"{splits}: expected a path and a split in each line; there is only one column")
     split_of = dict(zip(map(str, said.paths), map(str, said.labels), strict=True))
     if images is None:
-        found = _folders(root, [""])
+        found = class_folders(root, [""])
         paths, labels = list(found.paths), list(found.labels)
     else:
         listed = read_list(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +79,91 @@ def imagenet100(root: Path) -> Classes:
     }
 
 
-MAKERS: list[Callable[[Path], Classes]] = [tiny_imagenet, cub200, sun397, imagenet_v2, imagenet100]
+def by_class(*, train: str, val: str) -> Classes:
+    return {
+        split: [(path, path.rpartition("/")[0].rpartition("/")[2]) for path in paths.split()]
+        for split, paths in (("train", train), ("val", val))
+    }
+
+
+def imagenet_a(root: Path, top: str = "imagenet-a") -> Classes:
+    """Only some of ImageNet's classes, and a README among their folders."""
+    images(root, "train/n1/a.JPEG", "train/n2/b.JPEG", "train/n3/c.JPEG", f"{top}/n3/d.jpg", f"{top}/n1/e.jpg")
+    (root / top / "README.txt").write_text("https://example.org")
+    return by_class(train="train/n1/a.JPEG train/n2/b.JPEG train/n3/c.JPEG", val=f"{top}/n1/e.jpg {top}/n3/d.jpg")
+
+
+def imagenet_r(root: Path) -> Classes:
+    return imagenet_a(root, "imagenet-r")
+
+
+def imagenet_sketch(root: Path) -> Classes:
+    return imagenet_a(root, "sketch")
+
+
+def eurosat(root: Path) -> Classes:
+    """A list of names without their folders, with the endings of another version of the images."""
+    images(root, "2750/River/River_1.jpg", "2750/River/River_2.jpg", "2750/Forest/Forest_1.jpg")
+    (root / "eurosat-train.txt").write_text("River_2.tif\nForest_1.tif\n")
+    (root / "eurosat-test.txt").write_text("River_1.tif\n")
+    return by_class(train="2750/River/River_2.jpg 2750/Forest/Forest_1.jpg", val="2750/River/River_1.jpg")
+
+
+def resisc45(root: Path) -> Classes:
+    top = "NWPU-RESISC45"
+    images(root, f"{top}/lake/lake_001.jpg", f"{top}/lake/lake_002.jpg", f"{top}/river/river_001.jpg")
+    (root / "resisc45-train.txt").write_text("river_001.jpg\nlake_001.jpg\n")
+    (root / "resisc45-test.txt").write_text("lake_002.jpg\n")
+    return by_class(train=f"{top}/river/river_001.jpg {top}/lake/lake_001.jpg", val=f"{top}/lake/lake_002.jpg")
+
+
+def ucmerced(root: Path) -> Classes:
+    top = "UCMerced_LandUse/Images"
+    images(root, f"{top}/river/river01.tif", f"{top}/river/river00.tif")
+    (root / "uc_merced-train.txt").write_text("river01.tif\n")
+    (root / "uc_merced-test.txt").write_text("river00.tif\n")
+    return by_class(train=f"{top}/river/river01.tif", val=f"{top}/river/river00.tif")
+
+
+def caltech101(root: Path) -> Classes:
+    """CoOp's list names the classes itself, and the same names are in several folders."""
+    top = "101_ObjectCategories"
+    images(root, f"{top}/Faces/image_0001.jpg", f"{top}/ant/image_0001.jpg", f"{top}/ant/image_0002.jpg")
+    content = {
+        "train": [["ant/image_0002.jpg", 1, "ant"], ["Faces/image_0001.jpg", 0, "face"]],
+        "val": [["none/image_0001.jpg", 2, "none"]],
+        "test": [["ant/image_0001.jpg", 1, "ant"]],
+    }
+    (root / "split_zhou_Caltech101.json").write_text(json.dumps(content))
+    return {
+        "train": [(f"{top}/ant/image_0002.jpg", "ant"), (f"{top}/Faces/image_0001.jpg", "face")],
+        "val": [(f"{top}/ant/image_0001.jpg", "ant")],
+    }
+
+
+def objectnet(root: Path) -> Classes:
+    """Two of ImageNet's classes are one of ObjectNet's, and one of ObjectNet's is none of ImageNet's."""
+    top = "objectnet-1.0"
+    images(root, "train/n1/a.JPEG", "train/n2/b.JPEG", "train/n3/c.JPEG",
+           f"{top}/images/alarm_clock/d.png", f"{top}/images/air_freshener/e.png")  # fmt: skip
+    folder = root / top / "mappings"
+    folder.mkdir()
+    labels = {"alarm_clock": "Alarm clock", "air_freshener": "Air freshener"}
+    (folder / "folder_to_objectnet_label.json").write_text(json.dumps(labels))
+    shared = {"Alarm clock": "digital clock; analog clock"}
+    (folder / "objectnet_to_imagenet_1k.json").write_text(json.dumps(shared))
+    (folder / "pytorch_to_imagenet_2012_id.json").write_text(json.dumps({"0": 2, "1": 0, "2": 1}))
+    (folder / "imagenet_to_label_2012_v2").write_text("tench\nanalog clock\ndigital clock\n")
+    return {
+        "train": [("train/n1/a.JPEG", "alarm_clock"), ("train/n2/b.JPEG", "n2"), ("train/n3/c.JPEG", "alarm_clock")],
+        "val": [(f"{top}/images/alarm_clock/d.png", "alarm_clock")],
+    }
+
+
+MAKERS: list[Callable[[Path], Classes]] = [
+    tiny_imagenet, cub200, sun397, imagenet_v2, imagenet100, imagenet_a, imagenet_r, imagenet_sketch, eurosat, resisc45,
+    ucmerced, caltech101, objectnet,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -105,6 +190,17 @@ def test_every_layout_is_in_the_catalogue() -> None:
         (cub200, ("CUB_200_2011/train_test_split.txt", "1 1\n"), "do not list the same images"),
         (cub200, ("CUB_200_2011/image_class_labels.txt", "1 1\n2 1\n3 7\n"), r"class 7 is not in classes\.txt"),
         (sun397, ("Training_01.txt", "/a/abbey/none.jpg\n"), "missing images: 1 of 1"),
+        (eurosat, ("eurosat-train.txt", "River_7.jpg\n"), r"1 of its 1 images are not in .*2750: River_7"),
+        (eurosat, ("split_zhou_EuroSAT.json", "{}"), "which are different splits"),
+        (caltech101, ("split_zhou_Caltech101.json", '{"train": []}'), "has no split 'val'; it has train"),
+        (caltech101, ("split_zhou_Caltech101.json", '{"train": [["a.jpg", 1]]}'), "expected a path, a number and a"),
+        (caltech101, ("split_zhou_Caltech101.json", "["), "cannot be read"),
+        (objectnet, ("objectnet-1.0/mappings/imagenet_to_label_2012_v2", "tench\n"), "contradict each other: 'digital"),
+        (
+            objectnet,
+            ("objectnet-1.0/mappings/pytorch_to_imagenet_2012_id.json", '{"0": 0}'),
+            "train has 3 classes",
+        ),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -108,9 +109,8 @@ def nearest_of_class(layer: EvalLayer, database: Labelled, queries: Labelled, *,
         part = replace(database, rows=database.rows[among], labels=database.labels[among])
         asked = replace(queries, rows=queries.rows[asking], labels=queries.labels[asking])
         features_ND, queries_QD = layer.select(part).read(), layer.select(asked).read()
-        for label in chosen:
-            ours_N, theirs_Q = part.labels == label, np.flatnonzero(asked.labels == label)
-            if not ours_N.any():
+        for ours_N, theirs_Q in zip(_by_class(part.labels, chosen), _by_class(asked.labels, chosen), strict=True):
+            if not len(ours_N):
                 continue
             rows_N = part.rows[ours_N]
             cosines_QN = _unit(queries_QD[theirs_Q]) @ _unit(features_ND[ours_N]).T
@@ -122,6 +122,13 @@ def nearest_of_class(layer: EvalLayer, database: Labelled, queries: Labelled, *,
             places = asking[theirs_Q[is_found_Q]]
             best_Q[places], rows_Q[places] = np.clip(found_Q[is_found_Q], -1, 1), rows_N[nearest_Q[is_found_Q]]
     return best_Q, rows_Q
+
+
+def _by_class(labels: Ints, classes: Ints) -> Iterator[Ints]:
+    """Positions of each of these classes, rising."""
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.append(classes, classes[-1] + 1))
+    return (order[start:stop] for start, stop in pairwise(bounds.tolist()))
 
 
 def connected(lists: dict[str, Neighbours], labels: MatchedLabels, bound: float) -> dict[str, Ints]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from featbench.extract.config import DataConfig
 from featbench.pipelines.config.documents import read_yaml
@@ -29,6 +29,10 @@ MOST_FAULTS = 30
 """Faults that one message lists at most."""
 
 
+_OF_THE_CATALOGUE = ("about", "needs", "subsets")
+"""Keys that are no settings of `data`."""
+
+
 class CatalogueError(BenchError):
     """A catalogue can't be read, or does not have a data set."""
 
@@ -41,6 +45,9 @@ class Entry(DataConfig):
 
     needs: tuple[str, ...] | None = None
     """Files and folders that must be in the root; by default what the source reads first."""
+
+    subsets: dict[str, Path] = Field(default_factory=dict)
+    """Lists of images of train by the names that `--subset` takes, relative to the root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +102,19 @@ def settings_of(name: str) -> dict[str, Any]:
     entries = read_catalogue()
     if name not in entries:
         raise CatalogueError(f"no data set {name!r} in the catalogue. {suggest(name, entries)} See `bench datasets`.")
-    return {key: value for key, value in entries[name].items() if key not in ("about", "needs")}
+    return {key: value for key, value in entries[name].items() if key not in _OF_THE_CATALOGUE}
+
+
+def subsets_of(name: str) -> dict[str, Path]:
+    """Lists of images of train that the catalogue names for a data set, none if it has no root.
+
+    Raises
+    ------
+    CatalogueError
+        If the files of the catalogue contradict each other.
+    """
+    entry = _entry(name, read_catalogue().get(name, {}))
+    return {} if entry.root is None else {subset: entry.root / file for subset, file in entry.subsets.items()}
 
 
 def list_datasets() -> list[Listed]:

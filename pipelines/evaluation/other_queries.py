@@ -17,7 +17,7 @@ from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.results import KnnResult, QueriesResult, Result
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.several_right import any_of, read_several
-from featbench.pipelines.evaluation.subsets import subset_of
+from featbench.pipelines.evaluation.subsets import subset_file, subset_of
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
 
@@ -43,7 +43,7 @@ def other_queries(
         with progress.task(f"{each.name}: search", num_rows) as on_rows:
             results += query_results(layers, labels, each, asked, find=find, bank=knn.bank, on_rows=on_rows)
     for name, file in (knn.subset or {}).items():
-        train = subset_of(labels.train, Path(file), features.paths("train"))
+        train = subset_of(labels.train, subset_file(features, name, file), features.paths("train"))
         with progress.task(f"{name}: search", num_rows) as on_rows:
             found = classify(
                 layers, train, labels.val, labels.class_names, asked, find=find,

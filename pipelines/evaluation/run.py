@@ -38,7 +38,7 @@ from featbench.pipelines.evaluation.other_queries import other_queries
 from featbench.pipelines.evaluation.query_sets import Extracting, find_query_sets
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.evaluation.several_right import read_several
-from featbench.pipelines.evaluation.subsets import subset_of
+from featbench.pipelines.evaluation.subsets import subset_file, subset_of
 from featbench.pipelines.ranks import alone, from_environment
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import BenchError, FeatureSet, StoreError
@@ -193,8 +193,8 @@ def _query_sets(
     for file in (knn.any_of or {}).values():
         refuse_no_queries(features.path, labels.val)
         read_several(Path(file), features.paths("val"), labels)
-    for file in (knn.subset or {}).values():
-        subset_of(labels.train, Path(file), features.paths("train"))
+    for name, place in (knn.subset or {}).items():
+        subset_of(labels.train, subset_file(features, name, place), features.paths("train"))
     named = _named(knn)
     if named and Recipe(**config.derive.model_dump()):
         raise EvaluationError("--queries and --ood ask stored layers: leave out --concat, --center, --pca and --whiten")

@@ -9,12 +9,42 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from featbench.evaluate.features.labels import Labelled
-from featbench.store import BenchError
+from featbench.pipelines.config.catalogue import subsets_of
+from featbench.store import BenchError, FeatureSet
 from featbench.store.names import normal_name
 
 
 class SubsetError(BenchError):
     """A file of a subset that can't be used."""
+
+
+def subset_file(features: FeatureSet, name: str, place: str) -> Path:
+    """Find the file of a subset: the given one, or the one that the catalogue has under that name.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Whose pipeline says which data set it is.
+    name, place : str
+        As given, NAME=FILE; both are the same if only a name was given.
+
+    Raises
+    ------
+    SubsetError
+        If there is neither.
+    """
+    if name != place or Path(place).exists():
+        return Path(place)
+    data = features.manifest.notes.get("pipeline", {}).get("data", {}).get("name")
+    known = subsets_of(data) if data else {}
+    if name in known:
+        return known[name]
+    named = f" ({', '.join(known)})" if known else ""
+    of = f"the data set {data}, as the catalogue knows it" if data else f"{features.path}, which names no data set,"
+    raise SubsetError(
+        f"{name}: no such file, and {of} has no subset of that name{named}. Give "
+        f"--subset {name}=FILE, or in datasets.yaml a root and subsets"
+    )
 
 
 def subset_of(train: Labelled, file: Path, paths: Sequence[str]) -> Labelled:

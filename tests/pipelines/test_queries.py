@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from sklearn import metrics
 
 from featbench.evaluate.knn.ood import ood_metrics
+from featbench.pipelines.evaluation.subsets import SubsetError, subset_file
 from featbench.pipelines.foreign.importing import Arrays, import_features
 from featbench.store import FeatureSet
 from featbench.store import verify as faults_of
@@ -239,6 +241,21 @@ def test_a_listed_subset_of_train_votes_alone(rows: Rows, records: Records, benc
     assert (record["bank"], record["queries"], record["num_train"]) == ("few", "val", 9)
     few = {"train": (rows["train"][0][chosen], rows["train"][1][chosen]), "val": rows["val"]}
     assert record["top1"] == pytest.approx(top1(few, "val", k=3), abs=1e-12)
+
+
+def test_a_subset_can_be_named_by_the_catalogue(rows: Rows, tmp_path: Path) -> None:
+    made = FeatureSet.open(Path("features/mine"))
+    notes = {"pipeline": {"data": {"name": "in1k"}}}
+    features = FeatureSet(made.path, replace(made.manifest, notes=notes))
+    with pytest.raises(SubsetError, match="the data set in1k, as the catalogue knows it, has no subset of that name"):
+        subset_file(features, "1%", "1%")
+    (tmp_path / "datasets.yaml").write_text("in1k: {root: imagenet}")
+    assert subset_file(features, "1%", "1%") == Path("imagenet/imagenet_subsets/1percent.txt")
+    assert subset_file(features, "1%", "mine.txt") == Path("mine.txt")
+    with pytest.raises(SubsetError, match=r"has no subset of that name \(1%, 10%\). Give --subset 5%=FILE"):
+        subset_file(features, "5%", "5%")
+    with pytest.raises(SubsetError, match="names no data set"):
+        subset_file(made, "1%", "1%")
 
 
 @pytest.mark.parametrize(

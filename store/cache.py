@@ -131,7 +131,7 @@ class CachedResult:
     """Why it cannot be loaded, if that is known without reading its arrays."""
 
 
-def list_cached(features: FeatureSet, kind: str) -> list[CachedResult]:
+def list_cached(features: FeatureSet, kind: str, *, without_digest: bool = False) -> list[CachedResult]:
     """List what is cached of a kind, by key, without reading arrays.
 
     Facts and shapes are those that the digest covers. A result whose digest differs, or that has none (version 0.1.0),
@@ -143,13 +143,18 @@ def list_cached(features: FeatureSet, kind: str) -> list[CachedResult]:
         The feature set.
     kind : {"neighbours", "clusters", "predictions"}
         Kind of result.
+    without_digest : bool
+        Also list facts of version 0.1.0, without shapes; see `load_cached`.
     """
-    return [_listed(path, kind) for path in paths.cached_folders(features.path, kind)]
+    folders = paths.cached_folders(features.path, kind)
+    return [_listed(path, kind, without_digest=without_digest) for path in folders]
 
 
-def _listed(path: Path, kind: str) -> CachedResult:
+def _listed(path: Path, kind: str, *, without_digest: bool) -> CachedResult:
     try:
         attributes = _attributes(path)
+        if _is_older(attributes) and without_digest:
+            return CachedResult(key=path.name, facts=dict(attributes["facts"]), shapes={})
         if _is_older(attributes):
             raise DamagedError("written by version 0.1.0, without a digest of its facts")
         _check(attributes, (kind, path.name))

@@ -14,10 +14,10 @@ import numpy as np
 
 from featbench.evaluate.clustering.teamwork import STEP
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.derived import Recipe, digests_of, origins_of
+from featbench.evaluate.features.current import CurrentDigests, labelled_or_readable_rows, splits_of
 from featbench.evaluate.results import Record
-from featbench.store import FeatureSet, StoreError, list_cached, load_cached
-from featbench.store.paths import CLUSTERS, TRAIN, VAL
+from featbench.store import FeatureSet, list_cached, load_cached
+from featbench.store.paths import CLUSTERS
 from featbench.store.typing import Doubles, Ints
 
 
@@ -98,7 +98,7 @@ def kept_clusterings(features: FeatureSet) -> tuple[list[KeptClustering], dict[s
         By key: why others can't be used.
     """
     found, faults = [], {}
-    digests = _Digests(features)
+    digests = CurrentDigests(features)
     for cached in list_cached(features, CLUSTERS):
         if STEP in cached.facts:  # of a clustering that is not done
             continue
@@ -139,7 +139,7 @@ def choose_clusterings(
         If none is kept, or none of a layer or of a number of clusters, or only of features that have changed since.
     """
     kept, faults = kept_clusterings(features)
-    current = [each for each in kept if each.is_current is not False and not _is_superseded(each, kept)]
+    current = [each for each in kept if each.is_current is not False and not is_superseded(each, kept)]
     if not current:
         raise EvaluationError(f"{features.path}: {_why_none(kept, faults)}. {_how_to_cluster(features)}")
     chosen = [each for each in current if not layers or each.layer in layers]
@@ -167,7 +167,7 @@ def load_clustering(features: FeatureSet, kept: KeptClustering) -> LoadedCluster
         raise EvaluationError(f"{features.path}: clustering {kept.key} is damaged or gone. {_how_to_cluster(features)}")
     arrays, _ = loaded
     try:
-        splits = {split: _split(features, kept, split, arrays) for split in _splits_of(features)}
+        splits = {split: _split(features, kept, split, arrays) for split in splits_of(features)}
         centroids_KD = arrays["centroids"].astype(np.float64)
         if centroids_KD.shape != (kept.num_clusters, kept.dim):
             raise ValueError(f"centroids have shape {centroids_KD.shape}")
@@ -192,7 +192,7 @@ def centroid_index(loaded: LoadedClustering) -> bytes:
     return bytes(faiss.serialize_index(index).data)
 
 
-def _is_superseded(kept: KeptClustering, others: Sequence[KeptClustering]) -> bool:
+def is_superseded(kept: KeptClustering, others: Sequence[KeptClustering]) -> bool:
     """Whether a clustering of an earlier version was computed again, with the settings that there were."""
 
     def identity(each: KeptClustering) -> tuple[Any, ...]:
@@ -201,47 +201,6 @@ def _is_superseded(kept: KeptClustering, others: Sequence[KeptClustering]) -> bo
         return each.layer, each.num_clusters, each.made_from, named, each.clusters_of
 
     return not kept.certified and any(each.certified and identity(each) == identity(kept) for each in others)
-
-
-class _Digests:
-    """Digests of the layers, each computed once."""
-
-    def __init__(self, features: FeatureSet) -> None:
-        self._features = features
-        self._known: dict[str, dict[str, str] | None] = {}
-
-    def agree(self, layer: str, made_from: Sequence[str]) -> bool | None:
-        """Whether a layer, stored or derived, has these digests; None if it is neither."""
-        if layer in self._features.manifest.layers:  # a single layer that is concatenated keeps its name
-            is_stored = self._are(self._stored(layer), made_from)
-            return is_stored or self._are(self._derived([layer], Recipe()), made_from)
-        derived = [self._derived(*origin) for origin in origins_of(layer) if self._has_all(origin[0])]
-        return any(self._are(each, made_from) for each in derived) if derived else None
-
-    def _are(self, digests: Mapping[str, str] | None, made_from: Sequence[str]) -> bool:
-        return digests is not None and [digests[split] for split in _splits_of(self._features)] == list(made_from)
-
-    def _has_all(self, layers: Sequence[str]) -> bool:
-        return all(layer in self._features.manifest.layers for layer in layers)
-
-    def _stored(self, layer: str) -> dict[str, str] | None:
-        if layer not in self._known:
-            try:
-                self._known[layer] = {
-                    split: self._features.digest(split, layer) for split in _splits_of(self._features)
-                }
-            except StoreError:  # incomplete: being extracted again
-                self._known[layer] = None
-        return self._known[layer]
-
-    def _derived(self, names: Sequence[str], recipe: Recipe) -> dict[str, str] | None:
-        sources = [each for each in map(self._stored, names) if each is not None]
-        if len(sources) < len(names):
-            return None
-        try:
-            return digests_of(names, sources, recipe, _labelled_or_readable_rows(self._features, TRAIN))
-        except StoreError:  # damaged labels
-            return None
 
 
 def _described(
@@ -265,10 +224,6 @@ def _described(
     )
 
 
-def _splits_of(features: FeatureSet) -> list[str]:
-    return [split for split in (TRAIN, VAL) if split in features.manifest.splits]
-
-
 def _split(features: FeatureSet, kept: KeptClustering, split: str, arrays: Mapping[str, Any]) -> SplitClusters:
     clusters_N, rows_N = arrays[split], arrays.get(f"{split}_rows")
     if rows_N is None:
@@ -284,14 +239,7 @@ def _split(features: FeatureSet, kept: KeptClustering, split: str, arrays: Mappi
 def _rows_of_earlier_versions(features: FeatureSet, split: str, num_clustered: int) -> Ints:
     """All readable rows, or those of them with a label, whichever there are as many of."""
     rows_N = np.flatnonzero(features.valid(split)).astype(np.int64)
-    return rows_N if len(rows_N) == num_clustered else _labelled_or_readable_rows(features, split)
-
-
-def _labelled_or_readable_rows(features: FeatureSet, split: str) -> Ints:
-    """Readable rows with a label, or all readable ones if none has a label."""
-    valid = features.valid(split)
-    is_labelled = valid & (features.labels(split) >= 0)
-    return np.flatnonzero(is_labelled if is_labelled.any() else valid).astype(np.int64)
+    return rows_N if len(rows_N) == num_clustered else labelled_or_readable_rows(features, split)
 
 
 def _all_in(values: Ints, size: int) -> bool:

@@ -51,3 +51,18 @@ def with_spaces(name: str) -> str:
 def temperature_of(temperature: float | None) -> str:
     """Write a temperature; nothing if there is none."""
     return "" if temperature is None else f"{temperature:g}"
+
+
+def size_in_words(num_bytes: int | None) -> str:
+    """Write a size; "" if it is not known.
+
+    Examples
+    --------
+    >>> size_in_words(0), size_in_words(2_400_000), size_in_words(3 * 2**40)
+    ('0 KiB', '2.3 MiB', '3,072.0 GiB')
+    """
+    if num_bytes is None:
+        return ""
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:,.1f} GiB"
+    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes >= 2**20 else f"{-(-num_bytes // 2**10):,} KiB"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from featbench.evaluate.metrics import Estimate
 from featbench.evaluate.results import ClusterResult
-from featbench.pipelines.cli.cells import LAYER, percent, yes_or_no
+from featbench.pipelines.cli.cells import LAYER, percent, size_in_words, yes_or_no
 from featbench.pipelines.evaluation.kept_names import settings_in_words
 from featbench.pipelines.terminal.table import Column, Table
+from featbench.store.paths import CLUSTERS, cached_folder
+from featbench.store.usage import size_on_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +120,7 @@ def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], 
             each.layer, f"{each.num_clusters:,}", settings_in_words(each), f"{each.objective:.6g}",
             f"{each.iterations:,}", yes_or_no(each.certified), yes_or_no(each.is_current),
             "" if each.seconds is None else f"{each.seconds:,.1f}",
-            each.key,
+            size_in_words(size_on_disk(cached_folder(path, CLUSTERS, each.key))), each.key,
         )
         for each in kept
     ]  # fmt: skip
@@ -127,11 +129,12 @@ def clustering_table(kept: Sequence[KeptClustering], faults: Mapping[str, str], 
         Column(name="clusters"),
         Column(name="settings", is_right=False),
         Column(name="objective"),
-        Column(name="iterations", drop=3),
+        Column(name="iterations", drop=4),
         Column(name="exact", is_right=False, drop=1),
         Column(name="current", is_right=False),
-        Column(name="seconds", drop=4),
-        Column(name="key", is_right=False, drop=5),
+        Column(name="seconds", drop=5),
+        Column(name="size", drop=2),
+        Column(name="key", is_right=False, drop=6),
     )
     notes = [f"{key} cannot be used: {fault}." for key, fault in faults.items()]
     if kept:

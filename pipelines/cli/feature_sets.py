@@ -168,8 +168,12 @@ def ls(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """List the feature sets of a store."""
-    from featbench.pipelines.cli.store_tables import store_records, store_table
+    """List the feature sets of a store, and how complete they are.
+
+    With their sizes, and the best result that is recorded of each.
+    """
+    from featbench.pipelines.cli.store_tables import store_table
+    from featbench.pipelines.housekeeping.listing import store_records
     from featbench.store.feature_set import feature_sets
 
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
@@ -187,20 +191,28 @@ def info(
 ) -> None:
     """Show how a feature set was made, and what it holds."""
     from featbench.evaluate.clustering.kept import kept_clusterings
+    from featbench.evaluate.neighbours.kept import kept_neighbours
     from featbench.pipelines.cli.cluster_tables import clustering_table
     from featbench.pipelines.cli.store_tables import (
         facts_table,
         info_facts,
         layer_records,
         layer_table,
+        neighbours_table,
         without_long_hashes,
     )
+    from featbench.store.paths import NEIGHBOURS, cached_folder
+    from featbench.store.usage import size_on_disk
 
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     features = open_features(name, store)
     facts, layers = info_facts(features), layer_records(features)
     kept, faults = kept_clusterings(features)
+    lists = kept_neighbours(features)
+    sizes = [size_on_disk(cached_folder(features.path, NEIGHBOURS, each.key)) for each in lists]
     tables = [layer_table(layers)]
+    if lists:
+        tables.append(neighbours_table(lists, sizes))
     if kept or faults:
         tables.append(clustering_table(kept, faults, path=features.path))
     if form == "text":
@@ -214,6 +226,7 @@ def info(
         "notes": dict(manifest.notes),
         "settings": dict(manifest.settings()),
         "layers": layers,
+        "neighbours": [each.record() | {"bytes": size} for each, size in zip(lists, sizes, strict=True)],
         "clusterings": [each.record() for each in kept],
     }
     print_results([facts_table(facts), *tables], layers, form, content=content)

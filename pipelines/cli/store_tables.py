@@ -4,58 +4,149 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featbench.evaluate.results import Record
-from featbench.pipelines.cli.cells import LAYER, shortened
+from featbench.pipelines.cli.cells import LAYER, shortened, size_in_words, with_spaces
 from featbench.pipelines.terminal.table import Column, Table
 from featbench.store import Fault, FeatureSet, StoreError
 from featbench.store.feature_set import feature_sets
+from featbench.store.names import visible
 from featbench.store.paths import QUERIES
+from featbench.store.usage import PARTS
 
 if TYPE_CHECKING:
+    from featbench.evaluate.neighbours.kept import KeptNeighbours
     from featbench.extract.model.taps import TapInfo
     from featbench.pipelines.config.catalogue import Listed
+    from featbench.pipelines.housekeeping.unused import Unused
 
-
-def store_records(feature_sets: Iterable[FeatureSet]) -> list[Record]:
-    """What lies in a store: one record for each feature set."""
-    return [
-        {
-            "name": features.name,
-            "model": features.manifest.made_from.get("model", {}).get("trunk", "imported"),
-            "weights": str(features.manifest.notes.get("weights", "")),
-            "num_train": _num_rows(features, "train"),
-            "num_val": _num_rows(features, "val"),
-            "layers": list(features.manifest.layers),
-            "created": features.manifest.created,
-            "path": str(features.path),
-        }
-        for features in feature_sets
-    ]
+LONGEST_NAME = 60
+"""Characters of a name in a terminal's table."""
 
 
 def store_table(records: Sequence[Record]) -> Table:
     """What lies in a store, one line for each feature set."""
     rows = [
         (
-            record["name"], record["model"], record["weights"], f"{record['num_train']:,}", f"{record['num_val']:,}",
-            str(len(record["layers"])), ", ".join(record["layers"]), record["created"][:16].replace("T", " "),
+            _short(record["name"]), _short(record["model"]), _short(record["weights"]), _short(record["data"]),
+            f"{record['num_train']:,}", f"{record['num_val']:,}", str(len(record["layers"])),
+            shortened(visible(", ".join(record["layers"]), keep="")), size_in_words(record["bytes"]),
+            _completeness(record), _best(record), record["created"][:16].replace("T", " "),
         )
         for record in records
     ]  # fmt: skip
     columns = (
         Column(name="name", is_right=False),
-        Column(name="model", is_right=False, drop=2),
-        Column(name="weights", is_right=False, drop=3),
-        Column(name="train"),
-        Column(name="val"),
-        Column(name="layers", drop=1),
-        Column(name="names of layers", is_right=False, drop=5),
-        Column(name="created (UTC)", is_right=False, drop=4),
+        Column(name="model", is_right=False, drop=6),
+        Column(name="weights", is_right=False, drop=8),
+        Column(name="data", is_right=False, drop=3),
+        Column(name="train", drop=4),
+        Column(name="val", drop=5),
+        Column(name="layers", drop=7),
+        Column(name="names of layers", is_right=False, drop=10),
+        Column(name="size"),
+        Column(name="complete", drop=1),
+        Column(name="best", is_right=False, drop=2),
+        Column(name="created (UTC)", is_right=False, drop=9),
+    )
+    notes = []
+    if any(record["best"] is not None for record in records):
+        notes.append("Best: the highest top-1 recorded on val, in %, and its layer; without kNN mAP or NMI.")
+    total = sum(record["bytes"] or 0 for record in records)
+    return Table(columns=columns, rows=tuple(rows), notes=(*notes, f"{size_in_words(total)} in all."))
+
+
+def _completeness(record: Record) -> str:
+    if record["chunks_total"] is None:
+        return "damaged"
+    written, total = record["chunks_written"], record["chunks_total"]
+    return "yes" if written == total else f"{100 * written // max(1, total)}%"
+
+
+def _best(record: Record) -> str:
+    if record["best"] is None:
+        return ""
+    name = {"top1": "", "mean_ap": "mAP ", "nmi": "NMI "}[record["best_by"]]
+    return f"{name}{100 * record['best']:.1f} {_short(record['best_layer'])}"
+
+
+def _short(text: object) -> str:
+    return shortened(visible(str(text), keep=""), most=LONGEST_NAME)
+
+
+def usage_table(records: Sequence[Record]) -> Table:
+    """How much disk feature sets take, one line each, and in all."""
+    shown = [*records, {"name": "in all", **{key: _total(records, key) for key in ("total", *PARTS)}}]
+    rows = [
+        (_short(each["name"]), size_in_words(each["total"]), *(size_in_words(each[part]) for part in PARTS))
+        for each in shown
+    ]
+    drops = {"layers": 0, "neighbours": 1, "clusters": 2}
+    columns = (
+        Column(name="name", is_right=False),
+        Column(name="size"),
+        *(Column(name=part, drop=drops.get(part, 3 + at)) for at, part in enumerate(PARTS)),
     )
     return Table(columns=columns, rows=tuple(rows))
+
+
+def _total(records: Sequence[Record], key: str) -> int:
+    return sum(record[key] or 0 for record in records)
+
+
+def part_table(records: Sequence[Record]) -> Table:
+    """How much disk the parts of feature sets take, one line each."""
+    shown = [each for each in records if each["bytes"]]
+    rows = [(_short(each["name"]), _short(each["part"]), size_in_words(each["bytes"])) for each in shown]
+    rows.append(("in all", "", size_in_words(_total(records, "bytes"))))
+    columns = (Column(name="name", is_right=False), Column(name="part", is_right=False), Column(name="size"))
+    return Table(columns=columns, rows=tuple(rows), num_grouped=1)
+
+
+def unused_table(found: Sequence[Unused]) -> Table:
+    """What is of no use, one line each."""
+    rows = [
+        (_short(each.features or "(store)"), each.kind, _short(each.what), size_in_words(each.bytes), _short(each.why))
+        for each in found
+    ]
+    columns = (
+        Column(name="features", is_right=False),
+        Column(name="kind", is_right=False, drop=2),
+        Column(name="what", is_right=False, drop=1),
+        Column(name="size"),
+        Column(name="why", is_right=False),
+    )
+    note = f"{size_in_words(sum(each.bytes for each in found))} in all; features, labels and results stay."
+    return Table(columns=columns, rows=tuple(rows), notes=(note,), num_grouped=2)
+
+
+def neighbours_table(kept: Sequence[KeptNeighbours], sizes: Sequence[int]) -> Table:
+    """Make the table of the kept neighbours of a feature set."""
+    has_index = any(each.index for each in kept)
+    rows = [
+        (
+            _short(each.layer), with_spaces(each.similarity), "" if each.k is None else f"{each.k:,}", each.queries,
+            "" if each.num_queries is None else f"{each.num_queries:,}",
+            *([_short(each.index or "")] if has_index else []), str(each.state), size_in_words(size), _short(each.key),
+        )
+        for each, size in zip(kept, sizes, strict=True)
+    ]  # fmt: skip
+    columns = (
+        LAYER,
+        Column(name="similarity", is_right=False),
+        Column(name="k"),
+        Column(name="queries", is_right=False),
+        Column(name="rows", drop=3),
+        *([Column(name="index", is_right=False, drop=2)] if has_index else []),
+        Column(name="state", is_right=False),
+        Column(name="size", drop=1),
+        Column(name="key", is_right=False, drop=4),
+    )
+    useless = [each for each in kept if not each.is_of_use]
+    notes = (f"Of no use: {len(useless)}. To remove them: bench clean.",) if useless else ()
+    return Table(title="kept neighbours", columns=columns, rows=tuple(rows), notes=notes, num_grouped=1)
 
 
 def info_facts(features: FeatureSet) -> list[tuple[str, str]]:
@@ -107,10 +198,6 @@ def layer_records(features: FeatureSet) -> list[Record]:
         }
         for name, info in features.manifest.layers.items()
     ]
-
-
-def _num_rows(features: FeatureSet, split: str) -> int:
-    return features.manifest.splits[split].num_rows if split in features.manifest.splits else 0
 
 
 def _written(record: Record, split: str) -> str:

@@ -227,7 +227,7 @@ def test_info_lists_clusterings_and_how_to_use_them(features: FeatureSet, bench:
     assert "kept clusterings" not in bench("info", "mine").stdout
     keep(features, "a", 3, init="random")
     shown = bench("info", "mine").stdout
-    assert re.search(r"\na +3 +random, seed 0 +7.25 +17 +yes +yes +1.5 +a-3-random\n", shown)
+    assert re.search(r"\na +3 +random, seed 0 +7.25 +17 +yes +yes +1.5 +\d+ KiB +a-3-random\n", shown)
     assert "bench export features/mine --what clusters" in shown
     (told,) = json.loads(bench("info", "mine", "--json").stdout)["clusterings"]
     assert told["settings"] == SETTINGS | {"init": "random"}

@@ -20,8 +20,8 @@ from tests.conftest import ROOT, Bench
 
 COMMANDS = [stages.extract, stages.evaluate, stages.run, planning.plan, results.compare, results.assign, results.export]
 NAMES = (
-    "extract evaluate run watch plan results compare assign export ls info verify import import-vissl layers models "
-    "datasets protocols"
+    "extract evaluate run watch plan results compare assign export ls info du rm clean verify import import-vissl "
+    "layers models datasets protocols"
 )
 
 

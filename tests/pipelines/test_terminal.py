@@ -65,6 +65,8 @@ def commands(name: Path | str) -> list[tuple[object, ...]]:
     return [
         ("ls", "--store", Path(name).parent),
         ("results", "--store", Path(name).parent),
+        ("du", "--store", Path(name).parent),
+        ("clean", "--store", Path(name).parent),
         ("info", name),
         ("verify", name),
         ("evaluate", "--features", "N", "--store", Path(name).parent, "--k", "3", "--per-class", "--clusters", "2"),

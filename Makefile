@@ -81,7 +81,7 @@ places205: install  ## the Places205 benchmark: make places205 DATA=/data/places
 	$(RUN)
 
 test: install-dev  ## the tests that need neither root, GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not root and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not root and not gpu and not browser'
 
 test-all: install-dev  ## every test this machine can run; says what it skipped and why
 	$(BIN)/python -m pytest

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from featbench.store.config import Config
 
@@ -141,6 +141,9 @@ class DataConfig(Config):
         return value
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
 class TransformConfig(Config):
     """What is done to an image before the model sees it; the same for both splits, nothing random."""
 
@@ -158,14 +161,22 @@ class TransformConfig(Config):
     VISSL, DINO and others, truncate the side and round half margins to even; `nearest` rounds the side and truncates
     half margins, as some other pipelines do."""
 
-    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    mean: tuple[Number, Number, Number] = IMAGENET_MEAN
     """Subtracted from red, green, blue in [0, 1]; ImageNet's."""
 
     std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
     """Divided by afterwards; ImageNet's."""
 
-    channels: Literal["rgb", "bgr"] = "rgb"
-    """Order in which the model gets the channels; some models ported from Caffe take blue first."""
+    channels: Literal["rgb", "bgr", "lab"] = "rgb"
+    """Order in which the model gets the channels; some models ported from Caffe take blue first. `lab` gives L* - 50,
+    a* and b*, for models of colorization; with it, `mean` and `std` refer to those."""
+
+    @field_validator("channels")
+    @classmethod
+    def _not_with_the_usual_mean(cls, channels: str, info: ValidationInfo) -> str:
+        if channels == "lab" and info.data.get("mean") == IMAGENET_MEAN:
+            raise ValueError("lab needs transform.mean and std of L* - 50, a*, b*; VISSL has mean=[0,0,0] std=[1,1,1]")
+        return channels
 
     @field_validator("std")
     @classmethod

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from featbench.extract.data.images import refuse_to_blame_an_image
 from featbench.extract.errors import ImageError
+from featbench.extract.lab import lab_of
 
 MAX_PIXELS = 178_956_970
 """Largest image after resizing: Pillow's limit for decoding."""
@@ -42,8 +43,8 @@ class Transform:
         Rounding of the longer side and of the crop's corner.
     mean, std : (float, float, float)
         For red, green and blue in [0, 1].
-    channels : {"rgb", "bgr"}
-        Order in which the model gets them.
+    channels : {"rgb", "bgr", "lab"}
+        Order in which the model gets them, or L* - 50, a* and b*, before normalization.
     """
 
     resize: Size = 256
@@ -126,7 +127,8 @@ class Transform:
         """
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        batch = pixels.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+        batch = pixels.to(device, non_blocking=True)
+        batch = (lab_of(batch) if self.channels == "lab" else batch.float().div_(255)).sub_(mean).div_(std)
         if self.channels == "bgr":
             batch = batch.flip(1)
         return batch.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """The AlexNets of early self-supervised methods, with VISSL's parameter names: a number for each of eight stages.
 
-They differ in stride, groups and normalization: Caffe's (BVLC), Jigsaw's, RotNet's and DeepCluster's, which begins with
-a Sobel filter.
+They differ in stride, groups and normalization: Caffe's (BVLC), Jigsaw's, RotNet's, Colorization's, which sees
+lightness alone, and DeepCluster's, which begins with a Sobel filter.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
+
+from featbench.extract.model.resnet import FirstChannelConv2d
 
 STAGES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
 """VISSL's names of the stages, whose modules are numbered from 0."""
@@ -33,6 +35,8 @@ class Variant:
     """Whether local response norm is before or after the first two poolings."""
 
     sobel: bool = False
+    lightness: bool = False
+    """Whether it takes only the first channel, L* of L*a*b*."""
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -42,6 +46,7 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "rotnet": Variant(widths=(64, 192, 384, 256, 256)),
     "deepcluster": Variant(widths=(96, 256, 384, 384, 256), sobel=True),
+    "colorization": Variant(widths=(96, 256, 384, 384, 256), padding=0, groups=2, lightness=True),
 }
 
 
@@ -50,13 +55,13 @@ class AlexNetStages(nn.Module):
 
     Parameters
     ----------
-    variant : {"bvlc", "jigsaw", "rotnet", "deepcluster"}
+    variant : {"bvlc", "jigsaw", "rotnet", "deepcluster", "colorization"}
         See `VARIANTS`.
 
     References
     ----------
     Krizhevsky et al. 2012; Noroozi and Favaro (Jigsaw), arXiv:1603.09246; Gidaris et al. (RotNet), arXiv:1803.07728;
-    Caron et al. (DeepCluster), arXiv:1807.05520.
+    Caron et al. (DeepCluster), arXiv:1807.05520; Zhang et al. (Colorization), arXiv:1603.08511.
     """
 
     def __init__(self, *, variant: str) -> None:
@@ -66,7 +71,10 @@ class AlexNetStages(nn.Module):
         of = VARIANTS[variant]
         # A gray image, then its horizontal and vertical derivative; the filters are in the file.
         self.sobel = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1)) if of.sobel else None
-        first = nn.Conv2d(2 if of.sobel else 3, of.widths[0], 11, stride=of.stride, padding=of.padding)
+        if of.lightness:
+            first: nn.Conv2d = FirstChannelConv2d(of.widths[0], 11, stride=of.stride, padding=of.padding)
+        else:
+            first = nn.Conv2d(2 if of.sobel else 3, of.widths[0], 11, stride=of.stride, padding=of.padding)
         second = nn.Conv2d(of.widths[0], of.widths[1], 5, padding=2, groups=of.groups)
         third = nn.Conv2d(of.widths[1], of.widths[2], 3, padding=1)
         last = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 BLOCKS: Mapping[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -23,6 +23,17 @@ BLOCKS: Mapping[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, 
 """Block type and number of blocks in the four stages, by depth."""
 
 
+class FirstChannelConv2d(nn.Conv2d):
+    """A convolution of the first channel alone, without the others."""
+
+    def __init__(self, out_channels: int, kernel_size: int, **options: Any) -> None:
+        super().__init__(1, out_channels, kernel_size, **options)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        return super().forward(images[:, :1])
+
+
 def resnet(
     *,
     depth: int = 50,
@@ -30,6 +41,7 @@ def resnet(
     groups: int = 1,
     width_per_group: int = 64,
     layer4_stride: int = 2,
+    lightness: bool = False,
 ) -> nn.Module:
     """Build a ResNet or ResNeXt without a classifier.
 
@@ -43,6 +55,8 @@ def resnet(
         Groups of the inner convolutions; 32 and 8 with depth 101 give ResNeXt-101-32x8d.
     layer4_stride : {1, 2}
         Stride of the last stage.
+    lightness : bool
+        Whether it takes only the first channel, L* of L*a*b*, as a model of colorization.
 
     Raises
     ------
@@ -66,6 +80,8 @@ def resnet(
         trunk.bn1 = nn.BatchNorm2d(stem)
         for index, (count, stride) in enumerate(zip(counts, (1, 2, 2, layer4_stride), strict=True)):
             setattr(trunk, f"layer{index + 1}", trunk._make_layer(block, stem * 2**index, count, stride=stride))
+    if lightness:
+        trunk.conv1 = FirstChannelConv2d(stem, 7, stride=2, padding=3, bias=False)
     trunk.fc = nn.Identity()
     built: nn.Module = trunk
     return built

@@ -75,6 +75,8 @@ def translate(config: Mapping[str, Any], *, where: str, typed: Collection[str] =
             # Instead of checking the type of each value; VISSL's own files have the right ones.
             settings[name] = {}
             keys.fault(f"{_SECTIONS[name]}: a value has the wrong type: {brief_text(error)}")
+    if settings["transform"].get("channels") == "lab":
+        _take_lightness(settings["model"], keys)
     if settings["layers"] != ["heads"]:
         settings["model"].pop("heads", None)
     launch = translate_launch(keys, typed)
@@ -90,6 +92,14 @@ def translate(config: Mapping[str, Any], *, where: str, typed: Collection[str] =
         )
     settings = {key: value for key, value in settings.items() if value}
     return Translation(settings=settings, launch=launch, ignored=tuple(dict.fromkeys(ignored)))
+
+
+def _take_lightness(model: dict[str, Any], keys: Keys) -> None:
+    """Let the trunk take L* alone, as VISSL's models of colorization do."""
+    if model.get("trunk") == "resnet":
+        model["options"] = {**model["options"], "lightness": True}
+    elif model.get("trunk") != "alexnet_colorization":
+        keys.fault("MODEL.INPUT_TYPE: 'lab' is supported for resnet and alexnet_colorization")
 
 
 def _named_after(files: Sequence[str]) -> str:
@@ -181,13 +191,17 @@ def _is_placeholder(file: Any) -> bool:
 
 def _transform(keys: Keys) -> dict[str, Any]:
     channels = keys.take("MODEL.INPUT_TYPE", "rgb")
-    if channels not in ("rgb", "bgr"):
-        keys.fault(f"MODEL.INPUT_TYPE: {channels!r} is not supported, only 'rgb' or 'bgr'")
-    settings = _steps(keys)
-    return settings | {"channels": "bgr"} if channels == "bgr" else settings
+    if channels not in ("rgb", "bgr", "lab"):
+        keys.fault(f"MODEL.INPUT_TYPE: {channels!r} is not supported, only 'rgb', 'bgr' or 'lab'")
+    settings = _steps(keys, _LAB_STEPS if channels == "lab" else _STEPS)
+    return settings if channels == "rgb" else settings | {"channels": channels}
 
 
-def _steps(keys: Keys) -> dict[str, Any]:
+_STEPS = ("Resize", "CenterCrop", "ToTensor", "Normalize")
+_LAB_STEPS = ("Resize", "CenterCrop", "ImgPil2LabTensor")
+
+
+def _steps(keys: Keys, usual: Sequence[str]) -> dict[str, Any]:
     steps = {split: keys.take(f"DATA.{split}.TRANSFORMS") for split in ("TRAIN", "TEST")}
     if steps["TRAIN"] is None and steps["TEST"] is None:
         return {}
@@ -196,9 +210,8 @@ def _steps(keys: Keys) -> dict[str, Any]:
         return {}
     transform: dict[str, Any] = {"resize": None, "crop": None}
     order = [step.get("name") for step in steps["TRAIN"]]
-    usual = ["Resize", "CenterCrop", "ToTensor", "Normalize"]
     if order != [name for name in usual if name in order] or not set(usual[2:]) <= set(order):
-        keys.fault(f"DATA.TRAIN.TRANSFORMS: {order} is not supported, only {usual}, in that order")
+        keys.fault(f"DATA.TRAIN.TRANSFORMS: {order} is not supported, only {list(usual)}, in that order")
         return {}
     for step in steps["TRAIN"]:
         if step["name"] == "Resize":
@@ -208,6 +221,8 @@ def _steps(keys: Keys) -> dict[str, Any]:
             transform["crop"] = step["size"]
         elif step["name"] == "Normalize":
             transform |= {"mean": step["mean"], "std": step["std"]}
+        elif step["name"] == "ImgPil2LabTensor":
+            transform |= {"mean": [0, 0, 0], "std": [1, 1, 1]}
     return transform
 
 

@@ -226,7 +226,7 @@ _TRUNKS: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "beit": _beit,
     **{
         f"alexnet_{variant}": partial(_alexnet, variant=variant)
-        for variant in ("bvlc", "jigsaw", "rotnet", "deepcluster")
+        for variant in ("bvlc", "jigsaw", "rotnet", "deepcluster", "colorization")
     },
 }
 """By VISSL's names of trunks."""

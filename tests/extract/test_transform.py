@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from featbench.extract.config import TransformConfig
 from featbench.extract.transform import Transform
 
 
@@ -48,3 +49,17 @@ def test_nearest_rounding_rounds_the_side_and_floors_the_margin() -> None:
     ours = Transform(rounding="nearest").pixels(image).permute(1, 2, 0).numpy()
     assert np.array_equal(ours, expected)
     assert not np.array_equal(Transform().pixels(image).permute(1, 2, 0).numpy(), expected)
+
+
+def test_lab_is_what_opencv_makes_of_bytes() -> None:
+    """As VISSL scales it: cv2.cvtColor(..., COLOR_RGB2LAB) of OpenCV 5.0 gave these bytes for these colours."""
+    colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [128, 64, 32], [10, 20, 30], [200, 180, 90]]
+    theirs = [[136, 208, 195], [224, 42, 211], [82, 207, 20], [255, 128, 128], [89, 153, 159], [15, 128, 120],
+              [187, 124, 176]]  # fmt: skip
+    pixels = torch.tensor(colours, dtype=torch.uint8).T.reshape(1, 3, 1, 7)
+    transform = Transform(mean=(0, 0, 0), std=(1, 1, 1), channels="lab")
+    made = transform.scale(pixels, torch.device("cpu"))[0, :, 0].T
+    expected = torch.tensor(theirs) * torch.tensor([100 / 255, 1, 1]) - torch.tensor([50, 128, 128])
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"lab needs transform\.mean"):
+        TransformConfig(channels="lab")

@@ -28,6 +28,8 @@ TRUNKS: dict[str, tuple[str, dict[str, Any], int]] = {  # name, options, side of
     "alexnet_rotnet": ("alexnet_rotnet", {}, 96),
     "alexnet_deepcluster": ("alexnet_deepcluster", {}, 96),
     "alexnet_bvlc": ("alexnet_bvlc", {}, 96),
+    "alexnet_colorization": ("alexnet_colorization", {}, 96),
+    "resnet of lightness": ("resnet", {"depth": 18, "lightness": True}, 32),
 }
 
 
@@ -102,6 +104,8 @@ ZOO: list[tuple[str, Write, str, dict[str, Any]]] = [
     ("rotnet", caffe2, "alexnet_rotnet", CAFFE2),
     ("deepcluster", caffe2, "alexnet_deepcluster", CAFFE2),
     ("supervised", caffe2, "alexnet_bvlc", CAFFE2),
+    ("colorization", caffe2, "alexnet_colorization", CAFFE2),
+    ("colorization", caffe2, "resnet of lightness", CAFFE2),
     ("seer", seer, "regnet", CLASSY),
     ("vit", classy, "vit", {**CLASSY, "APPEND_PREFIX": "trunk.base_model."}),
     ("dino", dino, "vit", TEACHER),

@@ -327,7 +327,8 @@ def test_two_poolings_of_one_tap_are_two_layers() -> None:
     ("override", "message"),
     [
         ("config.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON=false", "EVAL_MODE_ON: must be True"),
-        ("config.MODEL.INPUT_TYPE=lab", "MODEL.INPUT_TYPE: 'lab' is not supported, only 'rgb' or 'bgr'"),
+        ("config.MODEL.INPUT_TYPE=hsv", "MODEL.INPUT_TYPE: 'hsv' is not supported, only 'rgb', 'bgr' or 'lab'"),
+        ("config.MODEL.INPUT_TYPE=lab", "only ['Resize', 'CenterCrop', 'ImgPil2LabTensor'], in that order"),
         ("config.MODEL.TRUNK.NAME=xcitt", "'xcitt' is not among resnet, vision_transformer"),
         ("config.MODEL.HEAD.PARAMS=[[mpl, {dims: [2048, 128]}]]", "unknown head 'mpl'. Did you mean mlp"),
         ("config.MODEL.TRUNK.RESNETS.NORM=GroupNorm", "RESNETS.NORM: 'GroupNorm' is not supported"),
@@ -352,13 +353,30 @@ def test_a_key_that_would_change_the_result_is_refused_by_name(tmp_path: Path, o
 
 def test_all_faults_are_named_at_once_and_exit_2(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "v.yaml").write_text(MANY_LAYERS)
-    result = bench("import-vissl", "v.yaml", "config.MODEL.INPUT_TYPE=lab", "config.FOO=1")
+    result = bench("import-vissl", "v.yaml", "config.MODEL.INPUT_TYPE=hsv", "config.FOO=1")
     assert result.returncode == 2
     assert "2 of VISSL's keys can't be translated" in result.stderr
     assert "FOO: not supported here" in result.stderr
     missing = bench("extract", "--vissl-config", "nowhere.yaml")
     assert missing.returncode == 2
     assert "nowhere.yaml: cannot be read" in missing.stderr
+
+
+@pytest.mark.parametrize("name", ["resnet", "alexnet_colorization", "regnet"])
+def test_models_of_colorization_take_lightness_alone(name: str) -> None:
+    steps = [{"name": "Resize", "size": 256}, {"name": "CenterCrop", "size": 227}, {"name": "ImgPil2LabTensor"}]
+    config = yaml.safe_load(MANY_LAYERS)
+    config["DATA"] = {split: {"TRANSFORMS": steps} for split in ("TRAIN", "TEST")}
+    config["MODEL"] |= {"INPUT_TYPE": "lab", "TRUNK": {"NAME": name}}
+    if name == "regnet":
+        config["MODEL"]["TRUNK"]["REGNET"] = {"name": "regnet_y_400mf"}
+        with pytest.raises(PipelineError, match="'lab' is supported for resnet and alexnet_colorization"):
+            translate(config, where="x")
+        return
+    made = translate(config, where="x").settings
+    expected = {"resize": 256, "interpolation": "bilinear", "crop": 227, "mean": [0] * 3, "std": [1] * 3}
+    assert made["transform"] == expected | {"channels": "lab"}
+    assert made["model"].get("options", {}).get("lightness", False) is (name == "resnet")
 
 
 def test_a_random_head_is_not_evaluated() -> None:

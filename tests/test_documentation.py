@@ -36,6 +36,7 @@ NEEDS_MORE = {
     "...": "arguments of the reader's own",
     "photos": "minutes",
     "doctor": "a machine without problems",
+    "clothing": "photographs",
     "holiday": "an image of the reader's own",
     "vit_small_16": "minutes",
     "dinov2_vits14": "DINOv2's weights",

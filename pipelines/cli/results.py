@@ -173,16 +173,30 @@ def export(
     name: FeatureSetName,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the files.")] = Path("export"),
     what: Annotated[
-        str, typer.Option("--what", metavar="NAME,...", help="features, neighbours, predictions, clusters.")
-    ] = "neighbours,predictions",
+        str | None,
+        typer.Option(
+            "--what",
+            metavar="NAME,...",
+            help="features, neighbours, predictions, clusters; by default neighbours,predictions, or all that the "
+            "program of the format takes.",
+        ),
+    ] = None,
     file_format: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="NAME",
-            help="npy, npz, parquet, vissl, or zarr (in place); of clusters also csv and faiss.",
+            help="npy, npz, parquet, vissl, or zarr (in place); csv of clusters; faiss of features or clusters; dino, "
+            "embedding-atlas, fiftyone, tensorboard-projector for these.",
         ),
     ] = "npy",
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="FOLDER", help="For formats that show images: where they are now."),
+    ] = None,
+    projection: Annotated[
+        str, typer.Option("--projection", metavar="NAME", help="For embedding-atlas: pca, or umap if it is installed.")
+    ] = "pca",
     layers: EvalLayers = None,
     clusters: KeptClusters = None,
     store: Store = None,
@@ -202,7 +216,14 @@ def export(
 
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     written = export_features(
-        open_features(name, store), config, out=out, what=what.split(","), file_format=file_format,
-        layers=split_layers(layers or ""), clusters=counts_of(clusters),
+        open_features(name, store), config, out=out, what=contents_of(what, file_format), file_format=file_format,
+        layers=split_layers(layers or ""), clusters=counts_of(clusters), images=images, projection=projection,
     )  # fmt: skip
     typer.echo("\n".join(map(str, written)))
+
+
+def contents_of(what: str | None, file_format: str) -> list[str] | None:
+    """Parse what to export; of arrays, neighbours and predictions by default, and None for the format's own."""
+    if what is not None:
+        return [each.strip() for each in what.split(",") if each.strip()]
+    return ["neighbours", "predictions"] if file_format in ("npy", "npz", "parquet", "vissl", "zarr") else None

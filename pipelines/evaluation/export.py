@@ -2,7 +2,7 @@
 
 | file | shape | what |
 |---|---|---|
-| `<split>_<layer>` | (N, D) float32 | features, with `<split>_labels` (N,) and `<split>_paths` |
+| `<split>_<layer>` | (N, ...) float32, in the stored shape | features, with `<split>_labels` (N,) and `<split>_paths` |
 | `<layer>_neighbours` | (Q, K) int64 | rows of train, nearest first |
 | `<layer>_similarities` | (Q, K) float64 | of these |
 | `<layer>_queries` | (Q,) int64 | row of each query in val |
@@ -19,7 +19,6 @@ Without labels in train there are features and neighbours, of all readable rows;
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,36 +30,32 @@ from featbench.evaluate.clustering.kept import KeptClustering, choose_clustering
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.features.labels import (
     MatchedLabels,
-    class_names_of,
     has_labels,
     matched_labels,
-    readable_rows,
     shared_names,
 )
-from featbench.evaluate.features.layers import stored_layer
-from featbench.evaluate.knn.classification import usable_k
 from featbench.evaluate.knn.per_class import confused_pairs, confusion_matrix
-from featbench.evaluate.knn.predictions import Predictions, predict
+from featbench.evaluate.knn.predictions import Predictions
 from featbench.evaluate.memory import in_words
-from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
-from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.answers import classes_of, neighbours_alone, predictions_of
 from featbench.pipelines.evaluation.clustering_files import write_clusterings
 from featbench.pipelines.evaluation.files import OF_CLASSES, Arrays, ExportError, write_npy, write_npz, write_parquet
 from featbench.pipelines.evaluation.resources import resources_of
+from featbench.pipelines.evaluation.stored_files import write_stored
+from featbench.pipelines.evaluation.tool_files import TOOLS, write_for_tool
 from featbench.pipelines.evaluation.vissl_features import write_features
 from featbench.store import FeatureSet, has_cached, save_cached
 from featbench.store.durable import cannot_write
-from featbench.store.manifest import digest_of
 from featbench.store.names import visible
 from featbench.store.paths import PREDICTIONS, cached_folder
-from featbench.store.typing import Array, Ints
+from featbench.store.typing import Array
 
 logger = logging.getLogger(__name__)
 
 CONTENTS = ("features", "neighbours", "predictions", "clusters")
-FORMATS = ("npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr")
-ONLY_CLUSTERS = ("csv", "faiss")
+FORMATS = ("npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr", *TOOLS)
+ONLY_CLUSTERS = ("csv",)
 """Formats of clusterings alone."""
 
 
@@ -69,10 +64,12 @@ def export(
     config: EvaluateConfig,
     *,
     out: Path,
-    what: Sequence[str] = CONTENTS[:3],
+    what: Sequence[str] | None = None,
     file_format: str = "npy",
     layers: Sequence[str] = (),
     clusters: Sequence[int] = (),
+    images: Path | None = None,
+    projection: str = "pca",
 ) -> list[Path]:
     """Write a feature set's contents as files of another format, and return their paths.
 
@@ -84,16 +81,21 @@ def export(
         Protocol (the first), k (the largest) and temperature (the first) of the predictions.
     out : Path
         Folder, made if it does not exist. `zarr` does not need it: it keeps predictions in the feature set.
-    what : sequence of {"features", "neighbours", "predictions", "clusters"}
-        What to write.
-    file_format : {"npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr"}
+    what : sequence of {"features", "neighbours", "predictions", "clusters"}, optional
+        What to write; by default what the format is for, of arrays all but clusters.
+    file_format : {"npy", "npz", "csv", "parquet", "faiss", "vissl", "zarr", "dino", "embedding-atlas", "fiftyone", \
+"tensorboard-projector"}
         `vissl` are the files that VISSL leaves: features, `rank0_chunk*_<split>_<layer>_*.npy`, predictions,
-        `kNN_<layer>_output_*.npy`, and clusterings. `csv` and
-        `faiss` are for clusterings alone.
+        `kNN_<layer>_output_*.npy`, and clusterings. `csv` is
+        for clusterings alone, `faiss` for them or for features; the last four are for those programs alone.
     layers : sequence of str
         All by default.
     clusters : sequence of int
         Of kept clusterings, those with these numbers of clusters; all by default.
+    images : Path, optional
+        Where images are now, for formats that show them; see `featbench.pipelines.extraction.pictures`.
+    projection : {"pca", "umap"}
+        How `embedding-atlas` gets two dimensions.
 
     Raises
     ------
@@ -103,11 +105,22 @@ def export(
     EvaluationError
         If clusterings are asked for and none is kept, or none of such a layer or number of clusters.
     """
+    what = default_contents(file_format) if what is None else what
     _check_contents(what, file_format)
+    if file_format in TOOLS or (file_format == "faiss" and "clusters" not in what):
+        return write_for_tool(
+            features, config, file_format, out=out, what=what, layers=layers, images=images, projection=projection
+        )
     kept = choose_clusterings(features, layers=layers, clusters=clusters) if "clusters" in what else []
     others = [each for each in what if each != "clusters"]
     written = _export_layers(features, config, out, others, file_format, layers) if others else []
     return written + _write_clusterings(features, kept, out, file_format)
+
+
+def default_contents(file_format: str) -> Sequence[str]:
+    """Return what a format is for, if nothing else is asked for."""
+    own: dict[str, Sequence[str]] = {"csv": ("clusters",), "faiss": ("features",), **TOOLS}
+    return own.get(file_format, CONTENTS[:3])
 
 
 def _check_contents(what: Sequence[str], file_format: str) -> None:
@@ -118,6 +131,12 @@ def _check_contents(what: Sequence[str], file_format: str) -> None:
         raise ExportError(f"--what must be of {', '.join(CONTENTS)}; got {', '.join(unknown)}")
     if file_format in ONLY_CLUSTERS and list(what) != ["clusters"]:
         raise ExportError(f"--format {file_format} writes clusterings alone: give --what clusters")
+    if file_format == "faiss" and list(what) not in (["clusters"], ["features"]):
+        raise ExportError("--format faiss writes an index of features or of centroids: --what features, or clusters")
+    if file_format in TOOLS and not set(what) <= set(TOOLS[file_format]):
+        raise ExportError(
+            f"--format {file_format} is for {' and '.join(TOOLS[file_format])}; got --what {','.join(what)}"
+        )
     if file_format == "zarr" and "clusters" in what:
         raise ExportError("--format zarr saves in the feature set, whose clusterings are Zarr already")
 
@@ -151,6 +170,10 @@ def _export_layers(
     try:
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
+        if "features" in what and file_format != "vissl":
+            for split in features.manifest.splits:
+                for name in names:
+                    written += write_stored(features, split, name, out=out, file_format=file_format)
         for name, arrays in _contents(features, config, names, what, labels, is_vissl=file_format == "vissl"):
             written += write(out, name, arrays)
         if file_format != "vissl":
@@ -188,14 +211,12 @@ def _contents(
     """Yield groups of arrays with a name for each group; one layer in memory at a time."""
     if "features" in what and not is_vissl:
         for split in features.manifest.splits:
-            rows = {"labels": _labels(features, split), "paths": np.array(features.paths(split), np.str_)}
-            for layer in layers:
-                yield f"{split}_{layer}", {"": features.layer(split, layer).read()}
-            yield split, rows
+            paths = np.array(features.paths(split), np.str_)
+            yield split, {"labels": classes_of(features, split), "paths": paths}
     if is_vissl:
         assert labels is not None
         for layer in layers:
-            yield f"kNN_{layer}_output", _as_vissl(_predict(features, layer, config, labels))
+            yield f"kNN_{layer}_output", _as_vissl(predictions_of(features, layer, config, labels))
     elif "neighbours" in what or "predictions" in what:
         for layer in layers:
             yield layer, _answers(features, layer, config, what, labels)[0]
@@ -220,7 +241,7 @@ def _answers(
 ) -> tuple[Arrays, dict[str, Any], str]:
     """The neighbours and predictions to export, their setting, and a digest of all that they depend on."""
     if labels is not None:
-        found = _predict(features, layer, config, labels)
+        found = predictions_of(features, layer, config, labels)
         arrays = _neighbours(found.neighbours)
         arrays |= _predictions(found, resources_of(config).bytes) if "predictions" in what else {}
         keep = {name for each in what if each in _ARRAYS for name in _ARRAYS[each]}
@@ -230,28 +251,8 @@ def _answers(
         _refuse_without_labels(features)
     if "predictions" in what:
         logger.warning("%s: no row of train has a label, so there are neighbours but no predictions", features.name)
-    return _without_labels(features, layer, config)
-
-
-def _without_labels(features: FeatureSet, layer: str, config: EvaluateConfig) -> tuple[Arrays, dict[str, Any], str]:
-    """Neighbours among all readable rows."""
-    name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
-    database = readable_rows(features, "train")
-    queries = database if config.knn.leave_one_out else readable_rows(features, "val")
-    largest = len(database.rows) - config.knn.leave_one_out
-    k = usable_k([max(config.knn.k)] if config.knn.k else None, protocol.k[:1], largest)[0]
-    stored = stored_layer(features, layer)
-    found = find_neighbours(
-        features, stored, database=database, queries=queries, k=k, similarity=protocol.similarity,
-        resources=resources_of(config),
-    ).neighbours  # fmt: skip
-    cut = dataclasses.replace(found, rows_QK=found.rows_QK[:, :k], similarities_QK=found.similarities_QK[:, :k])
-    facts = {"layer": layer, "protocol": name, "k": k, "temperature": None, "class_names": []}
-    return (
-        _neighbours(cut),
-        facts,
-        digest_of([protocol.similarity, k, config.knn.leave_one_out, dict(stored.made_from)]),
-    )
+    found_alone, facts, digest = neighbours_alone(features, layer, config)
+    return _neighbours(found_alone), facts, digest
 
 
 def _refuse_too_many_classes(features: FeatureSet, config: EvaluateConfig, labels: MatchedLabels) -> None:
@@ -273,28 +274,6 @@ def _refuse_without_labels(features: FeatureSet) -> None:
             f"{features.path}: no row of train has a label, so nothing can be predicted. Export "
             f"--what features,neighbours"
         )
-
-
-def _labels(features: FeatureSet, split: str) -> Ints:
-    """Classes of a split's rows, numbered by the names of both splits; -1 for none."""
-    place = {name: index for index, name in enumerate(shared_names(features))}
-    places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
-    return places[features.labels(split)]
-
-
-def _predict(features: FeatureSet, layer: str, config: EvaluateConfig, labels: MatchedLabels) -> Predictions:
-    name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
-    return predict(
-        features,
-        stored_layer(features, layer),
-        name=name,
-        protocol=protocol,
-        k=max(config.knn.k) if config.knn.k else None,
-        temperature=config.knn.temperature[0] if config.knn.temperature else None,
-        leave_one_out=config.knn.leave_one_out,
-        labels=labels,
-        resources=resources_of(config),
-    )
 
 
 _ARRAYS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,10 @@ def test_instructions_of_processors_are_read(tmp_path: Path) -> None:
 
 
 def test_an_older_package_is_a_problem_with_the_command_that_cures_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = software.version
-    monkeypatch.setattr(software, "version", lambda name: "2.0" if name in ("torch", "timm") else theirs(name))
+    def older(name: str) -> str:
+        return "2.0" if name in ("torch", "timm") else version(name)
+
+    monkeypatch.setattr("featbench.pipelines.doctor.software.version", older)
     found = {each.name: each for each in software.software_findings()}
     assert found["packages"].state == "problem"
     assert "torch>=2.6 (2.0)" in found["packages"].detail

@@ -177,7 +177,10 @@ def test_exported_features_are_the_stored_ones(bench: Bench, two: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "xml"], "--format must be one of npy, npz, csv, parquet, faiss, vissl, zarr; got xml"),
+        (
+            ["--format", "xml"],
+            "--format must be one of npy, npz, csv, parquet, faiss, vissl, zarr, embedding-atlas",
+        ),
         (["--what", "weights"], "--what must be of features, neighbours, predictions, clusters; got weights"),
     ],
 )

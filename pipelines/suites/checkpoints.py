@@ -36,7 +36,9 @@ def matching(pattern: str) -> list[Path]:
     """
     from featbench.extract.weights.checkpoints import HUB_FILES
 
-    found = [Path(path) for path in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (the pattern may be absolute)
+    folder, rest = _split(pattern)
+    # A folder that exists is meant as it is written, also if it has brackets in its name.
+    found = [Path(path) for path in glob.glob(str(Path(glob.escape(str(folder)), *rest)), recursive=True)]  # noqa: PTH207
     files = [path for path in found if path.is_file() or any((path / name).is_file() for name in HUB_FILES)]
     if not files:
         what = f"only folders ({', '.join(sorted(map(str, found))[:3])})" if found else "no file"
@@ -68,9 +70,18 @@ def label_of_match(pattern: str, path: Path) -> str:
     >>> label_of_match("runs/*/checkpoint.pth", Path("runs/a/checkpoint.pth"))
     'a-checkpoint'
     """
+    folder, rest = _split(pattern)
+    first = next((at for at, part in enumerate(rest) if glob.has_magic(part)), len(rest) - 1)
+    return label("-".join([*path.parts[len(folder.parts) + first : -1], stem(path.name)]))
+
+
+def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
+    """Divide a pattern into the folder that exists, and the parts after it."""
     parts = Path(pattern).parts
-    first = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return label("-".join([*path.parts[first:-1], stem(path.name)]))
+    count = 0
+    while count < len(parts) - 1 and Path(*parts[: count + 1]).is_dir():
+        count += 1
+    return Path(*parts[:count]), parts[count:]
 
 
 def labels_of_files(paths: Sequence[str]) -> list[str]:

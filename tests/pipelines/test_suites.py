@@ -124,6 +124,16 @@ def test_a_name_does_not_depend_on_what_else_is_in_the_suite(tmp_path: Path, mon
     assert names({"weights": ["a/last.pth", "./a/last.pth", "a/*.pth"]}) == ["p-last"], "the same file"
 
 
+def test_a_folder_with_brackets_in_its_name_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for epoch in (1, 2):
+        (tmp_path / "lr[0.1]/a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"lr[0.1]/a/epoch{epoch}.pth").touch()
+    assert names({"weights": ["lr[0.1]/a/*.pth"]}) == ["p-epoch1", "p-epoch2"]
+    assert names({"weights": ["lr[0.1]/*/*.pth"]}) == ["p-a-epoch1", "p-a-epoch2"]
+    assert names({"weights": [f"{tmp_path}/lr[0.1]/**/epoch1.pth"]}) == ["p-a-epoch1"]
+
+
 @pytest.mark.parametrize("text", ["\x1b[2J", "[red]", "😀", "x" * 300, "a/b c", "ä", "..", "-", "a\nb", "\udcff"])
 def test_any_file_name_gives_a_name_of_its_own_for_a_feature_set(text: str) -> None:
     names = {label(text), label(f"{text}x"), label(text.replace("x", "y", 1))}

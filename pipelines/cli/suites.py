@@ -82,8 +82,9 @@ def run_suite(members: Sequence[Member], *, overwrite: bool, form: Format, quiet
 
     outcomes = run_all(members, lambda pipeline: run_member(pipeline, overwrite=overwrite, quiet=quiet))
     rank = from_environment()
-    if rank is None or not rank.rank:
-        print_records([record for outcome in outcomes for record in outcome.records], form)
+    if rank is not None and rank.rank:  # the first one says it for all; a launcher ends the others if one of them fails
+        return
+    print_records([record for outcome in outcomes for record in outcome.records], form)
     if lines := failed(outcomes):
         typer.echo("\n".join(lines), err=True)
         raise typer.Exit(SOME_FAILED)

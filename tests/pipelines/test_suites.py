@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from featbench.pipelines.config.pipeline import Pipeline, PipelineError, make_pipeline
@@ -216,6 +217,19 @@ def test_a_failing_member_does_not_keep_the_others_from_running() -> None:
     assert failed(outcomes[:1]) == []
 
 
+def test_a_signal_stops_the_whole_suite() -> None:
+    members = [Member(title=title, pipeline=make_pipeline({"name": title}, where="")) for title in "ab"]
+    started = []
+
+    def run(pipeline: Pipeline) -> list[dict[str, Any]]:
+        started.append(pipeline.name)
+        raise typer.Exit(130)
+
+    with pytest.raises(typer.Exit):
+        run_all(members, run)
+    assert started == ["a"]
+
+
 @pytest.mark.parametrize("form", [(), ("--json",), ("--csv",)])
 def test_one_table_at_the_end_and_exit_code_1_if_some_failed(
     form: tuple[str, ...], folder: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -236,6 +250,23 @@ def test_one_table_at_the_end_and_exit_code_1_if_some_failed(
     assert [name for name in NAMES if name in str(shown)] == [name for name in NAMES if "epoch10" not in name]
     assert "2 of 6 failed:\n  small-epoch10-photos: \\x1b[2J broken\n" in result.stderr
     assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_of_several_ranks_the_first_reports(folder: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher would end the first one, before its table, if another exited with 1."""
+
+    def run(pipeline: Pipeline, **options: Any) -> list[dict[str, Any]]:
+        raise BenchError("broken")
+
+    monkeypatch.setattr("featbench.pipelines.cli.suites.run_member", run)
+    ended = []
+    for rank in ("0", "1"):
+        names = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        for name, value in names.items():
+            monkeypatch.setenv(name, value)
+        result = bench("run", "suite.yaml")
+        ended.append((result.returncode, "6 of 6 failed" in result.stderr, bool(result.stdout)))
+    assert ended == [(1, True, True), (0, False, False)]
 
 
 def run_alone(arguments: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -262,6 +262,51 @@ class IbotHead(nn.Module):
         return output
 
 
+class IbotDistillationHead(nn.Module):
+    """Linear layers, then one for the class token, whose output it is, and one for the patches."""
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        out_dim: int,
+        patch_out_dim: int = 0,
+        norm: str | None = None,
+        act: str = "gelu",
+        last_norm: str | None = None,
+        num_layers: int = 3,
+        hidden_dim: int = 2048,
+        shared_head: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_layers < 2 or act not in ("gelu", "relu") or last_norm == "ln":
+            raise ValueError("num_layers must be at least 2, act gelu or relu, and last_norm None, bn or syncbn")
+        follow = [_norm(norm, hidden_dim)] if norm else []  # one norm for all layers, as in iBOT
+        follow.append(nn.GELU() if act == "gelu" else nn.ReLU())
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1)]
+        layers = [part for before, after in pairwise(dims) for part in (nn.Linear(before, after), *follow)]
+        self.mlp = nn.Sequential(*layers)
+        self.to_class_out = nn.Linear(hidden_dim, out_dim)
+        self.to_patch_out = self.to_class_out if shared_head else nn.Linear(hidden_dim, patch_out_dim or out_dim)
+        if last_norm:
+            self.last_norm = _norm(last_norm, out_dim, affine=False)
+            other = out_dim if shared_head else patch_out_dim or out_dim
+            self.last_norm2 = self.last_norm if shared_head else _norm(last_norm, other, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map the class token (B, D) to (B, D')."""
+        output: Tensor = self.to_class_out(self.mlp(_as_vectors(features)))
+        return self.last_norm(output) if hasattr(self, "last_norm") else output
+
+
+def _norm(name: str, dim: int, *, affine: bool = True) -> nn.Module:
+    if name == "ln":
+        return nn.LayerNorm(dim)
+    if name not in ("bn", "syncbn"):
+        raise ValueError(f"expected bn, syncbn or ln; got {name!r}")
+    return nn.BatchNorm1d(dim, affine=affine)
+
+
 class ViTHead(nn.Module):
     """A linear classifier, or one with a hidden layer and tanh before it."""
 
@@ -305,6 +350,7 @@ HEADS: Mapping[str, Callable[..., nn.Module]] = {
     "dino_head_fsdp": DinoHead,
     "msn_head": MsnHead,
     "ibot_head": IbotHead,
+    "ibot_distillation_head": IbotDistillationHead,
     "vision_transformer_head": ViTHead,
     "identity": nn.Identity,
     "sequence": lambda *, heads: build_heads(heads),

@@ -52,7 +52,7 @@ def _head(head: Any, keys: Keys) -> list[Any]:
 
 HEADS = (
     "mlp", "mlp_fsdp", "mlp_res", "eval_mlp", "eval_mlp_fsdp", "swav_head", "swav_head_fsdp", "dino_head",
-    "dino_head_fsdp", "msn_head", "ibot_head", "vision_transformer_head", "identity",
+    "dino_head_fsdp", "msn_head", "ibot_head", "ibot_distillation_head", "vision_transformer_head", "identity",
 )  # fmt: skip
 """Heads of `featbench.extract.model.heads`, whose import takes seconds."""
 

@@ -136,3 +136,21 @@ def test_msn_gives_its_query_and_ibot_the_class_tokens_logits() -> None:
     rows = state["prototypes0.weight_v"] / state["prototypes0.weight_v"].norm(dim=1, keepdim=True)
     assert torch.allclose(ibot(x), unit @ rows.T * state["prototypes0.weight_g"].T, atol=1e-6)
     assert "prototypes1.weight_v" in state, "those of the patches are in the file, too"
+
+
+def test_ibots_distillation_head_gives_the_class_tokens_output() -> None:
+    """One batch norm after each linear layer, the same, as VISSL has it; then a norm without parameters."""
+    head, state = built("ibot_distillation_head", in_dim=4, out_dim=3, patch_out_dim=2, hidden_dim=5, norm="bn",
+                        last_norm="bn", act="relu")  # fmt: skip
+    hidden = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    x = hidden
+    for place in (0, 3):
+        mapped = linear(state, f"mlp.{place}", hidden)
+        scaled = (mapped - state["mlp.1.running_mean"]) / (state["mlp.1.running_var"] + 1e-5).sqrt()
+        hidden = (scaled * state["mlp.1.weight"] + state["mlp.1.bias"]).relu()
+    output = linear(state, "to_class_out", hidden)
+    expected = (output - state["last_norm.running_mean"]) / (state["last_norm.running_var"] + 1e-5).sqrt()
+    assert torch.allclose(head(x), expected, atol=1e-5)
+    assert {"mlp.4.weight", "to_patch_out.weight"} <= state.keys()
+    with pytest.raises(HeadError, match="num_layers must be at least 2"):
+        build_heads([("ibot_distillation_head", {"in_dim": 4, "out_dim": 3, "num_layers": 1})])

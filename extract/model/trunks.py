@@ -89,6 +89,19 @@ def anynet(
     return trunk
 
 
+def efficientnet(*, version: str = "b0", bn_epsilon: float = 1e-3) -> nn.Module:
+    """Build torchvision's EfficientNet `b0` to `b7` without a classifier, with another epsilon of its batch norms."""
+    if f"efficientnet_{version}" not in torchvision.models.list_models(include="efficientnet_b*"):
+        raise ValueError(f"version must be b0 to b7; got {version!r}")
+    trunk: Any = torchvision.models.get_model(f"efficientnet_{version}", weights=None)
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = bn_epsilon
+    trunk.classifier = nn.Identity()
+    built: nn.Module = trunk
+    return built
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrunkSpec:
     """A trunk that torchvision lacks: its builder, with which arguments, and where it is described."""
@@ -132,6 +145,7 @@ TRUNKS: Mapping[str, TrunkSpec] = {
         source="SEER, arXiv:2103.01988, and VISSL's documentation; ClassyVision has another of that name",
     ),
     "anynet": TrunkSpec(build=anynet, source="any RegNet, stage by stage: depths, widths, group_widths, ..."),
+    "efficientnet": TrunkSpec(build=efficientnet, source="torchvision's by version, with VISSL's epsilon"),
     "resnet_sk": TrunkSpec(build=ResNetSK, source="SimCLR v2, arXiv:2006.10029: depth, width_multiplier, sk_ratio"),
     **{
         f"alexnet_{variant}": TrunkSpec(build=AlexNetStages, options={"variant": variant}, source="VISSL")

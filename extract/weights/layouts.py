@@ -11,6 +11,7 @@ from featbench.extract.weights.reshaping import (
     State,
     as_any_size,
     as_image_tower,
+    in_stages,
     joined_qkv,
     split_qkv,
     with_separate_queries,
@@ -48,6 +49,16 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"\.f\.c\.weight$", ".f.c.0.weight"),
             (r"\.f\.final_bn\.", ".f.c.1."),
         ),
+    ),
+    Layout(
+        name="VISSL's EfficientNet",
+        mark=r"(base_model\.)?_feature_blocks\.block0\.depthwise_conv\.",
+        renames=(
+            (r"^(base_model\.)?_feature_blocks\.", ""),
+            (r"^conv1\.", "features.0."),
+            (r"^conv_final\.", "features.last."),
+        ),
+        reshape=in_stages,
     ),
     Layout(
         name="VISSL's blocks",

@@ -112,3 +112,35 @@ def as_any_size(state: State) -> dict[str, Tensor]:
         else:
             made[name] = tensor
     return made
+
+
+def in_stages(state: State) -> dict[str, Tensor]:
+    """Number ClassyVision's blocks of an EfficientNet within torchvision's stages, where the width changes."""
+    widths = {
+        int(match[1]): len(tensor)
+        for name, tensor in state.items()
+        if (match := re.fullmatch(r"block(\d+)\.project_conv\.weight", name))
+    }
+    places: dict[int, str] = {}
+    stage = place = 0
+    for block in sorted(widths):
+        is_next = block - 1 not in widths or widths[block - 1] != widths[block]
+        stage, place = (stage + 1, 0) if is_next else (stage, place + 1)
+        places[block] = f"features.{stage}.{place}.block"
+    made: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"block(\d+)\.(\w+)\.(.+)", name)
+        if match is None or int(match[1]) not in places or match[2] not in _OF_BLOCK:
+            made[name.replace("features.last.", f"features.{stage + 1}.")] = tensor
+            continue
+        number, inner = _OF_BLOCK[match[2]]
+        number -= f"block{match[1]}.expand_conv.weight" not in state
+        made[f"{places[int(match[1])]}.{number}.{inner}.{match[3]}"] = tensor
+    return made
+
+
+_OF_BLOCK = {
+    "expand_conv": (0, "0"), "bn0": (0, "1"), "depthwise_conv": (1, "0"), "bn1": (1, "1"), "se_reduce": (2, "fc1"),
+    "se_expand": (2, "fc2"), "project_conv": (3, "0"), "bn2": (3, "1"),
+}  # fmt: skip
+"""Of a block of ClassyVision's that expands: torchvision's number and name; without expansion, one less."""

@@ -129,6 +129,18 @@ def _alexnet(keys: Keys, variant: str) -> dict[str, Any]:
     return {"trunk": f"alexnet_{variant}"}
 
 
+def _efficientnet(keys: Keys) -> dict[str, Any]:
+    given = keys.section("MODEL.TRUNK.EFFICIENT_NETS")
+    version = str(given.get("model_version", "")).lower()
+    if not re.fullmatch("b[0-7]", version):
+        keys.fault(f"MODEL.TRUNK.EFFICIENT_NETS.model_version: expected B0 to B7, got {given.get('model_version')!r}")
+    options = {"version": version, "bn_epsilon": given.get("bn_epsilon", 1e-3)}
+    known = ("model_version", "bn_epsilon", "bn_momentum", "drop_connect_rate")
+    usual = {"width_divisor": 8, "min_width": None, "use_se": True}
+    _no_others(keys, "EFFICIENT_NETS", given, known, must_be=usual)
+    return {"trunk": "efficientnet", "options": options}
+
+
 def _convnext(keys: Keys) -> dict[str, Any]:
     usual = {"DEPTH": [3, 3, 27, 3], "DIMS": [96, 192, 384, 768]}
     options = _renamed(keys, "CONVNEXT", {"DEPTH": "depths", "DIMS": "dims"}, usual)
@@ -219,6 +231,7 @@ _TRUNKS: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "regnet_v2": _regnet,
     "regnet_fsdp": _regnet,
     "resnet_sk": _resnet_sk,
+    "efficientnet": _efficientnet,
     "convnext": _convnext,
     "swin_transformer": _swin,
     "xcit": _xcit,

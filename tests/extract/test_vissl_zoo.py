@@ -27,6 +27,7 @@ TRUNKS: dict[str, tuple[str, dict[str, Any], int]] = {  # name, options, side of
     "alexnet_jigsaw": ("alexnet_jigsaw", {}, 128),
     "alexnet_rotnet": ("alexnet_rotnet", {}, 96),
     "alexnet_deepcluster": ("alexnet_deepcluster", {}, 96),
+    "efficientnet": ("efficientnet", {"version": "b1"}, 64),
     "alexnet_bvlc": ("alexnet_bvlc", {}, 96),
     "alexnet_colorization": ("alexnet_colorization", {}, 96),
     "resnet of lightness": ("resnet", {"depth": 18, "lightness": True}, 32),
@@ -89,6 +90,24 @@ def seer(state: State) -> dict[str, Any]:
     return classy(renamed)
 
 
+def classys_efficientnet(state: State) -> dict[str, Any]:
+    """Blocks are numbered through; ClassyVision names the parts of a block."""
+    blocks = list(dict.fromkeys(name.partition(".block.")[0] for name in state if ".block." in name))
+    renamed = {}
+    for name, tensor in state.items():
+        if ".block." not in name:
+            new = re.sub(r"^features\.0\.", "conv1.", name)
+            renamed["_feature_blocks." + re.sub(r"^features\.8\.", "conv_final.", new)] = tensor
+            continue
+        before, inner = name.split(".block.")
+        number, part, rest = inner.split(".", 2)
+        place = int(number) + (f"{before}.block.3.0.weight" not in state)
+        parts = {"0": "expand_conv depthwise_conv - project_conv", "1": "bn0 bn1 - bn2", "fc1": "- - se_reduce -",
+                 "fc2": "- - se_expand -"}  # fmt: skip
+        renamed[f"_feature_blocks.block{blocks.index(before)}.{parts[part].split()[place]}.{rest}"] = tensor
+    return classy(renamed)
+
+
 CLASSY = {"STATE_DICT_KEY_NAME": "classy_state_dict"}
 CAFFE2 = {"STATE_DICT_KEY_NAME": "model_state_dict", "APPEND_PREFIX": "trunk.base_model."}
 FLAT = {"STATE_DICT_KEY_NAME": "", "APPEND_PREFIX": "trunk.base_model._feature_blocks."}
@@ -107,6 +126,7 @@ ZOO: list[tuple[str, Write, str, dict[str, Any]]] = [
     ("colorization", caffe2, "alexnet_colorization", CAFFE2),
     ("colorization", caffe2, "resnet of lightness", CAFFE2),
     ("seer", seer, "regnet", CLASSY),
+    ("swav", classys_efficientnet, "efficientnet", CLASSY),
     ("vit", classy, "vit", {**CLASSY, "APPEND_PREFIX": "trunk.base_model."}),
     ("dino", dino, "vit", TEACHER),
     ("dino", dino, "xcit", TEACHER),
@@ -140,7 +160,11 @@ def test_a_file_of_the_zoo_gives_the_features_of_the_model_that_it_was_saved_fro
     side = TRUNKS[kind][2]
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(9))
     first, trunk = built(kind, 1), built(kind, 2)
-    state = {name: tensor for name, tensor in first.state_dict().items() if not name.startswith(("fc.", "head."))}
+    state = {
+        name: tensor
+        for name, tensor in first.state_dict().items()
+        if not name.startswith(("fc.", "head.", "classifier."))
+    }
     content = write(state)
     used = {name for name, _ in trunk.named_modules() if name not in ("fc", "head")}
     poison(trunk)

@@ -256,6 +256,8 @@ TRUNKS = [
     ("regnet", {"REGNET": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373}},
      {"trunk": "regnet", "options": {"depth": 27, "w_0": 640, "w_a": 230.83, "w_m": 2.53, "group_width": 373}}),
     ("regnet", {"REGNET": {"name": "regnet_y_1.6gf"}}, {"trunk": "regnet_y_1_6gf"}),
+    ("efficientnet", {"EFFICIENT_NETS": {"model_version": "B1", "bn_epsilon": 0.001, "width_divisor": 8}},
+     {"trunk": "efficientnet", "options": {"version": "b1", "bn_epsilon": 0.001}}),
     ("regnet", {"REGNET": {"name": "regnet_y_256gf"}},
      {"trunk": "regnet", "options": {"depth": 27, "w_0": 640, "w_a": 124.47, "w_m": 2.04, "group_width": 848}}),
     ("regnet_y_16gf", {}, {"trunk": "regnet_y_16gf"}),

@@ -1,8 +1,8 @@
 """Folders in FiftyOne's own format of classified images, `FiftyOneImageClassificationDataset`.
 
-Each split has `data.json`, where each image is on disk, and `labels.json`, their classes; the split of the queries also
-`<layer>_predictions.json`, a second file of labels with confidences, and the neighbours as attributes. Samples are
-named by their row.
+Each split has `data.json`, where each image is on disk (FiftyOne finds it only if it is named, by `data_path`), and
+`labels.json`, their classes; the split of the queries also `<layer>_predictions.json`, a second file of labels with
+confidences, and the neighbours as attributes. Samples are named by their row.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _files(features: FeatureSet, split: str, folder: Path, images: Path | None) 
             continue
         path.parent.mkdir(exist_ok=True)
         _save_png(picture, path)
-        made[row] = path.resolve()
+        made[row] = path.relative_to(folder)  # as FiftyOne reads it, so that the folder can be moved
     if not made:
         why = gone[0] if gone else "it has no readable rows"
         raise ExportError(

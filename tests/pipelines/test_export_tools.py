@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from featbench.pipelines.evaluation import atlas_files, stored_files
+from featbench.pipelines.extraction.pictures import Pictures
 from featbench.store import FeatureSet
 from tests.conftest import Arrays, Bench, make_features, save_image
 
@@ -203,6 +204,20 @@ def test_images_are_named_for_fiftyone_and_drawn_for_the_projector(
     apart = np.asarray(sprite.crop((128, 64, 192, 128)), int) - np.asarray(photo, int)
     assert np.abs(apart).mean() < 3
     assert "single_image_dim: 64" in (tmp_path / "p/projector_config.pbtxt").read_text()
+
+
+def test_images_that_are_no_files_are_written_for_fiftyone(
+    export: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of archives and arrays: here every image is a square of its row's grey."""
+    monkeypatch.setattr(Pictures, "of", lambda features, root: Pictures(features))
+    monkeypatch.setattr(Pictures, "image", lambda self, split, row: Image.new("L", (3, 3), row))
+    out = export("--format", "fiftyone", "--layers", "res5", "--k", K)
+    files = json.loads((out / "val/data.json").read_text())
+    assert files["row0000020"] == "images/row0000020.png"
+    for name, file in files.items():
+        assert np.unique(np.asarray(Image.open(out / "val" / file))).tolist() == [int(name.removeprefix("row"))]
+    assert len(files) == 21
 
 
 @pytest.mark.parametrize(

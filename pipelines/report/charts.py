@@ -17,6 +17,12 @@ Row = dict[str, Any]
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c8c00")
 """Okabe and Ito's colours, which people with any colour vision can tell apart, and two more; yellow is left out."""
 
+ON_DARK = ("#4ba3e0", "#ff8f50", "#2ec48f", "#e6a1c8", "#f2b632", "#93d1f7", "#b48fd6", "#c6c650")
+"""The same, brighter, for dark ground."""
+
+NONE = "none"
+"""Temperature of a vote that has none."""
+
 WIDTH, HEIGHT = 640, 320
 """Pixels of an exported chart; in the page, charts are as wide as the text."""
 
@@ -48,7 +54,7 @@ class Chart:
     rows: Sequence[Row]
     columns: Sequence[Column]
     switch: str | None = None
-    """Field of which the reader chooses one value."""
+    """Field of which the reader chooses one value; rows in which it is `NONE` are shown with every value."""
 
     switch_title: str = ""
     options: Sequence[str] = field(default_factory=tuple)
@@ -74,8 +80,8 @@ def accuracy_by_k(evaluated: Sequence[Evaluated]) -> Chart:
     line = axes.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=36)).encode(
         y=_accuracy_axis(alt, "top1"), tooltip=_tips(alt, ("view", "k", "temperature", "top1", "low", "high"))
     )
-    options = list(dict.fromkeys(str(row["temperature"]) for row in rows))
-    first = "none" if evaluated[0].temperature is None else f"{evaluated[0].temperature:g}"
+    options = list(dict.fromkeys(row["temperature"] for row in rows if row["temperature"] != NONE))
+    first = next((_temperature(each.temperature) for each in evaluated if each.temperature is not None), NONE)
     has_switch = len(options) > 1
     return Chart(
         key="accuracy-by-k", title="Accuracy against k",
@@ -181,7 +187,7 @@ def confusion_matrix(name: str, classes: Sequence[str], cells: Sequence[Sequence
         Column(key="true", title="true class"), Column(key="predicted", title="predicted class"),
         Column(key="count", title="queries"), Column(key="share", title="% of true class", digits=1),
     ]  # fmt: skip
-    side = max(260, min(900, 26 * len(classes))) if with_names else 560
+    side = max(280, min(520, 44 * len(classes)), 20 * len(classes)) if with_names else 560
     return Chart(
         key="confusion", view=name, title=f"Confusion matrix of {name}",
         description="Share of the queries of each true class (rows) that were predicted as each class (columns).",
@@ -229,7 +235,7 @@ def _percent(estimate: Any) -> Row:
 
 
 def _temperature(value: float | None) -> str:
-    return "none" if value is None else f"{value:g}"
+    return NONE if value is None else f"{value:g}"
 
 
 def base(alt: Any) -> Any:
@@ -248,7 +254,7 @@ def _names(alt: Any, **settings: Any) -> Any:
 
 def _color(alt: Any, name: str, domain: Sequence[str], title: str | None = None) -> Any:
     scale = {"range": list(PALETTE)} if len(domain) <= len(PALETTE) else {"scheme": "viridis"}
-    legend = alt.Legend(title=title, orient="top", columns=0, labelLimit=260, symbolType="circle")
+    legend = alt.Legend(title=title, orient="top", columns=0, labelLimit=260, symbolType="circle", symbolOpacity=1)
     return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(domain), **scale), legend=legend)
 
 

@@ -24,7 +24,7 @@ Method = Literal["pca", "tsne", "umap"]
 NAMES: Mapping[str, str] = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
 
 MOST_POINTS = 1500
-COLOURS = (*PALETTE, "#aa3377", "#44aa99")
+COLOURS = (*PALETTE, "#aa3377", "#66b8ad")
 MOST_COLOURS = len(COLOURS)
 OTHERS = "others"
 SEED = 0

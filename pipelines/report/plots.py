@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.pipelines.report.charts import WIDTH, Chart, Row
+from featbench.pipelines.report.charts import NONE, WIDTH, Chart, Row
 from featbench.pipelines.report.theme import PRINTED
-from featbench.store.durable import cannot_write
 
 _PIXELS_PER_UNIT = 3
 
@@ -34,7 +33,7 @@ def write_plots(charts: Sequence[Chart], folder: Path) -> list[Path]:
             png.write_bytes(vl_convert.vegalite_to_png(spec, config=PRINTED, scale=_PIXELS_PER_UNIT))
             written += [svg, png]
     except OSError as error:
-        raise EvaluationError(cannot_write(folder, error)) from error
+        raise EvaluationError(f"{folder}: can't be written ({error.strerror or error}); name another folder") from error
     return written
 
 
@@ -43,7 +42,7 @@ def _drawings(charts: Sequence[Chart]) -> list[tuple[str, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = {}
     for chart in charts:
         for option in chart.options or (chart.view or None,):
-            rows = [row for row in chart.rows if chart.switch is None or row[chart.switch] == option]
+            rows = [row for row in chart.rows if chart.switch is None or row[chart.switch] in (option, NONE)]
             if rows:
                 name = file_name(chart.key if option is None else f"{chart.key}_{option}")
                 unique = name if name not in found else f"{name}-{len(found)}"

@@ -28,7 +28,7 @@ from featbench.pipelines.report.provenance import provenance_of
 from featbench.pipelines.report.queries import choose_queries, neighbours_content, usual_number
 from featbench.pipelines.report.rows import left_out, rows_content
 from featbench.pipelines.report.theme import DARK, LIGHT
-from featbench.store.durable import cannot_write, write_durably
+from featbench.store.durable import write_durably
 from featbench.store.names import visible
 from featbench.store.typing import Ints
 
@@ -109,6 +109,8 @@ def write_report(
         raise EvaluationError(f"{out}: a folder; name a file, such as {out / 'report.html'}")
     look = look or Look()
     check_methods(look.maps)
+    if look.folder is not None and not look.folder.is_dir():
+        raise EvaluationError(f"{look.folder}: no such folder; name the folder of the images with --data")
     with _noted_warnings() as warnings:
         sources = open_sources(paths, config)
         rows = common_queries(sources)
@@ -121,7 +123,7 @@ def write_report(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_durably(out, encoded)
     except OSError as error:
-        raise EvaluationError(cannot_write(out, error)) from error
+        raise EvaluationError(f"{out}: can't be written ({error.strerror or error}); name another file") from error
     return Report(path=out, size=len(encoded), charts=all_charts)
 
 
@@ -193,6 +195,7 @@ def _data(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         "pairs": [worst_pairs(each) for each in evaluated] if scored else [],
         "firstView": _first_view(evaluated),
         "themes": {"light": LIGHT, "dark": DARK},
+        "onDark": dict(zip(drawn.PALETTE, drawn.ON_DARK, strict=True)),
     }  # fmt: skip
 
 

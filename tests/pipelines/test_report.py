@@ -216,7 +216,9 @@ def test_charts_are_written_as_files(features: Path, tmp_path: Path, bench: Benc
         (("mine", "-o", "features"), "a folder; name a file"),
         (("other",), "no such feature set"),
         (("mine", "--layers", "lat"), "no layer 'lat'"),
-        (("mine", "-o", "features/mine/zarr.json/x.html"), "features/mine/zarr.json"),
+        (("mine", "-o", "features/mine/zarr.json/x.html"), "x.html: can't be written"),
+        (("mine", "--plots", "features/mine/zarr.json"), "zarr.json: can't be written"),
+        (("mine", "--data", "elsewhere"), "elsewhere: no such folder"),
     ],
 )
 def test_what_is_wrong_is_said(features: Path, bench: Bench, words: tuple[str, ...], message: str) -> None:
@@ -280,3 +282,16 @@ def test_feature_sets_of_other_images_are_refused(tmp_path: Path, bench: Bench) 
     result = bench("report", "ours", "theirs")
     assert result.returncode == 2
     assert "differ in val images or labels" in result.stderr
+
+
+def test_protocols_with_and_without_a_temperature_are_shown_together(
+    features: Path, tmp_path: Path, bench: Bench
+) -> None:
+    words = ("--protocol", "majority,dino", "--k", "3", "--layers", "late")
+    assert bench("evaluate", "--features", "mine", *words).returncode == 0
+    assert bench("report", "mine", *words).returncode == 0
+    data = read(tmp_path / "report.html").data
+    assert [view["name"] for view in data["views"]] == ["late (majority)", "late (dino)"]
+    (chart,) = (each for each in data["charts"] if each["key"] == "accuracy-by-k")
+    assert chart["options"][0] == "0.07"
+    assert {row["temperature"] for row in rows_of(chart["table"]) if row["view"] == "late (majority)"} == {"none"}

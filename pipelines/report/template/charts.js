@@ -38,7 +38,7 @@ class Drawing {
     const chart = this.chart;
     chart.rows ??= rowsOf(chart.table);
     const wanted = chart.switch === "view" ? data.views[state.view].name : this.chosen;
-    return chart.switch ? chart.rows.filter((row) => String(row[chart.switch]) === wanted) : chart.rows;
+    return chart.switch ? chart.rows.filter((row) => [wanted, "none"].includes(String(row[chart.switch]))) : chart.rows;
   }
 
   addControl(title, options, choose) {
@@ -58,7 +58,7 @@ class Drawing {
     this.place.style.minHeight = `${this.place.offsetHeight}px`;
     this.place.append(place);
     if (this.colour) chart.spec.encoding.color = chart.colours[this.colour];
-    const spec = { ...structuredClone(chart.spec), data: { name: "table", values: rows.map((row) => ({ ...row })) } };
+    const spec = { ...coloured(chart.spec), data: { name: "table", values: rows.map((row) => ({ ...row })) } };
     const result = await vegaEmbed(place, spec, {
       ast: true, actions: false, renderer: rows.length > 600 ? "canvas" : "svg", config: data.themes[themeName()],
       tooltip: showHover,
@@ -95,6 +95,13 @@ class Drawing {
     for (const old of [...details.children].slice(1)) old.remove();
     details.append(...[note, scroll].filter(Boolean));
   }
+}
+
+/* A copy of a specification, with brighter colours on dark ground. */
+function coloured(spec) {
+  let text = JSON.stringify(spec);
+  if (themeName() === "dark") for (const [colour, brighter] of Object.entries(data.onDark)) text = text.replaceAll(colour, brighter);
+  return JSON.parse(text);
 }
 
 function showHover(handler, event, item, value) {

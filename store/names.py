@@ -73,7 +73,10 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
     >>> visible("a\x1b[2Jb\rc\x9b")
     'a\\x1b[2Jb\\rc\\x9b'
     """
-    if text.isascii() and text.isprintable():
+    plain = text
+    for character in keep:
+        plain = plain.replace(character, "")
+    if plain.isascii() and plain.isprintable():
         return text
     return "".join(_shown(character) if _acts(character) and character not in keep else character for character in text)
 

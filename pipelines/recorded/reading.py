@@ -45,6 +45,8 @@ NUMBERS = (
 )
 """Keys whose values are checked, since tables are made of them."""
 
+_CHECKED_NUMBERS = tuple(f"{key}{end}" for key in NUMBERS for end in ("", "_low", "_high"))
+
 SETTINGS = (
     "path", "task", "layer", "protocol", "k", "temperature", "split", "clusters", "similarity", "leave_one_out",
     "as_published", "queries", "bank", "labels", "ood", "shots", "tries", "class", "clusters_of", "group", "other",
@@ -118,52 +120,57 @@ def data_of(manifest: Manifest) -> str:
 
 
 def identity(record: Mapping[str, Any]) -> str:
-    """Digest of what a record is the answer to; of equal ones the later replaces the earlier."""
-    return digest_of([[key, record.get(key)] for key in SETTINGS])
+    """What a record is the answer to, as text; of equal ones the later replaces the earlier."""
+    return repr([record.get(key) for key in SETTINGS])
 
 
 def _records_in(path: Path, features: FeatureSet, origin: Record) -> list[Record]:
-    content = json.loads(read_regular(path))
+    content = json.loads(read_regular(path), parse_constant=_no_number)
     if not isinstance(content, dict) or not isinstance(content.get("records"), list):
         raise RecordError("no results of bench (it has no list of records)")
     if content.get("fingerprint") != features.manifest.fingerprint:
         raise RecordError("results of other features (its fingerprint is not that of the feature set)")
     created = content["created"]
     datetime.fromisoformat(created)
-    settings = content.get("settings")
-    settings = settings if isinstance(settings, Mapping) else {}
+    of_task = _other_settings(content.get("settings"))
     records = [_checked(record) for record in content["records"]]
     return [
         record | origin | {
             "weights": origin["weights"] or record.get("weights") or "",
-            "settings": _settings_of(record, settings), "created": created, "file": path.name,
+            "settings": of_task["kmeans" if record["task"] == "kmeans" else "knn"], "created": created,
+            "file": path.name,
         }
         for record in records
     ]  # fmt: skip
 
 
-def _settings_of(record: Record, settings: Mapping[str, Any]) -> str:
-    """Settings of the evaluation that the record itself does not name, as a short digest."""
+def _other_settings(settings: Any) -> dict[str, str]:
+    """Settings of an evaluation that its records do not name, as short digests: of k-means, and of all else."""
+    settings = settings if isinstance(settings, Mapping) else {}
     kmeans = settings.get("kmeans")
-    if record.get("task") == "kmeans" and isinstance(kmeans, Mapping):
-        return digest_of({key: value for key, value in kmeans.items() if key not in ("clusters", "ami")})[:12]
-    return digest_of(settings.get("index"))[:12]
+    of_kmeans = (
+        {key: value for key, value in kmeans.items() if key != "clusters"} if isinstance(kmeans, Mapping) else {}
+    )
+    return {"kmeans": digest_of(of_kmeans)[:12], "knn": digest_of(settings.get("index"))[:12]}
 
 
 def _checked(record: Any) -> Record:
+    """Check the values that tables, filters and other formats are made of."""
     if not isinstance(record, dict) or not isinstance(record.get("task"), str):
         raise RecordError("a record is not one of bench")
-    for key, value in record.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key.removesuffix("_low").removesuffix("_high") in NUMBERS and not (value is None or is_number):
+    for key in _CHECKED_NUMBERS:
+        value = record.get(key)
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise RecordError(f"{key} is not a number: {value!r}")
-        if is_number and not math.isfinite(value):
-            raise RecordError(f"{key} is not finite")
-        if key in TEXTS and not isinstance(value, str | None):
+    for key in TEXTS:
+        value = record.get(key)
+        if value is not None and type(value) is not str:
             raise RecordError(f"{key} is not text: {value!r}")
-    if not isinstance(record.get("layer", ""), str):
-        raise RecordError("a record has no layer")
-    return {key: record.get(key) for key in dict.fromkeys([*FIRST, *record])}
+    return dict.fromkeys(FIRST) | record
+
+
+def _no_number(text: str) -> Any:
+    raise RecordError(f"a number is {text}")
 
 
 def _reason(error: BaseException) -> str:

@@ -31,6 +31,10 @@ VOLATILE = ("tmpfs", "ramfs", "overlay")
 def disk_findings(store: Path, *, sample: int = SAMPLE) -> Iterator[Finding]:
     """Check the folder of the feature sets, or the nearest one above it that exists."""
     folder = nearest_folder(store)
+    inside = next((each for each in (store, *store.absolute().parents) if each.exists()), folder)
+    if not inside.is_dir():
+        yield problem("store", f"{inside} is not a folder, so {store} can't be one.", "Choose another --store.")
+        return
     where = "" if folder == store else f" ({store} does not exist yet, so its parent {folder} was tried)"
     kind, mount = file_system_of(folder)
     yield _file_system(kind, mount, where)

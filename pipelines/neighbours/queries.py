@@ -49,6 +49,8 @@ def find_query(features: FeatureSet, name: str, *, split: str = "val") -> Asked:
     EvaluationError
         If there is no such image, or it could be several.
     """
+    if not name:
+        raise EvaluationError("name the image that is asked about: its path, the end of its path, its row, or a file")
     paths = features.paths(split) if has_split(features, split) else []
     if name.isdecimal() and not Path(name).exists():
         return _by_number(features, paths, int(name), split)
@@ -95,6 +97,8 @@ def _unknown(features: FeatureSet, paths: list[str], name: str, split: str) -> s
     text = f"{visible(name)}: no path of {split} in {features.path} is this or ends so, and there is no such file."
     if not paths:
         return f"{text} It has no split {split}."
+    if split == "val" and _ending_with(features.paths("train"), name):
+        return f"{text} It is an image of train: ask about it with --leave-one-out."
     wanted = PurePosixPath(name).name.lower()
     by_name: dict[str, int] = {}
     for row, path in enumerate(paths):

@@ -66,6 +66,12 @@ def test_a_folder_that_can_not_be_written_is_a_problem() -> None:
     assert [each.name for each in found if each.state == "problem"] == ["writing"]
 
 
+def test_a_store_below_a_file_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (finding,) = disk.disk_findings(tmp_path / "file/features")
+    assert (finding.state, finding.detail.startswith(f"{tmp_path / 'file'} is not a folder")) == ("problem", True)
+
+
 @pytest.mark.parametrize(
     ("folder", "kind"),
     [("data/a b/c", "nfs4"), ("data", "ext4"), ("data/other", "ext4")],

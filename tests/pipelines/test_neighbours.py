@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,8 @@ def test_the_table_says_the_vote_and_escapes_names(bench: Bench, made: Path) -> 
     ("image", "said"),
     [
         ("02.pgn", "Did you mean val/émeu <b>/02.png"),
+        ("''", "name the image that is asked about"),
+        ("train/boots/03.png", "It is an image of train: ask about it with --leave-one-out"),
         (".png", "6 images of val have a path that ends so"),
         ("17", "val has 6 rows, numbered from 0; got 17"),
         ("0 -k 13", "-k must be in [1, 12], the images of train; got 13"),
@@ -152,7 +155,7 @@ def test_what_can_not_be_answered_is_refused(image: str, said: str, bench: Bench
     if "other.pth" in image:
         torch.manual_seed(1)
         torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "other.pth")
-    result = bench("neighbours", made / "features/mine", *image.format(folder=tmp_path).split(" "))
+    result = bench("neighbours", made / "features/mine", *shlex.split(image.format(folder=tmp_path)))
     assert (result.returncode, result.stdout) == (2, "")
     assert said in result.stderr
 

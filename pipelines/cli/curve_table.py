@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featbench.pipelines.cli.cells import shortened, temperature_of
-from featbench.pipelines.suites.curve import Curve, Point, best_point, nmi_by_layer, shown_setting, top1_by_layer
+from featbench.pipelines.suites.curve import Curve, Point, best_point, nmi_by_layer, score_by_layer, shown_setting
 from featbench.pipelines.terminal.table import Column, Table
 from featbench.store.names import visible
 
@@ -16,7 +16,7 @@ def curve_table(curve: Curve) -> Table:
     """Make the table of a curve; the best checkpoint's highest accuracy is bold."""
     points = curve.done
     setting = shown_setting(points)
-    accuracies = [top1_by_layer(point, setting) for point in points]
+    accuracies = [score_by_layer(point, setting) for point in points]
     clusters = [nmi_by_layer(point) for point in points]
     layers, clustered = (_keys(each) for each in (accuracies, clusters))
     first = [
@@ -53,7 +53,8 @@ def _what(curve: Curve) -> str:
     if setting is None:
         return "NMI of clusters and classes"
     heat = f", T = {temperature_of(setting.temperature)}" if setting.temperature is not None else ""
-    return f"top-1 by {setting.protocol}, k = {setting.k}{heat}"
+    name = "mAP" if setting.task == "multi_label" else "top-1"
+    return f"{name} by {setting.protocol}, k = {setting.k}{heat}"
 
 
 def _keys(found: Sequence[dict[str, float]]) -> list[str]:

@@ -81,7 +81,9 @@ def _notes(records: Sequence[Record], names: Sequence[str], *, is_best: bool, by
             f"Chosen by {_HEADINGS[by]} of val itself, which favours all of them; bench evaluate --select does not."
         )
     elif any(record["task"] == "kmeans" for record in records):
-        notes.append("k-means: k is the number of clusters; its numbers are those of val.")
+        notes.append(
+            "k-means: k is the number of clusters; its numbers are those of val, or of train if there is no val."
+        )
     if is_best and "NMI" in names:
         notes.append("NMI, AMI, ARI and one-to-one: of the layer's clusters.")
     if any(record.get("leave_one_out") for record in records):

@@ -98,6 +98,11 @@ def print_records(records: Sequence[Record], form: Format) -> None:
 
     usual = [record for record in ordered(records) if record["task"] in USUAL_TASKS]
     print_results([recorded_table(usual)], uniform(records), form)
+    others = dict.fromkeys(record["task"] for record in records if record["task"] not in USUAL_TASKS)
+    if others and form == "text":
+        typer.echo(
+            f"Not in this table: {', '.join(others)}. See them by --json, or bench results --task NAME", err=True
+        )
 
 
 def run_member(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> list[Record]:

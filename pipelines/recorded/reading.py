@@ -148,9 +148,9 @@ def _other_settings(settings: Any) -> dict[str, str]:
     """Settings of an evaluation that its records do not name, as short digests: of k-means, and of all else."""
     settings = settings if isinstance(settings, Mapping) else {}
     kmeans = settings.get("kmeans")
-    of_kmeans = (
-        {key: value for key, value in kmeans.items() if key != "clusters"} if isinstance(kmeans, Mapping) else {}
-    )
+    of_kmeans = dict(kmeans) if isinstance(kmeans, Mapping) else {}
+    for key in ("clusters", "ami"):  # the number of clusters is in the record, and AMI is only one more metric
+        of_kmeans.pop(key, None)
     return {"kmeans": digest_of(of_kmeans)[:12], "knn": digest_of(settings.get("index"))[:12]}
 
 

@@ -199,13 +199,25 @@ def compact(records: Sequence[Record]) -> tuple[Record, ...]:
     return tuple({key: value for key, value in record.items() if value is not None} for record in records)
 
 
+SCORES = {"knn": "top1", "multi_label": "mean_ap"}
+"""The number that a curve is drawn of, by task; `multi_label` is kNN of rows with any number of classes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The kNN setting that a curve is drawn of."""
 
+    task: str
     protocol: str
     k: int
     temperature: float | None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Setting | None:
+        """The setting of a record; None if it is not kNN of val."""
+        if record.get("leave_one_out") or SCORES.get(record["task"], "") not in record:
+            return None
+        return cls(record["task"], record["protocol"], record["k"], record.get("temperature"))
 
 
 USUAL_K = 20
@@ -214,18 +226,16 @@ USUAL_K = 20
 
 def shown_setting(points: Sequence[Point]) -> Setting | None:
     """Return the setting that tables show and the best is chosen by: k = 20, or else the first; None without labels."""
-    every = [record for point in points for record in point.records if _is_knn(record)]
-    usual = [record for record in every if record["k"] == USUAL_K] or every
-    return Setting(usual[0]["protocol"], usual[0]["k"], usual[0].get("temperature")) if usual else None
+    every = [setting for point in points for each in point.records if (setting := Setting.of(each)) is not None]
+    usual = [setting for setting in every if setting.k == USUAL_K] or every
+    return usual[0] if usual else None
 
 
-def top1_by_layer(point: Point, setting: Setting | None) -> dict[str, float]:
-    """Top-1 of each layer in a setting."""
-    return {
-        record["layer"]: record["top1"]
-        for record in point.records
-        if _is_knn(record) and Setting(record["protocol"], record["k"], record.get("temperature")) == setting
-    }
+def score_by_layer(point: Point, setting: Setting | None) -> dict[str, float]:
+    """Top-1, or mean average precision, of each layer in a setting."""
+    if setting is None:
+        return {}
+    return {each["layer"]: each[SCORES[each["task"]]] for each in point.records if Setting.of(each) == setting}
 
 
 def nmi_by_layer(point: Point) -> dict[str, float]:
@@ -238,15 +248,11 @@ def nmi_by_layer(point: Point) -> dict[str, float]:
 
 
 def best_point(points: Sequence[Point]) -> Point | None:
-    """Return the point with the highest top-1 of any layer, or without labels in train the highest NMI."""
+    """Return the point with the highest top-1 (or mAP) of any layer, or without kNN the highest NMI."""
     setting = shown_setting(points)
 
     def score(point: Point) -> float:
-        return max((top1_by_layer(point, setting) or nmi_by_layer(point)).values(), default=-1.0)
+        return max((score_by_layer(point, setting) or nmi_by_layer(point)).values(), default=-1.0)
 
     best = max(points, key=score, default=None)  # the first of equals
     return None if best is None or score(best) < 0 else best
-
-
-def _is_knn(record: Mapping[str, Any]) -> bool:
-    return record["task"] == "knn" and not record.get("leave_one_out") and "top1" in record

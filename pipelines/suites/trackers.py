@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from featbench.pipelines.suites.curve import NUMBERS, Point
+from featbench.pipelines.suites.curve import NUMBERS, SCORES, Point
 from featbench.store import BenchError, suggest
 from featbench.store.paths import curve_file
 
@@ -60,7 +60,7 @@ def numbers_of(point: Point) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for record in point.records:
-        if record["task"] == "knn":
+        if record["task"] in SCORES:
             heat = record.get("temperature")
             setting = f"{record['protocol']}_k{record['k']}" + ("" if heat is None else f"_T{heat:g}")
             setting += "_train" if record.get("leave_one_out") else ""

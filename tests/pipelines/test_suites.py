@@ -313,6 +313,17 @@ def test_a_suite_that_was_killed_does_what_is_missing(stop_at: str, folder: Path
             }
 
 
+def test_the_suite_in_the_documentation_is_one(folder: Path, bench: Bench) -> None:
+    (block,) = re.findall(r"```yaml\n(# suite.yaml.*?)```", (ROOT / "docs/many-models.md").read_text(), re.DOTALL)
+    (folder / "suite.yaml").write_text(block)
+    result = bench("run", "suite.yaml", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    found = [(each["name"], each["model"]["trunk"], each["extract"]["precision"]) for each in
+             yaml.safe_load_all(result.stdout)]  # fmt: skip
+    assert len(found) == 8
+    assert found[-1] == ("suite-vit-sketches-bfloat16", "vit_b_16", "bfloat16")
+
+
 def test_words_of_a_matrix() -> None:
     assert matrix_of_words(["a.b=1,x,[2,3]", "data=p,q"]) == {"a.b": [1, "x", [2, 3]], "data": ["p", "q"]}
     (axis,) = axes_of({"a.b": [1, "x", True]})

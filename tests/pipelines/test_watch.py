@@ -291,6 +291,15 @@ def test_the_table_has_a_row_for_each_checkpoint_and_marks_the_best() -> None:
     assert "k = 20" in table.title
 
 
+def test_of_images_with_several_labels_the_curve_is_mean_average_precision() -> None:
+    record = {"task": "multi_label", "layer": "res5", "protocol": "dino", "k": 10, "mean_ap": 0.25}
+    point = Point(file="a.pth", size=1, modified_ns=1, settings="", features="a", state="done", records=(record,))
+    table = curve_table(Curve(name="p", folder="runs", points=[point]))
+    assert table.title == "p: mAP by dino, k = 10"
+    assert table.rows == (("a.pth", "25.0"),)
+    assert table.bold == {(0, 1)}
+
+
 def test_hostile_names_are_escaped_in_the_table_and_survive_in_the_files(tmp_path: Path) -> None:
     hostile = "\x1b[2J[red]\u202e😀\udcff" + "x" * 300
     made = curve(**{hostile: 0.5})

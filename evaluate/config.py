@@ -71,6 +71,10 @@ class KnnConfig(Config):
     """Also classify other queries, such as ImageNet-V2: NAME=SET, the val split of a feature set of the same model
     (SET:train is its train split), or a folder or list of images, which are extracted by that model and kept."""
 
+    on_error: Literal["stop", "skip"] | None = None
+    """What to do about an image of other queries that can't be read, as for the bank by default; skipped ones do not
+    count."""
+
     bank: Literal["all", "subset"] = "all"
     """Rows that vote on other queries: all of train, or those of the queries' classes."""
 

@@ -161,6 +161,9 @@ LeaveOneOut = Annotated[bool | None, typer.Option("--leave-one-out"), Setting("e
 Queries = Annotated[
     list[str] | None, typer.Option("--queries", metavar="NAME=SET|IMAGES"), Setting("evaluate.knn.queries")
 ]
+OnQueryError = Annotated[
+    str | None, typer.Option("--on-error", metavar="ACTION"), Setting("evaluate.knn.on_error", default="the bank's")
+]
 Bank = Annotated[str | None, typer.Option("--bank", metavar="ROWS"), Setting("evaluate.knn.bank")]
 Subset = Annotated[list[str] | None, typer.Option("--subset", metavar="NAME=FILE"), Setting("evaluate.knn.subset")]
 AnyOf = Annotated[list[str] | None, typer.Option("--any-of", metavar="NAME=FILE"), Setting("evaluate.knn.any_of")]

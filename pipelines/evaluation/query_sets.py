@@ -30,6 +30,9 @@ class Extracting:
     layers: Sequence[str]
     """Layers of the bank."""
 
+    on_error: str | None = None
+    """What to do about an image that can't be read; by default as for the bank."""
+
     trust_code: bool = False
     quiet: bool = False
 
@@ -52,6 +55,11 @@ def find_query_sets(features: FeatureSet, named: Mapping[str, str], extracting: 
     BenchError
         If there is no such thing, it has no such split, or it is of another model.
     """
+    for place in named.values():
+        try:
+            Path(place).exists()
+        except OSError as error:
+            raise EvaluationError(f"{place[:80]}...: can't be looked up ({error.strerror})") from error
     return {name: _find(features, name, place, extracting) for name, place in named.items()}
 
 
@@ -92,9 +100,10 @@ def images_at(place: str) -> dict[str, Any] | None:
     path = Path(place).expanduser()
     if path.suffix.lower() in LISTS and path.is_file():
         return {"source": "filelist", "val_list": str(path)}
-    if path.is_dir() or (path.suffix.lower() in ARCHIVES and path.is_file()):
+    if path.is_dir() or (path.suffix in ARCHIVES and path.is_file()):
         real = path.resolve()
-        return {"source": "folder", "root": str(real.parent), "val_split": real.name}
+        split = real.stem if path.is_file() else real.name  # an archive is found by its name without the ending
+        return {"source": "folder", "root": str(real.parent), "val_split": split}
     if "{" in path.name or "*" in path.name:
         return {"source": "webdataset", "root": str(path.parent), "val_split": path.name}
     return {"name": place} if place in read_catalogue() else None
@@ -112,8 +121,9 @@ def _extracted(
         raise EvaluationError(f"{name}: images are extracted by one process. Run this command once without the ranks")
     from featbench.pipelines.extraction.queries import extract_queries  # heavy: imports torch
 
+    settings = data if extracting.on_error is None else {**data, "on_error": extracting.on_error}
     return extract_queries(
-        features, extracting.layers, kept, data, trust_code=extracting.trust_code, quiet=extracting.quiet
+        features, extracting.layers, kept, settings, trust_code=extracting.trust_code, quiet=extracting.quiet
     )
 
 

@@ -200,7 +200,9 @@ def _query_sets(
         raise EvaluationError("--queries and --ood ask stored layers: leave out --concat, --center, --pca and --whiten")
     if knn.ood:
         refuse_no_queries(features.path, labels.val)
-    sets = find_query_sets(features, named, Extracting(layers=names, trust_code=trust_code, quiet=quiet))
+    sets = find_query_sets(
+        features, named, Extracting(layers=names, on_error=knn.on_error, trust_code=trust_code, quiet=quiet)
+    )
     for each in sets.values():
         for layer in layers_of(features, names):
             each.layer(layer)

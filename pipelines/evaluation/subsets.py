@@ -40,7 +40,7 @@ def subset_file(features: FeatureSet, name: str, place: str) -> Path:
     if name in known:
         return known[name]
     named = f" ({', '.join(known)})" if known else ""
-    of = f"the data set {data}, as the catalogue knows it" if data else f"{features.path}, which names no data set,"
+    of = f"the catalogue's {data}" if data else f"{features.path}, which names no data set,"
     raise SubsetError(
         f"{name}: no such file, and {of} has no subset of that name{named}. Give "
         f"--subset {name}=FILE, or in datasets.yaml a root and subsets"

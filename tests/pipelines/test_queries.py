@@ -247,7 +247,7 @@ def test_a_subset_can_be_named_by_the_catalogue(rows: Rows, tmp_path: Path) -> N
     made = FeatureSet.open(Path("features/mine"))
     notes = {"pipeline": {"data": {"name": "in1k"}}}
     features = FeatureSet(made.path, replace(made.manifest, notes=notes))
-    with pytest.raises(SubsetError, match="the data set in1k, as the catalogue knows it, has no subset of that name"):
+    with pytest.raises(SubsetError, match="no such file, and the catalogue's in1k has no subset of that name"):
         subset_file(features, "1%", "1%")
     (tmp_path / "datasets.yaml").write_text("in1k: {root: imagenet}")
     assert subset_file(features, "1%", "1%") == Path("imagenet/imagenet_subsets/1percent.txt")

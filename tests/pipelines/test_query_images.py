@@ -101,6 +101,19 @@ def test_a_list_and_the_subset_of_its_classes(folder: Path, records: Records) ->
         assert (record["bank"], record["num_train"], record["num_val"], record["top1"]) == ("subset", 2, 2, 1)
 
 
+def test_an_archive_and_an_image_that_can_not_be_read(folder: Path, bench: Bench, records: Records) -> None:
+    shutil.make_archive("far", "tar", "photos/other")
+    found = of_queries(records("--features", "mine", "--k", 1, "--layers", "features.5", "--queries", "far=far.tar"))
+    assert found["features.5"]["num_val"] == 4
+    (folder / "photos" / "other" / "cat" / "bad.png").write_bytes(b"no image")
+    command = ("--features", "mine", "--k", "1", "--layers", "features.5", "--queries", "bad=photos/other")
+    result = bench("evaluate", *command)
+    assert result.returncode == 2
+    assert "bad.png" in result.stderr
+    assert "--on-error skip" in result.stderr
+    assert of_queries(records(*command, "--on-error", "skip"))["features.5"]["num_val"] == 4
+
+
 def test_what_can_not_be_extracted_is_refused(folder: Path, bench: Bench) -> None:
     def refused(*words: str, features: str = "mine") -> str:
         result = bench("evaluate", "--features", features, "--k", "1", *words)

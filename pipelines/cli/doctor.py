@@ -16,10 +16,11 @@ def doctor(
     store: Store = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Check this machine and this installation, and say what to do about problems.
+    """Check this machine, this installation and a store.
 
-    In the folder of the feature sets, or its parent if there is none yet, a file of 64 MiB is written and read, and a
-    lock is tried by two processes; both are removed. Exit code 1 if there is a problem.
+    Says what to do about problems. In the folder of the feature sets, or its parent if there is none yet, a file of
+    64 MiB is written and read, and a lock is tried by two processes; both are removed. Exit code 1 if there is a
+    problem.
     """
     from featbench.pipelines.doctor.disk import disk_findings
     from featbench.pipelines.doctor.hardware import hardware_findings

@@ -69,9 +69,10 @@ def neighbours(
     as_markdown: Markdown = False,
     as_latex: Latex = False,
 ) -> None:
-    """Show the nearest train images of one image, and how they vote.
+    """Show the nearest train images of one image.
 
-    For an image file that is not of val, the model is built again as the feature set says, and run on it.
+    With how they vote. For an image file that is not of val, the model is built again as the feature set says, and
+    run on it.
     """
     settings = settings_of(neighbours, locals()) | ({} if k is None else {"evaluate.knn.k": [k]})
     set_level(True)

@@ -63,10 +63,11 @@ def report(
     leave_one_out: LeaveOneOut = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a page to look at: accuracies, confusions, neighbours, clusters, and where they come from.
+    """Write a page to look at, from what is kept.
 
-    One HTML file that needs no network, made from the neighbours, clusters and results that feature sets keep; nothing
-    is searched again. Several feature sets of the same images are shown side by side.
+    Accuracies, confusions, neighbours, clusters, and where they come from: one HTML file that needs no network, made
+    from the neighbours, clusters and results that feature sets keep; nothing is searched again. Several feature sets of
+    the same images are shown side by side.
     """
     settings = settings_of(report, locals())
     set_level(quiet)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from featbench.extract.errors import WeightsError
 from featbench.extract.weights.formats import damaged_member, format_of
+from featbench.extract.weights.shards import joined, refuse_part, shard_files
 from featbench.store import abbreviate
 from featbench.store.documents import DocumentError, parse_json
 
@@ -56,7 +57,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         if outside or not shards:
             raise WeightsError(f"{path}: names files that are not beside it: {abbreviate(outside) or 'none'}")
         return tuple(path.parent / shard for shard in shards)
-    return (path,)
+    return (path, *shard_files(path))
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
@@ -76,7 +77,11 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
     """
     files = weight_files(path)
     if len(files) == 1:
-        return _read(files[0], trust=trust)
+        content = _read(files[0], trust=trust)
+        refuse_part(content, str(files[0]))
+        return content
+    if files[0].suffix != ".json" and shard_files(files[0]) == files[1:]:
+        return joined([_read(file, trust=trust) for file in files[1:]], str(path))
     merged: dict[str, Any] = {}
     for file in files:
         if not file.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.neighbours.queries import Asked, find_query, is_file_of
 from featbench.store import FeatureSet
-from featbench.store.typing import Floats, Json
+from featbench.store.typing import Floats, Ints, Json
 
 if TYPE_CHECKING:
     from featbench.pipelines.extraction.rebuilding import RebuiltModel
@@ -281,15 +281,17 @@ def _answer(
     features, labels, names = question.features, question.labels, question.labels.class_names
     of_train = labels.train.by_row(features.split("train").num_rows)
     paths = features.paths("train")
+    name_of = _class_names(features, "train", of_train, names)
     label = None
     if asked.row is not None:
-        number = question.queries.by_row(features.split(question.split).num_rows)[asked.row]
-        label = names[number] if number >= 0 else None
+        classes = question.queries.by_row(features.split(question.split).num_rows)
+        label = _class_names(features, question.split, classes, names)(asked.row)
+    is_multi = features.split("train").is_multi_label
     rows, similarities = found.rows_QK[0].tolist(), found.similarities_QK[0].tolist()
     listed = []
     for rank, (row, similarity) in enumerate(zip(rows, similarities, strict=True), start=1):
-        name = names[of_train[row]] if of_train[row] >= 0 else None
-        is_right = None if name is None or label is None else name == label
+        name = name_of(row)
+        is_right = None if name is None or label is None or is_multi else name == label
         listed.append(
             Neighbour(rank=rank, row=row, path=paths[row], label=name, similarity=similarity, is_right=is_right)
         )
@@ -298,6 +300,14 @@ def _answer(
         similarity=question.protocol.similarity, k=question.k, temperature=temperature, query=asked, label=label,
         neighbours=tuple(listed), votes=_votes(question, found, of_train[found.rows_QK], temperature), how=how,
     )  # fmt: skip
+
+
+def _class_names(features: FeatureSet, split: str, classes: Ints, names: Sequence[str]) -> Callable[[int], str | None]:
+    """Return what gives the class of a row, or its classes if it can have several."""
+    if not features.split(split).is_multi_label:
+        return lambda row: names[classes[row]] if classes[row] >= 0 else None
+    matrix, own = features.label_matrix(split), features.split(split).class_names
+    return lambda row: "; ".join(own[number] for number in np.flatnonzero(matrix[row] == 1)) or None
 
 
 def _votes(question: _Question, found: Neighbours, labels_QK: Any, temperature: float | None) -> Any:

@@ -196,6 +196,19 @@ def test_imported_features_have_neighbours_of_rows_but_no_model(bench: Bench, ar
     assert "11 of 11 images can't be shown; the first: the features were not extracted by bench" in drawn.stderr
 
 
+def test_rows_of_several_classes_are_listed_with_all_of_them(bench: Bench, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        labels = np.array([[1, 0, 1], [0, 0, 0], [0, 1, -1]])
+        np.savez(tmp_path / f"{split}.npz", features=random.normal(size=(3, 4)).astype(np.float32), labels=labels)
+    words = ("--train", tmp_path / "train.npz", "--val", tmp_path / "val.npz", "--name", "several", "--multi-label")
+    assert bench("import", *words).returncode == 0
+    answer = json.loads(bench("neighbours", "several", 0, "-k", 3, "--json").stdout)
+    assert answer["query"]["label"] == "0; 2"
+    assert {each["row"]: each["label"] for each in answer["neighbours"]} == {0: "0; 2", 1: None, 2: "1"}
+    assert (answer["votes"], answer["predicted"], answer["is_right"]) == ({}, None, None)
+
+
 def test_the_picture_has_the_images_framed_by_whether_their_class_is_right(
     bench: Bench, made: Path, tmp_path: Path
 ) -> None:

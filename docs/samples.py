@@ -1,17 +1,20 @@
-"""Rewrite the sample outputs in README.md from real runs: `make samples`.
+"""Rewrite the sample outputs in README.md and docs/first-five-minutes.md from real runs: `make samples`.
 
-A sample stands between `<!-- sample: NAME -->` and `<!-- end -->`. `demo` takes a minute; `trained` needs photographs
-and weights, which are looked for where the tests look for them, and keeps its text without them.
+A sample stands between `<!-- sample: NAME -->` and `<!-- end -->`. `demo` takes a minute; `trained` and the first five
+minutes need photographs and weights, which are looked for where the tests look for them, and keep their text without
+them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import termios
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +32,8 @@ TRAINED = (
     ("evaluate", "--features", "clothing", "--k", "20", "--markdown"),
 )  # fmt: skip
 
+FIRST = "docs/first-five-minutes.md"
+"""A page whose commands are run one after the other, as they are written in it."""
 
 COLUMNS = 80
 """Width of the terminal whose output is shown."""
@@ -38,17 +43,24 @@ def output_of(commands: tuple[tuple[str | Path, ...], ...]) -> str:
     """Run commands in an empty folder, and return what the last one prints in a terminal without colours."""
     with tempfile.TemporaryDirectory() as folder:
         for words in commands:
-            ours, theirs = os.openpty()
-            termios.tcsetwinsize(theirs, (50, COLUMNS))
-            with subprocess.Popen(
-                [sys.executable, "-m", "featbench", *map(str, words), "--quiet"],
-                cwd=folder, stdout=theirs, env={**os.environ, "TERM": "dumb"},
-            ) as ran:  # fmt: skip
-                os.close(theirs)
-                printed = b"".join(iter(partial(_read, ours), b""))
-            if ran.returncode:
-                raise subprocess.CalledProcessError(ran.returncode, ran.args)
-            os.close(ours)
+            printed = printed_by([*map(str, words), "--quiet"], folder)
+    return printed
+
+
+def printed_by(words: Sequence[str], folder: str | Path) -> str:
+    """Run one command of bench in a folder, and return what it prints in a terminal without colours."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (50, COLUMNS))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # as in an activated environment
+    with subprocess.Popen(
+        [sys.executable, "-m", "featbench", *words], cwd=folder, stdout=theirs,
+        env={**os.environ, "TERM": "dumb", "PATH": path},
+    ) as ran:  # fmt: skip
+        os.close(theirs)
+        printed = b"".join(iter(partial(_read, ours), b""))
+    if ran.returncode:
+        raise subprocess.CalledProcessError(ran.returncode, ran.args)
+    os.close(ours)
     return printed.decode().replace("\r\n", "\n")
 
 
@@ -72,6 +84,25 @@ def trained() -> str | None:
     return "\n".join(line.rstrip() for line in output_of(TRAINED).splitlines() if line.startswith("|"))
 
 
+def first_minutes(page: str) -> str:
+    """Run the commands above each sample of the page, and put in what the last of them prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "clothing").symlink_to(PHOTOGRAPHS)
+        (Path(folder) / WEIGHTS.name).symlink_to(WEIGHTS)
+        (Path(folder) / "my-jacket.jpg").symlink_to(sorted((PHOTOGRAPHS / "validation/outwear").glob("*.jpg"))[0])
+        parts = re.split(r"(?<=<!-- end -->\n)", page)
+        for number, part in enumerate(parts):
+            if (found := re.search(r"<!-- sample: ([\w-]+) -->", part)) is None:
+                continue
+            blocks = "".join(re.findall(r"^```\n(.*?)^```", part[: found.start()], re.DOTALL | re.MULTILINE))
+            commands = [shlex.split(line, comments=True) for line in blocks.replace("\\\n", " ").splitlines()]
+            for words in [each for each in commands if each[:1] == ["bench"]]:
+                printed = printed_by(words[1:], folder)
+            shown = printed.rstrip().replace(sys.prefix, ".venv").replace(str(ROOT), "bench").replace(folder, ".")
+            parts[number] = replaced(part, found[1], f"```\n{shown}\n```")
+    return "".join(parts)
+
+
 def replaced(page: str, name: str, sample: str) -> str:
     """The page with another text for a sample."""
     pattern = rf"(<!-- sample: {name} -->\n).*?(<!-- end -->)"
@@ -92,6 +123,9 @@ def main() -> None:
         else:
             text = replaced(text, name, sample)
     page.write_text(text, encoding="utf-8")
+    if WEIGHTS.exists():
+        page = ROOT / FIRST
+        page.write_text(first_minutes(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

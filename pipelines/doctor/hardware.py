@@ -78,7 +78,7 @@ def _memory() -> Finding:
 
 def _blas() -> Iterator[Finding]:
     libraries = blas_libraries()
-    for owner in dict.fromkeys(each.owner for each in libraries):
+    for owner in sorted({each.owner for each in libraries}):
         each = next(library for library in libraries if library.owner == owner)
         slow = each.architecture.lower() in GENERIC and "avx2" in wide_instructions()
         if slow:

@@ -133,7 +133,7 @@ def _records_in(path: Path, features: FeatureSet, origin: Record) -> list[Record
     created = content["created"]
     datetime.fromisoformat(created)
     of_task = _other_settings(content.get("settings"))
-    records = [_checked(record) for record in content["records"]]
+    records = [checked_record(record) for record in content["records"]]
     return [
         record | origin | {
             "weights": origin["weights"] or record.get("weights") or "",
@@ -154,8 +154,14 @@ def _other_settings(settings: Any) -> dict[str, str]:
     return {"kmeans": digest_of(of_kmeans)[:12], "knn": digest_of(settings.get("index"))[:12]}
 
 
-def _checked(record: Any) -> Record:
-    """Check the values that tables, filters and other formats are made of."""
+def checked_record(record: Any) -> Record:
+    """Return a record, if the values that tables, filters and other formats are made of are of their kind.
+
+    Raises
+    ------
+    RecordError
+        If one is not.
+    """
     if not isinstance(record, dict) or not isinstance(record.get("task"), str):
         raise RecordError("a record is not one of bench")
     for key in _CHECKED_NUMBERS:
@@ -166,6 +172,8 @@ def _checked(record: Any) -> Record:
         value = record.get(key)
         if value is not None and type(value) is not str:
             raise RecordError(f"{key} is not text: {value!r}")
+    if type(record.get("layer", "")) is not str:
+        raise RecordError("a record has no layer")
     return dict.fromkeys(FIRST) | record
 
 

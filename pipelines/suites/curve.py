@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from featbench.evaluate.results import Record
+from featbench.pipelines.config.pipeline import NAME_PATTERN
+from featbench.pipelines.recorded.reading import checked_record
 from featbench.pipelines.suites.positions import Position
 from featbench.pipelines.terminal.formats import as_csv
 from featbench.store import BenchError
@@ -134,8 +139,10 @@ def load_curve(store: Path, name: str, folder: Path) -> Curve:
         if content["version"] > VERSION:
             raise CurveError(f"{path}: written by a newer version of bench (curve {content['version']})")
         known = {each.name for each in fields(Point)}
-        points = [Point(**{key: each[key] for key in each if key in known}) for each in content["points"]]
-        points = [replace(each, records=tuple(each.records), logged=tuple(each.logged)) for each in points]
+        written = [{key: each[key] for key in each if key in known} for each in content["points"]]
+        points = TypeAdapter(list[Point]).validate_python(written)
+        for point in points:
+            _refuse_odd(point)
         curve = Curve(name=str(content["name"]), folder=str(content["folder"]), points=sorted(points, key=_order))
     except FileNotFoundError:
         return Curve(name=name, folder=str(folder.resolve()))
@@ -167,6 +174,14 @@ def only_watch(store: Path, name: str) -> Iterator[None]:
         if not is_mine:
             raise CurveError(f"{lock}: another bench watch keeps the curve {name}. Choose another --name")
         yield
+
+
+def _refuse_odd(point: Point) -> None:
+    """Refuse records that are not those of an evaluation, and a name that would lead out of the store."""
+    for record in point.records:
+        checked_record(record)
+    if point.features and not re.fullmatch(NAME_PATTERN, point.features):
+        raise ValueError(f"{point.features!r} can't be the name of a feature set")
 
 
 def save_curve(store: Path, curve: Curve) -> None:

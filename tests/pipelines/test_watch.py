@@ -226,8 +226,15 @@ def test_a_curve_is_that_of_one_folder_and_damage_is_said(run: Run) -> None:
     store = run.folder / "features"
     with pytest.raises(CurveError, match="is that of .*runs. Choose another --name"):
         load_curve(store, "p", run.folder)
-    for content in ("{", "[]", '{"version": 1}', '{"version": 1, "name": "p", "folder": "x", "points": [{}]}'):
-        (store / ".curves/p.json").write_text(content)
+    whole = json.loads((store / ".curves/p.json").read_text())
+    for content in (b"{", b"[]", b'{"version": 1}', bytes(range(256)), b"[" * 100_000):
+        (store / ".curves/p.json").write_bytes(content)
+        with pytest.raises(CurveError, match="Move it away"):
+            load_curve(store, "p", run.folder / "runs")
+    odd = ({"epoch": "x"}, {"features": "../outside"}, {"state": "lost"}, {"records": [1]}, {"records": [{"task": 1}]})
+    for change in (*odd, {"records": [{"task": "knn", "layer": "a", "top1": "high"}]}, {"size": None}):
+        damaged = {**whole, "points": [{**whole["points"][0], **change}]}
+        (store / ".curves/p.json").write_text(json.dumps(damaged))
         with pytest.raises(CurveError, match="Move it away"):
             load_curve(store, "p", run.folder / "runs")
     (store / ".curves/p.json").write_text('{"version": 99}')

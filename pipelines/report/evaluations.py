@@ -210,6 +210,7 @@ def find_views(sources: Sequence[Source], config: EvaluateConfig, layers: Sequen
 
 def evaluate_view(view: View, config: EvaluateConfig) -> Evaluated:
     """Compute accuracies and predictions from kept lists."""
+    logger.info("%s: evaluating kept neighbours", view.name)
     kept = view.kept()
     lists = kept.neighbours
     num_kept = lists.rows_QK.shape[1]

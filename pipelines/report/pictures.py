@@ -112,6 +112,7 @@ class Pictures:
         if not self.side:
             yield from ((None, None) for _ in self.places)
             return
+        logger.info("reading %s images", f"{len(self.places):,}")
         opened = [_Opened.of(each.features, self.folder) for each in described]
         pending = iter(self.places)
         with ThreadPoolExecutor(READERS) as pool:
@@ -143,11 +144,10 @@ class _Described:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """Images of a data set, or why there are none."""
+    """Images of a data set; none if they are gone, of which a warning tells."""
 
     images: Mapping[str, Images]
     digests: Mapping[str, UInt64s]
-    fault: str | None = None
 
     @classmethod
     def of(cls, features: FeatureSet, folder: Path | None) -> _Opened:
@@ -155,17 +155,17 @@ class _Opened:
             images = images_of(features, folder)
         except (BenchError, OSError) as error:
             logger.warning("%s: without pictures: %s", features.name, error)
-            return cls({}, {}, "can't be shown")
+            return cls({}, {})
         digests = {split: features.written_digests(split) for split in images}
         return cls(images, digests)
 
     def thumbnail(self, split: str, row: int, side: int) -> tuple[bytes | None, str | None]:
         """Read, check and scale one image."""
-        if self.fault is not None:
-            return None, self.fault
+        if split not in self.images:
+            return None, None
         try:
             picture = self.images[split].read(row)
-        except (BenchError, OSError, KeyError):
+        except (BenchError, OSError):
             return None, "can't be read any more"
         if np.uint64(picture.digest) != self.digests[split][row] != 0:
             return None, "changed since the features were extracted, and are not shown"

@@ -1,4 +1,5 @@
 startTheme();
+if (!data.pictures.thumbnails.length) document.body.classList.add("without-pictures");
 for (const table of document.querySelectorAll("table.sortable")) makeSortable(table);
 byId("view")?.addEventListener("change", (event) => setView(Number(event.target.value)));
 startCharts();

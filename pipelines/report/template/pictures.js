@@ -19,6 +19,7 @@ function card(place, facts, { mark = null } = {}) {
     { class: ["card", mark].filter(Boolean).join(" "), title: pathOf(place) },
     element("div", { class: "frame" }, pictureOf(place, { alt })),
     element("figcaption", {}, ...facts),
+    data.pictures.thumbnails.length ? null : element("span", { class: "card-file", text: fileNameOf(place) }),
   );
 }
 

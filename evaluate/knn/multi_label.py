@@ -25,7 +25,8 @@ from featbench.evaluate.knn.vote import vote_weights
 from featbench.evaluate.metrics import Estimate, within
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
-from featbench.evaluate.results import LabelResult, LabelScore, MultiLabelResult, Result
+from featbench.evaluate.other_results import LabelResult, LabelScore, MultiLabelResult
+from featbench.evaluate.results import Result
 from featbench.store import FeatureSet
 from featbench.store.typing import Bools, Doubles, Int8s, Ints
 

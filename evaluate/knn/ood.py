@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from featbench.evaluate.metrics import auroc, fraction
-from featbench.evaluate.results import OodMetrics
+from featbench.evaluate.other_results import OodMetrics
 from featbench.store.typing import Bools, Doubles
 
 RECALL = 0.95

@@ -21,7 +21,8 @@ from featbench.evaluate.features.labels import (
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify, usable_k
 from featbench.evaluate.knn.ood import ood_metrics
-from featbench.evaluate.results import KnnResult, OodResult, QueriesResult, Result
+from featbench.evaluate.other_results import OodResult, QueriesResult
+from featbench.evaluate.results import KnnResult, Result
 from featbench.store import FeatureSet
 from featbench.store.manifest import differing_models
 

@@ -10,19 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.metrics import Estimate
-from featbench.evaluate.results import (
-    AnyOfResult,
-    ClassResult,
-    FewShotResult,
-    KnnResult,
-    LabelResult,
-    MultiLabelResult,
-    NeighboursResult,
-    OodResult,
-    QueriesResult,
-    Record,
-    RetrievalResult,
-)
+from featbench.evaluate.other_results import AnyOfResult, LabelResult, MultiLabelResult, OodResult, QueriesResult
+from featbench.evaluate.results import ClassResult, FewShotResult, KnnResult, NeighboursResult, Record, RetrievalResult
 from featbench.pipelines.cli.cells import LAYER, mean_and_sd, percent, temperature_of, with_spaces
 from featbench.pipelines.terminal.table import Column, Table
 

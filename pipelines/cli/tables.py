@@ -19,17 +19,13 @@ from featbench.evaluate.diagnosis.results import (
     SuspectsResult,
     WithoutResult,
 )
+from featbench.evaluate.other_results import AnyOfResult, LabelResult, MultiLabelResult, OodResult, QueriesResult
 from featbench.evaluate.results import (
-    AnyOfResult,
     ClassResult,
     ClusterResult,
     FewShotResult,
     KnnResult,
-    LabelResult,
-    MultiLabelResult,
     NeighboursResult,
-    OodResult,
-    QueriesResult,
     Result,
     RetrievalResult,
     SelectionResult,

@@ -14,7 +14,8 @@ from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
 from featbench.evaluate.knn.queries import QuerySet, ood_results, query_results
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import Resources
-from featbench.evaluate.results import KnnResult, QueriesResult, Result
+from featbench.evaluate.other_results import QueriesResult
+from featbench.evaluate.results import KnnResult, Result
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.several_right import any_of, read_several
 from featbench.pipelines.evaluation.subsets import subset_file, subset_of

@@ -12,7 +12,8 @@ import numpy as np
 
 from featbench.evaluate.features.labels import MatchedLabels
 from featbench.evaluate.metrics import proportion
-from featbench.evaluate.results import AnyOfResult, KnnResult
+from featbench.evaluate.other_results import AnyOfResult
+from featbench.evaluate.results import KnnResult
 from featbench.store import BenchError
 from featbench.store.documents import DocumentError, parse_json
 from featbench.store.names import normal_name

@@ -54,6 +54,7 @@ def extract_queries(
     Interrupted
         If a signal ended it before everything was done; what was committed is safe.
     """
+    layers = with_graphs(bank.manifest, layers)
     pipeline = pipeline_of(bank, layers, path, data)
     if path.exists() and (kept := _complete(pipeline, bank, path)) is not None:
         return kept
@@ -109,6 +110,11 @@ def pipeline_of(bank: FeatureSet, layers: Sequence[str], path: Path, data: Mappi
         )
     specs = tuple(spec_of(name, bank.layer_info(name)) for name in layers)
     return pipeline.model_copy(update={"layers": specs})
+
+
+def with_graphs(manifest: Manifest, layers: Sequence[str]) -> list[str]:
+    """Add the layers that the same compiled graphs compute: only the whole graph gives the same bits."""
+    return list(dict.fromkeys(each for layer in layers for each in (layer, *(graph_of(manifest, layer) or ()))))
 
 
 def _complete(pipeline: Pipeline, bank: FeatureSet, path: Path) -> FeatureSet | None:

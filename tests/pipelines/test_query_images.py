@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torchvision.models import squeezenet1_0
 
 from featbench.pipelines.config.pipeline import load_pipeline
+from featbench.pipelines.extraction.queries import with_graphs
 from featbench.pipelines.extraction.run import extract
 from featbench.store import FeatureSet
 from featbench.store import verify as faults_of
@@ -112,6 +114,14 @@ def test_an_archive_and_an_image_that_can_not_be_read(folder: Path, bench: Bench
     assert "bad.png" in result.stderr
     assert "--on-error skip" in result.stderr
     assert of_queries(records(*command, "--on-error", "skip"))["features.5"]["num_val"] == 4
+
+
+def test_layers_of_one_graph_are_extracted_together(folder: Path) -> None:
+    manifest = FeatureSet.open(Path("features/mine")).manifest
+    record = {"graph": ["features.5", "features.12"]}
+    compiled = replace(manifest, notes={"computed": dict.fromkeys(manifest.layers, record)})
+    assert with_graphs(compiled, ["features.12"]) == ["features.12", "features.5"]
+    assert with_graphs(manifest, ["features.12"]) == ["features.12"]
 
 
 def test_what_can_not_be_extracted_is_refused(folder: Path, bench: Bench) -> None:

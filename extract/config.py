@@ -156,10 +156,10 @@ class TransformConfig(Config):
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     """VISSL's benchmark resizes bilinearly, DINO's and DINOv2's bicubically."""
 
-    rounding: Literal["torchvision", "nearest"] = "torchvision"
+    rounding: Literal["torchvision", "nearest", "floor"] = "torchvision"
     """Rounding of the longer side and of the crop's corner, which moves the crop by up to a pixel. torchvision, and so
-    VISSL, DINO and others, truncate the side and round half margins to even; `nearest` rounds the side and truncates
-    half margins, as some other pipelines do."""
+    VISSL, DINO and others, truncate the side and round half margins to even; `floor` truncates both, as
+    transformers does; `nearest` rounds the side and truncates half margins, as some other pipelines do."""
 
     mean: tuple[Number, Number, Number] = IMAGENET_MEAN
     """Subtracted from red, green, blue in [0, 1]; ImageNet's."""

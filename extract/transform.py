@@ -39,8 +39,8 @@ class Transform:
         Side, or (height, width), in pixels.
     interpolation : {"nearest", "bilinear", "bicubic"}
         As in torchvision on Pillow images, antialiased.
-    rounding : {"torchvision", "nearest"}
-        Rounding of the longer side and of the crop's corner.
+    rounding : {"torchvision", "nearest", "floor"}
+        Rounding of the longer side and of the crop's corner: torchvision truncates the one and rounds the other.
     mean, std : (float, float, float)
         For red, green and blue in [0, 1].
     channels : {"rgb", "bgr", "lab"}
@@ -107,7 +107,7 @@ class Transform:
         """Size to resize to, as torchvision computes it."""
         if not isinstance(self.resize, int):
             return list(self.resize or ())
-        if self.rounding == "torchvision":
+        if self.rounding != "nearest":
             return [self.resize]
         ratio = self.resize / min(image.size)
         return [round(image.height * ratio), round(image.width * ratio)]

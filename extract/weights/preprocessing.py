@@ -98,6 +98,7 @@ def of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     elif config.get("do_center_crop", "crop_size" in config):
         pair = _size(crop)
         settings["crop"] = pair[0] if isinstance(pair, tuple) and pair[0] == pair[1] else pair
+        settings["rounding"] = "floor"
     elif isinstance(settings.get("resize"), tuple):
         settings["crop"] = None
     factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0

@@ -42,6 +42,15 @@ def test_sizes_can_be_pairs_and_steps_can_be_left_out() -> None:
     assert Transform(resize=None, crop=None).pixels(image).shape == (3, 40, 50)
 
 
+def test_floor_truncates_the_side_and_half_margins() -> None:
+    """As transformers' processors: 534 * 224 / 400 = 299.04, and a margin of 37.5, which torchvision rounds to 38."""
+    image = photograph((534, 400))
+    resized = image.resize((299, 224), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized.crop((37, 0, 37 + 224, 224)))
+    ours = Transform(resize=224, rounding="floor").pixels(image).permute(1, 2, 0).numpy()
+    assert np.array_equal(ours, expected)
+
+
 def test_nearest_rounding_rounds_the_side_and_floors_the_margin() -> None:
     image = photograph((400, 534))
     resized = image.resize((256, 342), Image.Resampling.BILINEAR)  # 341.76

@@ -26,7 +26,7 @@ from featbench.pipelines.config.trust import code_settings
 from featbench.pipelines.extraction.building import BuiltModel, build_model, model_options
 from featbench.pipelines.extraction.computing import form_of
 from featbench.pipelines.extraction.devices import choose_device, make_repeatable, refuse_precision
-from featbench.pipelines.extraction.forms import in_form
+from featbench.pipelines.extraction.forms import WEIGHTS, in_form
 from featbench.pipelines.extraction.same_model import probes_of, spec_of
 from featbench.store import FeatureSet, MismatchError
 from featbench.store.manifest import digest_of, flattened
@@ -65,9 +65,10 @@ class RebuiltModel:
                 f"images of {self.features.path} have {width} x {height}"
             )
         images = self.transform.scale(pixels[None], self.device)
-        taps = self.built.taps
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            trunk = in_form(taps, form_of(self.features.manifest, self.layer), images, self.precision)
+        form = form_of(self.features.manifest, self.layer)
+        precision = "float32" if form == WEIGHTS else self.precision  # weights that have the precision need no autocast
+        with autocast(self.device, precision):
+            trunk = in_form(self.built.taps, form, images, self.precision)
             values = trunk(images)[self.layer]
         stored: Floats = values[0].float().cpu().numpy().astype(self.features.manifest.dtype).astype(np.float32)
         return stored

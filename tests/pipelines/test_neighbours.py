@@ -16,6 +16,9 @@ import torchvision
 from PIL import Image
 
 from featbench.pipelines.config.pipeline import load_pipeline
+from featbench.pipelines.extraction import computing
+from featbench.pipelines.extraction.computing import form_of
+from featbench.pipelines.extraction.rebuilding import read_alike, rebuild
 from featbench.pipelines.extraction.run import extract
 from featbench.store import FeatureSet
 from tests.conftest import Bench, make_features, save_image
@@ -99,15 +102,39 @@ def test_a_row_is_found_by_number_path_and_end_and_its_neighbours_are_those_of_f
 def test_the_model_run_on_a_copy_of_a_val_file_finds_the_same_neighbours(
     ask: Callable[..., dict[str, Any]], made: Path, tmp_path: Path
 ) -> None:
-    for row in (1, 5):
-        path = FeatureSet.open(made / "features/mine").paths("val")[row]
-        copy = shutil.copy(made / "photos" / path, tmp_path / f"a 'copy' {row}.png")
-        answer, kept = ask(copy), ask(row)
-        assert rows_of(answer) == rows_of(kept)
-        assert answer["query"] == {"path": str(copy), "row": None, "label": None}
-        ours, theirs = ([each["similarity"] for each in of["neighbours"]] for of in (answer, kept))
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
-        assert answer["votes"] == pytest.approx(kept["votes"], abs=1e-4)
+    row = 5
+    path = FeatureSet.open(made / "features/mine").paths("val")[row]
+    copy = shutil.copy(made / "photos" / path, tmp_path / f"a 'copy' {row}.png")
+    answer, kept = ask(copy), ask(row)
+    assert rows_of(answer) == rows_of(kept)
+    assert answer["query"] == {"path": str(copy), "row": None, "label": None}
+    ours, theirs = ([each["similarity"] for each in of["neighbours"]] for of in (answer, kept))
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    assert answer["votes"] == pytest.approx(kept["votes"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["folded", "weights"])
+def test_the_model_runs_in_the_form_and_precision_that_the_features_have(
+    form: str, bench: Bench, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Batch norms folded and autocast to bfloat16; or weights in bfloat16, as if measured to be faster."""
+    if form == "weights":
+        monkeypatch.setattr(computing, "SHORT_S", 0.0)
+        monkeypatch.setattr(computing, "MUCH_FASTER", 0.0)
+    extracted = bench(
+        "extract", "folder", "--data", made / "photos", "model.trunk=resnet18", "--random-weights", 0, "--name", "low",
+        "--layers", "res3", "--precision", "bfloat16", "--device", "cpu", "transform.resize=40", "transform.crop=32",
+        "extract.workers=0", "--quiet",
+    )  # fmt: skip
+    assert extracted.returncode == 0, extracted.stderr
+    features = FeatureSet.open(tmp_path / "features/low")
+    assert form_of(features.manifest, "res3") == form
+    model = rebuild(features, "res3", device="cpu")
+    for row in (0, 4):
+        ours = model(read_alike(features, made / "photos" / features.paths("val")[row])).ravel()
+        stored = features.layer("val", "res3").read()[row]
+        assert np.linalg.norm(ours - stored) <= 2e-2 * np.linalg.norm(stored)  # a batch of one rounds otherwise
 
 
 def test_a_train_image_is_left_out_of_its_own_list(ask: Callable[..., dict[str, Any]], made: Path) -> None:
@@ -160,7 +187,9 @@ def test_what_can_not_be_answered_is_refused(image: str, said: str, bench: Bench
     assert said in result.stderr
 
 
-def test_code_of_a_feature_set_runs_only_if_it_is_trusted(bench: Bench, photographs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def own(bench: Bench, photographs: Path, tmp_path: Path) -> Path:
+    """Features of a model of the user's own code, which leaves a mark where it runs."""
     (tmp_path / "own.py").write_text(
         "import pathlib, torch\n\ndef make():\n    pathlib.Path('ran').touch()\n"
         "    return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
@@ -170,17 +199,24 @@ def test_code_of_a_feature_set_runs_only_if_it_is_trusted(bench: Bench, photogra
                  "--quiet")  # fmt: skip
     assert made.returncode == 0, made.stderr
     (tmp_path / "ran").unlink()
-    other = save_image(tmp_path / "other.png", seed=3)
-    refused = bench("neighbours", "own", other)
+    return save_image(tmp_path / "other.png", seed=3)
+
+
+def test_code_of_a_feature_set_runs_only_if_it_is_trusted(own: Path, bench: Bench, tmp_path: Path) -> None:
+    refused = bench("neighbours", "own", own)
     assert (refused.returncode, (tmp_path / "ran").exists()) == (2, False)
     assert "--trust-code" in refused.stderr
-    assert bench("neighbours", "own", other, "--trust-code").returncode == 0
+
+
+@pytest.mark.slow
+def test_code_that_has_changed_or_is_gone_is_refused(own: Path, bench: Bench, tmp_path: Path) -> None:
+    assert bench("neighbours", "own", own, "--trust-code").returncode == 0
     (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("3, 6, 3", "3, 6, 3, 2"))
-    changed = bench("neighbours", "own", other, "--trust-code")
+    changed = bench("neighbours", "own", own, "--trust-code")
     assert changed.returncode == 2
     assert "model.code_sha256" in changed.stderr
     (tmp_path / "own.py").unlink()
-    gone = bench("neighbours", "own", other, "--trust-code")
+    gone = bench("neighbours", "own", own, "--trust-code")
     assert gone.returncode == 2
     assert "own.py:make: the code of the model that" in gone.stderr
 

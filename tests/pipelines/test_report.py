@@ -295,3 +295,16 @@ def test_protocols_with_and_without_a_temperature_are_shown_together(
     (chart,) = (each for each in data["charts"] if each["key"] == "accuracy-by-k")
     assert chart["options"][0] == "0.07"
     assert {row["temperature"] for row in rows_of(chart["table"]) if row["view"] == "late (majority)"} == {"none"}
+
+
+def test_damaged_lists_are_named_with_the_command_that_replaces_them(features: Path, bench: Bench) -> None:
+    assert bench("evaluate", "--features", "mine", "--k", "3").returncode == 0
+    (kept,) = (features / "neighbours").glob("late-*/rows")
+    (chunk,) = (path for path in kept.rglob("*") if path.is_file() and path.name != "zarr.json")
+    chunk.write_bytes(chunk.read_bytes()[:-3] + b"abc")
+    result = bench("report", "mine", "--k", "3")
+    assert result.returncode == 2
+    assert "the kept neighbours of late are damaged or gone" in result.stderr
+    command = re.findall(r"Search with `bench ([^`]+)`", result.stderr)[0]
+    assert bench(*command.split()).returncode == 0
+    assert bench("report", "mine", "--k", "3").returncode == 0

@@ -113,7 +113,9 @@ function showHover(handler, event, item, value) {
   const picture = place === undefined || data.pictures.picture[place] < 0 ? null : pictureOf(place);
   if (place !== undefined) facts.push(["", pathOf(place)]);
   const list = element("dl");
-  for (const [name, text] of facts) list.append(element("dt", { text: name }), element("dd", { text: String(text) }));
+  for (const [name, text] of facts) {
+    list.append(...(name ? [element("dt", { text: name })] : []), element("dd", { text: String(text), class: name ? null : "whole" }));
+  }
   hover.replaceChildren(...[picture, list].filter(Boolean));
   const x = Math.min(event.clientX + 14, window.innerWidth - hover.offsetWidth - 8);
   const y = Math.min(event.clientY + 14, window.innerHeight - hover.offsetHeight - 8);

@@ -97,7 +97,7 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options:
         remove_prefix=config.remove_prefix,
         add_prefix=config.add_prefix,
     )
-    where = f"{path} (read as: {found.read_as})"
+    where = f"{path} (read as: {found.description})"
     flat = flattened(content) if isinstance(content, Mapping) else {}
     check_heads_of_attention(taps.trunk, content, flat, found.tensors, options)
     check_activation(taps.trunk, flat)
@@ -121,7 +121,7 @@ def _from_file(taps: TappedTrunk, image: Tensor, config: WeightsConfig, options:
     if eps:
         said = ", ".join(f"{name} {value:g}" for name, value in eps.items())
         logger.info("%s: taken from its configuration: %s", path, said)
-    text = f"{path.name} ({found.read_as}; sha256 {digest[:12]})"
+    text = f"{path.name} ({found.description}; sha256 {digest[:12]})"
     return LoadedWeights(identity=identity, text=text, load=_record(report) | {"left_out": found.left_out})
 
 

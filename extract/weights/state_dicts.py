@@ -39,6 +39,11 @@ class CheckpointMatch:
     left_out: int = 0
     """Tensors of the file that are not used: projectors, optimizers, the other branch."""
 
+    @property
+    def description(self) -> str:
+        """How the file was read, for messages."""
+        return self.read_as.replace(_LOCATION_GIVEN, "key as configured")
+
 
 def find_weights(
     content: Any,

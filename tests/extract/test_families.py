@@ -18,7 +18,7 @@ from featbench.extract.model.trunks import WithoutMemory, build_trunk, trunk_nam
 from featbench.extract.weights.checkpoints import read_checkpoint
 from featbench.extract.weights.families import FAMILIES
 from featbench.extract.weights.key_mappings import laid_out
-from featbench.extract.weights.state_dicts import find_weights
+from featbench.extract.weights.state_dicts import CheckpointMatch, find_weights
 from featbench.extract.weights.strict import load_strictly, names_of, poison
 from featbench.store.layers import layers_of
 
@@ -457,6 +457,7 @@ def test_a_given_location_is_used_and_nothing_else(models: Callable[..., Model])
     content = {"nets": {"a": {f"x.{key}": value for key, value in model.state.items()} | noise("y.w")}}
     layer, how = load(model, content, key="nets.a", remove_prefix="x.")
     assert how == "told by hand"
+    assert CheckpointMatch(tensors={}, read_as=f"{how}; x").description == "key as configured; x"
     assert torch.equal(layer, model.expected)
     shortened = {key.removeprefix("layer"): value for key, value in model.state.items() if key.startswith("layer")}
     rest = {key: value for key, value in model.state.items() if not key.startswith("layer")}

@@ -253,6 +253,8 @@ def _labelled(features: LabelSource, split: str, class_of: Ints, needed: bool) -
     rows = np.flatnonzero(features.valid(split) & (labels >= 0)).astype(np.int64)
     if not len(rows) and not needed:
         return readable_rows(features, split)
+    if not len(rows) and features.split(split).is_multi_label:
+        raise EvaluationError(f"{features.path}: rows of {split} have any number of classes; this needs one for each")
     if not len(rows):
         raise EvaluationError(
             f"{features.path}: no row of {split} has a label, and this needs labels. Put the images into one "

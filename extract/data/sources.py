@@ -326,10 +326,9 @@ def _warn_of_shared_images(train: SplitRows, val: SplitRows) -> None:
 
 def used_classes(rows: SplitRows) -> set[str]:
     """Names of the classes that any row has, in Unicode's normal form."""
-    if rows.labels.ndim == 2:
-        used = np.flatnonzero((rows.labels == 1).any(axis=0))
-    else:
-        used = np.unique(rows.labels[rows.labels >= 0])
+    used = rows.used_labels()  # may be known without going through all rows
+    if used is None:
+        used = tuple(np.flatnonzero((rows.labels == 1).any(axis=0)).tolist())
     return {normal_name(rows.class_names[label]) for label in used}
 
 

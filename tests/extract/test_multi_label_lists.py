@@ -71,6 +71,20 @@ def test_classes_can_be_numbers_of_a_list_of_names_and_not_known(folder: Path) -
     assert listed(folder, "x.json", FORMS["object.json"], limit=2).labels.shape == (2, 2)
 
 
+def test_a_cached_listing_has_the_same_classes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featbench.extract.data.listing_cache.MANY", 1)
+    monkeypatch.setattr("featbench.extract.data.listing_cache.YOUNG_NS", 0)
+    first = listed(folder, "x.txt", FORMS["x.txt"], cache=folder / "cache")
+    monkeypatch.setattr("featbench.extract.data.sources.list_several", lambda *_, **__: pytest.fail("listed again"))
+    assert list((folder / "cache").iterdir())
+    again = open_sources(
+        source="filelist", multi_label=True, val_list=folder / "x.txt", root=folder, train_split="none",
+        cache=folder / "cache",
+    )["val"].rows  # fmt: skip
+    assert again.labels.tolist() == first.labels.tolist() == MATRIX
+    assert again.info() == first.info()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -166,9 +166,9 @@ class Watch:
                     logger.info("%s: can't be read yet; waiting until it is whole", path)
                 self._waiting.add(mark)
                 return None
-            logger.error("%s Skipped until it changes.", error)
+            logger.error("skipped until it changes: %s", error)
             self._tried.add(mark)
-            return self._point(mark, Position(), "", state="failed", error=str(error), is_broken=True)
+            return self._point(mark, position_of(path), "", state="failed", error=str(error), is_broken=True)
         self._tried.add(mark)
         name = self._name(path, mark, position)
         before = self.curve.find(mark)

@@ -73,7 +73,7 @@ class Point:
     """Whether it has removed it."""
 
     fingerprint: str | None = None
-    """Of the feature set."""
+    """Fingerprint of the feature set."""
 
     created: str = ""
     """When it was evaluated; UTC, ISO 8601."""

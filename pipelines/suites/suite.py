@@ -1,4 +1,4 @@
-"""A suite: a pipeline and a matrix, and so many ordinary runs, each with a feature set of its own name."""
+"""A suite: a pipeline and a matrix, one ordinary run for each combination, each with a feature set of its own."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Watch:
 
     folder: Path
     pattern: str
-    """Of files in the folder; empty for all checkpoints directly in it."""
+    """Which files below the folder; empty for all checkpoints directly in it."""
 
     load: Callable[[Path, str], Pipeline]
     """Makes the pipeline of a checkpoint, with the name of its feature set."""

@@ -50,7 +50,7 @@ def listed(bench: Bench, command: str, *arguments: object) -> Any:
 
 
 def digest(folder: Path, *parts: str) -> str:
-    """Of all that is in some parts of a feature set."""
+    """Digest of all that is in some parts of a feature set."""
     files = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     return hashlib.sha256(b"".join(str(path).encode() + path.read_bytes() for path in files)).hexdigest()
 

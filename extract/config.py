@@ -171,6 +171,9 @@ class TransformConfig(Config):
     """Order in which the model gets the channels; some models ported from Caffe take blue first. `lab` gives L* - 50,
     a* and b*, for models of colorization; with it, `mean` and `std` refer to those."""
 
+    squash: Side | tuple[Side, Side] | None = None
+    """Side, or height and width, to which the image is resized last, whatever its shape; usually with `crop: null`."""
+
     @field_validator("channels")
     @classmethod
     def _not_with_the_usual_mean(cls, channels: str, info: ValidationInfo) -> str:

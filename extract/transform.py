@@ -37,6 +37,8 @@ class Transform:
         Shorter side, or (height, width), in pixels.
     crop : int or (int, int), optional
         Side, or (height, width), in pixels.
+    squash : int or (int, int), optional
+        Side, or (height, width), to which the image is resized afterwards, whatever its shape.
     interpolation : {"nearest", "bilinear", "bicubic"}
         As in torchvision on Pillow images, antialiased.
     rounding : {"torchvision", "nearest", "floor"}
@@ -54,17 +56,20 @@ class Transform:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channels: str = "rgb"
+    squash: Size = None
 
     def describe(self) -> dict[str, Any]:
-        """Return what enters the fingerprint; the usual order of channels did not, in earlier versions."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("channels", "rgb")}
+        """Return what enters the fingerprint, without what is younger than other settings and has its default."""
+        usual = (("channels", "rgb"), ("squash", None))
+        return {key: value for key, value in asdict(self).items() if (key, value) not in usual}
 
     @property
     def output_size(self) -> tuple[int, int] | None:
         """Height and width of every transformed image; None if they depend on the image."""
-        size = self.crop if self.crop is not None else self.resize
+        last = self.squash if self.squash is not None else self.crop
+        size = last if last is not None else self.resize
         if isinstance(size, int):
-            return None if self.crop is None else (size, size)
+            return None if last is None else (size, size)
         return size
 
     def pixels(self, image: Image.Image, *, name: str = "image") -> Tensor:
@@ -100,6 +105,9 @@ class Transform:
             image = F.resize(image, self._resized(image), interpolation=InterpolationMode(self.interpolation))
         if self.crop is not None:
             image = self._cropped(image)
+        if self.squash is not None:
+            size = [self.squash, self.squash] if isinstance(self.squash, int) else list(self.squash)
+            image = F.resize(image, size, interpolation=InterpolationMode(self.interpolation))
         pixels: Tensor = F.pil_to_tensor(image)
         return pixels
 

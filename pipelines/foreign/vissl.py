@@ -210,6 +210,9 @@ def _steps(keys: Keys, usual: Sequence[str]) -> dict[str, Any]:
         return {}
     transform: dict[str, Any] = {"resize": None, "crop": None}
     order = [step.get("name") for step in steps["TRAIN"]]
+    squash = _squash(steps["TRAIN"])
+    if squash is not None:
+        steps["TRAIN"], order, transform["squash"] = steps["TRAIN"][:1] + steps["TRAIN"][2:], order[1:], squash
     if order != [name for name in usual if name in order] or not set(usual[2:]) <= set(order):
         keys.fault(f"DATA.TRAIN.TRANSFORMS: {order} is not supported, only {list(usual)}, in that order")
         return {}
@@ -224,6 +227,16 @@ def _steps(keys: Keys, usual: Sequence[str]) -> dict[str, Any]:
         elif step["name"] == "ImgPil2LabTensor":
             transform |= {"mean": [0, 0, 0], "std": [1, 1, 1]}
     return transform
+
+
+def _squash(steps: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    """Height and width that a second Resize gives, after the first has given the shorter side alike."""
+    if [step.get("name") for step in steps[:2]] != ["Resize", "Resize"]:
+        return None
+    first, second = steps[:2]
+    same = first.get("interpolation", 2) == second.get("interpolation", 2)
+    size = second["size"]
+    return size if same and isinstance(first["size"], int) and isinstance(size, list) and len(size) == 2 else None
 
 
 def _extract(keys: Keys) -> dict[str, Any]:

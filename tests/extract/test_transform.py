@@ -42,6 +42,18 @@ def test_sizes_can_be_pairs_and_steps_can_be_left_out() -> None:
     assert Transform(resize=None, crop=None).pixels(image).shape == (3, 40, 50)
 
 
+def test_a_squashed_image_has_lost_its_shape_after_its_shorter_side_was_resized() -> None:
+    """As in VISSL's extraction of Places205: two steps, whose pixels are not those of one."""
+    image = photograph((130, 97))
+    both = transforms.Compose([transforms.Resize(64), transforms.Resize((48, 40)), transforms.PILToTensor()])
+    ours = Transform(resize=64, crop=None, squash=(48, 40))
+    assert torch.equal(ours.pixels(image), both(image))
+    assert not torch.equal(Transform(resize=(48, 40), crop=None).pixels(image), both(image))
+    assert (ours.output_size, Transform(crop=None, squash=8).output_size) == ((48, 40), (8, 8))
+    assert "squash" not in Transform().describe(), "fingerprints of earlier versions stay"
+    assert ours.describe()["squash"] == (48, 40)
+
+
 def test_floor_truncates_the_side_and_half_margins() -> None:
     """As transformers' processors: 534 * 224 / 400 = 299.04, and a margin of 37.5, which torchvision rounds to 38."""
     image = photograph((534, 400))

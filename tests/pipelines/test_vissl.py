@@ -381,6 +381,20 @@ def test_models_of_colorization_take_lightness_alone(name: str) -> None:
     assert made["model"].get("options", {}).get("lightness", False) is (name == "resnet")
 
 
+@pytest.mark.parametrize(("second", "taken"), [([224, 200], True), (224, False)])
+def test_a_second_resize_squashes_the_image(second: list[int] | int, taken: bool) -> None:
+    steps = [{"name": "Resize", "size": 256}, {"name": "Resize", "size": second}, {"name": "ToTensor"},
+             {"name": "Normalize", "mean": [0, 0, 0], "std": [1, 1, 1]}]  # fmt: skip
+    config = yaml.safe_load(MANY_LAYERS)
+    config["DATA"] = {split: {"TRANSFORMS": steps} for split in ("TRAIN", "TEST")}
+    if not taken:
+        with pytest.raises(PipelineError, match="is not supported, only"):
+            translate(config, where="x")
+        return
+    made = translate(config, where="x").settings["transform"]
+    assert (made["resize"], made["crop"], made["squash"]) == (256, None, [224, 200])
+
+
 def test_a_random_head_is_not_evaluated() -> None:
     """Without EVAL_TRUNK_AND_HEAD VISSL leaves the head as it was initialised."""
     config = yaml.safe_load(HEAD_OUTPUT)

@@ -21,23 +21,17 @@ from featbench.evaluate.features.labels import Labelled, MatchedLabels, matched_
 from featbench.evaluate.features.layers import EvalLayer, stored_layer
 from featbench.evaluate.knn.classification import KnnQuestion, classify
 from featbench.evaluate.knn.protocols import PROTOCOLS, KnnProtocol
-from featbench.evaluate.knn.vote import ClassVotes, vote_weights
-from featbench.evaluate.metrics import Estimate, proportion
+from featbench.evaluate.knn.vote import vote_weights
 from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.results import KnnResult, Record
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.recorded.reading import results_of
+from featbench.pipelines.report.grid import GridCell, first_places, grid_of, votes_by_place
 from featbench.store import FeatureSet
 from featbench.store.names import visible
 from featbench.store.typing import Bools, Doubles, Ints
 
 logger = logging.getLogger(__name__)
-
-GRID_K = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-_CLASSES_AT_ONCE = 2**22
-"""Numbers in memory while places are found (16 MiB)."""
-
-GRID_TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +82,6 @@ class View:
                 f"{_command(self.source, [self.layer.name], [self.protocol_name])}"
             )
         return kept
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GridCell:
-    """Top-1 accuracy at one k and temperature."""
-
-    k: int
-    temperature: float | None
-    top1: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,67 +219,16 @@ def evaluate_view(view: View, config: EvaluateConfig) -> Evaluated:
     labels_QK = source.labels.train.by_row(source.features.split("train").num_rows)[lists.rows_QK]
     places_QK = first_places(labels_QK, num_classes=len(source.labels.class_names))
     weights_QK = vote_weights(lists.similarities_QK, vote=view.protocol.vote, temperature=temperatures[0])
-    ranked_QT, fractions_QT = _votes(places_QK, ks[0]).ranking_with_probabilities(weights_QK, k=ks[0], top=1)
-    grid = _grid(view, labels_QK, places_QK, lists.similarities_QK, ks, temperatures)
+    ranked_QT, fractions_QT = votes_by_place(places_QK, ks[0]).ranking_with_probabilities(weights_QK, k=ks[0], top=1)
+    is_right_QK = labels_QK == source.queries.labels[:, None]
+    grid = grid_of(
+        is_right_QK, places_QK, lists.similarities_QK, vote=view.protocol.vote, ks=ks, temperatures=temperatures
+    )
     predicted_Q = np.take_along_axis(labels_QK, ranked_QT[:, :1], axis=1)[:, 0]
     return Evaluated(
         **base, results=results, grid=grid, temperature=temperatures[0], predicted_Q=predicted_Q,
         confidence_Q=fractions_QT[:, 0],
     )  # fmt: skip
-
-
-def first_places(labels_QK: Ints, *, num_classes: int) -> Ints:
-    """Place of the nearest neighbour of each neighbour's class, which can stand for the class in a vote.
-
-    There are as many such numbers as neighbours, not as classes: with many classes, votes are counted much faster.
-
-    Examples
-    --------
-    >>> first_places(np.array([[7, 3, 7, 5, 3]]), num_classes=8).tolist()
-    [[0, 1, 0, 3, 1]]
-    """
-    places_QK = np.empty_like(labels_QK)
-    step = max(1, _CLASSES_AT_ONCE // max(1, num_classes))
-    for start in range(0, len(labels_QK), step):
-        labels = labels_QK[start : start + step]
-        everyone = np.arange(len(labels))
-        first_QC = np.full((len(labels), num_classes), labels.shape[1], np.int32)
-        for place in reversed(range(labels.shape[1])):
-            first_QC[everyone, labels[:, place]] = place
-        places_QK[start : start + step] = first_QC[everyone[:, None], labels]
-    return places_QK
-
-
-def _votes(places_QK: Ints, k: int) -> ClassVotes:
-    """Prepare the k nearest for counting, with classes numbered by the places of their nearest."""
-    nearest_QK = places_QK[:, :k]
-    return ClassVotes(nearest_QK, nearest_QK == np.arange(k), k)
-
-
-def _grid(
-    view: View,
-    labels_QK: Ints,
-    places_QK: Ints,
-    similarities_QK: Doubles,
-    ks: Sequence[int],
-    temperatures: Sequence[float | None],
-) -> list[GridCell]:
-    """Top-1 at many k and temperatures."""
-    length = similarities_QK.shape[1]
-    every_k = sorted({*ks, *(k for k in GRID_K if k <= length)})
-    every_t: list[float | None] = [None]
-    if view.protocol.vote == "exponential":
-        every_t = [*sorted({*GRID_TEMPERATURES, *(each for each in temperatures if each is not None)})]
-    is_same_QK = labels_QK == view.source.queries.labels[:, None]
-    votes = {k: _votes(places_QK, k) for k in every_k}
-    cells = []
-    for temperature in every_t:
-        weights_QK = vote_weights(similarities_QK[:, : every_k[-1]], vote=view.protocol.vote, temperature=temperature)
-        for k in every_k:
-            best_Q = votes[k].ranking(weights_QK, k=k, top=1)
-            is_right_Q = np.take_along_axis(is_same_QK, best_Q, axis=1)[:, 0]
-            cells.append(GridCell(k=k, temperature=temperature, top1=proportion(is_right_Q)))
-    return cells
 
 
 def _protocols(source: Source, config: EvaluateConfig) -> Mapping[str, KnnProtocol]:

@@ -74,7 +74,7 @@ def accuracy_by_k(evaluated: Sequence[Evaluated]) -> Chart:
     axes = base(alt).encode(
         x=alt.X("k:Q", scale=alt.Scale(type="log", nice=False), title="k (neighbours that vote)",
                 axis=alt.Axis(values=sorted({row["k"] for row in rows}), labelOverlap=True, grid=False)),
-        color=_color(alt, "view", names),
+        color=color_of(alt, "view", names),
     )  # fmt: skip
     band = axes.mark_area(opacity=0.14).encode(y=_accuracy_axis(alt, "low"), y2="high:Q")
     line = axes.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=36)).encode(
@@ -140,7 +140,7 @@ def layer_curve(evaluated: Sequence[Evaluated]) -> Chart | None:
     several = len(sets) > 1
     axes = base(alt).encode(
         x=alt.X("layer:N", sort=layers, title="layer, from input to output", axis=_names(alt, labelAngle=-30)),
-        color=_color(alt, "set" if several else "k", sets if several else ks, None if several else "k"),
+        color=color_of(alt, "set" if several else "k", sets if several else ks, None if several else "k"),
     )
     if several or len({row["protocol"] for row in rows}) > 1:
         axes = axes.encode(detail=["k:N", "protocol:N", "set:N"])
@@ -252,7 +252,8 @@ def _names(alt: Any, **settings: Any) -> Any:
     return alt.Axis(labelLimit=140, **settings)
 
 
-def _color(alt: Any, name: str, domain: Sequence[str], title: str | None = None) -> Any:
+def color_of(alt: Any, name: str, domain: Sequence[str], title: str | None = None) -> Any:
+    """Encode names as colours that can be told apart, and that dark ground has its own of."""
     scale = {"range": list(PALETTE)} if len(domain) <= len(PALETTE) else {"scheme": "viridis"}
     legend = alt.Legend(title=title, orient="top", columns=0, labelLimit=260, symbolType="circle", symbolOpacity=1)
     return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(domain), **scale), legend=legend)

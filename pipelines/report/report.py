@@ -28,6 +28,7 @@ from featbench.pipelines.report.provenance import provenance_of
 from featbench.pipelines.report.queries import choose_queries, neighbours_content, usual_number
 from featbench.pipelines.report.rows import left_out, rows_content
 from featbench.pipelines.report.theme import DARK, LIGHT
+from featbench.pipelines.report.training import training_charts
 from featbench.store.durable import write_durably
 from featbench.store.names import visible
 from featbench.store.typing import Ints
@@ -143,8 +144,10 @@ def _gather(
         "rows": rows_content(evaluated, pictures),
         "leftOut": [part for source in sources for part in left_out(source)],
     }
-    all_charts = _charts(evaluated) + [map_chart(method, evaluated, rows, loaded, pictures) for method in look.maps]
-    return data | {"pictures": pictures.content()}, all_charts
+    training = training_charts(sources)
+    maps = [map_chart(method, evaluated, rows, loaded, pictures) for method in look.maps]
+    data |= {"hasTraining": bool(training), "pictures": pictures.content()}
+    return data, [*_charts(evaluated), *training, *maps]
 
 
 def _loaded_clusterings(evaluated: Sequence[Evaluated]) -> dict[int, list[LoadedClustering]]:
@@ -233,6 +236,7 @@ def _content(
             if each.results
         ),
         "sections": _sections(evaluated, data),
+        "has_training": data["hasTraining"],
         "has_comparisons": bool(data["comparisons"]),
         "has_clusterings": bool(data["clusterings"]),
         "left_out": data["leftOut"],
@@ -257,7 +261,8 @@ def _sections(evaluated: Sequence[Evaluated], data: Mapping[str, Any]) -> list[t
     has_labels = any(each.results for each in evaluated)
     parts = {
         "overview": ("Overview", True), "comparison": ("Comparison", bool(data["comparisons"])),
-        "accuracy": ("Accuracy", has_labels), "classes": ("Classes", has_labels),
+        "training": ("Training", data["hasTraining"]), "accuracy": ("Accuracy", has_labels),
+        "classes": ("Classes", has_labels),
         "neighbours": ("Neighbours", True), "map": ("Map", True), "clusters": ("Clusters", bool(data["clusterings"])),
         "images": ("Images", True), "provenance": ("Provenance", True),
     }  # fmt: skip

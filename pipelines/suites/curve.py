@@ -135,6 +135,36 @@ def load_curve(store: Path, name: str, folder: Path) -> Curve:
     """
     path = curve_file(store, name, "json")
     try:
+        curve = read_curve(path)
+    except FileNotFoundError:
+        return Curve(name=name, folder=str(folder.resolve()))
+    if curve.folder != str(folder.resolve()):
+        raise CurveError(f"{path}: the curve {name} is that of {brief_text(curve.folder)}. Choose another --name")
+    return curve
+
+
+def curves_of(store: Path) -> Iterator[Curve | CurveError]:
+    """Yield the curves of a store in order of their names; in place of one that can't be read, the error."""
+    for path in sorted(curve_file(store, "any", "json").parent.glob("*.json")):
+        try:
+            yield read_curve(path)
+        except FileNotFoundError:  # removed in the meantime
+            continue
+        except CurveError as error:
+            yield error
+
+
+def read_curve(path: Path) -> Curve:
+    """Read the JSON file of a curve.
+
+    Raises
+    ------
+    CurveError
+        If it is damaged.
+    FileNotFoundError
+        If there is none.
+    """
+    try:
         content = json.loads(read_regular(path))
         if content["version"] > VERSION:
             raise CurveError(f"{path}: written by a newer version of bench (curve {content['version']})")
@@ -143,17 +173,14 @@ def load_curve(store: Path, name: str, folder: Path) -> Curve:
         points = TypeAdapter(list[Point]).validate_python(written)
         for point in points:
             _refuse_odd(point)
-        curve = Curve(name=str(content["name"]), folder=str(content["folder"]), points=sorted(points, key=_order))
+        return Curve(name=str(content["name"]), folder=str(content["folder"]), points=sorted(points, key=_order))
     except FileNotFoundError:
-        return Curve(name=name, folder=str(folder.resolve()))
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CurveError(
             f"{path}: a curve that can't be read ({brief_text(first_line(error))}). Move it away to begin another; "
             f"feature sets that exist are not extracted again"
         ) from error
-    if curve.folder != str(folder.resolve()):
-        raise CurveError(f"{path}: the curve {name} is that of {brief_text(curve.folder)}. Choose another --name")
-    return curve
 
 
 @contextmanager

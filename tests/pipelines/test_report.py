@@ -15,6 +15,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.pipelines.suites.curve import Curve, Point, save_curve
 from featbench.store import FeatureSet
 from featbench.store.typing import Floats, Ints
 from tests.conftest import Bench, make_features
@@ -308,3 +309,36 @@ def test_damaged_lists_are_named_with_the_command_that_replaces_them(features: P
     command = re.findall(r"Search with `bench ([^`]+)`", result.stderr)[0]
     assert bench(*command.split()).returncode == 0
     assert bench("report", "mine", "--k", "3").returncode == 0
+
+
+def test_the_curve_of_a_training_run_is_shown_with_its_checkpoints(tmp_path: Path, bench: Bench) -> None:
+    made(tmp_path / "features/run-e1")
+    bench("evaluate", "--features", "run-e1", "--k", "5,20")
+    measured = {0: (0.25, 0.1), 1: (0.5, 0.3), 4: (0.75, 0.2)}
+    points = [
+        Point(
+            file=f"e{epoch}.pth", size=1, modified_ns=1, settings="", features=f"run-e{epoch}", epoch=epoch,
+            state="done",
+            records=(
+                {"task": "knn", "layer": "late", "protocol": "dino", "k": 20, "temperature": 0.07, "top1": top1,
+                 "top1_low": top1 - 0.1, "top1_high": top1 + 0.1},
+                {"task": "knn", "layer": "late", "protocol": "dino", "k": 5, "temperature": 0.07, "top1": 0.0},
+                {"task": "kmeans", "layer": "late", "clusters": 6, "split": "val", "nmi": nmi},
+            ),
+        )
+        for epoch, (top1, nmi) in measured.items()
+    ]  # fmt: skip
+    save_curve(tmp_path / "features", Curve(name="run", folder="/runs", points=points))
+    save_curve(tmp_path / "features", Curve(name="another", folder="/others", points=points[2:]))
+    (tmp_path / "features/.curves/broken.json").write_text("[]")
+    assert bench("report", "run-e1").returncode == 0
+    page = read(tmp_path / "report.html")
+    training = [each for each in page.data["charts"] if each["key"].startswith("training")]
+    assert [each["title"] for each in training] == [
+        "Top-1 accuracy at k = 20, T = 0.07 of run", "NMI of k-means of run"
+    ]  # fmt: skip
+    for place, chart in enumerate(training):
+        rows = rows_of(chart["table"])
+        assert [(row["at"], row["value"]) for row in rows] == [(e, 100 * both[place]) for e, both in measured.items()]
+        assert [row["here"] for row in rows] == [False, True, False]
+    assert any("broken.json: a curve that can't be read" in text for text in page.texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,13 @@ from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.evaluate.neighbours.similarity import Similarity
 from featbench.pipelines.config.protocols import find_protocols
+from featbench.pipelines.evaluation.files import ExportError
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.store import FeatureSet
 from featbench.store.manifest import digest_of
 from featbench.store.typing import Doubles, Ints
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +120,26 @@ def classes_of(features: FeatureSet, split: str) -> Ints:
     place = {name: index for index, name in enumerate(shared_names(features))}
     places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
     return places[features.labels(split)]
+
+
+def labelled_rows(features: FeatureSet, split: str, *, reader: str) -> tuple[Ints, Ints]:
+    """Return the rows of a split that have a label and a readable image, and the classes of all of its rows.
+
+    Parameters
+    ----------
+    reader : str
+        The project whose files can't do without a label, for messages.
+
+    Raises
+    ------
+    ExportError
+        If there are none.
+    """
+    classes = classes_of(features, split)
+    rows = np.flatnonzero((classes >= 0) & features.valid(split))
+    if not len(rows):
+        raise ExportError(f"{features.path}: no row of {split} has a label and a readable image, as {reader} needs")
+    if len(rows) < len(classes):
+        left_out = len(classes) - len(rows)
+        logger.warning("%s: rows of %s without label or image, left out: %d", features.name, split, left_out)
+    return rows, classes

@@ -7,7 +7,6 @@ a whole.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.features.layers import stored_layer
-from featbench.pipelines.evaluation.answers import classes_of
-from featbench.pipelines.evaluation.files import ExportError, save
+from featbench.pipelines.evaluation.answers import labelled_rows
+from featbench.pipelines.evaluation.files import save
 from featbench.pipelines.evaluation.stored_files import blocks_of
 from featbench.store import FeatureSet
 from featbench.store.paths import partial_name
 from featbench.store.typing import Ints
-
-logger = logging.getLogger(__name__)
 
 PARTS = {"train": "train", "val": "test"}
 """DINO's names of the splits."""
@@ -42,13 +39,7 @@ def write_dino(features: FeatureSet, layer: str, out: Path) -> list[Path]:
     stored_layer(features, layer)  # refuses one that is incomplete, or has no numbers
     written: list[Path] = []
     for split, part in PARTS.items():
-        classes = classes_of(features, split)
-        rows = np.flatnonzero((classes >= 0) & features.valid(split))
-        if not len(rows):
-            raise ExportError(f"{features.path}: no row of {split} has a label and a readable image, as DINO needs")
-        if len(rows) < len(classes):
-            logger.warning("%s: rows of %s without label or image, left out: %d", features.name, split,
-                           len(classes) - len(rows))  # fmt: skip
+        rows, classes = labelled_rows(features, split, reader="DINO")
         written.append(save(out / f"{part}feat.pth", partial(_save_rows, features, split, layer, rows, out)))
         written.append(save(out / f"{part}labels.pth", partial(_save_labels, classes[rows])))
     return written

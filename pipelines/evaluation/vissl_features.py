@@ -6,7 +6,6 @@ numbers in the split. Rows without a label or a readable image are left out, sin
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.evaluate.features.labels import class_names_of, shared_names
+from featbench.pipelines.evaluation.answers import labelled_rows
 from featbench.pipelines.evaluation.files import ExportError, save, save_array
 from featbench.store import FeatureSet
 from featbench.store.typing import Array, Ints
-
-logger = logging.getLogger(__name__)
 
 BYTES_PER_FILE = 1 << 29
 """Files are about as long as each other: VISSL's kNN refuses those with fewer rows than its k."""
@@ -47,13 +44,7 @@ def write_features(features: FeatureSet, layers: Sequence[str], out: Path) -> li
         )
     written: list[Path] = []
     for split, theirs in SPLITS.items():
-        labels = _labels(features, split)
-        rows = np.flatnonzero((labels >= 0) & features.valid(split))
-        if not len(rows):
-            raise ExportError(f"{features.path}: no row of {split} has a label and a readable image, as VISSL needs")
-        if len(rows) < len(labels):
-            logger.warning("%s: rows of %s without label or image, left out: %d", features.name, split,
-                           len(labels) - len(rows))  # fmt: skip
+        rows, labels = labelled_rows(features, split, reader="VISSL")
         for layer in layers:
             for number, (values, chosen) in enumerate(_parts(features, split, layer, rows)):
                 stem = f"rank0_chunk{number}_{theirs}_{re.sub(NOT_IN_NAMES, '_', layer)}"
@@ -72,10 +63,3 @@ def _parts(features: FeatureSet, split: str, layer: str, rows: Ints) -> Iterator
         chosen = rows[(rows >= block.start) & (rows < block.start + len(block.features))]
         if len(chosen):
             yield block.features[chosen - block.start].astype(np.float32), chosen
-
-
-def _labels(features: FeatureSet, split: str) -> Ints:
-    """Classes of a split's rows, numbered alike in both splits; -1 for none."""
-    place = {name: number for number, name in enumerate(shared_names(features))}
-    numbers = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
-    return numbers[features.labels(split)]

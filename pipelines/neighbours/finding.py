@@ -158,7 +158,7 @@ def neighbours_of(
     """
     chosen = features.find_layers([layer] if layer else [])[-1]
     split = "train" if config.knn.leave_one_out else "val"
-    protocol_name, protocol = next(iter(find_protocols(config.knn.protocol).items()))
+    protocol_name, protocol = _the_protocol(config)
     question = _question(features, chosen, config, split=split, protocol=protocol)
     asked = find_query(features, name, split=split)
     model = values = None
@@ -171,6 +171,17 @@ def neighbours_of(
     return _answer(
         question, protocol_name, asked, found, temperature, how if model is None else f"{how}; {_ran(model)}"
     )
+
+
+def _the_protocol(config: EvaluateConfig) -> tuple[str, KnnProtocol]:
+    """Return the name of the protocol and the protocol; refuse several settings, as one image has one vote."""
+    temperatures = config.knn.temperature or ()
+    if len(temperatures) > 1:
+        raise EvaluationError(f"--temperature: one for the vote; got {', '.join(f'{each:g}' for each in temperatures)}")
+    protocols = find_protocols(config.knn.protocol)
+    if len(protocols) > 1:
+        raise EvaluationError(f"--protocol: one for the vote; got {', '.join(protocols)}")
+    return next(iter(protocols.items()))
 
 
 def _question(

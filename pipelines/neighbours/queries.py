@@ -79,6 +79,9 @@ def is_file_of(features: FeatureSet, file: Path, row: int, *, split: str) -> boo
 
 
 def _by_number(features: FeatureSet, paths: list[str], row: int, split: str) -> Asked:
+    if not paths:
+        ways = "; ask about train with --leave-one-out" if split == "val" else ""
+        raise EvaluationError(f"{features.path}: it has no split {split}, and there is no file {row}{ways}")
     if row >= len(paths):
         raise EvaluationError(
             f"{features.path}: {split} has {len(paths):,} rows, numbered from 0; got {row}, and there is no such file"

@@ -166,6 +166,8 @@ def test_the_table_says_the_vote_and_escapes_names(bench: Bench, made: Path) -> 
         ("17", "val has 6 rows, numbered from 0; got 17"),
         ("0 -k 13", "-k must be in [1, 12], the images of train; got 13"),
         ("0 --layer features.6,features.12", "the neighbours are those of one layer"),
+        ("0 --protocol dino,vissl", "--protocol: one for the vote; got dino, vissl"),
+        ("0 --temperature 0.05,0.07", "--temperature: one for the vote; got 0.05, 0.07"),
         ("0 --layer features.7", "no layer 'features.7'"),
         ("{folder}/text.jpg", "not an image of a known kind"),
         ("{folder}/empty.jpg", "it is empty (0 bytes)"),

@@ -104,9 +104,9 @@ def best(records: Sequence[Record], what: str, *, by: str = "top1") -> list[Reco
         If `what` or `by` is unknown, or no record has that score.
     """
     if what not in GROUPS:
-        raise ChoiceError(f"--best must be one of {', '.join(GROUPS)}; got {brief_text(what)}. {suggest(what, GROUPS)}")
+        raise ChoiceError(f"--best must be one of {', '.join(GROUPS)}; got {brief_text(what)}")
     if by not in SCORES:
-        raise ChoiceError(f"--by must be one of {', '.join(SCORES)}; got {brief_text(by)}. {suggest(by, SCORES)}")
+        raise ChoiceError(f"--by must be one of {', '.join(SCORES)}; got {brief_text(by)}")
     candidates = [record for record in records if is_of_val(record) and record.get(by) is not None]
     if records and not candidates:
         have = [name for name in SCORES if any(record.get(name) is not None for record in records)]

@@ -92,6 +92,9 @@ def cannot_write(path: Path, error: OSError) -> str:
             f"{path}: a file system is mounted here, so the folder cannot be renamed, removed or replaced. Nothing was "
             f"changed. Unmount it, or choose another --name or --store."
         )
+    file = next((each for each in (path, *path.parents) if each.is_file()), None)
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and file is not None:
+        return f"{path}: cannot write: {file} is a file, not a folder. Remove it, or choose another folder."
     return (
         f"{path}: cannot write: {error.strerror or error}. What was committed before is safe. "
         f"Free disk space or give permission to write there, and run the same command again: it goes on where it "

@@ -190,7 +190,9 @@ def refuse_no_queries(name: object, queries: Labelled) -> None:
         If it has no rows.
     """
     if not len(queries.rows):
-        raise EvaluationError(f"{name}: it has no split {queries.split} to ask with: use --leave-one-out, or --queries")
+        raise EvaluationError(
+            f"{name}: it has no split {queries.split} to ask with: use --leave-one-out, or `bench evaluate --queries`"
+        )
 
 
 def has_labels(features: LabelSource, split: str) -> bool:

@@ -20,6 +20,7 @@ from featbench.evaluate.features.labels import (
 )
 from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.knn.classification import usable_k
+from featbench.evaluate.knn.multi_label import is_multi_label
 from featbench.evaluate.knn.predictions import Predictions, predict
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.search import Neighbours
@@ -138,7 +139,10 @@ def labelled_rows(features: FeatureSet, split: str, *, reader: str) -> tuple[Int
     classes = classes_of(features, split)
     rows = np.flatnonzero((classes >= 0) & features.valid(split))
     if not len(rows):
-        raise ExportError(f"{features.path}: no row of {split} has a label and a readable image, as {reader} needs")
+        several = "; its rows have several classes each" if is_multi_label(features) else ""
+        raise ExportError(
+            f"{features.path}: no row of {split} has a single label and a readable image, as {reader} needs{several}"
+        )
     if len(rows) < len(classes):
         left_out = len(classes) - len(rows)
         logger.warning("%s: rows of %s without label or image, left out: %d", features.name, split, left_out)

@@ -183,3 +183,40 @@ def test_what_has_a_number_for_each_class_is_written_without_zeros_or_refused(
         assert {(a, b): count for a, b, count in pairs.tolist()} == expected
         assert np.load(tmp_path / "out/x_top_probabilities.npy")[:, 0].tolist() == [1.0] * 1000
         assert not list(tmp_path.glob("out/x_probabilities*"))
+
+
+@pytest.mark.parametrize("file_format", ["dino", "vissl"])
+def test_rows_of_several_classes_are_named_as_the_reason(
+    bench: Bench, make: Callable[..., FeatureSet], file_format: str
+) -> None:
+    make(train=np.eye(5, dtype=np.int8)[CLASSES], val=np.eye(5, dtype=np.int8)[CLASSES[:VAL]])
+    result = bench("export", "N", "--format", file_format, "--what", "features", "--out", "out")
+    assert result.returncode == 2
+    assert "its rows have several classes each" in result.stderr
+
+
+@pytest.mark.parametrize(("out", "named"), [("file", "file"), ("file/below", "file")])
+@pytest.mark.parametrize("file_format", ["npy", "embedding-atlas"])
+def test_a_file_in_place_of_the_folder_is_named(
+    bench: Bench, make: Callable[..., FeatureSet], tmp_path: Path, file_format: str, out: str, named: str
+) -> None:
+    make(train=CLASSES, val=CLASSES[:VAL])
+    (tmp_path / "file").write_text("kept")
+    result = bench("export", "N", "--k", K, "--format", file_format, "--out", out)
+    assert result.returncode == 2
+    assert f"{named} is a file, not a folder" in result.stderr
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_without_val_the_way_to_ask_is_an_option_that_exists(
+    bench: Bench, features: dict[str, Floats], tmp_path: Path
+) -> None:
+    import_features({"train": Arrays(layers={"x": features["train"]}, labels=CLASSES)}, store=tmp_path / "features",
+                    name="N")  # fmt: skip
+    result = bench("export", "N", "--k", K, "--out", "out")
+    assert result.returncode == 2
+    assert "use --leave-one-out, or `bench evaluate --queries`" in result.stderr
+    result = bench("neighbours", "N", "3")
+    assert result.returncode == 2
+    assert "it has no split val" in result.stderr
+    assert "--leave-one-out" in result.stderr

@@ -367,7 +367,8 @@ def difference_table(first: str, second: str, rows: Sequence[tuple[str, object, 
 def _accuracy_notes(knn: Sequence[KnnResult], *, has_duplicates: bool) -> Iterable[str]:
     """Notes below a table of accuracies."""
     first = knn[0]
-    counts = f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, {first.counts.num_classes:,} classes"
+    counts = f"{first.counts.num_train:,} train, {first.counts.num_val:,} val, "
+    counts += "1 class" if first.counts.num_classes == 1 else f"{first.counts.num_classes:,} classes"
     yield f"{counts}; weights: {first.layer.weights}; % with 95% interval; {_exactness(knn)}."
     if has_duplicates:
         yield "No duplicates: top-1 without the queries (their number) that have a near-duplicate in train."

@@ -204,7 +204,7 @@ def _warn_once(path: Path, reason: str) -> None:
     if seen in _warned:
         return
     _warned.add(seen)
-    logger.warning("%s is damaged (%s) and will be computed again", path, reason)
+    logger.warning("%s is damaged (%s), so it is not used", path, reason)
 
 
 def has_cached(features: FeatureSet, kind: str, key: str) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from featbench.store.names import visible
+
 
 class BenchError(Exception):
     """An error that the user can fix; its text is the whole message."""
@@ -55,9 +57,9 @@ def suggest(name: str, known: Iterable[str], *, show: int = 12) -> str:
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
     if close:
-        return f"Did you mean {' or '.join(lowered[candidate] for candidate in close)}?"
+        return f"Did you mean {' or '.join(visible(lowered[candidate], keep='') for candidate in close)}?"
     more = f", ... ({len(known)} in all)" if len(known) > show else ""
-    return f"Known: {', '.join(known[:show])}{more}."
+    return f"Known: {', '.join(visible(each, keep='') for each in known[:show])}{more}."
 
 
 def abbreviate(names: Sequence[str], *, show: int = 3) -> str:

@@ -63,7 +63,7 @@ def report(
     leave_one_out: LeaveOneOut = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a page to look at, from what is kept.
+    """Write an HTML page about feature sets, to look at.
 
     Accuracies, confusions, neighbours, clusters, and where they come from: one HTML file that needs no network, made
     from the neighbours, clusters and results that feature sets keep; nothing is searched again. Several feature sets of
@@ -71,9 +71,12 @@ def report(
     """
     settings = settings_of(report, locals())
     set_level(quiet)
+    from featbench.evaluate.errors import EvaluationError
     from featbench.pipelines.report.report import Look, write_report
     from featbench.store.layers import split_layers
 
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise EvaluationError(f"{plots}: can't be written (it is a file); name a folder for the charts")
     config = read_pipeline(None, settings, needed=False, only=STAGE_TWO).evaluate
     written = write_report(
         [path_of(name, store) for name in names], config, out=out, layers=split_layers(layers or ""),

@@ -56,14 +56,9 @@ def write_atlas(
     Raises
     ------
     ExportError
-        If the projection is unknown, not installed, or does not fit into the memory; if pyarrow is not installed.
+        If the projection does not fit into the memory.
     """
-    try:
-        import pyarrow  # noqa: F401 (refused before the projection is computed)
-    except ImportError as error:
-        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
     memory = resources_of(config).bytes
-    _check_projection(projection)
     at_P2 = _projected(features, answers, memory) if projection == "pca" else _by_umap(features, answers, memory)
     table = _Table(features=features, answers=answers, at_P2=at_P2, what=tuple(what))
     return [save(path, partial(_write, table))]
@@ -77,7 +72,18 @@ class _Table:
     what: tuple[str, ...]
 
 
-def _check_projection(projection: str) -> None:
+def check_atlas(projection: str) -> None:
+    """Refuse what can't be written before anything is searched.
+
+    Raises
+    ------
+    ExportError
+        If pyarrow is not installed, or the projection is unknown or not installed.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
     if projection not in PROJECTIONS:
         raise ExportError(f"--projection must be one of {', '.join(PROJECTIONS)}; got {projection}")
     if projection == "umap" and find_spec("umap") is None:

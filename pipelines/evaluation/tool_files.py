@@ -9,7 +9,7 @@ from pathlib import Path
 from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.features.labels import refuse_no_queries
 from featbench.pipelines.evaluation.answers import answers_of, labels_to_vote
-from featbench.pipelines.evaluation.atlas_files import write_atlas
+from featbench.pipelines.evaluation.atlas_files import check_atlas, write_atlas
 from featbench.pipelines.evaluation.dino_files import write_dino
 from featbench.pipelines.evaluation.faiss_files import write_faiss
 from featbench.pipelines.evaluation.fiftyone_files import write_datasets, write_predictions
@@ -46,6 +46,10 @@ def write_for_tool(
         If a file exists, something is missing that the program needs, or a place can't be written.
     """
     names = features.find_layers(layers)
+    if images is not None and not images.is_dir():
+        raise ExportError(f"{images}: no such folder; name the folder of the images with --images")
+    if file_format == "embedding-atlas":
+        check_atlas(projection)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if file_format == "dino":

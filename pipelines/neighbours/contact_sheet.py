@@ -25,6 +25,9 @@ SIDE, GAP, FRAME = 192, 14, 5
 COLUMNS = 5
 """Neighbours in a row."""
 
+KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Formats of pictures, by the ending of a file's name."""
+
 MOST = 200
 """Neighbours in a picture."""
 
@@ -61,8 +64,8 @@ def save_picture(answer: Answer, pictures: Pictures, path: Path, *, split: str =
     StoreError
         If the format is unknown, or the file can't be written.
     """
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
         raise StoreError(f"{path}: the name of a picture must end in .png, .jpg or .webp; got {path.suffix or 'none'}")
     content = io.BytesIO()
     draw(answer, pictures, split=split).save(content, kind)

@@ -227,6 +227,7 @@ def test_images_that_are_no_files_are_written_for_fiftyone(
         (("--format", "faiss", "--what", "neighbours"), "an index of features or of centroids"),
         (("--format", "csv", "--what", "features"), "writes clusterings alone"),
         (("--format", "embedding-atlas", "--projection", "tsne"), "--projection must be one of pca, umap; got tsne"),
+        (("--format", "embedding-atlas", "--images", "nowhere"), "nowhere: no such folder"),
         (("--format", "fiftyone"), "FiftyOne shows images, and none of train can be found"),
         (("--format", "atlas"), "--format must be one of"),
     ],

@@ -173,6 +173,7 @@ def test_the_table_says_the_vote_and_escapes_names(bench: Bench, made: Path) -> 
         ("{folder}/empty.jpg", "it is empty (0 bytes)"),
         ("{folder}", "a folder, not a regular file"),
         ("0 -o x.xyz", "the name of a picture must end in .png"),
+        ("0 -o x.pdf", "the name of a picture must end in .png"),
         ("{folder}/other.png --weights {folder}/gone.pth", "gone.pth: the weights that"),
         ("{folder}/other.png --weights {folder}/other.pth", "its model is another one now"),
     ],

@@ -226,6 +226,7 @@ def test_what_is_wrong_is_said(features: Path, bench: Bench, words: tuple[str, .
     evaluate_knn(FeatureSet.open(features), ["early", "late"], k=[3])
     result = bench("report", *words)
     assert result.returncode == 2
+    assert not Path("report.html").exists()
     assert message in result.stderr
 
 

@@ -68,7 +68,7 @@ def test_a_changed_fact_name_type_or_shape_is_damage_with_one_warning(
         assert load_cached(made, KIND, KEY) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "damaged" in caplog.text
-    assert "will be computed again" in caplog.text
+    assert "so it is not used" in caplog.text
     save_cached(made, KIND, KEY, VALUES, FACTS)
     assert load_cached(made, KIND, KEY)[1] == FACTS
 

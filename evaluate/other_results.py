@@ -44,8 +44,7 @@ class AnyOfResult:
         return origin_of(result) | {
             "task": "any_of", "protocol": result.protocol, "vote": result.vote, "k": result.k,
             "temperature": result.temperature, "labels": self.labels, "num_any_of": self.num_rows,
-            "top1": self.top1.value, "top1_low": self.top1.low, "top1_high": self.top1.high, "top1_own": result.top1,
-        }  # fmt: skip
+        } | estimated(top1=self.top1) | {"top1_own": result.top1}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +84,9 @@ class OodResult:
         return asdict(self.layer) | {
             "task": "ood", "protocol": self.protocol, "similarity": self.similarity, "k": self.k, "ood": self.ood,
             "num_val": self.num_inside, "num_ood": self.num_outside,
-            "auroc": found.auroc.value, "auroc_low": found.auroc.low, "auroc_high": found.auroc.high,
+        } | estimated(auroc=found.auroc) | {
             "aupr_in": found.aupr_in, "aupr_out": found.aupr_out,
-            "fpr_at_95": found.fpr_at_95.value, "fpr_at_95_low": found.fpr_at_95.low,
-            "fpr_at_95_high": found.fpr_at_95.high,
-        }  # fmt: skip
+        } | estimated(fpr_at_95=found.fpr_at_95)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +122,7 @@ class MultiLabelResult:
     """Mean over the classes of their F1."""
 
     labels: tuple[LabelScore, ...] = field(repr=False)
-    """Of the classes that a query is known to have."""
+    """Scores of the classes that a query is known to have."""
 
     search: SearchFacts
 

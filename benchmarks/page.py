@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from featbench.evaluate.neighbours.faiss_build import faiss_build
+from featbench.extract.loading import usable_cores
 from featbench.pipelines.doctor.machine import (
     blas_libraries,
     gpu_names,
     memory_bytes,
-    num_cores,
     processor_name,
     wide_instructions,
 )
@@ -94,7 +94,7 @@ def hardware() -> dict[str, str]:
     wide = ", ".join(wide_instructions()) or "no wide instructions"
     facts = {
         "processor": f"{processor_name()} ({wide})",
-        "cores": str(num_cores()),
+        "cores": str(usable_cores()),
         "memory": f"{memory_bytes() / 2**30:.0f} GiB",
     }
     facts |= {f"BLAS of {library.owner}": str(library) for library in blas_libraries()}

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featbench.evaluate.memory import free_memory, in_words
+from featbench.evaluate.neighbours.backends import multiplies_bfloat16
+from featbench.extract.loading import usable_cores
 from featbench.pipelines.doctor.finding import Finding, good, note, problem
 from featbench.pipelines.doctor.machine import (
     blas_libraries,
     core_quota,
     gpu_names,
     memory_bytes,
-    num_cores,
     processor_name,
     wide_instructions,
 )
@@ -43,7 +44,7 @@ def hardware_findings() -> Iterator[Finding]:
 def _processor() -> Finding:
     found, name = wide_instructions(), processor_name()
     said = f"{name} ({', '.join(found) or 'no wide instructions'})"
-    if {"avx512_bf16", "amx_bf16", "bf16"} & set(found):
+    if multiplies_bfloat16():
         return good("processor", f"{said}; the search multiplies in bfloat16")
     if os.uname().machine == "x86_64" and "avx2" not in found:
         return note("processor", f"{said}; without AVX2 everything works, several times as slowly.")
@@ -51,7 +52,7 @@ def _processor() -> Finding:
 
 
 def _threads() -> Finding:
-    cores, quota, load = num_cores(), core_quota(), os.getloadavg()[0]
+    cores, quota, load = usable_cores(), core_quota(), os.getloadavg()[0]
     given = [f"{name}={os.environ[name]}" for name in _THREADS if name in os.environ]
     said = f"{cores} of {os.cpu_count()} cores" + (f", {' '.join(given)}" if given else "")
     if quota is not None and quota < cores - 0.5:

@@ -43,11 +43,6 @@ def wide_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     return tuple(each for each in WIDE if each in flags)
 
 
-def num_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def core_quota(root: Path = Path("/")) -> float | None:
     """Return how many cores' time the control groups of this process allow; None if there is no limit."""
     limits = []

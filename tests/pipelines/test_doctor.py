@@ -109,7 +109,7 @@ def test_the_limit_of_cores_is_read_from_both_versions_of_cgroups(
 
 
 def test_fewer_cores_than_threads_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "num_cores", lambda: 16)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 16)
     monkeypatch.setattr(hardware, "core_quota", lambda: 4.0)
     finding = hardware._threads()
     assert (finding.state, "OMP_NUM_THREADS=4" in finding.advice) == ("problem", True)

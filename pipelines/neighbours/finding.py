@@ -247,11 +247,7 @@ def _lists(question: _Question, asked: Asked) -> tuple[Neighbours, str]:
         return kept, "from the kept lists"
     label = queries.by_row(features.split(question.split).num_rows)[asked.row]
     alone = Labelled(split=question.split, rows=np.array([asked.row], np.int64), labels=np.array([label]))
-    found = search_neighbours(
-        question.layer, database=question.labels.train, queries=alone, k=question.k,
-        similarity=question.protocol.similarity, resources=resources_of(question.config),
-    ).neighbours  # fmt: skip
-    return found.first(question.k), "searched now, exactly"
+    return _searched(question, question.layer, alone)
 
 
 def _kept(question: _Question, row: int) -> Neighbours | None:
@@ -279,8 +275,12 @@ def _search_for(question: _Question, values: Floats) -> tuple[Neighbours, str]:
         made_from={},
     )
     one = Labelled(split="val", rows=np.zeros(1, np.int64), labels=np.full(1, -1, np.int64))
+    return _searched(question, layer, one)
+
+
+def _searched(question: _Question, layer: EvalLayer, queries: Labelled) -> tuple[Neighbours, str]:
     found = search_neighbours(
-        layer, database=question.labels.train, queries=one, k=question.k, similarity=question.protocol.similarity,
+        layer, database=question.labels.train, queries=queries, k=question.k, similarity=question.protocol.similarity,
         resources=resources_of(question.config),
     ).neighbours  # fmt: skip
     return found.first(question.k), "searched now, exactly"

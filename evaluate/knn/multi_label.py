@@ -53,7 +53,7 @@ class MultiLabelScores:
     micro_f1: Estimate
     macro_f1: Estimate
     labels: tuple[LabelScore, ...]
-    """Of these classes, in order of their numbers."""
+    """Scores of these classes, in order of their numbers."""
 
 
 def is_multi_label(features: FeatureSet) -> bool:

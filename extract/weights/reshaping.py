@@ -143,4 +143,5 @@ _OF_BLOCK = {
     "expand_conv": (0, "0"), "bn0": (0, "1"), "depthwise_conv": (1, "0"), "bn1": (1, "1"), "se_reduce": (2, "fc1"),
     "se_expand": (2, "fc2"), "project_conv": (3, "0"), "bn2": (3, "1"),
 }  # fmt: skip
-"""Of a block of ClassyVision's that expands: torchvision's number and name; without expansion, one less."""
+"""For each layer in a block of ClassyVision's that expands, torchvision's number and name; without expansion, the
+number is one less."""

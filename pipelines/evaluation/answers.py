@@ -41,7 +41,7 @@ class Answers:
 
     layer: str
     split: str
-    """Of the queries."""
+    """Split that the queries are from."""
 
     similarity: Similarity
     neighbours: Neighbours

@@ -25,7 +25,7 @@ PARTS = {"train": "train", "val": "test"}
 """DINO's names of the splits."""
 
 LEAST = 1e-12
-"""Of a length that rows are divided by, as in torch's `normalize`."""
+"""Smallest length that a row is divided by, as in torch's `normalize`."""
 
 
 def write_dino(features: FeatureSet, layer: str, out: Path) -> list[Path]:

@@ -33,7 +33,7 @@ SIDES = (64, 48, 32, 24, 16)
 """Pixels of a picture in it: the largest that fits."""
 
 DIGITS = 7
-"""Of a number; float32 has about seven."""
+"""Significant digits of a number; float32 has about seven."""
 
 
 def write_embedding(features: FeatureSet, answers: Answers, folder: Path, what: Sequence[str]) -> list[Path]:

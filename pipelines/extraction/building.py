@@ -36,7 +36,7 @@ class BuiltModel:
     layers: dict[str, LayerInfo]
     weights: LoadedWeights
     probe: dict[str, Summary]
-    """Of the features of fixed images, by layer."""
+    """Summaries of the features of fixed images, by layer."""
 
     identity: Mapping[str, Any]
     """What identifies the model in the fingerprint: trunk, heads, options, and digests of the user's own code."""

@@ -25,7 +25,7 @@ MOST_PICTURES = 640
 """Images of all clusters together."""
 
 IMAGES = 10
-"""Of one cluster."""
+"""Images of one cluster."""
 
 MOST_CLUSTERS, FEWEST_CLUSTERS = 60, 6
 CLASSES = 5

@@ -23,7 +23,7 @@ from featbench.store.typing import UInt64s
 logger = logging.getLogger(__name__)
 
 QUALITY = 62
-"""Of WebP, of 100."""
+"""Quality of WebP files, from 0 to 100."""
 
 READERS = 4
 """Threads; most of their time is spent in decoders, outside of Python's lock."""

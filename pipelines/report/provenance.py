@@ -15,12 +15,12 @@ from featbench.pipelines.report.evaluations import Evaluated, Source
 from featbench.store.names import visible
 
 MOST_CHARACTERS = 4000
-"""Of a value of the manifest."""
+"""Longest text of a value of the manifest that is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Of one feature set."""
+    """Where the numbers of one feature set come from."""
 
     name: str
     facts: Sequence[tuple[str, str]]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from featbench.extract.data.list_formats import FileList, Labels, read_classes, read_list
-from featbench.extract.data.listing import Entries, Listing, first_duplicate
-from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.data.listing import Listing, first_duplicate
+from featbench.extract.data.looked_up import look_up
 from featbench.extract.errors import DataError
 from featbench.store import abbreviate, suggest
 from featbench.store.typing import Ints
@@ -62,23 +62,11 @@ def list_files(
     known = read_classes(classes) if classes is not None else None
     found = labels_beside(listed, read_list(labels, label_column=label_column) if labels is not None else None)
     numbers, names = numbered(found, known, where=labels or where) if found is not None else (None, known or ())
-    entries = Entries()
-    base = root if root is not None else where.parent.resolve()
-    missing: list[str] = []
-    for row, path in enumerate(inner_paths(listed.paths, root, where=where)):
-        changed, size = stamp_of(os.path.join(base, path))  # noqa: PTH118 (a million times)
-        entries.add(path, size=size, changed=changed, label=-1 if numbers is None else int(numbers[row]))
-        if size < 0:
-            missing.append(path)
-    listing = entries.listing(
-        class_names=names,
-        watched=[(str(path), *stamp_of(path)) for path in (where, labels, classes) if path is not None],
-    )
-    if missing and (on_missing == "stop" or len(missing) == len(listing)):
-        raise DataError(
-            f"{where}: missing images: {len(missing):,} of {len(listing):,}, such as {base / missing[0]}. "
-            f"Give the folder that paths are relative to with --data, or leave missing images out with --on-error skip."
-        )
+    listing = look_up(
+        inner_paths(listed.paths, root, where=where), root if root is not None else where.parent.resolve(),
+        where=where, labels=numbers, class_names=names,
+        files=[path for path in (where, labels, classes) if path is not None], on_missing=on_missing,
+    )  # fmt: skip
     twice = first_duplicate(listing.paths)
     if twice is not None:
         raise DataError(f"{where}: {twice} is listed twice. Remove one of the two: each row is one image.")

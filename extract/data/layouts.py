@@ -15,8 +15,8 @@ import numpy as np
 from featbench.extract.data.filelists import numbered
 from featbench.extract.data.folders import DiskTree
 from featbench.extract.data.list_formats import read_list
-from featbench.extract.data.listing import Entries, Listing
-from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.data.listing import Listing
+from featbench.extract.data.looked_up import look_up
 from featbench.extract.data.multi_label import listing_of
 from featbench.extract.data.published_splits import by_lists, objectnet
 from featbench.extract.data.several_formats import SeveralLabels, read_several
@@ -223,25 +223,12 @@ def list_by_splits(
     return _listing(part, root, where=str(splits))
 
 
-def _numbers_in_order(label: str) -> str:
-    return label.zfill(20) if label.isdecimal() else label
-
-
 def _listing(split: Split, root: Path, *, where: str) -> Listing:
     if split.several is not None:
         return listing_of(split.paths, split.several, root, where=where, files=split.files)
     names = split.classes or tuple(sorted(set(split.labels)))
     labels, names = numbered(list(split.labels), names, where=Path(where))
-    entries = Entries()
-    missing = []
-    for path, label in zip(split.paths, labels.tolist(), strict=True):
-        changed, size = stamp_of(str(root / path))
-        entries.add(path, size=size, changed=changed, label=label)
-        if size < 0:
-            missing.append(path)
-    if missing:
-        raise DataError(
-            f"{where}: missing images: {len(missing):,} of {len(entries):,}, such as {root / missing[0]}. Unpack the "
-            f"data set again, or give its folder with --data"
-        )
-    return entries.listing(class_names=names, watched=[(str(file), *stamp_of(file)) for file in split.files])
+    return look_up(
+        split.paths, root, where=where, labels=labels, class_names=names, files=split.files,
+        cure="Unpack the data set again, or give its folder with --data",
+    )  # fmt: skip

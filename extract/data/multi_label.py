@@ -5,14 +5,13 @@ Shape suffixes:  N rows   C classes
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from featbench.extract.data.filelists import inner_paths
 from featbench.extract.data.list_formats import read_classes
-from featbench.extract.data.listing import Entries, Listing, first_duplicate
-from featbench.extract.data.listing_cache import stamp_of
+from featbench.extract.data.listing import Listing, first_duplicate
+from featbench.extract.data.looked_up import look_up
 from featbench.extract.data.several_formats import SeveralLabels, read_several
 from featbench.extract.errors import DataError
 
@@ -67,22 +66,10 @@ def listing_of(
     DataError
         If an image is missing or listed twice.
     """
-    entries, missing = Entries(), []
-    for path in paths:
-        changed, size = stamp_of(os.path.join(base, path))  # noqa: PTH118 (a million times)
-        entries.add(path, size=size, changed=changed, label=-1)
-        if size < 0:
-            missing.append(path)
-    if missing and (on_missing == "stop" or len(missing) == len(entries)):
-        raise DataError(
-            f"{where}: missing images: {len(missing):,} of {len(entries):,}, such as {base / missing[0]}. Give the "
-            f"folder that paths are relative to with --data, or leave missing images out with --on-error skip."
-        )
-    listing = entries.listing(
-        class_names=found.class_names,
-        watched=[(str(file), *stamp_of(file)) for file in files],
-        labels=found.matrix_NC,
-    )
+    listing = look_up(
+        paths, base, where=where, labels=found.matrix_NC, class_names=found.class_names, files=files,
+        on_missing=on_missing,
+    )  # fmt: skip
     if (twice := first_duplicate(listing.paths)) is not None:
         raise DataError(f"{where}: {twice} is listed twice. Write all of its classes in one line.")
     return listing

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from featbench.extract.data.pictures import ImageSource
-from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import ImageError, WeightsError
 from featbench.extract.model.tap_names import INPUT, aliases_of, body_of
 from featbench.extract.model.taps import TappedTrunk
@@ -24,10 +23,10 @@ from featbench.pipelines.config.pipeline import Pipeline
 from featbench.pipelines.extraction.batch_size import with_batch_size
 from featbench.pipelines.extraction.building import BuiltModel, build_model, model_options
 from featbench.pipelines.extraction.devices import choose_device, refuse_precision
+from featbench.pipelines.extraction.sources import sources_of
 from featbench.pipelines.extraction.transforming import choose_transform
 from featbench.store import BenchError, FeatureSet, LayerInfo, LayerSpec, Manifest, SplitRows
 from featbench.store.layout import rows_per_chunk_for
-from featbench.store.paths import LISTINGS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,11 +107,6 @@ def check(pipeline: Pipeline, *, overwrite: bool = False) -> CheckedPipeline:
         manifest=manifest,
         flatten=_flatten_in_words(built.taps.trunk, built.layers),
     )
-
-
-def sources_of(pipeline: Pipeline) -> dict[str, ImageSource]:
-    """List both splits; long listings are cached in the store."""
-    return open_sources(**pipeline.data.model_dump(exclude={"name"}), cache=pipeline.store / LISTINGS)
 
 
 def _flatten_in_words(trunk: nn.Module, layers: dict[str, LayerInfo]) -> str:

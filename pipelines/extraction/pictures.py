@@ -10,10 +10,8 @@ from PIL import Image
 
 from featbench.extract.data.images import read_picture
 from featbench.extract.data.pictures import ImageSource, Picture
-from featbench.pipelines.config.pipeline import make_pipeline
-from featbench.pipelines.config.trust import code_settings
-from featbench.pipelines.extraction.checking import sources_of
 from featbench.pipelines.extraction.rebuilding import recorded_pipeline
+from featbench.pipelines.extraction.sources import recorded_sources
 from featbench.store import BenchError, FeatureSet, MismatchError
 
 
@@ -48,12 +46,7 @@ class Pictures:
             reason = "" if root else "the features were not extracted by bench, so it does not know their images"
             return cls(features, root=root, reason=reason)
         try:
-            data = settings["data"] | {"name": None} | ({"root": str(root)} if root else {})
-            overrides = {"store": str(features.path.parent)}
-            pipeline = make_pipeline(settings | {"data": data}, overrides, where=f"the manifest of {features.path}")
-            if "data.options.trust_remote_code" in code_settings(pipeline):
-                return cls(features, reason="the data set's own script would have to run")
-            return cls(features, sources_of(pipeline))
+            return cls(features, recorded_sources(features, settings["data"], root))
         except BenchError as error:
             return cls(features, reason=str(error).splitlines()[0])
 

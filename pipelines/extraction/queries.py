@@ -10,11 +10,12 @@ from featbench.extract.data.sources import NO_SPLIT
 from featbench.extract.errors import ModelError, WeightsError
 from featbench.pipelines.config.pipeline import Pipeline, PipelineError, make_pipeline
 from featbench.pipelines.config.trust import code_settings
-from featbench.pipelines.extraction.checking import check, sources_of
+from featbench.pipelines.extraction.checking import check
 from featbench.pipelines.extraction.computing import COMPUTED, form_of, graph_of
 from featbench.pipelines.extraction.job import open_job
 from featbench.pipelines.extraction.rank import run_rank
 from featbench.pipelines.extraction.same_model import NOT_THE_SAME, changed_layers, spec_of
+from featbench.pipelines.extraction.sources import sources_of
 from featbench.pipelines.ranks import alone
 from featbench.store import BenchError, FeatureSet, Manifest, MismatchError
 from featbench.store.manifest import differing_models

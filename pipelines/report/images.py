@@ -16,9 +16,8 @@ from PIL import Image
 from featbench.extract.data.images import read_picture
 from featbench.extract.data.pictures import Picture
 from featbench.extract.errors import ImageError
-from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
+from featbench.pipelines.extraction.sources import recorded_sources
 from featbench.store import FeatureSet
-from featbench.store.paths import LISTINGS
 
 IN_FOLDERS = ("folder", "filelist", "layout")
 """Kinds of sources whose images may be files below a folder."""
@@ -82,7 +81,7 @@ def images_of(features: FeatureSet, folder: Path | None) -> Mapping[str, Images]
             return found
         if not data or not Path(root).exists():
             raise ImageError(f"there are no images in {root}; name the folder that has them now with --data")
-    return _sources(features, data | ({} if folder is None else {"root": str(folder)}))
+    return _sources(features, data, folder)
 
 
 def _has_one(images: FolderImages) -> bool:
@@ -90,17 +89,10 @@ def _has_one(images: FolderImages) -> bool:
     return any((images.root / path).is_file() for path in images.paths[:20])
 
 
-def _sources(features: FeatureSet, data: Mapping[str, Any]) -> Mapping[str, Images]:
+def _sources(features: FeatureSet, data: Mapping[str, Any], folder: Path | None) -> Mapping[str, Images]:
     """Open the data set by its own settings; its rows must be those of the features."""
-    from featbench.extract.data.sources import open_sources
-
-    try:
-        config = make_pipeline({"data": {**data, "name": None}}, where="the manifest").data
-    except PipelineError as error:
-        raise ImageError(f"the data set's settings in the manifest are not valid: {error}") from error
-    sources = open_sources(**config.model_dump(exclude={"name"}), cache=features.path.parent / LISTINGS)
     found: dict[str, Images] = {}
-    for split, source in sources.items():
+    for split, source in recorded_sources(features, data, folder).items():
         if split not in features.manifest.splits:
             continue
         if list(source.rows.paths) != features.paths(split):

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from featbench.extract.errors import ImageError
 from featbench.pipelines.cli.options import read_pipeline
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.pipelines.config.trust import code_settings
+from featbench.pipelines.extraction.pictures import Pictures
+from featbench.pipelines.report.images import images_of
 from featbench.store import LayerSpec
-from tests.conftest import Bench
+from tests.conftest import Bench, make_features
 
 EVIL = "from pathlib import Path\nPath('ran').touch()\ndef net(): raise SystemExit\n"
 
@@ -116,3 +120,15 @@ def test_a_base_is_a_shipped_pipeline_or_lies_beside_the_file(folder: Path) -> N
 
 def test_ordinary_pipelines_run_no_code() -> None:
     assert code_settings(make_pipeline({"weights": {"random_seed": 0}}, where="test")) == {}
+
+
+def test_the_script_of_a_recorded_data_set_is_not_run_to_show_its_images(tmp_path: Path) -> None:
+    """The feature set may come from someone else."""
+    rows = {split: {"x": np.eye(2, dtype=np.float32)} for split in ("train", "val")}
+    features = make_features(tmp_path / "theirs", rows, {split: np.arange(2) for split in rows})
+    features.manifest.notes["pipeline"] = {
+        "data": {"source": "huggingface", "dataset": "x", "options": {"trust_remote_code": True}}
+    }
+    with pytest.raises(ImageError, match="the data set's own script would have to run"):
+        images_of(features, None)
+    assert "the data set's own script would have to run" in Pictures.of(features).reason

@@ -245,9 +245,7 @@ class IbotHead(nn.Module):
         super().__init__()
         if last_norm is not None or act not in ("gelu", "relu") or norm not in (None, "bn", "ln", "syncbn"):
             raise ValueError("last_norm must be None, act gelu or relu, and norm None, bn, syncbn or ln")
-        between: list[nn.Module] = [nn.GELU() if act == "gelu" else nn.ReLU()]
-        if norm is not None:  # one norm for all layers, as in iBOT
-            between.insert(0, nn.LayerNorm(hidden_dim) if norm == "ln" else nn.BatchNorm1d(hidden_dim))
+        between = _norm_and_activation(norm, act, hidden_dim)
         layers: list[nn.Module] = []
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         for before, after in pairwise(dims):
@@ -281,8 +279,7 @@ class IbotDistillationHead(nn.Module):
         super().__init__()
         if num_layers < 2 or act not in ("gelu", "relu") or last_norm == "ln":
             raise ValueError("num_layers must be at least 2, act gelu or relu, and last_norm None, bn or syncbn")
-        follow = [_norm(norm, hidden_dim)] if norm else []  # one norm for all layers, as in iBOT
-        follow.append(nn.GELU() if act == "gelu" else nn.ReLU())
+        follow = _norm_and_activation(norm, act, hidden_dim)
         dims = [in_dim, *[hidden_dim] * (num_layers - 1)]
         layers = [part for before, after in pairwise(dims) for part in (nn.Linear(before, after), *follow)]
         self.mlp = nn.Sequential(*layers)
@@ -297,6 +294,11 @@ class IbotDistillationHead(nn.Module):
         """Map the class token (B, D) to (B, D')."""
         output: Tensor = self.to_class_out(self.mlp(_as_vectors(features)))
         return self.last_norm(output) if hasattr(self, "last_norm") else output
+
+
+def _norm_and_activation(norm: str | None, act: str, dim: int) -> list[nn.Module]:
+    """Modules between the linear layers of iBOT's heads: the same ones, with one norm, between all of them."""
+    return [*([_norm(norm, dim)] if norm else []), nn.GELU() if act == "gelu" else nn.ReLU()]
 
 
 def _norm(name: str, dim: int, *, affine: bool = True) -> nn.Module:

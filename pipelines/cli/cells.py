@@ -7,6 +7,7 @@ import math
 from featbench.evaluate.metrics import Estimate
 from featbench.evaluate.results import Spread
 from featbench.pipelines.terminal.table import Column
+from featbench.store.names import visible
 
 LAYER = Column(name="layer", is_right=False)
 """The column of layers' names."""
@@ -41,6 +42,11 @@ def yes_or_no(known: bool | None) -> str:
 def shortened(text: str, *, most: int = 200) -> str:
     """Cut a text after some characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def named(name: object, *, most: int = 60) -> str:
+    """Write a name from data in a terminal's table: in one line, without what controls a terminal, and not too long."""
+    return shortened(visible(str(name), keep=""), most=most)
 
 
 def with_spaces(name: str) -> str:

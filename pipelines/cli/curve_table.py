@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featbench.pipelines.cli.cells import shortened, temperature_of
+from featbench.pipelines.cli.cells import named, temperature_of
 from featbench.pipelines.suites.curve import Curve, Point, best_point, nmi_by_layer, score_by_layer, shown_setting
 from featbench.pipelines.terminal.table import Column, Table
-from featbench.store.names import visible
 
 LONGEST_NAME = 40
 
@@ -28,11 +27,11 @@ def curve_table(curve: Curve) -> Table:
     rows = []
     for point, top1, nmi in zip(points, accuracies, clusters, strict=True):
         cells = [each for name, each in _position(point) if name in names]
-        name = shortened(visible(point.file, keep=""), most=LONGEST_NAME)
+        name = named(point.file, most=LONGEST_NAME)
         numbers = [_percent(top1.get(layer)) for layer in layers] + [_percent(nmi.get(layer)) for layer in clustered]
         rows.append((*cells, name, *numbers))
-    short = [shortened(visible(layer, keep=""), most=LONGEST_NAME) for layer in layers]
-    short_nmi = [f"{shortened(visible(layer, keep=''), most=LONGEST_NAME)} NMI" for layer in clustered]
+    short = [named(layer, most=LONGEST_NAME) for layer in layers]
+    short_nmi = [f"{named(layer, most=LONGEST_NAME)} NMI" for layer in clustered]
     return Table(
         title=f"{curve.name}: {_what(curve)}",
         columns=(
@@ -85,6 +84,6 @@ def _notes(curve: Curve) -> list[str]:
     notes = ["In %."] if curve.done else []
     failed = [point for point in curve.points if point.state == "failed"]
     if failed:
-        names = ", ".join(shortened(visible(point.file, keep=""), most=LONGEST_NAME) for point in failed[:5])
+        names = ", ".join(named(point.file, most=LONGEST_NAME) for point in failed[:5])
         notes.append(f"Not evaluated: {names}{', ...' if len(failed) > 5 else ''}.")
     return notes

@@ -7,15 +7,11 @@ from typing import Any
 
 from featbench.evaluate.metrics import Estimate
 from featbench.evaluate.results import Record
-from featbench.pipelines.cli.cells import LAYER, percent, shortened, temperature_of
+from featbench.pipelines.cli.cells import LAYER, named, percent, temperature_of
 from featbench.pipelines.recorded.reading import is_of_val
 from featbench.pipelines.terminal.table import Column, Table
-from featbench.store.names import visible
 
 Cell = Callable[[Mapping[str, Any]], str]
-
-LONGEST_NAME = 60
-"""Characters of a name in a terminal's table; files and other formats have all."""
 
 
 def recorded_table(records: Sequence[Record], *, is_best: bool = False, by: str = "top1", title: str = "") -> Table:
@@ -75,7 +71,7 @@ def _notes(records: Sequence[Record], names: Sequence[str], *, is_best: bool, by
     notes = ["% with 95% interval."] if records else ["Nothing is recorded."]
     data = {record["data"] for record in records if record["data"]}
     if len(data) == 1 and not _differ(records, "data"):
-        notes = [f"Data: {shortened(visible(data.pop()), most=LONGEST_NAME)}; {notes[0]}"]
+        notes = [f"Data: {named(data.pop())}; {notes[0]}"]
     if is_best:
         notes.append(
             f"Chosen by {_HEADINGS[by]} of val itself, which favours all of them; bench evaluate --select does not."
@@ -92,7 +88,7 @@ def _notes(records: Sequence[Record], names: Sequence[str], *, is_best: bool, by
 
 
 def _name(key: str) -> Cell:
-    return lambda record: shortened(visible(str(record.get(key) or ""), keep=""), most=LONGEST_NAME)
+    return lambda record: named(record.get(key) or "")
 
 
 def _protocol(record: Mapping[str, Any]) -> str:

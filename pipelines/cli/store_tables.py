@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featbench.evaluate.results import Record
-from featbench.pipelines.cli.cells import LAYER, shortened, size_in_words, with_spaces
+from featbench.pipelines.cli.cells import LAYER, named, shortened, size_in_words, with_spaces
 from featbench.pipelines.terminal.table import Column, Table
 from featbench.store import Fault, FeatureSet, StoreError
 from featbench.store.feature_set import feature_sets
@@ -22,15 +22,12 @@ if TYPE_CHECKING:
     from featbench.pipelines.config.catalogue import Listed
     from featbench.pipelines.housekeeping.unused import Unused
 
-LONGEST_NAME = 60
-"""Characters of a name in a terminal's table."""
-
 
 def store_table(records: Sequence[Record]) -> Table:
     """What lies in a store, one line for each feature set."""
     rows = [
         (
-            _short(record["name"]), _short(record["model"]), _short(record["weights"]), _short(record["data"]),
+            named(record["name"]), named(record["model"]), named(record["weights"]), named(record["data"]),
             f"{record['num_train']:,}", f"{record['num_val']:,}", str(len(record["layers"])),
             shortened(visible(", ".join(record["layers"]), keep="")), size_in_words(record["bytes"]),
             _completeness(record), _best(record), record["created"][:16].replace("T", " "),
@@ -69,18 +66,14 @@ def _best(record: Record) -> str:
     if record["best"] is None:
         return ""
     name = {"top1": "", "mean_ap": "mAP ", "nmi": "NMI "}[record["best_by"]]
-    return f"{name}{100 * record['best']:.1f} {_short(record['best_layer'])}"
-
-
-def _short(text: object) -> str:
-    return shortened(visible(str(text), keep=""), most=LONGEST_NAME)
+    return f"{name}{100 * record['best']:.1f} {named(record['best_layer'])}"
 
 
 def usage_table(records: Sequence[Record]) -> Table:
     """How much disk feature sets take, one line each, and in all."""
     shown = [*records, {"name": "in all", **{key: _total(records, key) for key in ("total", *PARTS)}}]
     rows = [
-        (_short(each["name"]), size_in_words(each["total"]), *(size_in_words(each[part]) for part in PARTS))
+        (named(each["name"]), size_in_words(each["total"]), *(size_in_words(each[part]) for part in PARTS))
         for each in shown
     ]
     drops = {"layers": 0, "neighbours": 1, "clusters": 2}
@@ -99,7 +92,7 @@ def _total(records: Sequence[Record], key: str) -> int:
 def part_table(records: Sequence[Record]) -> Table:
     """How much disk the parts of feature sets take, one line each."""
     shown = [each for each in records if each["bytes"]]
-    rows = [(_short(each["name"]), _short(each["part"]), size_in_words(each["bytes"])) for each in shown]
+    rows = [(named(each["name"]), named(each["part"]), size_in_words(each["bytes"])) for each in shown]
     rows.append(("in all", "", size_in_words(_total(records, "bytes"))))
     columns = (Column(name="name", is_right=False), Column(name="part", is_right=False), Column(name="size"))
     return Table(columns=columns, rows=tuple(rows), num_grouped=1)
@@ -108,7 +101,13 @@ def part_table(records: Sequence[Record]) -> Table:
 def unused_table(found: Sequence[Unused]) -> Table:
     """What is of no use, one line each."""
     rows = [
-        (_short(each.features or "(store)"), each.kind, _short(each.what), size_in_words(each.bytes), _short(each.why))
+        (
+            named(each.features or "(store)"),
+            each.kind,
+            named(each.what),
+            size_in_words(each.bytes),
+            named(each.why),
+        )
         for each in found
     ]
     columns = (
@@ -127,9 +126,9 @@ def neighbours_table(kept: Sequence[KeptNeighbours], sizes: Sequence[int]) -> Ta
     has_index = any(each.index for each in kept)
     rows = [
         (
-            _short(each.layer), with_spaces(each.similarity), "" if each.k is None else f"{each.k:,}", each.queries,
+            named(each.layer), with_spaces(each.similarity), "" if each.k is None else f"{each.k:,}", each.queries,
             "" if each.num_queries is None else f"{each.num_queries:,}",
-            *([_short(each.index or "")] if has_index else []), str(each.state), size_in_words(size), _short(each.key),
+            *([named(each.index or "")] if has_index else []), str(each.state), size_in_words(size), named(each.key),
         )
         for each, size in zip(kept, sizes, strict=True)
     ]  # fmt: skip

@@ -290,11 +290,16 @@ def _how_to_search(source: Source, layers: Sequence[str], protocols: Mapping[str
     )
 
 
+def store_words(features: FeatureSet) -> list[str]:
+    """Words of a command that say where a feature set is; none for the default store."""
+    return [] if features.path.parent == Path("features") else ["--store", str(features.path.parent)]
+
+
 def _command(source: Source, layers: Sequence[str], protocols: Sequence[str], k: int | None = None) -> str:
     """Write the command that keeps the lists."""
     features = source.features
     words = ["bench", "evaluate", "--features", features.name]
-    words += [] if features.path.parent == Path("features") else ["--store", str(features.path.parent)]
+    words += store_words(features)
     words += ["--layers", ",".join(layers)] if len(layers) < len(features.manifest.layers) else []
     words += ["--protocol", ",".join(protocols)] if list(protocols) != ["dino"] else []
     words += [] if k is None else ["--k", str(k)]

@@ -6,12 +6,11 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from featbench.pipelines.report.evaluations import Evaluated, Source
+from featbench.pipelines.report.evaluations import Evaluated, Source, store_words
 from featbench.store.names import visible
 
 MOST_CHARACTERS = 4000
@@ -58,7 +57,7 @@ def provenance_of(source: Source, evaluated: Sequence[Evaluated]) -> Provenance:
 
 def _commands(source: Source, evaluated: Sequence[Evaluated], *, is_imported: bool) -> list[str]:
     features = source.features
-    store = [] if features.path.parent == Path("features") else ["--store", str(features.path.parent)]
+    store = store_words(features)
     extract = "# imported with `bench import`" if is_imported else f"bench extract {shlex.quote(features.name)}.yaml"
     views = [each.view for each in evaluated]
     ks = sorted({result.k for each in evaluated for result in each.results})

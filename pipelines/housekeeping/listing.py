@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featbench.evaluate.results import Record
 from featbench.pipelines.recorded.choosing import latest
-from featbench.pipelines.recorded.reading import data_of, is_of_val, result_files, results_of
+from featbench.pipelines.recorded.reading import is_of_val, origin_of, result_files, results_of
 from featbench.store import FeatureSet, StoreError, paths
 from featbench.store.usage import PARTS, quick_size, size_on_disk, usage_of, usage_of_layers
 
@@ -24,13 +24,10 @@ def store_records(feature_sets: Iterable[FeatureSet]) -> list[Record]:
 
 
 def _store_record(features: FeatureSet) -> Record:
-    manifest = features.manifest
-    model = manifest.made_from.get("model")
+    manifest, origin = features.manifest, origin_of(features)
     return {
         "name": features.name,
-        "model": model.get("trunk", "imported") if isinstance(model, dict) else "imported",
-        "weights": str(manifest.notes.get("weights", "")),
-        "data": data_of(manifest),
+        **{key: origin[key] for key in ("model", "weights", "data")},
         "num_train": _num_rows(features, paths.TRAIN),
         "num_val": _num_rows(features, paths.VAL),
         "layers": list(manifest.layers),

@@ -252,9 +252,20 @@ def flattened(settings: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """Describe each setting that differs between the existing and the requested manifest, one a line."""
-    before, after = dict(old.settings()), dict(new.settings())
+    found = changed(dict(old.settings()), dict(new.settings()))
+    return [f"{key}: it has {was}, you ask for {now}" for key, was, now in found]
+
+
+def changed(before: Mapping[str, Json], after: Mapping[str, Json]) -> list[tuple[str, str, str]]:
+    """Return the name of each setting that differs, and its values before and after in a few words.
+
+    Examples
+    --------
+    >>> changed({"trunk": "a", "sizes": (1, 2)}, {"sizes": [1, 2]})
+    [('trunk', '"a"', 'nothing')]
+    """
     return [
-        f"{key}: it has {_brief(before.get(key))}, you ask for {_brief(after.get(key))}"
+        (key, _brief(before.get(key)), _brief(after.get(key)))
         for key in dict.fromkeys([*before, *after])
         if digest_of(before.get(key)) != digest_of(after.get(key))  # to JSON, a tuple is a list
     ]
@@ -277,11 +288,7 @@ def differing_models(bank: Manifest, queries: Manifest) -> list[str]:
     ours, theirs = dict(_of_model(bank)), dict(_of_model(queries))
     if not ours or not theirs:
         return []
-    return [
-        f"{key}: it has {_brief(ours.get(key))}, the queries {_brief(theirs.get(key))}"
-        for key in dict.fromkeys([*ours, *theirs])
-        if digest_of(ours.get(key)) != digest_of(theirs.get(key))
-    ]
+    return [f"{key}: it has {was}, the queries {now}" for key, was, now in changed(ours, theirs)]
 
 
 def _of_model(manifest: Manifest) -> Iterator[tuple[str, Json]]:

@@ -6,7 +6,7 @@ someone else, they must not decide which code runs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from featbench.pipelines.config.pipeline import LOCAL, Pipeline, PipelineError
 
@@ -57,9 +57,27 @@ def refuse_unnamed_code(pipeline: Pipeline, *, files: Sequence[str], named: Coll
         if (BENCH in files or key.startswith("data."))
         and not any(key == given or key.startswith(f"{given}.") for given in named)
     }
+    refuse_code(
+        found, why=f"{' and '.join(files)} of this folder would run code, and nobody named it",
+        cure=f"Read it; then add --trust-code, or name the pipeline (`bench extract {BENCH} ...`).",
+    )  # fmt: skip
+
+
+def refuse_code(found: Mapping[str, str], *, why: str, cure: str) -> None:
+    """Refuse settings that run code, if there are any.
+
+    Parameters
+    ----------
+    found : mapping of str to str
+        Part of what `code_settings` returns.
+    why, cure : str
+        What is said before the settings, and after them.
+
+    Raises
+    ------
+    PipelineError
+        With the settings.
+    """
     if found:
         listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
-        raise PipelineError(
-            f"{' and '.join(files)} of this folder would run code, and nobody named it:\n  {listed}\n"
-            f"Read it; then add --trust-code, or name the pipeline (`bench extract {BENCH} ...`)."
-        )
+        raise PipelineError(f"{why}:\n  {listed}\n{cure}")

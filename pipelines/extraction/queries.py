@@ -8,8 +8,8 @@ from typing import Any
 
 from featbench.extract.data.sources import NO_SPLIT
 from featbench.extract.errors import ModelError, WeightsError
-from featbench.pipelines.config.pipeline import Pipeline, PipelineError, make_pipeline
-from featbench.pipelines.config.trust import code_settings
+from featbench.pipelines.config.pipeline import Pipeline, make_pipeline
+from featbench.pipelines.config.trust import code_settings, refuse_code
 from featbench.pipelines.extraction.checking import check
 from featbench.pipelines.extraction.computing import COMPUTED, form_of, graph_of
 from featbench.pipelines.extraction.job import open_job
@@ -142,13 +142,11 @@ def _complete(pipeline: Pipeline, bank: FeatureSet, path: Path) -> FeatureSet | 
 
 
 def _refuse_code(bank: FeatureSet, pipeline: Pipeline, *, trust_code: bool) -> None:
-    found = {} if trust_code else code_settings(pipeline)
-    if found:
-        listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
-        raise PipelineError(
-            f"extracting queries as {bank.path} was extracted would run code:\n  {listed}\n"
-            f"If you know where it comes from, add --trust-code."
-        )
+    if not trust_code:
+        refuse_code(
+            code_settings(pipeline), why=f"extracting queries as {bank.path} was extracted would run code",
+            cure="If you know where it comes from, add --trust-code.",
+        )  # fmt: skip
 
 
 def _computed(manifest: Manifest, layers: Sequence[str]) -> dict[str, Json]:

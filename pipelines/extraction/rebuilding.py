@@ -22,14 +22,14 @@ from featbench.extract.model.trunks import code_of
 from featbench.extract.passes import autocast
 from featbench.extract.transform import Transform
 from featbench.pipelines.config.pipeline import Pipeline, PipelineError, make_pipeline
-from featbench.pipelines.config.trust import code_settings
+from featbench.pipelines.config.trust import code_settings, refuse_code
 from featbench.pipelines.extraction.building import BuiltModel, build_model, model_options
 from featbench.pipelines.extraction.computing import form_of
 from featbench.pipelines.extraction.devices import choose_device, make_repeatable, refuse_precision
 from featbench.pipelines.extraction.forms import WEIGHTS, in_form
 from featbench.pipelines.extraction.same_model import probes_of, spec_of
 from featbench.store import FeatureSet, MismatchError
-from featbench.store.manifest import digest_of, flattened
+from featbench.store.manifest import changed, flattened
 from featbench.store.typing import Floats
 
 logger = logging.getLogger(__name__)
@@ -174,12 +174,11 @@ def _pipeline_of(features: FeatureSet, layer: str, weights: Path | None) -> Pipe
 
 def _refuse_code(features: FeatureSet, pipeline: Pipeline, trust_code: bool) -> None:
     """A feature set may come from someone else; what it says must not decide which code runs."""
-    found = {key: what for key, what in code_settings(pipeline).items() if key in CODE}
-    if found and not trust_code:
-        listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
-        raise PipelineError(
-            f"{features.path}: to build its model again, code from outside bench has to run:\n  {listed}\n"
-            f"If you know it, add --trust-code."
+    if not trust_code:
+        refuse_code(
+            {key: what for key, what in code_settings(pipeline).items() if key in CODE},
+            why=f"{features.path}: to build its model again, code from outside bench has to run",
+            cure="If you know it, add --trust-code.",
         )
 
 
@@ -230,12 +229,8 @@ def _refuse_another_model(features: FeatureSet, layer: str, built: BuiltModel) -
     made_from = features.manifest.made_from
     changes = []
     for section, now in (("model", built.identity), ("weights", built.weights.identity)):
-        before, after = dict(flattened(made_from[section])), dict(flattened(now))
-        changes += [
-            f"{section}.{key}: {_brief(before.get(key))} then, {_brief(after.get(key))} now"
-            for key in dict.fromkeys([*before, *after])
-            if digest_of(before.get(key)) != digest_of(after.get(key))
-        ]
+        found = changed(dict(flattened(made_from[section])), dict(flattened(now)))
+        changes += [f"{section}.{key}: {before} then, {after} now" for key, before, after in found]
     recorded = probes_of(features.manifest).get(layer)
     if recorded is not None and not changes:
         apart = distance(recorded, built.probe[layer])
@@ -250,8 +245,3 @@ def _refuse_another_model(features: FeatureSet, layer: str, built: BuiltModel) -
             + "\n  ".join(changes)
             + "\nGo back to what it was made with, or extract again under another --name."
         )
-
-
-def _brief(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:12]}..."

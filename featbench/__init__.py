@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from featbench._features import Features, open
     from featbench._kmeans import ClusterResults, kmeans
     from featbench._knn import KnnResults, knn
-    from featbench.evaluate.results import ClusterResult, KnnResult
+    from featbench.evaluate.cluster_results import ClusterResult
+    from featbench.evaluate.results import KnnResult
     from featbench.store.errors import BenchError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BenchError": "featbench.store.errors",
-    "ClusterResult": "featbench.evaluate.results",
+    "ClusterResult": "featbench.evaluate.cluster_results",
     "ClusterResults": "featbench._kmeans",
     "Diagnosis": "featbench._diagnose",
     "Features": "featbench._features",

@@ -13,11 +13,12 @@ from featbench._arrays import ArrayError, whole_numbers
 from featbench._errors import naming_arguments
 from featbench._features import Layers
 from featbench._knn import as_features, bytes_of, data_frame
+from featbench.evaluate.cluster_results import ClusterResult
 from featbench.evaluate.clustering.evaluation import cluster
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.config import KmeansConfig
 from featbench.evaluate.neighbours.planning import Resources
-from featbench.evaluate.results import ClusterResult, Record, uniform
+from featbench.evaluate.results import Record, uniform
 from featbench.pipelines.config.faults import describe
 from featbench.store.typing import Ints
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.cluster_results import ClusterMetrics, ClusterResult, KmeansRun, Silhouettes
 from featbench.evaluate.clustering.cached import ClusterRequest, Kept, Unwatched, Watcher, find_clusters, samples_of
 from featbench.evaluate.clustering.metrics import (
     cluster_metrics,
@@ -32,13 +33,7 @@ from featbench.evaluate.features.labels import (
 )
 from featbench.evaluate.features.layers import EvalLayer, layers_of
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
-from featbench.evaluate.results import (
-    ClusterMetrics,
-    ClusterResult,
-    KmeansRun,
-    Record,
-    Silhouettes,
-)
+from featbench.evaluate.results import Record
 from featbench.store import FeatureSet
 from featbench.store.typing import Doubles, Ints
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.cluster_results import ClusterMetrics, ClusterSizes
 from featbench.evaluate.clustering.contingency import (
     Contingency,
     Information,
@@ -24,7 +25,6 @@ from featbench.evaluate.clustering.contingency import (
 )
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.metrics import fraction
-from featbench.evaluate.results import ClusterMetrics, ClusterSizes
 from featbench.store.typing import Bools, Doubles, Ints
 
 SAMPLED_ROWS = 2048

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.cluster_results import ClusterResult
 from featbench.evaluate.clustering.assignment import Assignments, assign
 from featbench.evaluate.clustering.cached import samples_of
 from featbench.evaluate.clustering.evaluation import results_of
@@ -32,7 +33,6 @@ from featbench.evaluate.features.labels import (
 )
 from featbench.evaluate.features.layers import EvalLayer, short, stored_layer
 from featbench.evaluate.neighbours.planning import Resources
-from featbench.evaluate.results import ClusterResult
 from featbench.store import FeatureSet, load_cached, save_cached
 from featbench.store.manifest import digest_of
 from featbench.store.paths import CLUSTERS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from featbench.evaluate.cluster_results import ClusterResult
 from featbench.evaluate.metrics import Estimate
-from featbench.evaluate.results import ClusterResult
 from featbench.pipelines.cli.cells import LAYER, percent, size_in_words, yes_or_no
 from featbench.pipelines.evaluation.kept_names import settings_in_words
 from featbench.pipelines.terminal.table import Column, Table

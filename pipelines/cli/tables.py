@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from featbench.evaluate.cluster_results import ClusterResult
 from featbench.evaluate.diagnosis.results import (
     AgreementResult,
     CalibrationResult,
@@ -22,7 +23,6 @@ from featbench.evaluate.diagnosis.results import (
 from featbench.evaluate.other_results import AnyOfResult, LabelResult, MultiLabelResult, OodResult, QueriesResult
 from featbench.evaluate.results import (
     ClassResult,
-    ClusterResult,
     FewShotResult,
     KnnResult,
     NeighboursResult,

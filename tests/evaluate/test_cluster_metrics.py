@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from sklearn import metrics as peer
 
+from featbench.evaluate.cluster_results import ClusterMetrics, ClusterSizes
 from featbench.evaluate.clustering.contingency import (
     Contingency,
     Information,
@@ -37,7 +38,6 @@ from featbench.evaluate.clustering.metrics import (
     simplified_silhouette,
 )
 from featbench.evaluate.features.selection import Selection
-from featbench.evaluate.results import ClusterMetrics, ClusterSizes
 from featbench.store.typing import Doubles, Ints
 from tests.conftest import ROOT, needs_proc
 from tests.evaluate.test_search import held

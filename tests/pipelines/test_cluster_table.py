@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featbench.evaluate.cluster_results import ClusterResult, KmeansRun, Silhouettes
 from featbench.evaluate.clustering.contingency import Contingency
 from featbench.evaluate.clustering.metrics import cluster_metrics, cluster_sizes
-from featbench.evaluate.results import ClusterResult, Counts, KmeansRun, LayerFacts, Silhouettes
+from featbench.evaluate.results import Counts, LayerFacts
 from featbench.pipelines.cli.cluster_tables import cluster_table
 from featbench.pipelines.terminal.table import as_text
 

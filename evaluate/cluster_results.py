@@ -72,7 +72,7 @@ class Silhouettes:
     """How much nearer rows are to their own cluster than to the next one: from -1 to 1."""
 
     simplified: float | None
-    """Of all rows, from their distances to centroids; None if there is one centroid, or they are not known."""
+    """Mean over all rows, from their distances to centroids; None if there is one centroid, or they are not known."""
 
     sampled: float | None
     """Exact, of a random sample of rows; None if it holds one cluster, or no two rows of one."""

@@ -158,7 +158,7 @@ def test_what_is_wrong_with_the_model_is_said_before_any_image_is_listed(
     def listed(*_: object, **__: object) -> None:
         pytest.fail("the images were listed first")
 
-    monkeypatch.setattr("featbench.pipelines.extraction.checking.open_sources", listed)
+    monkeypatch.setattr("featbench.extract.data.sources.open_sources", listed)
     result = bench("extract", "folder", "--data", photographs, *SMALL, *settings)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr

@@ -162,24 +162,31 @@ class Computation:
         dict of str to JSON
             By layer; None if a signal came in the meantime, which also ends the compiler.
         """
-        manifest, setting = self.features.manifest, self.checked.pipeline.extract.compile
-        layers = undecided(self.checked.layers, manifest)
+        settings = self.checked.pipeline.extract
+        layers = undecided(self.checked.layers, self.features.manifest)
         if not layers:
             return {}
+        form, why = PLAIN, ""
         graph: tuple[str, ...] = ()
         reason = "the setting"
         self.compile_s = 0.0
-        form, why = self._choose_form(device, layers, ranks)
-        if setting != "off":
+        # The compiler folds batch norms itself: a form is only needed before it where weights in low precision, or
+        # the speed of the eager pass, decide something.
+        form_is_needed_first = settings.compile != "on" or settings.precision in LOW
+        if form_is_needed_first:
+            form, why = self._choose_form(device, layers, ranks)
+        if settings.compile != "off":
             graph, reason = self._compile_if_it_pays(device, layers, form, ranks)
-            form = form if form == WEIGHTS or not graph else PLAIN  # the compiler folds batch norms itself
+            form = form if form == WEIGHTS or not graph else PLAIN
             if is_stopping():
                 return None
+        if not graph and not form_is_needed_first:
+            form, why = self._choose_form(device, layers, ranks)
         record: Json = {
             "graph": list(graph),
             "form": form,
             **({"form_reason": why} if why else {}),
-            "setting": setting,
+            "setting": settings.compile,
             "reason": reason,
             "compile_s": round(self.compile_s, 1),
             "torch": torch.__version__,

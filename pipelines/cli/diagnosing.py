@@ -10,12 +10,12 @@ from featbench.pipelines.cli import set_level
 from featbench.pipelines.cli.display import Csv, Json, Latex, Markdown, chosen_format, print_results
 from featbench.pipelines.cli.feature_sets import path_of
 from featbench.pipelines.cli.options import (
-    Duplicates,
     EvalLayers,
     GroupBy,
     K,
     LeaveOneOut,
     Memory,
+    NearDuplicates,
     Protocol,
     Quiet,
     SearchDevice,
@@ -42,7 +42,7 @@ def diagnose(
     group_by: GroupBy = None,
     suspects: Suspects = None,
     share: Share = None,
-    duplicates: Duplicates = None,
+    duplicates: NearDuplicates = None,
     memory: Memory = None,
     search_device: SearchDevice = None,
     search_precision: SearchPrecision = None,

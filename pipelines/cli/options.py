@@ -177,6 +177,15 @@ Retrieval = Annotated[bool | None, typer.Option("--retrieval"), Setting("evaluat
 AsPublished = Annotated[bool | None, typer.Option("--as-published"), Setting("evaluate.knn.as_published")]
 PerClass = Annotated[bool | None, typer.Option("--per-class"), Setting("evaluate.knn.per_class")]
 Duplicates = Annotated[float | None, typer.Option("--duplicates", metavar="COSINE"), Setting("evaluate.knn.duplicates")]
+NearDuplicates = Annotated[
+    float | None,
+    typer.Option(
+        "--duplicates",
+        metavar="COSINE",
+        help="Least cosine of two rows that --suspects lists as near-duplicates.  [default: 0.99]",
+    ),
+    Setting("evaluate.knn.duplicates"),
+]
 Shots = Annotated[str | None, typer.Option("--shots", metavar="N,..."), Setting("evaluate.knn.shots", is_list=True)]
 Tries = Annotated[int | None, typer.Option("--tries", metavar="N"), Setting("evaluate.knn.tries")]
 Clusters = Annotated[

@@ -76,7 +76,8 @@ def diagnosis(
     if settings.suspects is not None:
         look = partial(
             suspects_of, labels=labels, protocols=protocols, find=find, memory=resources.bytes, progress=progress,
-            k=knn.k, temperature=knn.temperature, duplicates=knn.duplicates or NEAR_DUPLICATE, share=settings.share,
+            k=knn.k, temperature=knn.temperature, share=settings.share,
+            duplicates=NEAR_DUPLICATE if knn.duplicates is None else knn.duplicates,
         )  # fmt: skip
         found = [look(layer) for layer in layers]
         if is_first:

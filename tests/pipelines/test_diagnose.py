@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from tests.conftest import Bench, Records, make_features
 
@@ -68,6 +69,15 @@ def test_suspects_are_written_with_paths_and_classes(bench: Bench, features: Pat
     again = bench("diagnose", "mine", "--suspects", "look/s.csv")
     assert again.returncode == 2
     assert "exists" in again.stderr
+
+
+def test_a_cosine_of_zero_is_a_threshold_for_near_duplicates(bench: Bench, features: Path) -> None:
+    result = bench("diagnose", "mine", "--layers", "a", "--suspects", "s.csv", "--duplicates", "0", "--json")
+    (record,) = (each for each in json.loads(result.stdout) if each["task"] == "suspects")
+    stored = zarr.open_group(features, mode="r")
+    train, val = (np.asarray(stored[f"{split}/a"], np.float64) for split in ("train", "val"))
+    nearest = (val @ train.T / np.outer(np.linalg.norm(val, axis=1), np.linalg.norm(train, axis=1))).max(axis=1)
+    assert (record["duplicates_from"], record["num_leaks"]) == (0, (nearest >= 0).sum())
 
 
 def test_the_accuracy_of_each_group_is_that_of_its_rows(

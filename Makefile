@@ -62,7 +62,7 @@ install-dev: $(INSTALLED_DEV)  ## the same, and what the tests, the linters and 
 
 demo: install  ## extract and evaluate the embedded digits: both stages, under 3 minutes
 	$(BIN)/bench extract digits
-	$(BIN)/bench evaluate digits
+	$(BIN)/bench evaluate digits --k 5,20
 	@echo
 	@echo "Features, neighbours and results are in features/digits; see them with: $(BIN)/bench info digits"
 

@@ -170,6 +170,12 @@ def test_links_lead_to_files(page: str) -> None:
     assert not missing
 
 
+def test_the_demo_is_what_the_sample_in_the_readme_shows() -> None:
+    (recipe,) = re.findall(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    typed = [tuple(line.split()) for line in re.findall(r"\$\(BIN\)/bench (.*)", recipe)]
+    assert typed[:2] == list(runpy.run_path(str(ROOT / "docs/samples.py"))["DEMO"])
+
+
 @pytest.mark.slow
 def test_the_sample_in_the_readme_is_what_the_demo_prints() -> None:
     """Numbers may differ a little between processors."""

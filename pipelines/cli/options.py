@@ -164,6 +164,16 @@ Queries = Annotated[
 OnQueryError = Annotated[
     str | None, typer.Option("--on-error", metavar="ACTION"), Setting("evaluate.knn.on_error", default="the bank's")
 ]
+QueryRanks = Annotated[
+    int | None,
+    typer.Option("--ranks", metavar="N", help="Processes on this host that extract --queries and --ood together."),
+    Setting("extract.ranks"),
+]
+QueryGpus = Annotated[
+    int | None,
+    typer.Option("--gpus", metavar="N", help="GPUs of this host that extract --queries and --ood together."),
+    Setting("extract.gpus"),
+]
 Bank = Annotated[str | None, typer.Option("--bank", metavar="ROWS"), Setting("evaluate.knn.bank")]
 Subset = Annotated[list[str] | None, typer.Option("--subset", metavar="NAME=FILE"), Setting("evaluate.knn.subset")]
 AnyOf = Annotated[list[str] | None, typer.Option("--any-of", metavar="NAME=FILE"), Setting("evaluate.knn.any_of")]
@@ -295,7 +305,7 @@ def read_pipeline(
     needed : bool
         Whether there must be a pipeline; if not, it is `bench.yaml` of the working folder, or all defaults.
     only : tuple of str
-        Sections that may be overridden; empty for all.
+        Sections, or settings by dotted key, that may be overridden; empty for all.
     quiet : bool
         Do not say which file was used.
     may_run_code : bool
@@ -324,7 +334,7 @@ def read_pipeline(
 
     name = words.pop(0) if is_named(words) else None
     overrides = {**parse_overrides(words), **settings}
-    stage_one = [key for key in overrides if key.partition(".")[0] not in only] if only else []
+    stage_one = [key for key in overrides if not {key, key.partition(".")[0]} & set(only)] if only else []
     if stage_one:
         raise PipelineError(
             f"{', '.join(stage_one)}: not a setting of stage two, which uses stored features. "

@@ -16,14 +16,25 @@ if TYPE_CHECKING:
     from featbench.pipelines.evaluation.run import EvaluationReport
 
 
-def extract_features(pipeline: Pipeline, *, overwrite: bool, quiet: bool, profile: bool = False) -> None:
-    """Extract what is missing, and say what was done; a signal ends the command."""
+WHERE = {"ranks", "gpus", "slurm", "device", "workers"}
+"""Settings of stage one that say where images are extracted, those of other queries included."""
+
+
+def extract_features(
+    pipeline: Pipeline, *, overwrite: bool, quiet: bool, profile: bool = False, wait: bool = False
+) -> None:
+    """Extract what is missing, and say what was done; a signal ends the command.
+
+    With `wait`, other ranks of a launcher have done their work, too, when it returns.
+    """
     set_level(quiet)
-    from featbench.pipelines.extraction.run import extract
+    from featbench.pipelines.extraction.run import extract, wait_for_others
     from featbench.pipelines.extraction.signals import Interrupted
 
     try:
         report = extract(pipeline, overwrite=overwrite, quiet=quiet)
+        if wait:
+            wait_for_others(report.features, list(report.layers))
     except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(stopped.exit_code) from None
@@ -50,13 +61,18 @@ def evaluate_features(
 ) -> EvaluationReport:
     """Evaluate layers of the pipeline's feature set; a signal ends the command."""
     set_level(quiet)
+    from featbench.pipelines.evaluation.query_sets import Extracting
     from featbench.pipelines.evaluation.run import evaluate
     from featbench.pipelines.extraction.signals import Interrupted
     from featbench.pipelines.terminal.progress import Progress
 
-    path = pipeline.store / pipeline.name
+    path, settings = pipeline.store / pipeline.name, pipeline.extract.model_dump(include=WHERE)
+    run = {key: value for key, value in settings.items() if value is not None}
+    extracting = Extracting(run=run, trust_code=trust_code, quiet=quiet)
     try:
-        return evaluate(path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet), trust_code=trust_code)
+        return evaluate(
+            path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet), extracting=extracting
+        )  # fmt: skip
     except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(stopped.exit_code) from None

@@ -47,6 +47,8 @@ from featbench.pipelines.cli.options import (
     Precision,
     Protocol,
     Queries,
+    QueryGpus,
+    QueryRanks,
     Quiet,
     RandomWeights,
     Ranks,
@@ -84,7 +86,7 @@ from featbench.store.errors import BenchError
 if TYPE_CHECKING:
     from featbench.pipelines.config.pipeline import Pipeline
 
-STAGE_TWO = ("evaluate", "store", "name")
+STAGE_TWO = ("evaluate", "store", "name", "extract.ranks", "extract.gpus")
 """Settings that `bench evaluate` heeds."""
 
 
@@ -142,6 +144,8 @@ def evaluate(
     select: Select = None,
     queries: Queries = None,
     on_error: OnQueryError = None,
+    ranks: QueryRanks = None,
+    gpus: QueryGpus = None,
     bank: Bank = None,
     ood: Ood = None,
     subset: Subset = None,
@@ -182,6 +186,11 @@ def evaluate(
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     settings = settings_of(evaluate, locals())
     pipeline = read_pipeline(words, settings, needed=features is None, only=STAGE_TWO, quiet=quiet)
+    if (ranks or gpus) and not (pipeline.evaluate.knn.queries or pipeline.evaluate.knn.ood):
+        raise BenchError(
+            "--ranks and --gpus extract the images of --queries and --ood, and none are named. To divide the search "
+            "and k-means, start the command by torchrun or srun"
+        )
     from featbench.store.layers import split_layers
 
     _evaluate(pipeline, split_layers(layers or ""), form=form, quiet=quiet, trust_code=trust_code)
@@ -276,7 +285,7 @@ def run(
     pipeline = read_pipeline(words, settings, quiet=quiet, may_run_code=may_run_code)
     if dry_run:
         return _print_settings(pipeline)
-    extract_features(pipeline, overwrite=overwrite, quiet=quiet, profile=profile)
+    extract_features(pipeline, overwrite=overwrite, quiet=quiet, profile=profile, wait=True)
     _evaluate(pipeline, [spec.name for spec in pipeline.layers], form=form, quiet=quiet, trust_code=True)
 
 

@@ -107,12 +107,8 @@ def print_records(records: Sequence[Record], form: Format) -> None:
 
 def run_member(pipeline: Pipeline, *, overwrite: bool, quiet: bool) -> list[Record]:
     """Do both stages of a pipeline, and return its records with what they are of."""
-    from featbench.pipelines.extraction.run import wait_for_others
     from featbench.pipelines.recorded.reading import of_evaluation
-    from featbench.store import FeatureSet
 
-    extract_features(pipeline, overwrite=overwrite, quiet=quiet)
-    layers = [spec.name for spec in pipeline.layers]
-    wait_for_others(FeatureSet.open(pipeline.store / pipeline.name), layers)
-    report = evaluate_features(pipeline, layers, quiet=quiet)
+    extract_features(pipeline, overwrite=overwrite, quiet=quiet, wait=True)
+    report = evaluate_features(pipeline, [spec.name for spec in pipeline.layers], quiet=quiet)
     return of_evaluation(report.features, report.records)

@@ -12,7 +12,6 @@ from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.knn.queries import QuerySet, refuse_other_model
 from featbench.pipelines.config.catalogue import read_catalogue
 from featbench.pipelines.config.pipeline import NAME_PATTERN
-from featbench.pipelines.ranks import alone, from_environment
 from featbench.store import FeatureSet, suggest
 from featbench.store.feature_set import feature_sets, looks_like_feature_set
 from featbench.store.paths import QUERIES
@@ -27,11 +26,14 @@ ARCHIVES = (".tar", ".zip")
 class Extracting:
     """How queries that are images are extracted."""
 
-    layers: Sequence[str]
+    layers: Sequence[str] = ()
     """Layers of the bank."""
 
     on_error: str | None = None
     """What to do about an image that can't be read; by default as for the bank."""
+
+    run: Mapping[str, Any] | None = None
+    """Settings of a pipeline's `extract` that say where it runs, such as `ranks`."""
 
     trust_code: bool = False
     quiet: bool = False
@@ -117,14 +119,13 @@ def _extracted(
             f"{name!r}: queries that are extracted are kept under their name, which must be letters, digits, '_', '.' "
             f"and '-', not starting with '.' or '-'. Say NAME=FOLDER"
         )
-    if (from_environment() or alone()).world_size > 1:
-        raise EvaluationError(f"{name}: images are extracted by one process. Run this command once without the ranks")
     from featbench.pipelines.extraction.queries import extract_queries  # heavy: imports torch
 
     settings = data if extracting.on_error is None else {**data, "on_error": extracting.on_error}
     return extract_queries(
-        features, extracting.layers, kept, settings, trust_code=extracting.trust_code, quiet=extracting.quiet
-    )
+        features, extracting.layers, kept, settings, run=extracting.run, trust_code=extracting.trust_code,
+        quiet=extracting.quiet,
+    )  # fmt: skip
 
 
 def _unknown(features: FeatureSet, place: str) -> str:

@@ -65,11 +65,16 @@ class EvaluationReport:
 
 
 def evaluate(
-    path: Path, config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress, trust_code: bool = False
+    path: Path,
+    config: EvaluateConfig,
+    *,
+    layers: Sequence[str] = (),
+    progress: Progress,
+    extracting: Extracting | None = None,
 ) -> EvaluationReport:
     """Evaluate layers of a feature set; all of them, if none is named.
 
-    With `trust_code`, images of other queries may be extracted by code that the feature set names.
+    `extracting` says how images of other queries are extracted, of these layers.
 
     Raises
     ------
@@ -79,7 +84,9 @@ def evaluate(
     """
     features = FeatureSet.open(path)
     try:
-        return _evaluate(features, config, layers=layers, progress=progress, trust_code=trust_code)
+        return _evaluate(
+            features, config, layers=layers, progress=progress, extracting=extracting or Extracting()
+        )  # fmt: skip
     except OSError as error:
         refuse_if_gone(features)
         if isinstance(error, BenchError):  # of another feature set
@@ -88,7 +95,7 @@ def evaluate(
 
 
 def _evaluate(
-    features: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str], progress: Progress, trust_code: bool
+    features: FeatureSet, config: EvaluateConfig, *, layers: Sequence[str], progress: Progress, extracting: Extracting
 ) -> EvaluationReport:
     start = time.perf_counter()
     names = features.find_layers(layers)
@@ -128,7 +135,7 @@ def _evaluate(
     has_several = is_multi_label(features)
     if has_several:
         refuse_questions_of_one_class(features, knn)
-    sets = _query_sets(features, names, labels, config, trust_code=trust_code, quiet=progress.quiet)
+    sets = _query_sets(features, labels, config, replace(extracting, layers=names, on_error=knn.on_error))
     asks_twice = knn.select is not None and not knn.leave_one_out
     with progress.task("search", features.split("train").num_rows * num_searches * (1 + asks_twice)) as on_rows:
         ask = partial(
@@ -174,13 +181,7 @@ def _evaluate(
 
 
 def _query_sets(
-    features: FeatureSet,
-    names: Sequence[str],
-    labels: MatchedLabels,
-    config: EvaluateConfig,
-    *,
-    trust_code: bool,
-    quiet: bool,
+    features: FeatureSet, labels: MatchedLabels, config: EvaluateConfig, extracting: Extracting
 ) -> dict[str, QuerySet]:
     """Find other queries, extracting those that are images; refuse before that what can't be answered.
 
@@ -200,11 +201,9 @@ def _query_sets(
         raise EvaluationError("--queries and --ood ask stored layers: leave out --concat, --center, --pca and --whiten")
     if knn.ood:
         refuse_no_queries(features.path, labels.val)
-    sets = find_query_sets(
-        features, named, Extracting(layers=names, on_error=knn.on_error, trust_code=trust_code, quiet=quiet)
-    )
+    sets = find_query_sets(features, named, extracting)
     for each in sets.values():
-        for layer in layers_of(features, names):
+        for layer in layers_of(features, extracting.layers):
             each.layer(layer)
     return sets
 

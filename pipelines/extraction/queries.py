@@ -13,10 +13,9 @@ from featbench.pipelines.config.trust import code_settings, refuse_code
 from featbench.pipelines.extraction.checking import check
 from featbench.pipelines.extraction.computing import COMPUTED, form_of, graph_of
 from featbench.pipelines.extraction.job import open_job
-from featbench.pipelines.extraction.rank import run_rank
+from featbench.pipelines.extraction.run import run_job, wait_for_others
 from featbench.pipelines.extraction.same_model import NOT_THE_SAME, changed_layers, spec_of
 from featbench.pipelines.extraction.sources import sources_of
-from featbench.pipelines.ranks import alone
 from featbench.store import BenchError, FeatureSet, Manifest, MismatchError
 from featbench.store.manifest import differing_models
 from featbench.store.typing import Json
@@ -28,10 +27,13 @@ def extract_queries(
     path: Path,
     data: Mapping[str, Any],
     *,
+    run: Mapping[str, Any] | None = None,
     trust_code: bool = False,
     quiet: bool = False,
 ) -> FeatureSet:
     """Extract layers of images by the model, the weights and the transform of a feature set, unless they are kept.
+
+    Ranks that torchrun or srun have started share the work, and each returns when all of it is done.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ def extract_queries(
         Where the features are kept; what is missing of them is added.
     data : mapping
         Settings of the images, as in a pipeline's `data`.
+    run : mapping, optional
+        Settings of a pipeline's `extract` that say where it runs, such as `ranks`; by default in this process.
     trust_code : bool
         Whether code that the feature set names may be run.
     quiet : bool
@@ -56,7 +60,7 @@ def extract_queries(
         If a signal ended it before everything was done; what was committed is safe.
     """
     layers = with_graphs(bank.manifest, layers)
-    pipeline = pipeline_of(bank, layers, path, data)
+    pipeline = pipeline_of(bank, layers, path, data, run or {})
     if path.exists() and (kept := _complete(pipeline, bank, path)) is not None:
         return kept
     _refuse_code(bank, pipeline, trust_code=trust_code)
@@ -76,12 +80,15 @@ def extract_queries(
             "code or the version of a library must have changed: `bench info` shows the versions."
         )
     job = open_job(checked, computed=_computed(bank.manifest, layers))
-    run_rank(alone(), job, quiet=quiet)
+    run_job(job, quiet=quiet)
+    wait_for_others(job.features, list(job.layers))
     return FeatureSet.open(path)
 
 
-def pipeline_of(bank: FeatureSet, layers: Sequence[str], path: Path, data: Mapping[str, Any]) -> Pipeline:
-    """Make the pipeline that extracts other images as a feature set was extracted.
+def pipeline_of(
+    bank: FeatureSet, layers: Sequence[str], path: Path, data: Mapping[str, Any], run: Mapping[str, Any]
+) -> Pipeline:
+    """Make the pipeline that extracts other images as a feature set was extracted; `run` says where.
 
     Raises
     ------
@@ -100,7 +107,7 @@ def pipeline_of(bank: FeatureSet, layers: Sequence[str], path: Path, data: Mappi
         "name": path.name,
         "store": str(path.parent),
         "data": {**kept, **data, "train_split": NO_SPLIT},
-        "extract": {**recorded.get("extract", {}), "ranks": None, "gpus": None, "slurm": None, "device": "auto"},
+        "extract": {**recorded.get("extract", {}), "ranks": None, "gpus": None, "slurm": None, "device": "auto", **run},
     }
     pipeline = make_pipeline(settings, where=f"the pipeline that {bank.path} records")
     file = pipeline.weights.file

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from featbench.extract.profile import Profile
 from featbench.pipelines.config.pipeline import Pipeline
-from featbench.pipelines.extraction.job import prepare
+from featbench.pipelines.extraction.job import ExtractionJob, prepare
 from featbench.pipelines.extraction.launch import launch
 from featbench.pipelines.extraction.rank import run_rank
 from featbench.pipelines.extraction.slurm import submit
@@ -71,12 +71,7 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
     job = prepare(pipeline, overwrite=overwrite)
     before = job.features
     pending, bytes_before = before.pending(list(job.layers)), before.records.num_bytes
-    if rank is None and pipeline.extract.slurm:
-        new = submit(job, quiet=quiet)
-    elif rank is None and pipeline.extract.num_ranks > 1:
-        new = launch(job, quiet=quiet)
-    else:
-        new = run_rank(rank or alone(), job, quiet=quiet)
+    new = run_job(job, quiet=quiet)
     after = FeatureSet.open(before.path)
     done = pending.without(after.pending(list(job.layers)))
     return ExtractionReport(
@@ -91,6 +86,22 @@ def extract(pipeline: Pipeline, *, overwrite: bool = False, quiet: bool = False)
         profiles=tuple(job.profiles),
         flatten=job.checked.flatten,
     )
+
+
+def run_job(job: ExtractionJob, *, quiet: bool = False) -> tuple[str, ...]:
+    """Do a job as its pipeline says: as the rank that a launcher has made this process, in a SLURM job, or in ranks.
+
+    Returns
+    -------
+    tuple of str
+        Layers that had pending chunks.
+    """
+    rank, settings = from_environment(), job.pipeline.extract
+    if rank is None and settings.slurm:
+        return submit(job, quiet=quiet)
+    if rank is None and settings.num_ranks > 1:
+        return launch(job, quiet=quiet)
+    return run_rank(rank or alone(), job, quiet=quiet)
 
 
 def wait_for_others(features: FeatureSet, layers: Sequence[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,15 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_0
 
+from featbench.__main__ import main
 from featbench.pipelines.config.pipeline import load_pipeline
 from featbench.pipelines.extraction.queries import with_graphs
 from featbench.pipelines.extraction.run import extract
-from featbench.store import FeatureSet
+from featbench.store import ChunkWriter, FeatureSet
 from featbench.store import verify as faults_of
 from tests.conftest import Bench, Records, make_features, save_image
+from tests.forking import CONTEXT
+from tests.reliability.ranks import chunks_of, keys_journalled
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,44 @@ def test_an_interrupted_extraction_goes_on(folder: Path, bench: Bench, monkeypat
 
 def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_two_ranks_extract_together_and_write_what_one_does(folder: Path, records: Records, bench: Bench) -> None:
+    one = records("--features", "mine", "--k", 1, "--queries", "one=photos/other")
+    ranks = [CONTEXT.Process(target=_as_rank, args=(folder, number)) for number in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert top1(json.loads((folder / "out-0").read_text())) == top1(one)
+    assert (folder / "out-1").read_text() == "", "one rank speaks for all"
+    alone, together = (Path("features/mine/queries") / name for name in ("one", "two"))
+    assert chunks_of(together) == chunks_of(alone)
+    assert len(keys_journalled(together)) == len(keys_journalled(alone)), "a chunk was computed twice"
+    assert len([file for file in (together / "journals").glob("*.jsonl") if file.read_bytes()]) == 2
+    assert not list(faults_of(together))
+
+
+def _as_rank(folder: Path, number: int) -> None:
+    """Evaluate as a rank of torchrun, which writes its first chunk when the other has one to write, too."""
+    os.chdir(folder)
+    launched = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(launched | {"RANK": str(number), "LOCAL_RANK": str(number)})
+    write, deadline = ChunkWriter.write, time.monotonic() + 100
+
+    def together(*arguments: Any) -> Any:
+        Path(f"ready-{number}").touch()
+        while not Path(f"ready-{1 - number}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return write(*arguments)
+
+    pytest.MonkeyPatch().setattr(ChunkWriter, "write", together)
+    sys.argv = ["bench", "evaluate", "--features", "mine", "--k", "1", "--queries", "two=photos/other", "--json", "-q"]
+    with Path(f"out-{number}").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        main()
 
 
 def test_a_list_and_the_subset_of_its_classes(folder: Path, records: Records) -> None:

@@ -19,7 +19,7 @@ from featbench.store.durable import cannot_write, make_folder, sync_folder
 from featbench.store.errors import MismatchError, StoreError
 from featbench.store.feature_set import FeatureSet, looks_like_feature_set
 from featbench.store.journal import record_of
-from featbench.store.lock import join_run
+from featbench.store.lock import exclusive, join_run
 from featbench.store.manifest import MAX_CHUNK_BYTES, LayerInfo, Manifest, SplitInfo, differences
 from featbench.store.metadata import renew_copy, save
 from featbench.store.schema import ROWS_PER_LABEL_CHUNK
@@ -204,7 +204,7 @@ def remove(path: Path) -> None:
     Raises
     ------
     StoreError
-        If the folder does not look like a feature set, or a run is writing to it.
+        If the folder does not look like a feature set, or a run is writing to it, or evaluating it.
     """
     if not looks_like_feature_set(path):
         raise StoreError(
@@ -216,11 +216,25 @@ def remove(path: Path) -> None:
     try:
         make_folder(real / paths.JOURNALS)  # for the lock
         with join_run(real / paths.LOCK, uuid.uuid4().hex):
+            _refuse_evaluated(real)
             real.rename(doomed)
             sync_folder(real.parent)  # before its contents are removed
     except OSError as error:
         raise StoreError(cannot_write(path, error)) from error
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _refuse_evaluated(path: Path) -> None:
+    """Refuse a feature set in which another process searches or clusters at this moment."""
+    for claim in paths.claim_files(path):
+        if claim.is_symlink() or not claim.is_file():  # of a damaged feature set
+            continue
+        with exclusive(claim) as is_free:
+            if not is_free:
+                raise StoreError(
+                    f"{path}: another process is evaluating it ({paths.cached_key(claim.name)}). Wait for it to end, "
+                    f"or stop it."
+                )
 
 
 def _real(path: Path) -> Path:

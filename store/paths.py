@@ -152,6 +152,11 @@ def claim_file(root: Path, kind: str, key: str) -> Path:
     return folder.with_name(f".{folder.name}.claim")
 
 
+def claim_files(root: Path) -> list[Path]:
+    """Return the locks of all cached results that some process computes, or has computed."""
+    return [path for kind in CACHES for path in sorted((root / kind).glob(".*.claim"))]
+
+
 def result_file(root: Path, name: str) -> Path:
     """Path of the results of one evaluation."""
     return root / RESULTS / f"{name}.json"

@@ -23,7 +23,8 @@ from featbench.pipelines.suites.positions import Position, position_of
 from featbench.pipelines.suites.trackers import open_tracker
 from featbench.pipelines.suites.watching import Watch, digest_of_settings
 from featbench.pipelines.terminal.table import as_text
-from featbench.store import StoreError
+from featbench.store import FeatureSet, StoreError, claimed
+from featbench.store.paths import CLUSTERS
 from tests.conftest import Bench, make_features
 from tests.pipelines.small_runs import make_images, make_net, save_checkpoint
 from tests.pipelines.test_suites import UNEQUAL
@@ -209,6 +210,82 @@ def test_a_feature_set_that_was_replaced_is_not_removed(run: Run) -> None:
     path.with_name("other").rename(path)
     run.watch(keep=("last",)).clean_up()
     assert path.is_dir()
+
+
+def sets_in(store: Path) -> set[str]:
+    return {path.name for path in store.iterdir() if not path.name.startswith(".")}
+
+
+def test_sets_of_others_and_of_other_folders_are_never_removed(run: Run) -> None:
+    """Those of another training run's watch, those that `bench run` made, and what is no feature set."""
+    store = run.folder / "features"
+    other = run.watch(folder=run.folder / "others", curve=load_curve(store, "q", run.folder / "others"), keep=("last",))
+    for epoch in (1, 2):
+        checkpoint(run.folder / f"others/epoch{epoch}.pth", at=OLD + epoch)
+        list(other.look())
+    for name in ("p-epoch2", "p-epoch99"):
+        run.run(make_pipeline({"name": name, "store": str(store)}, where=""))
+    (store / "p-notes").mkdir()
+    there = sets_in(store)
+    assert there == {"q-epoch2", "p-epoch2", "p-epoch99", "p-notes"}
+    for epoch in (2, 3, 4):
+        checkpoint(run.folder / f"runs/epoch{epoch}.pth", at=OLD + epoch)
+    assert len(list(run.watch(keep=("last",)).look())) == 3
+    (run.folder / "runs/epoch4.pth").unlink()  # the training run removes its own checkpoints
+    list(run.watch(keep=("last",)).look())
+    assert sets_in(store) == there | {"p-epoch4"}
+
+
+def test_a_set_that_somebody_evaluates_or_extracts_stays_until_they_are_done(run: Run) -> None:
+    for epoch in (1, 2, 3):
+        checkpoint(run.folder / f"runs/epoch{epoch}.pth", at=OLD + epoch)
+    list(run.watch().look())
+    store = run.folder / "features"
+    first, second = (FeatureSet.open(store / f"p-epoch{epoch}") for epoch in (1, 2))
+    watch = run.watch(keep=("last",))
+    with claimed(first, CLUSTERS, "res5-4-0123456789abcdef"), second.lock():
+        watch.clean_up()
+        assert sets_in(store) == {"p-epoch1", "p-epoch2", "p-epoch3"}
+        assert first.labels("train").size == 2
+    assert not any(point.removed for point in run.watch().curve.points)
+    watch.clean_up()
+    assert sets_in(store) == {"p-epoch3"}
+
+
+@pytest.mark.slow
+def test_a_watch_that_was_killed_at_any_save_goes_on_and_keeps_the_same_sets(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each time that the curve is written, so also between removing a set and noting it."""
+    store, saves = run.folder / "features", 0
+    run.top1 = {"p-epoch2": 0.9}
+    run.run(make_pipeline({"name": "p-epoch1", "store": str(store)}, where=""))
+    for epoch in (1, 2, 3, 4):
+        checkpoint(run.folder / f"runs/epoch{epoch}.pth", at=OLD + epoch)
+    for at in range(40):
+        saves = 0
+
+        def save(folder: Path, saved: Curve, at: int = at) -> None:
+            nonlocal saves
+            saves += 1
+            if saves > at % 2:
+                if at % 4 > 1:
+                    save_curve(folder, saved)
+                raise KeyboardInterrupt
+            save_curve(folder, saved)
+
+        monkeypatch.setattr("featbench.pipelines.suites.watching.save_curve", save)
+        try:
+            list(run.watch(keep=("best", "last")).look())
+            run.watch(keep=("best", "last")).clean_up()
+        except KeyboardInterrupt:
+            continue
+        break
+    else:
+        pytest.fail("it never ends")
+    assert sets_in(store) == {"p-epoch1", "p-epoch2", "p-epoch4"}
+    assert [point.state for point in run.watch().curve.points] == ["done"] * 4
+    assert [point.removed for point in run.watch().curve.points] == [False, False, True, False]
 
 
 def test_one_watch_at_a_time(run: Run) -> None:

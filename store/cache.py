@@ -131,11 +131,13 @@ class CachedResult:
     """Why it cannot be loaded, if that is known without reading its arrays."""
 
 
-def list_cached(features: FeatureSet, kind: str, *, without_digest: bool = False) -> list[CachedResult]:
-    """List what is cached of a kind, by key, without reading arrays.
+def list_cached(
+    features: FeatureSet, kind: str, *, without_digest: bool = False, with_arrays: bool = False
+) -> list[CachedResult]:
+    """List what is cached of a kind, by key.
 
     Facts and shapes are those that the digest covers. A result whose digest differs, or that has none (version 0.1.0),
-    is listed with its fault alone. The bytes of the arrays are checked by `load_cached`.
+    is listed with its fault alone. The bytes of the arrays are checked by `load_cached`, or here if asked for.
 
     Parameters
     ----------
@@ -145,27 +147,50 @@ def list_cached(features: FeatureSet, kind: str, *, without_digest: bool = False
         Kind of result.
     without_digest : bool
         Also list facts of version 0.1.0, without shapes; see `load_cached`.
+    with_arrays : bool
+        Read all arrays, too: a result with a damaged one is listed with its fault alone.
     """
-    folders = paths.cached_folders(features.path, kind)
-    return [_listed(path, kind, without_digest=without_digest) for path in folders]
+    found = (
+        _listed(path, kind, without_digest=without_digest, with_arrays=with_arrays)
+        for path in paths.cached_folders(features.path, kind)
+    )
+    return [each for each in found if each is not None]
 
 
-def _listed(path: Path, kind: str, *, without_digest: bool) -> CachedResult:
+def _listed(path: Path, kind: str, *, without_digest: bool, with_arrays: bool) -> CachedResult | None:
+    """Describe a cached result; None if another process has removed it meanwhile."""
     try:
         attributes = _attributes(path)
         if _is_older(attributes) and without_digest:
+            if with_arrays:
+                _load_older(path, attributes)
             return CachedResult(key=path.name, facts=dict(attributes["facts"]), shapes={})
         if _is_older(attributes):
             raise DamagedError("written by version 0.1.0, without a digest of its facts")
         _check(attributes, (kind, path.name))
         shapes = {name: tuple(map(int, of["shape"])) for name, of in attributes["arrays"].items()}
+        if with_arrays:
+            _check_arrays(path, attributes["arrays"])
         return CachedResult(key=path.name, facts=dict(attributes["facts"]), shapes=shapes)
     except Exception as error:  # as in `load_cached`
+        if not path.is_dir():
+            return None
         return CachedResult(key=path.name, facts={}, shapes={}, fault=str(error) or type(error).__name__)
 
 
 def _attributes(path: Path) -> Json:
-    attributes: Json = json.loads(read_regular(path / paths.METADATA))["attributes"]
+    """Read what describes a cached result; the message of an error is for people."""
+    name = paths.METADATA
+    try:
+        attributes: Json = json.loads(read_regular(path / name))["attributes"]
+    except FileNotFoundError:
+        raise DamagedError(f"{name} is missing") from None
+    except OSError as error:
+        raise DamagedError(f"{name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name} is not JSON") from error
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{name} has no attributes") from error
     return attributes
 
 
@@ -174,8 +199,32 @@ def _is_older(attributes: Json) -> bool:
 
 
 def _check(attributes: Json, origin: tuple[str, str]) -> None:
+    if not {"digest", "facts", "arrays"} <= set(attributes):
+        raise DamagedError(f"{paths.METADATA} has no facts, arrays or digest")
     if attributes["digest"] != _digest(origin, attributes["facts"], attributes["arrays"]):
         raise DamagedError("its digest differs")
+
+
+def _check_arrays(path: Path, described: Json) -> None:
+    """Compare all arrays with their digests, some rows in memory at a time."""
+    for name, of in described.items():
+        with _named_damage(name):
+            array = arrays.open_array(path, checked_name(name))
+            digest = hashlib.sha256()
+            if list(array.shape) == of["shape"]:
+                for start in range(0, array.shape[0], ROWS_PER_CHUNK):
+                    digest.update(_content(np.asarray(array[start : start + ROWS_PER_CHUNK])))
+            if (np.dtype(array.dtype).name, digest.hexdigest()) != (of["dtype"], of["sha256"]):
+                raise DamagedError("its digest differs")
+
+
+@contextmanager
+def _named_damage(name: str) -> Iterator[None]:
+    """Say of which array any error is: Zarr and its codecs raise many kinds, with words that help nobody."""
+    try:
+        yield
+    except Exception as error:
+        raise DamagedError(f"array {name} is damaged or missing") from error
 
 
 def _load_older(path: Path, attributes: Json) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -188,10 +237,11 @@ def _load_older(path: Path, attributes: Json) -> tuple[dict[str, Array], dict[st
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, Array]:
     values = {}
     for name, shape in shapes.items():
-        array = arrays.open_array(path, checked_name(name))
-        if shape is not None and array.shape != shape:  # before memory is allocated for it
-            raise DamagedError(f"array {name} has shape {array.shape}, {shape} was written")
-        values[name] = np.asarray(array[:])
+        with _named_damage(name):
+            array = arrays.open_array(path, checked_name(name))
+            if shape is not None and array.shape != shape:  # before memory is allocated for it
+                raise DamagedError(f"it has shape {array.shape}, {shape} was written")
+            values[name] = np.asarray(array[:])
     return values
 
 
@@ -267,10 +317,13 @@ def claimed(features: FeatureSet, kind: str, key: str) -> Iterator[bool]:
 
 
 def _described(value: Array) -> Json:
-    content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     return {
-        "dtype": value.dtype.name, "shape": list(value.shape), "sha256": hashlib.sha256(content).hexdigest(),
+        "dtype": value.dtype.name, "shape": list(value.shape), "sha256": hashlib.sha256(_content(value)).hexdigest(),
     }  # fmt: skip
+
+
+def _content(value: Array) -> memoryview:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def _digest(origin: tuple[str, str], facts: Json, described: Json) -> str:

@@ -87,8 +87,15 @@ class LoadedClustering:
     splits: Mapping[str, SplitClusters]
 
 
-def kept_clusterings(features: FeatureSet) -> tuple[list[KeptClustering], dict[str, str]]:
-    """List the kept clusterings of a feature set, without reading their arrays.
+def kept_clusterings(features: FeatureSet, *, with_arrays: bool = False) -> tuple[list[KeptClustering], dict[str, str]]:
+    """List the kept clusterings of a feature set.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Has the clusterings.
+    with_arrays : bool
+        Read their arrays, too, so that all damage is found.
 
     Returns
     -------
@@ -99,9 +106,7 @@ def kept_clusterings(features: FeatureSet) -> tuple[list[KeptClustering], dict[s
     """
     found, faults = [], {}
     digests = CurrentDigests(features)
-    for cached in list_cached(features, CLUSTERS):
-        if STEP in cached.facts:  # of a clustering that is not done
-            continue
+    for cached in list_cached(features, CLUSTERS, with_arrays=with_arrays):
         if cached.fault is not None:
             faults[cached.key] = cached.fault
             continue

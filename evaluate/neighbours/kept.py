@@ -61,16 +61,18 @@ class KeptNeighbours:
         return {
             "key": self.key, "layer": self.layer, "similarity": self.similarity, "k": self.k, "queries": self.queries,
             "num_queries": self.num_queries, "index": self.index, "state": self.state, "of_use": self.is_of_use,
+            "fault": self.fault or None,
         }  # fmt: skip
 
 
-def kept_neighbours(features: FeatureSet) -> list[KeptNeighbours]:
-    """List the kept neighbours of a feature set, in order of its layers, without reading their arrays.
+def kept_neighbours(features: FeatureSet, *, with_arrays: bool = False) -> list[KeptNeighbours]:
+    """List the kept neighbours of a feature set, in order of its layers.
 
-    Lists of queries from elsewhere count as current while train has not changed.
+    Lists of queries from elsewhere count as current while train has not changed. Damage of the lists themselves is
+    found only if their arrays are read, too.
     """
     digests = CurrentDigests(features)
-    cached = list_cached(features, NEIGHBOURS, without_digest=True)
+    cached = list_cached(features, NEIGHBOURS, without_digest=True, with_arrays=with_arrays)
     keys = {each.key for each in cached if each.fault is None}
     found = []
     for each in cached:

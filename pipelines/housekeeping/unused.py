@@ -48,7 +48,7 @@ class Unused:
 
 
 def unused_in(features: FeatureSet) -> list[Unused]:
-    """Find what is of no use in a feature set."""
+    """Find what is of no use in a feature set; all that is kept is read, to find what is damaged."""
 
     def cached(kind: str, key: str, why: str) -> Unused:
         path = paths.cached_folder(features.path, kind, key)
@@ -56,9 +56,11 @@ def unused_in(features: FeatureSet) -> list[Unused]:
         return Unused(features=features.name, kind=kind, what=key, why=why, bytes=size, path=path)
 
     found = [
-        cached(paths.NEIGHBOURS, each.key, each.reason) for each in kept_neighbours(features) if not each.is_of_use
+        cached(paths.NEIGHBOURS, each.key, each.reason)
+        for each in kept_neighbours(features, with_arrays=True)
+        if not each.is_of_use
     ]
-    kept, faults = kept_clusterings(features)
+    kept, faults = kept_clusterings(features, with_arrays=True)
     found += [cached(paths.CLUSTERS, key, why) for key, why in faults.items()]
     for each in kept:
         if each.is_current is False:

@@ -212,7 +212,13 @@ def damaged(store: Path, patch: pytest.MonkeyPatch) -> None:
         path.write_text(path.read_text().replace("res5", "res4"))
 
 
-@pytest.mark.parametrize("spoil", [changed, damaged])
+def truncated(store: Path, patch: pytest.MonkeyPatch) -> None:
+    """One chunk of each; all metadata are as they were."""
+    for path in (*(store / "a").glob("neighbours/*/rows/c/0/0"), *(store / "a").glob("clusters/*/centroids/c/0/0")):
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("spoil", [changed, damaged, truncated])
 def test_clean_removes_what_no_evaluation_uses(
     spoil: Callable[[Path, pytest.MonkeyPatch], None], store: Path, bench: Bench, records: Records,
     monkeypatch: pytest.MonkeyPatch,
@@ -301,3 +307,7 @@ def test_info_lists_kept_neighbours_and_clusters_with_their_sizes(store: Path, b
     shown = bench("info", "a").stdout
     assert "kept neighbours" in shown
     assert shown.count("KiB") == 2
+    truncated(store, pytest.MonkeyPatch())
+    (lists,) = listed(bench, "info", "a")["neighbours"]
+    assert (lists["state"], lists["fault"]) == ("damaged", "array rows is damaged or missing")
+    assert "cannot be used: array centroids is damaged or missing" in bench("info", "a").stdout

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_results_are_listed_by_key_with_the_facts_and_shapes_that_were_saved(mad
         ('"dtype": "int64"', '"dtype": "int32"', "its digest differs"),
         ('"digest"', '"sha256"', "digest"),
         ("attributes", "atributes", "attributes"),
-        ("{", "", "Extra data"),
+        ("{", "", "zarr.json is not JSON"),
     ],
 )
 def test_of_a_damaged_result_only_the_fault_is_listed(
@@ -157,5 +158,30 @@ def test_results_without_metadata_or_of_version_0_1_0_are_listed_with_their_faul
     (made.path / KIND / "empty-1").mkdir()
     older, empty = sorted(list_cached(made, KIND), key=lambda each: each.key, reverse=True)
     assert "version 0.1.0" in older.fault
-    assert "No such file" in empty.fault
+    assert empty.fault == "zarr.json is missing"
     assert (older.facts, empty.facts) == ({}, {})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("file", ["rows/c/0/0", "similarities/c/1/0", "rows/zarr.json"])
+def test_damage_of_arrays_is_listed_if_they_are_read_too(
+    made: FeatureSet, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], file: str
+) -> None:
+    monkeypatch.setattr("featbench.store.cache.ROWS_PER_CHUNK", 3)
+    save_cached(made, KIND, KEY, VALUES, FACTS)
+    assert [each.fault for each in list_cached(made, KIND, with_arrays=True)] == [None]
+    damage(made.path / KIND / KEY / file)
+    (found,) = list_cached(made, KIND, with_arrays=True)
+    assert (found.facts, found.fault) == ({}, f"array {file.split('/')[0]} is damaged or missing")
+    assert [each.fault for each in list_cached(made, KIND)] == [None]
+    assert load_cached(made, KIND, KEY) is None

@@ -186,6 +186,8 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+        return "damaged (it is not JSON)"
     return f"damaged ({type(error).__name__}: {first_line(error)})"
 
 

@@ -6,15 +6,21 @@ Shape suffixes:  N clustered rows of train   K clusters   C classes
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from featbench.evaluate.clustering.kept import KeptClustering, LoadedClustering, choose_clusterings, load_clustering
+from featbench.evaluate.clustering.kept import (
+    KeptClustering,
+    LoadedClustering,
+    choose_clusterings,
+    kept_clusterings,
+    load_clustering,
+)
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.results import Record
-from featbench.pipelines.recorded.reading import results_of
 from featbench.pipelines.report.evaluations import Evaluated, Source
 from featbench.pipelines.report.pictures import Pictures
 from featbench.store.typing import Ints
@@ -35,19 +41,20 @@ METRICS = ("nmi", "ami", "ari", "purity", "hungarian", "many_to_one")
 """Keys of recorded numbers that are shown."""
 
 
-def clusterings_of(source: Source, layers: Sequence[str]) -> list[LoadedClustering]:
-    """Load the kept clusterings of some layers; a damaged one is left out with a warning."""
-    try:
-        kept = choose_clusterings(source.features)
-    except EvaluationError:  # there is none
-        return []
-    loaded = []
-    for each in kept:
-        if each.layer in layers:
+def clusterings_of(source: Source, layers: Collection[str]) -> dict[str, list[LoadedClustering]]:
+    """Load the kept clusterings of some layers, by layer; a damaged one is left out with a warning."""
+    features = source.features
+    for key, fault in kept_clusterings(features)[1].items():
+        logger.warning("%s: the report is without clustering %s: %s", features.name, key, fault)
+    loaded: dict[str, list[LoadedClustering]] = {}
+    with suppress(EvaluationError):  # there is none
+        for each in choose_clusterings(features):
+            if each.layer not in layers:
+                continue
             try:
-                loaded.append(load_clustering(source.features, each))
+                loaded.setdefault(each.layer, []).append(load_clustering(features, each))
             except EvaluationError as error:
-                logger.warning("%s", error)
+                logger.warning("the report is without a clustering: %s", error)
     return loaded
 
 
@@ -59,20 +66,14 @@ def clusters_content(
     if not number:
         return []
     most = max(FEWEST_CLUSTERS, min(MOST_CLUSTERS, MOST_PICTURES // (number * IMAGES)))
-    recorded = {
-        id(each.view.source): [record for record in results_of(each.view.source.features) if record["task"] == "kmeans"]
-        for each in {id(each.view.source): each for each in evaluated}.values()
-    }
     return [
-        _clustering(view, evaluated[view].view.source, each, most, recorded[id(evaluated[view].view.source)], pictures)
+        _clustering(view, evaluated[view].view.source, each, most, pictures)
         for view, clusterings in loaded.items()
         for each in clusterings
     ]
 
 
-def _clustering(
-    view: int, source: Source, loaded: LoadedClustering, most: int, recorded: Sequence[Record], pictures: Pictures
-) -> dict[str, Any]:
+def _clustering(view: int, source: Source, loaded: LoadedClustering, most: int, pictures: Pictures) -> dict[str, Any]:
     kept, train = loaded.kept, loaded.splits["train"]
     labels_N = source.labels.train.by_row(source.features.split("train").num_rows)[train.rows_N]
     sizes_K = np.bincount(train.clusters_N, minlength=kept.num_clusters)
@@ -82,7 +83,7 @@ def _clustering(
         "view": view,
         "name": f"{kept.num_clusters:,} clusters",
         "count": kept.num_clusters,
-        "metrics": _metrics(kept, recorded),
+        "metrics": _metrics(kept, source.recorded),
         "sizes": sizes_K.tolist() if kept.num_clusters <= 20_000 else [],
         "clusters": [
             {
@@ -124,7 +125,8 @@ def _metrics(kept: KeptClustering, recorded: Sequence[Record]) -> list[list[Any]
     ours = [
         record
         for record in recorded
-        if record.get("layer") == kept.layer
+        if record["task"] == "kmeans"
+        and record.get("layer") == kept.layer
         and record.get("clusters") == kept.num_clusters
         and record.get("objective") == kept.objective
     ]

@@ -6,7 +6,6 @@ Shape suffixes:  Q queries   K neighbours
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,12 +25,17 @@ from featbench.evaluate.neighbours.cache import NeighbourCache, SearchResult
 from featbench.evaluate.results import KnnResult, Record
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.recorded.reading import results_of
+from featbench.pipelines.report.commands import evaluate_command
 from featbench.pipelines.report.grid import GridCell, first_places, grid_of, votes_by_place
 from featbench.store import FeatureSet
 from featbench.store.names import visible
 from featbench.store.typing import Bools, Doubles, Ints
 
 logger = logging.getLogger(__name__)
+
+
+class KeptListsError(EvaluationError):
+    """Kept lists that can't be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +46,17 @@ class Source:
     labels: MatchedLabels
     leave_one_out: bool
     recorded: Sequence[Record]
-    """Classifications that earlier evaluations have recorded."""
+    """What earlier evaluations have recorded."""
 
     @property
     def queries(self) -> Labelled:
         """Rows that ask: those of val, or of train."""
         return self.labels.train if self.leave_one_out else self.labels.val
+
+    @property
+    def classifications(self) -> list[Record]:
+        """Recorded results of kNN."""
+        return [each for each in self.recorded if each["task"] == "knn"]
 
     @property
     def has_labels(self) -> bool:
@@ -72,15 +81,12 @@ class View:
 
         Raises
         ------
-        EvaluationError
+        KeptListsError
             If they are damaged, or gone meanwhile.
         """
         kept = self.cache.load(1)
         if kept is None:
-            raise EvaluationError(
-                f"{self.source.features.path}: the kept neighbours of {self.layer.name} are damaged or gone. "
-                f"{_command(self.source, [self.layer.name], [self.protocol_name])}"
-            )
+            raise KeptListsError(_of_damaged([self]))
         return kept
 
 
@@ -136,8 +142,7 @@ def open_sources(paths: Sequence[Path], config: EvaluateConfig) -> list[Source]:
         features = FeatureSet.open(path)
         labels = matched_labels(features, needed=False)
         alone = config.knn.leave_one_out or not len(labels.val.rows)
-        recorded = [each for each in results_of(features) if each.get("task") == "knn"]
-        source = Source(features=features, labels=labels, leave_one_out=alone, recorded=recorded)
+        source = Source(features=features, labels=labels, leave_one_out=alone, recorded=list(results_of(features)))
         refuse_no_queries(path, source.queries)
         sources.append(source)
     return with_common_classes(sources)
@@ -181,7 +186,11 @@ def find_views(sources: Sequence[Source], config: EvaluateConfig, layers: Sequen
                 else:
                     found.append((source, layer, name, protocol, cache))
         if missing and (layers or not found):
-            raise EvaluationError(_how_to_search(source, list(dict.fromkeys(missing)), protocols))
+            named = list(dict.fromkeys(missing))
+            raise EvaluationError(
+                f"{features.path}: no neighbours of {', '.join(named)} are kept by {', '.join(protocols)}, and a "
+                f"report is made of what is kept. {how_to_search(source, named, list(protocols))}"
+            )
         if missing:
             text = "%s: without %s, whose neighbours are not kept; `bench evaluate` keeps them"
             logger.warning(text, features.name, ", ".join(dict.fromkeys(missing)))
@@ -193,8 +202,52 @@ def find_views(sources: Sequence[Source], config: EvaluateConfig, layers: Sequen
     ]
 
 
+def evaluate_views(views: Sequence[View], config: EvaluateConfig, layers: Sequence[str] = ()) -> list[Evaluated]:
+    """Evaluate views; one whose lists are damaged is left out with a warning, like a layer that has none.
+
+    Raises
+    ------
+    EvaluationError
+        If layers were named and one is damaged, or nothing is left of a feature set; the message has the commands that
+        search again.
+    """
+    evaluated, damaged = [], []
+    for view in views:
+        try:
+            evaluated.append(evaluate_view(view, config))
+        except KeptListsError:
+            damaged.append(view)
+    left = {id(each.view.source) for each in evaluated}
+    fatal = [view for view in damaged if layers or id(view.source) not in left]
+    if fatal:
+        sources = {id(view.source): view.source for view in fatal}.values()
+        raise EvaluationError(
+            "\n".join(_of_damaged([view for view in fatal if view.source is source]) for source in sources)
+        )
+    for view in damaged:
+        logger.warning("the report is without %s. %s", view.name, _of_damaged([view]))
+    return evaluated
+
+
+def _of_damaged(views: Sequence[View]) -> str:
+    """Say whose lists of one feature set are damaged, and how to make them again."""
+    source, layers = views[0].source, list(dict.fromkeys(view.layer.name for view in views))
+    return (
+        f"{source.features.path}: the kept neighbours of {', '.join(layers)} are damaged or gone. "
+        f"{how_to_search(source, layers, list(dict.fromkeys(view.protocol_name for view in views)))}"
+    )
+
+
 def evaluate_view(view: View, config: EvaluateConfig) -> Evaluated:
-    """Compute accuracies and predictions from kept lists."""
+    """Compute accuracies and predictions from kept lists.
+
+    Raises
+    ------
+    KeptListsError
+        If they can't be read.
+    EvaluationError
+        If they are too short for a k that was asked for.
+    """
     logger.info("%s: evaluating kept neighbours", view.name)
     kept = view.kept()
     lists = kept.neighbours
@@ -235,7 +288,7 @@ def _protocols(source: Source, config: EvaluateConfig) -> Mapping[str, KnnProtoc
     """Protocols that were asked for, or else that were used before."""
     if "protocol" in config.knn.model_fields_set:
         return find_protocols(config.knn.protocol)
-    used = [str(each.get("protocol")) for each in source.recorded]
+    used = [str(each.get("protocol")) for each in source.classifications]
     return find_protocols([name for name in PROTOCOLS if name in used] or config.knn.protocol)
 
 
@@ -246,9 +299,9 @@ def _settings(view: View, config: EvaluateConfig, length: int) -> tuple[list[int
         source = view.source
         raise EvaluationError(
             f"{source.features.path}: lists of {length} neighbours are kept of {view.layer.name}, too short for k "
-            f"{too_long[0]}. {_command(source, [view.layer.name], [view.protocol_name], max(knn.k))}"
+            f"{too_long[0]}. {how_to_search(source, [view.layer.name], [view.protocol_name], [max(knn.k)])}"
         )
-    used = [each for each in view.source.recorded if each.get("protocol") == view.protocol_name]
+    used = [each for each in view.source.classifications if each.get("protocol") == view.protocol_name]
     saved_k = {each["k"] for each in used if isinstance(each.get("k"), int) and each["k"] >= 1}
     ks = list(knn.k or [])
     if not ks:
@@ -282,26 +335,9 @@ def _names(parts: Sequence[tuple[Source, str, str]]) -> list[str]:
     ]
 
 
-def _how_to_search(source: Source, layers: Sequence[str], protocols: Mapping[str, KnnProtocol]) -> str:
-    named = ", ".join(layers)
-    return (
-        f"{source.features.path}: no neighbours of {named} are kept by {', '.join(protocols)}, and a report is made of "
-        f"what is kept. {_command(source, layers, list(protocols))}"
+def how_to_search(source: Source, layers: Sequence[str], protocols: Sequence[str], ks: Sequence[int] = ()) -> str:
+    """Name the command that keeps the lists, in a sentence."""
+    command = evaluate_command(
+        source.features, layers=layers, protocols=protocols, ks=ks, leave_one_out=source.leave_one_out
     )
-
-
-def store_words(features: FeatureSet) -> list[str]:
-    """Words of a command that say where a feature set is; none for the default store."""
-    return [] if features.path.parent == Path("features") else ["--store", str(features.path.parent)]
-
-
-def _command(source: Source, layers: Sequence[str], protocols: Sequence[str], k: int | None = None) -> str:
-    """Write the command that keeps the lists."""
-    features = source.features
-    words = ["bench", "evaluate", "--features", features.name]
-    words += store_words(features)
-    words += ["--layers", ",".join(layers)] if len(layers) < len(features.manifest.layers) else []
-    words += ["--protocol", ",".join(protocols)] if list(protocols) != ["dino"] else []
-    words += [] if k is None else ["--k", str(k)]
-    words += ["--leave-one-out"] if source.leave_one_out else []
-    return f"Search with `{shlex.join(words)}`"
+    return f"Search with `{command}`"

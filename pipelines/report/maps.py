@@ -5,6 +5,7 @@ Shape suffixes:  P points   D feature dimension
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -17,8 +18,11 @@ from featbench.evaluate.features.selection import Selection
 from featbench.pipelines.report.charts import PALETTE, Chart, Column, Row, base, specification
 from featbench.pipelines.report.evaluations import Evaluated
 from featbench.pipelines.report.pictures import Pictures
+from featbench.store import StoreError
 from featbench.store.names import visible
 from featbench.store.typing import Doubles, Ints
+
+logger = logging.getLogger(__name__)
 
 Method = Literal["pca", "tsne", "umap"]
 NAMES: Mapping[str, str] = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
@@ -60,16 +64,19 @@ def map_chart(
     query_rows: Ints,
     loaded: Mapping[int, Sequence[LoadedClustering]],
     pictures: Pictures,
-) -> Chart:
-    """Draw a map of each view; the reader chooses what colours mean."""
+) -> Chart | None:
+    """Draw a map of each view; the reader chooses what colours mean. None if no view's features can be read."""
     import altair as alt
 
     points = chosen_points(query_rows)
-    rows = [
-        row
-        for number, each in enumerate(evaluated)
-        for row in _rows(method, each, next(iter(loaded.get(number, ())), None), points, pictures)
-    ]
+    rows: list[Row] = []
+    for number, each in enumerate(evaluated):
+        try:
+            rows += _rows(method, each, next(iter(loaded.get(number, ())), None), points, pictures)
+        except StoreError as error:  # all else is made of kept lists
+            logger.warning("the report is without a map of %s: %s", each.view.name, error)
+    if not rows:
+        return None
     axis = alt.Axis(labels=False, grid=False)
     scale = alt.Scale(zero=False)
     first, second = ("first component", "second component") if method == "pca" else ("dimension 1", "dimension 2")
@@ -95,7 +102,7 @@ def map_chart(
         key=f"map-{method}", title=f"Map of {split} by {NAMES[method]}",
         description=f"{part} of {split}, each a point; images with similar features are near one another.",
         spec=spec, rows=rows, columns=columns,
-        switch="view", switch_title="Layer", options=[each.view.name for each in evaluated], colours=colours,
+        switch="view", switch_title="Layer", options=[*dict.fromkeys(row["view"] for row in rows)], colours=colours,
     )  # fmt: skip
 
 

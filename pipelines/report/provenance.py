@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from featbench.pipelines.report.evaluations import Evaluated, Source, store_words
+from featbench.pipelines.report.commands import evaluate_command, report_command
+from featbench.pipelines.report.evaluations import Evaluated, Source
 from featbench.store.names import visible
 
 MOST_CHARACTERS = 4000
@@ -57,18 +58,15 @@ def provenance_of(source: Source, evaluated: Sequence[Evaluated]) -> Provenance:
 
 def _commands(source: Source, evaluated: Sequence[Evaluated], *, is_imported: bool) -> list[str]:
     features = source.features
-    store = store_words(features)
     extract = "# imported with `bench import`" if is_imported else f"bench extract {shlex.quote(features.name)}.yaml"
     views = [each.view for each in evaluated]
     ks = sorted({result.k for each in evaluated for result in each.results})
     temperatures = sorted({t for each in evaluated for result in each.results if (t := result.temperature)})
-    evaluate = ["bench", "evaluate", "--features", features.name, *store]
-    evaluate += ["--layers", ",".join(dict.fromkeys(view.layer.name for view in views))]
-    evaluate += ["--protocol", ",".join(dict.fromkeys(view.protocol_name for view in views))]
-    evaluate += ["--k", ",".join(map(str, ks))] * bool(ks)
-    evaluate += ["--temperature", ",".join(f"{each:g}" for each in temperatures)] * bool(temperatures)
-    evaluate += ["--leave-one-out"] * source.leave_one_out
-    return [extract, shlex.join(evaluate), shlex.join(["bench", "report", features.name, *store])]
+    evaluate = evaluate_command(
+        features, layers=[view.layer.name for view in views], protocols=[view.protocol_name for view in views],
+        ks=ks, temperatures=temperatures, leave_one_out=source.leave_one_out,
+    )  # fmt: skip
+    return [extract, evaluate, report_command(features)]
 
 
 def _written(value: Any) -> str:

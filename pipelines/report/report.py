@@ -20,7 +20,7 @@ from featbench.pipelines.report.charts import Chart
 from featbench.pipelines.report.classes import class_numbers, confusion, shown_classes, worst_pairs
 from featbench.pipelines.report.clusterings import clusterings_of, clusters_content
 from featbench.pipelines.report.comparing import common_queries, comparisons_content
-from featbench.pipelines.report.evaluations import Evaluated, Source, evaluate_view, find_views, open_sources
+from featbench.pipelines.report.evaluations import Evaluated, Source, evaluate_views, find_views, open_sources
 from featbench.pipelines.report.maps import check_methods, map_chart
 from featbench.pipelines.report.page import render
 from featbench.pipelines.report.pictures import DEFAULT_BUDGET, Pictures
@@ -115,7 +115,7 @@ def write_report(
     with _noted_warnings() as warnings:
         sources = open_sources(paths, config)
         rows = common_queries(sources)
-        evaluated = [evaluate_view(view, config) for view in find_views(sources, config, layers)]
+        evaluated = evaluate_views(find_views(sources, config, layers), config, layers)
         data, all_charts = _gather(sources, evaluated, rows, look)
     content = _content(sources, evaluated, data, [*warnings, *data["pictures"]["faults"]], command)
     text = render(content | {"num_views": len(evaluated)}, data, all_charts)
@@ -145,21 +145,24 @@ def _gather(
         "leftOut": [part for source in sources for part in left_out(source)],
     }
     training = training_charts(sources)
-    maps = [map_chart(method, evaluated, rows, loaded, pictures) for method in look.maps]
-    data |= {"hasTraining": bool(training), "pictures": pictures.content()}
+    drawn_maps = [map_chart(method, evaluated, rows, loaded, pictures) for method in look.maps]
+    maps = [chart for chart in drawn_maps if chart is not None]
+    data |= {"hasTraining": bool(training), "hasMap": bool(maps), "pictures": pictures.content()}
     return data, [*_charts(evaluated), *training, *maps]
 
 
 def _loaded_clusterings(evaluated: Sequence[Evaluated]) -> dict[int, list[LoadedClustering]]:
     """Kept clusterings by the number of the first view of their layer."""
     found: dict[int, list[LoadedClustering]] = {}
-    seen: set[tuple[Path, str]] = set()
+    of_source: dict[Path, dict[str, list[LoadedClustering]]] = {}
     for number, each in enumerate(evaluated):
-        features, layer = each.view.source.features, each.view.layer.name
-        if (features.path, layer) not in seen:
-            seen.add((features.path, layer))
-            found[number] = clusterings_of(each.view.source, [layer])
-    return {number: clusterings for number, clusterings in found.items() if clusterings}
+        source, layer = each.view.source, each.view.layer.name
+        if source.features.path not in of_source:
+            layers = {other.view.layer.name for other in evaluated if other.view.source is source}
+            of_source[source.features.path] = clusterings_of(source, layers)
+        if clusterings := of_source[source.features.path].pop(layer, []):
+            found[number] = clusterings
+    return found
 
 
 def _charts(evaluated: Sequence[Evaluated]) -> list[Chart]:
@@ -237,6 +240,7 @@ def _content(
         ),
         "sections": _sections(evaluated, data),
         "has_training": data["hasTraining"],
+        "has_map": data["hasMap"],
         "has_comparisons": bool(data["comparisons"]),
         "has_clusterings": bool(data["clusterings"]),
         "left_out": data["leftOut"],
@@ -263,7 +267,8 @@ def _sections(evaluated: Sequence[Evaluated], data: Mapping[str, Any]) -> list[t
         "overview": ("Overview", True), "comparison": ("Comparison", bool(data["comparisons"])),
         "training": ("Training", data["hasTraining"]), "accuracy": ("Accuracy", has_labels),
         "classes": ("Classes", has_labels),
-        "neighbours": ("Neighbours", True), "map": ("Map", True), "clusters": ("Clusters", bool(data["clusterings"])),
+        "neighbours": ("Neighbours", True), "map": ("Map", data["hasMap"]),
+        "clusters": ("Clusters", bool(data["clusterings"])),
         "images": ("Images", True), "provenance": ("Provenance", True),
     }  # fmt: skip
     return [(key, name) for key, (name, is_there) in parts.items() if is_there]

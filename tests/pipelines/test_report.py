@@ -185,6 +185,45 @@ def test_without_kept_neighbours_the_command_that_makes_them_is_given(features: 
     assert "lists of 10 neighbours are kept of early, too short for k 20" in shorter.stderr
 
 
+def test_what_is_damaged_is_left_out_and_the_rest_of_the_page_says_so(
+    features: Path, tmp_path: Path, bench: Bench
+) -> None:
+    """Kept lists of one layer, a clustering, and features that only the map needs."""
+    assert bench("evaluate", "--features", "mine", "--k", "3", "--clusters", "3").returncode == 0
+    (lists,) = features.glob("neighbours/early-*/rows/c/0/0")
+    (clusters,) = features.glob("clusters/late-*/zarr.json")
+    rows = features / "val/late/c/0/0"
+    undamaged = rows.read_bytes()
+    for path in (lists, clusters, rows):
+        path.write_bytes(path.read_bytes()[:40])
+    result = bench("report", "mine")
+    assert result.returncode == 0, result.stderr
+    page = read(tmp_path / "report.html")
+    assert [view["name"] for view in page.data["views"]] == ["late"]
+    assert not [chart["key"] for chart in page.data["charts"] if chart["key"].startswith("map")]
+    said = "".join(page.texts)
+    for part in (
+        "without early. features/mine: the kept neighbours of early are damaged or gone. Search with `bench evaluate",
+        f"without clustering {clusters.parent.name}: zarr.json is not JSON",
+        "without a map of late",
+    ):
+        assert part in result.stderr
+        assert part in said
+    for layers, path in (("early,late", lists), ("early", next(features.glob("neighbours/late-*/zarr.json")))):
+        path.unlink()
+        named = bench("report", "mine", "--layers", layers, "-o", "other.html")
+        assert named.returncode == 2
+        assert "the kept neighbours of early are damaged or gone" in named.stderr
+    result = bench("report", "mine", "-o", "other.html")
+    assert result.returncode == 2
+    assert "the kept neighbours of early, late are damaged or gone" in result.stderr
+    assert not (tmp_path / "other.html").exists()
+    rows.write_bytes(undamaged)
+    command = re.findall(r"Search with `bench ([^`]+)`", result.stderr)[0]
+    assert bench(*command.split(), "--k", "3").returncode == 0
+    assert bench("report", "mine", "--k", "3", "--thumbnail", "0").returncode == 0
+
+
 def test_without_labels_the_page_has_no_accuracies(tmp_path: Path, bench: Bench) -> None:
     random = np.random.default_rng(0)
     rows = {split: {"x": random.normal(size=(30, 4)).astype(np.float32)} for split in ("train", "val")}
@@ -297,19 +336,6 @@ def test_protocols_with_and_without_a_temperature_are_shown_together(
     (chart,) = (each for each in data["charts"] if each["key"] == "accuracy-by-k")
     assert chart["options"][0] == "0.07"
     assert {row["temperature"] for row in rows_of(chart["table"]) if row["view"] == "late (majority)"} == {"none"}
-
-
-def test_damaged_lists_are_named_with_the_command_that_replaces_them(features: Path, bench: Bench) -> None:
-    assert bench("evaluate", "--features", "mine", "--k", "3").returncode == 0
-    (kept,) = (features / "neighbours").glob("late-*/rows")
-    (chunk,) = (path for path in kept.rglob("*") if path.is_file() and path.name != "zarr.json")
-    chunk.write_bytes(chunk.read_bytes()[:-3] + b"abc")
-    result = bench("report", "mine", "--k", "3")
-    assert result.returncode == 2
-    assert "the kept neighbours of late are damaged or gone" in result.stderr
-    command = re.findall(r"Search with `bench ([^`]+)`", result.stderr)[0]
-    assert bench(*command.split()).returncode == 0
-    assert bench("report", "mine", "--k", "3").returncode == 0
 
 
 def test_the_curve_of_a_training_run_is_shown_with_its_checkpoints(tmp_path: Path, bench: Bench) -> None:

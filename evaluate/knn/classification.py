@@ -424,13 +424,13 @@ def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *
         too_large = [k for k in asked if not 1 <= k <= num_rows]
         if too_large:
             raise EvaluationError(
-                f"k must be in [1, {num_rows}], the labelled rows of {what}; got {', '.join(map(str, too_large))}"
+                f"k must be in [1, {num_rows}], the rows of {what} that can vote; got {', '.join(map(str, too_large))}"
             )
         return list(asked)
     fitting = [k for k in usual if k <= num_rows] or [num_rows]
-    if len(fitting) < len(usual):
-        text = "%s has %d labelled rows, so k is %s instead of %s"
-        logger.warning(text, what, num_rows, fitting, list(usual))
+    if fitting != list(usual):
+        text = "at most %d rows of %s can vote, so k is %s instead of %s"
+        logger.warning(text, num_rows, what, fitting, list(usual))
     return fitting
 
 

@@ -276,16 +276,20 @@ def test_a_feature_set_that_goes_away_meanwhile_ends_the_evaluation(
 
 def test_k_beyond_the_database_is_refused_before_the_search(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     searches = count_searches(monkeypatch)
-    with pytest.raises(EvaluationError, match=r"k must be in \[1, 120\], the labelled rows of train; got 121, 500"):
+    with pytest.raises(EvaluationError, match=r"in \[1, 120\], the rows of train that can vote; got 121, 500"):
         evaluate_knn(made, ["x"], k=[5, 121, 500])
     assert not searches
 
 
-def test_a_protocols_own_k_gives_way_to_a_small_database(made: FeatureSet, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        records = evaluate_knn(made, ["x"])
-    assert [record["k"] for record in records] == [10, 20, 100]
-    assert "instead of" in caplog.text
+@pytest.mark.parametrize(
+    ("protocol", "usual", "used"), [("dino", "[10, 20, 100, 200]", [10, 20, 100]), ("wu2018", "[200]", [120])]
+)
+def test_a_protocols_own_k_gives_way_to_a_small_database_and_says_so(
+    made: FeatureSet, caplog: pytest.LogCaptureFixture, protocol: str, usual: str, used: list[int]
+) -> None:
+    records = evaluate_knn(made, ["x"], protocol=protocol)
+    assert [record["k"] for record in records] == used
+    assert f"at most 120 rows of train can vote, so k is {used} instead of {usual}" in caplog.text
 
 
 def test_row_order_of_the_database_changes_no_accuracy(tmp_path: Path, made: FeatureSet) -> None:

@@ -264,7 +264,7 @@ def test_a_try_with_fewer_images_than_neighbours_is_voted_on_by_those_that_fit(
 ) -> None:
     asked = {shots: evaluate_few_shot(made, ["x"], shots=[shots], tries=1, k=[5, 9, 20]) for shots in (1, 2, 3)}
     assert {shots: [r["k"] for r in records] for shots, records in asked.items()} == {1: [4], 2: [5], 3: [5, 9]}
-    assert "a try with 2 per class has 8 labelled rows, so k is [5] instead of [5, 9, 20]" in caplog.text
+    assert "at most 8 rows of a try with 2 per class can vote, so k is [5] instead of [5, 9, 20]" in caplog.text
     with pytest.raises(EvaluationError, match="k must be at least 1; got 0"):
         evaluate_few_shot(made, ["x"], shots=[2], k=[0])
     assert [r["k"] for r in evaluate_few_shot(made, ["x"], shots=["10%"], tries=1)] == [8]

@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
         refuse_part(content, str(files[0]))
         return content
     if files[0].suffix != ".json" and shard_files(files[0]) == files[1:]:
-        return joined([_read(file, trust=trust) for file in files[1:]], str(path))
+        return joined(files[0], partial(_read, trust=trust))
     merged: dict[str, Any] = {}
     for file in files:
         if not file.is_file():

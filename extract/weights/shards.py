@@ -1,13 +1,13 @@
-"""VISSL's sharded checkpoints: parameters that FSDP has flattened and cut into one piece for each GPU, joined again.
+"""VISSL's checkpoints in several files, which a small file lists: in shards or in slices.
 
-A small file lists the shards. Each shard has, for every module that FSDP wraps, its piece of one or several flat
-parameters, and what those are made of: names, shapes, and how many numbers pad the piece.
+A shard has, for every module that FSDP wraps, one GPU's piece of one or several flat parameters, and what those are
+made of: names, shapes, and how many numbers pad the piece. A slice is one parameter of the whole model.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from featbench.extract.errors import WeightsError
 
-_MOST_BYTES_OF_A_LIST = 1 << 20
+_MOST_BYTES_OF_A_LIST = 1 << 24
+_LISTS = ("shard_list", "slice_list")
 
 
 def shard_files(path: Path) -> tuple[Path, ...]:
-    """Files of a list of shards, in order, beside it or where it says; none if the file is not such a list.
+    """Files of a list of shards or slices, in order, beside it or where it says; none if the file is not such a list.
 
     Raises
     ------
@@ -28,29 +29,58 @@ def shard_files(path: Path) -> tuple[Path, ...]:
         If one of them does not exist.
     """
     content = _list_in(path)
-    if not isinstance(content, Mapping) or content.get("type") != "shard_list":
+    if content is None:
         return ()
-    named = [Path(str(name)) for name in content.get("shards", ())]
-    files = tuple(beside if (beside := path.parent / each.name).is_file() else path.parent / each for each in named)
+    is_sliced = content["type"] == "slice_list"
+    try:
+        listed = [file for _, _, file in _slices(content)] if is_sliced else content["shards"]
+        named = [Path(file) for file in listed]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: not a list of files of weights ({type(error).__name__}: {error})") from error
+    what = "slices" if is_sliced else "shards"
+    files = tuple(_found(each, path) for each in named)
     missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
         raise WeightsError(
-            f"{path}: lists {len(files)} shards, and {len(missing)} are missing: {', '.join(missing[:3])}"
+            f"{path}: lists {len(files):,} {what}, and {len(missing):,} are missing: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
     return files
 
 
-def _list_in(path: Path) -> Any:
+def _found(file: Path, listed_in: Path) -> Path:
+    """Where a listed file is: beside the list or in the folder of its slices, however moved, or where the list says."""
+    folder = listed_in.parent
+    beside = (folder, folder / f"{listed_in.stem}_layers", folder / file.parent.name)
+    return next((each / file.name for each in beside if (each / file.name).is_file()), folder / file)
+
+
+def _list_in(path: Path) -> Mapping[str, Any] | None:
+    """The content of a list of files; None for other checkpoints, of which little is read."""
     if path.stat().st_size > _MOST_BYTES_OF_A_LIST or not zipfile.is_zipfile(path):
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            pickled = archive.read(names[0]) if names else b""
+        if not any(kind.encode() in pickled for kind in _LISTS):
+            return None
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # reading it as weights says what is wrong
         return None
+    return content if isinstance(content, Mapping) and content.get("type") in _LISTS else None
+
+
+def _slices(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For each parameter: "trunk" or "heads", its name, and the file that has it."""
+    if "classy_state_dict" not in content:  # older lists, of trunks alone
+        return [("trunk", name, file) for name, file in content["layers"].items()]
+    model = content["classy_state_dict"]["base_model"]["model"]
+    return [(part, name, file) for part in ("trunk", "heads") for name, file in model.get(part, {}).items()]
 
 
 def refuse_part(content: Any, where: str) -> None:
-    """Refuse one shard alone, and checkpoints in slices.
+    """Refuse one shard or one slice alone.
 
     Raises
     ------
@@ -59,21 +89,49 @@ def refuse_part(content: Any, where: str) -> None:
     kind = content.get("type") if isinstance(content, Mapping) else None
     if kind == "shard":
         raise WeightsError(f"{where}: one of several shards. Give the file that lists them, beside it, without _shard0")
-    if kind in ("slice", "slice_list"):
+    if kind == "slice":
         raise WeightsError(
-            f"{where}: a checkpoint in slices. Give the sharded one that it was made from, or convert it with VISSL's "
-            f"extra_scripts/convert_sharded_checkpoint.py"
+            f"{where}: one parameter of a checkpoint in slices. Give the file that lists them, beside this folder: "
+            f"{Path(where).parent.name.removesuffix('_layers')}.torch"
         )
 
 
-def joined(shards: Sequence[Any], where: str) -> dict[str, Any]:
-    """Join shards into the checkpoint that VISSL would have saved without FSDP.
+def joined(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """Join the files of a list into the checkpoint that VISSL would have saved without FSDP.
+
+    Parameters
+    ----------
+    path : Path
+        The list.
+    read : callable
+        Reads one file. If it maps files to memory, as `torch.load` does, so are the parameters of slices.
 
     Raises
     ------
     WeightsError
-        If a shard lacks its description, or the pieces do not add up.
+        If a shard lacks its description, the pieces do not add up, or a slice is none.
     """
+    content, files = _list_in(path), shard_files(path)
+    if content is not None and content["type"] == "slice_list":
+        return _joined_slices(_slices(content), files, read)
+    return _joined_shards([read(file) for file in files], str(path))
+
+
+def _joined_slices(
+    listed: Sequence[tuple[str, str, str]], files: Sequence[Path], read: Callable[[Path], Any]
+) -> dict[str, Any]:
+    model: dict[str, dict[str, Tensor]] = {"trunk": {}, "heads": {}}
+    for (part, name, _), file in zip(listed, files, strict=True):
+        piece = read(file)
+        if not (
+            isinstance(piece, Mapping) and piece.get("type") == "slice" and isinstance(piece.get("weight"), Tensor)
+        ):
+            raise WeightsError(f"{file}: not one parameter of a checkpoint in slices, though listed as {name}")
+        model[part][name] = piece["weight"]
+    return {"classy_state_dict": {"base_model": {"model": model}}}
+
+
+def _joined_shards(shards: Sequence[Any], where: str) -> dict[str, Any]:
     try:
         parts = [shard["classy_state_dict"]["base_model"] for shard in shards]
         models, described = [part["model"] for part in parts], [part["meta"] for part in parts]

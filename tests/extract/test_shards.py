@@ -1,7 +1,8 @@
-"""VISSL's sharded checkpoints are joined as FSDP cuts them: flattened, padded, one piece for each rank."""
+"""VISSL's checkpoints in several files are joined: shards, flattened and padded as FSDP cuts them, and slices."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from torch import Tensor
 
 from featbench.extract.errors import WeightsError
+from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.checkpoints import read_checkpoint, sha256_of_files
+from featbench.extract.weights.state_dicts import find_weights
+from featbench.extract.weights.strict import load_strictly, names_of
+from tests.extract.test_vissl_zoo import seer
 
 State = dict[str, Tensor]
 GROUPS = ("", "_feature_blocks.res2")
@@ -95,6 +100,58 @@ def test_what_cannot_be_joined_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_phase9_shard1.torch").unlink()
     with pytest.raises(WeightsError, match=r"lists 2 shards, and 1 are missing: /gone/model_phase9_shard1\.torch"):
         read_checkpoint(path)
-    torch.save({"type": "slice_list", "classy_state_dict": {}}, tmp_path / "slices.torch")
-    with pytest.raises(WeightsError, match="a checkpoint in slices"):
-        read_checkpoint(tmp_path / "slices.torch")
+
+
+def slices(path: Path, trunk: State, heads: State, *, old: bool = False) -> Path:
+    """As VISSL's convert_sharded_checkpoint.py writes them: a file for each parameter, named by its name's digest."""
+    folder = path.with_name(f"{path.stem}_layers")
+    folder.mkdir()
+    files = {}
+    for name, tensor in (trunk | heads).items():
+        file = folder / f"{hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()}.torch"
+        torch.save({"type": "slice", "weight": tensor}, file)
+        files[name] = str(file)
+    model = {"trunk": {name: files[name] for name in trunk}, "heads": {name: files[name] for name in heads}}
+    content = {"layers": model["trunk"]} if old else {"classy_state_dict": {"base_model": {"model": model}}}
+    torch.save({"type": "slice_list", **content}, path)
+    return path
+
+
+def test_slices_give_the_features_of_the_model_that_was_sliced(tmp_path: Path) -> None:
+    options = {"depth": 4, "w_0": 8, "w_a": 8.0, "w_m": 2.0, "group_width": 8, "stem_width": 8}
+    first, second = (build_trunk("regnet", options, seed=seed) for seed in (1, 2))
+    trunk = seer(dict(first.state_dict()))["classy_state_dict"]["base_model"]["model"]["trunk"]
+    (tmp_path / "was").mkdir()
+    slices(tmp_path / "was" / "model_sliced.torch", trunk, {"0.clf.0.weight": torch.rand(2, 8)})
+    (tmp_path / "was").rename(tmp_path / "is")  # the list names absolute paths
+    content = read_checkpoint(tmp_path / "is" / "model_sliced.torch")
+    found = find_weights(content, wanted=names_of(second), where="w")
+    assert "/heads/0.clf.0.weight" in found.tensors
+    load_strictly(second, found.tensors, used={name for name, _ in second.named_modules()}, where="w")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(second(images), first(images))
+
+
+def test_older_lists_of_slices_are_of_a_trunk(tmp_path: Path) -> None:
+    read = read_checkpoint(slices(tmp_path / "old.torch", state(), {}, old=True))
+    trunk = read["classy_state_dict"]["base_model"]["model"]["trunk"]
+    assert trunk.keys() == state().keys()
+    assert all(torch.equal(trunk[name], tensor) for name, tensor in state().items())
+
+
+def test_slices_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = slices(tmp_path / "model.torch", state(), {})
+    one, other, *_ = sorted((tmp_path / "model_layers").iterdir())
+    with pytest.raises(WeightsError, match=r"one parameter of a checkpoint in slices\..* model\.torch$"):
+        read_checkpoint(one)
+    torch.save({"weight": torch.ones(3)}, one)
+    with pytest.raises(WeightsError, match="not one parameter of a checkpoint in slices, though listed as"):
+        read_checkpoint(path)
+    one.unlink()
+    other.unlink()
+    with pytest.raises(WeightsError, match="lists 4 slices, and 2 are missing"):
+        read_checkpoint(path)
+    torch.save({"type": "slice_list", "classy_state_dict": {}}, path)
+    with pytest.raises(WeightsError, match="not a list of files of weights"):
+        read_checkpoint(path)

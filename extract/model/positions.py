@@ -53,8 +53,9 @@ def interpolated(
     """Interpolate position embeddings to the trunk's grid; None if there is nothing to do, or it is impossible.
 
     Positions of prefix tokens stay as they are. Interpolation is bicubic. The trunk's `position_resize` may be
-    `offset`, which adds a tenth of a patch to the sides when the scale is computed, as in DINO and DINOv2, or
-    `antialias`, as in DINOv2 with registers and timm.
+    `offset`, which adds a tenth of a patch to the sides when the scale is computed, as in DINO and DINOv2,
+    `antialias`, as in DINOv2 with registers and timm, or `corners`, which keeps the corners where they are, as in
+    ClassyVision.
 
     Parameters
     ----------
@@ -91,7 +92,10 @@ def interpolated(
         scale = ((height + 0.1) / theirs[0], (width + 0.1) / theirs[1])
         resized = F.interpolate(patches, scale_factor=scale, mode="bicubic")
     else:
-        resized = F.interpolate(patches, size=ours, mode="bicubic", antialias=how == "antialias")
+        aligned = how == "corners"
+        resized = F.interpolate(
+            patches, size=ours, mode="bicubic", antialias=how == "antialias", align_corners=aligned or None
+        )
     positions = torch.cat((positions_1TD[:, :prefix].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
     return Interpolated(
         positions_1TD=positions,

@@ -23,6 +23,7 @@ from torchvision.models.regnet import BlockParams, RegNet
 
 from featbench.extract.errors import ModelError
 from featbench.extract.model.alexnet import VARIANTS, AlexNetStages
+from featbench.extract.model.convit import convit
 from featbench.extract.model.heads import TrunkWithHeads, build_heads
 from featbench.extract.model.options import TIMM, without_loading
 from featbench.extract.model.resnet import resnet
@@ -151,6 +152,7 @@ TRUNKS: Mapping[str, TrunkSpec] = {
         f"alexnet_{variant}": TrunkSpec(build=AlexNetStages, options={"variant": variant}, source="VISSL")
         for variant in VARIANTS
     },
+    "convit": TrunkSpec(build=convit, source="VISSL: dim, depth, num_heads, local_layers, ..."),
     "vit": TrunkSpec(build=ViT, source="any, by dim, depth, num_heads, patch_size, ..."),
     "vit_tiny_16": _vit(192, 12, 3, 16, "DeiT, arXiv:2012.12877"),
     "vit_small_16": _vit(384, 12, 6, 16, "DeiT; DINO, arXiv:2104.14294; iBOT, arXiv:2111.07832"),
@@ -408,7 +410,7 @@ def _sized(builder: Callable[..., Any], options: dict[str, Any], image_size: tup
     """Add the image size to the options of a model with position embeddings, unless they have one."""
     if image_size is None or "image_size" in options:
         return options
-    if builder is ViT:
+    if builder in (ViT, convit):
         return {**options, "image_size": image_size}
     if getattr(builder, "__name__", "").startswith("vit_") and builder.__module__.startswith("torchvision."):
         if image_size[0] != image_size[1]:

@@ -42,7 +42,7 @@ class ViT(nn.Module):
         Epsilon of the layer norms.
     num_classes : int
         Outputs of a linear classifier `head`; 0 for no classifier.
-    position_resize : {"bicubic", "offset", "antialias"}
+    position_resize : {"bicubic", "offset", "antialias", "corners"}
         How position embeddings of a file are interpolated to another grid; see `featbench.extract.model.positions`.
 
     References
@@ -69,7 +69,7 @@ class ViT(nn.Module):
         class_position: bool = True,
         eps: float = 1e-6,
         num_classes: int = 0,
-        position_resize: Literal["bicubic", "offset", "antialias"] = "bicubic",
+        position_resize: Literal["bicubic", "offset", "antialias", "corners"] = "bicubic",
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:

@@ -34,6 +34,34 @@ def joined_qkv(state: State) -> dict[str, Tensor]:
     return joined
 
 
+def grouped_positions(state: State) -> dict[str, Tensor]:
+    """Sum up what VISSL's ConViT gives equal inputs: each of three distances comes several times, and is averaged.
+
+    The softmax of VISSL is of `pos_proj(distances) / L`, where L is how often each distance comes.
+    """
+    summed = dict(state)
+    for name, tensor in state.items():
+        path = name.removesuffix(".pos_proj.weight")
+        bias = state.get(f"{path}.pos_proj.bias")
+        if path == name or tensor.ndim != 2 or tensor.shape[1] < 3 or tensor.shape[1] % 3:
+            continue
+        times = tensor.shape[1] // 3
+        summed[name] = tensor.double().reshape(-1, 3, times).mean(2).to(tensor.dtype)
+        if bias is not None:
+            summed[f"{path}.pos_proj.bias"] = (bias.double() / times).to(bias.dtype)
+        gate = summed.get(f"{path}.gating_param")
+        if gate is not None:
+            summed[f"{path}.gating_param"] = gate.flatten()
+    return summed
+
+
+def tokens_second(state: State) -> dict[str, Tensor]:
+    """Positions as (1, T, D); ClassyVision has (T, 1, D)."""
+    positions = state.get("pos_embed")
+    first = positions is not None and positions.ndim == 3 and positions.shape[1] == 1
+    return dict(state) | ({"pos_embed": positions.transpose(0, 1)} if positions is not None and first else {})
+
+
 def without_key_bias(state: State) -> dict[str, Tensor]:
     """Biases of queries and values alone, as timm has them; none if all are zero, as in most of DINOv3's models.
 

@@ -204,7 +204,7 @@ def _renamed(
     return {known[key]: value for key, value in given.items() if key in known}
 
 
-def _vision_transformer(keys: Keys) -> dict[str, Any]:
+def _vision_transformer(keys: Keys, must_be: Mapping[str, Any] | None = None) -> dict[str, Any]:
     given = {key.upper(): value for key, value in keys.section("MODEL.TRUNK.VISION_TRANSFORMERS").items()}
     known = {
         "PATCH_SIZE": "patch_size",
@@ -218,15 +218,37 @@ def _vision_transformer(keys: Keys) -> dict[str, Any]:
     options |= {known[key]: value for key, value in given.items() if key in known}
     if "MLP_DIM" in given:
         options["mlp_ratio"] = given["MLP_DIM"] / options["dim"]
+    must_be = {"QK_SCALE": False, "HYBRID": None, **(must_be or {})}
     idle = ("MLP_DIM", "IMAGE_SIZE", "CLASSIFIER", "DROPOUT_RATE", "ATTENTION_DROPOUT_RATE", "DROP_PATH_RATE", "NAME")
-    _no_others(keys, "VISION_TRANSFORMERS", given, (*known, *idle), must_be={"QK_SCALE": False, "HYBRID": None})
+    _no_others(keys, "VISION_TRANSFORMERS", given, (*known, *idle), must_be=must_be)
     return {"trunk": "vit", "options": options}
+
+
+def _convit(keys: Keys) -> dict[str, Any]:
+    idle = ("LOCALITY_STRENGTH", "LOCALITY_DIM", "USE_LOCAL_INIT")  # initialization, and the file's shapes
+    must_be = {"CLASS_TOKEN_IN_LOCAL_LAYERS": False}  # VISSL's own code fails with True
+    local = _renamed(keys, "CONVIT", {"N_GPSA_LAYERS": "local_layers"}, must_be=must_be, idle=idle)
+    options = _vision_transformer(keys, must_be={"CLASSIFIER": "token"})["options"]
+    options.pop("class_token", None)  # always there
+    return {"trunk": "convit", "options": options | local}
+
+
+def _classy_vit(keys: Keys) -> dict[str, Any]:
+    """ClassyVision's vision transformer, whose attention always has biases."""
+    classifier = keys.take("MODEL.TRUNK.VISION_TRANSFORMERS.CLASSIFIER", "token")
+    if classifier not in ("token", "gap"):
+        keys.fault(f"MODEL.TRUNK.VISION_TRANSFORMERS.CLASSIFIER: {classifier!r} is not supported, only token, gap")
+    options = _vision_transformer(keys)["options"]
+    has_token = {"class_token": classifier == "token"}
+    return {"trunk": "vit", "options": {**options, **has_token, "qkv_bias": True, "position_resize": "corners"}}
 
 
 _TRUNKS: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "resnet": _resnet,
     "vision_transformer": _vision_transformer,
     "vision_transformer_fsdp": _vision_transformer,
+    "convit": _convit,
+    "classy_vit": _classy_vit,
     "regnet": _regnet,
     "regnet_v2": _regnet,
     "regnet_fsdp": _regnet,
@@ -244,7 +266,7 @@ _TRUNKS: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
 }
 """By VISSL's names of trunks."""
 
-POOLED_ONLY = ("convnext", "swin_transformer", "resnet_sk", "xcit")
+POOLED_ONLY = ("convnext", "swin_transformer", "resnet_sk", "xcit", "convit", "classy_vit")
 """Trunks of which VISSL gives the final vector, whatever the name of the one layer; of XCiT only `lastCLS` here."""
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
 
+from featbench.extract.errors import ModelError
 from featbench.extract.model.tap_names import aliases_of
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.transform import Transform
 from featbench.extract.weights.key_mappings import laid_out
+from featbench.extract.weights.state_dicts import find_weights
+from featbench.extract.weights.strict import load_strictly, names_of, poison
+from featbench.pipelines.config.pipeline import PipelineError
+from featbench.pipelines.foreign.vissl import translate
+from tests.extract.test_vissl_zoo import classy
 
 EVA = {"depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 0}
 TINY = {
@@ -169,3 +177,83 @@ def test_blue_comes_first_where_the_model_expects_it() -> None:
     assert np.allclose(given.numpy(), rgb[:, ::-1], atol=1e-6)
     assert "channels" not in Transform().describe(), "fingerprints of earlier versions stay"
     assert Transform(channels="bgr").describe()["channels"] == "bgr"
+
+
+def translated(trunk: str, **sections: dict[str, Any]) -> nn.Module:
+    """The trunk that VISSL's keys become, for images of 32 x 32 pixels."""
+    evaluation = {"EVAL_MODE_ON": True, "EXTRACT_TRUNK_FEATURES_ONLY": True}
+    made = translate({"MODEL": {"FEATURE_EVAL_SETTINGS": evaluation, "TRUNK": {"NAME": trunk} | sections}}, where="x")
+    model = made.settings["model"]
+    return build_trunk(model["trunk"], model["options"], image_size=(32, 32))
+
+
+def features(trunk: nn.Module, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    poison(trunk)
+    found = find_weights(classy(dict(state)), wanted=names_of(trunk), where="w")
+    load_strictly(trunk, found.tensors, used={name for name, _ in trunk.named_modules()}, where="w")
+    with torch.inference_mode():
+        output: Tensor = trunk(images)
+    return output
+
+
+def stirred(trunk: nn.Module) -> nn.Module:
+    random = torch.Generator().manual_seed(1)
+    for tensor in trunk.parameters():
+        tensor.data += torch.randn(tensor.shape, generator=random) / 5
+    return trunk.eval()
+
+
+VIT = {"PATCH_SIZE": 8, "NUM_LAYERS": 3, "NUM_HEADS": 4, "HIDDEN_DIM": 16, "MLP_DIM": 32}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "base_model.model."])
+def test_classy_visions_vit_is_torchvisions_with_other_names(prefix: str) -> None:
+    expected = stirred(torchvision.models.VisionTransformer(32, 8, 3, 4, 16, 32, num_classes=1))
+    expected.heads = nn.Identity()
+    state = {}
+    for name, tensor in expected.state_dict().items():
+        new = name.replace("encoder_layer_", "layer_").replace("mlp.0.", "mlp.linear_1.")
+        new = new.replace("mlp.3.", "mlp.linear_2.")
+        state[prefix + new] = tensor.transpose(0, 1) if name.endswith("pos_embedding") else tensor
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    made = features(translated("classy_vit", VISION_TRANSFORMERS=VIT), state, images)
+    with torch.inference_mode():
+        torch.testing.assert_close(made, expected(images))
+
+
+def test_convit_averages_what_comes_several_times() -> None:
+    """VISSL repeats each of three distances, and divides the score by how often; timm has each once."""
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 4, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
+    expected = stirred(timm.models.convit.ConVit(**options, num_classes=0, local_up_to_layer=2))
+    for module in expected.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+    random, state = torch.Generator().manual_seed(2), {}
+    for name, tensor in expected.state_dict().items():
+        if name.endswith("pos_proj.weight"):
+            noise = torch.randn(*tensor.shape, 10, generator=random)
+            tensor = (tensor[..., None] + noise - noise.mean(-1, keepdim=True)).flatten(1)
+        elif name.endswith("pos_proj.bias"):
+            tensor = tensor * 10
+        elif name.endswith("gating_param"):
+            tensor = tensor.view(1, -1, 1, 1)
+        renamed = re.sub(r"mlp\.fc([12])", r"mlp.linear_\1", name).replace("gating_param", "alpha")
+        state[renamed.replace("cls_token", "class_token").replace("pos_embed", "pos_embedding")] = tensor
+    images = torch.randn(2, 3, 32, 32, generator=random)
+    made = features(translated("convit", VISION_TRANSFORMERS=VIT, CONVIT={"N_GPSA_LAYERS": 2}), state, images)
+    with torch.inference_mode():
+        torch.testing.assert_close(made, expected(images))
+
+
+def test_what_convit_cannot_be_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"local_layers must be from 0 to 2"):
+        build_trunk("convit", {"depth": 3, "local_layers": 3})
+    trunk = {
+        "NAME": "convit",
+        "CONVIT": {"CLASS_TOKEN_IN_LOCAL_LAYERS": True},
+        "VISION_TRANSFORMERS": {"CLASSIFIER": "gap"},
+    }
+    evaluation = {"EVAL_MODE_ON": True, "EXTRACT_TRUNK_FEATURES_ONLY": True}
+    with pytest.raises(PipelineError, match=r"(?s)CLASS_TOKEN_IN_LOCAL_LAYERS: True.*CLASSIFIER: 'gap'"):
+        translate({"MODEL": {"FEATURE_EVAL_SETTINGS": evaluation, "TRUNK": trunk}}, where="x")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
+import gc
 import io
 import locale
 import logging
@@ -18,6 +20,7 @@ def main() -> None:
     """Run the command line; a fault that the user can cure is one message and exit code 2."""
     open_closed_streams()
     speak_utf8()
+    atexit.register(gc.freeze)  # at exit, looking for cycles among torch's objects takes longer than many a command
     from featbench.pipelines.terminal.output import guarded
 
     with guarded():

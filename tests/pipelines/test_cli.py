@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -430,6 +431,19 @@ def test_help_lists_the_commands(bench_process: Bench) -> None:
     out = bench_process("--help").stdout
     for command in ("extract", "evaluate", "run", "import", "verify", "ls", "info", "layers", "models"):
         assert command in out
+
+
+def test_the_interpreter_looks_for_no_cycles_at_exit() -> None:
+    code = """
+import atexit, gc, sys
+from featbench.__main__ import main
+
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+sys.argv = ["bench", "--version"]
+main()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "True", ran.stderr
 
 
 def test_run_does_both_stages_and_only_what_is_missing(bench: Bench, photographs: Path, weights: Path) -> None:

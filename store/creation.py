@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from featbench.store.durable import cannot_write, make_folder, sync_folder
 from featbench.store.errors import MismatchError, StoreError
 from featbench.store.feature_set import FeatureSet, looks_like_feature_set
 from featbench.store.journal import record_of
-from featbench.store.lock import exclusive, join_run
+from featbench.store.lock import exclusive, without_run
 from featbench.store.manifest import MAX_CHUNK_BYTES, LayerInfo, Manifest, SplitInfo, differences
 from featbench.store.metadata import renew_copy, save
 from featbench.store.schema import ROWS_PER_LABEL_CHUNK
@@ -215,7 +214,7 @@ def remove(path: Path) -> None:
     doomed = paths.partial_name(real)
     try:
         make_folder(real / paths.JOURNALS)  # for the lock
-        with join_run(real / paths.LOCK, uuid.uuid4().hex):
+        with without_run(real / paths.LOCK):
             _refuse_evaluated(real)
             real.rename(doomed)
             sync_folder(real.parent)  # before its contents are removed

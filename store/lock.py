@@ -148,6 +148,26 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
+def without_run(path: Path) -> Iterator[None]:
+    """Keep all runs out, to remove what the lock file belongs to; writes nothing, so that a full disk can be cleared.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file of `join_run`.
+
+    Raises
+    ------
+    StoreError
+        If a run holds the lock, or the file system has no locks.
+    """
+    with _opened(path) as descriptor:
+        if not (_lock(descriptor, fcntl.F_WRLCK, RUN_BYTE) and _is_current(path, descriptor)):
+            raise StoreError(_taken(path, _holder(descriptor)))
+        yield
+
+
+@contextmanager
 def join_run(path: Path, run: str) -> Iterator[RunLock]:
     """Join a run as one of its processes; only one run at a time may write to a feature set.
 

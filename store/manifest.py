@@ -158,12 +158,15 @@ class Manifest:
         """Read the root's `zarr.json`; errors are those of `from_attributes`."""
         try:
             document = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{where}/{METADATA}: cannot be read (it is not JSON). {REWRITE}") from error
+        try:
             attributes = document.get("attributes", {})
             if document["zarr_format"] != 3 or document["node_type"] not in ("group", "array"):
                 raise ValueError("not metadata of Zarr v3")
             if not isinstance(attributes, dict):
                 raise TypeError("its attributes are no object")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{where}/{METADATA}: cannot be read ({error}). {REWRITE}") from error
         return cls.from_attributes(attributes, where=where)
 

@@ -44,7 +44,8 @@ def du(
         parts = [record for name in names for record in part_records(open_features(name, store))]
         return print_results([part_table(parts)], parts, form)
     folder = store_folder(store)
-    records = usage_records(feature_sets(folder)) + beside_records(folder)
+    records = usage_records(feature_sets(folder))
+    records += beside_records(folder, records)
     print_results([usage_table(records)], records, form)
 
 

@@ -77,11 +77,11 @@ def part_records(features: FeatureSet) -> list[Record]:
     return [{"name": features.name, "kind": kind, "part": part, "bytes": size} for kind, part, size in rows]
 
 
-def beside_records(store: Path) -> list[Record]:
-    """How much disk the store's own folders take, and what is no feature set: half-written and other folders."""
-    found = []
+def beside_records(store: Path, listed: Iterable[Record]) -> list[Record]:
+    """How much disk all else in a store takes: its own folders, half-written ones, damaged feature sets, and others."""
+    found, names = [], {record["name"] for record in listed}
     for path in sorted(store.iterdir()):
-        if (path / paths.METADATA).is_file() and not path.name.startswith("."):
+        if path.name in names:
             continue
         size = size_on_disk(path)
         if size:

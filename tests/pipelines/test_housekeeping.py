@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -143,6 +144,18 @@ def test_rm_is_refused_while_a_run_writes(store: Path, bench: Bench) -> None:
     assert FeatureSet.open(store / "a").labels("train").size == 24
 
 
+def test_rm_works_where_the_disk_is_full(store: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "pwrite", "mkdir"):
+            patch.setattr(os, name, full)
+        result = bench("rm", "b", "--yes")
+    assert result.returncode == 0, result.stderr
+    assert not (store / "b").exists()
+
+
 def test_rm_of_a_link_removes_what_it_leads_to(store: Path, bench: Bench) -> None:
     shutil.move(store / "a", store.parent / "elsewhere")
     (store / "a").symlink_to(store.parent / "elsewhere")
@@ -155,6 +168,10 @@ def test_rm_of_a_link_removes_what_it_leads_to(store: Path, bench: Bench) -> Non
 
 def test_a_damaged_feature_set_can_be_removed(store: Path, bench: Bench) -> None:
     (store / "a/zarr.json").write_bytes(b"{")
+    assert {each["name"] for each in listed(bench, "du")} == {"a", "b"}, "its size counts"
+    shown = bench("ls")
+    assert shown.returncode == 0
+    assert "a/zarr.json: cannot be read (it is not JSON)" in shown.stderr
     assert bench("rm", "a", "--yes").returncode == 0
     assert not (store / "a").exists()
 

@@ -83,7 +83,10 @@ def opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def cannot_write(path: Path, error: OSError) -> str:
+GOES_ON = "run the same command again: it goes on where it stopped"
+
+
+def cannot_write(path: Path, error: OSError, *, again: str = GOES_ON) -> str:
     """Message for a failed write: the reason, that nothing is lost, and what to do."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{path}: cannot write: this path or name is too long for the file system. Choose a shorter one."
@@ -97,8 +100,7 @@ def cannot_write(path: Path, error: OSError) -> str:
         return f"{path}: cannot write: {file} is a file, not a folder. Remove it, or choose another folder."
     return (
         f"{path}: cannot write: {error.strerror or error}. What was committed before is safe. "
-        f"Free disk space or give permission to write there, and run the same command again: it goes on where it "
-        f"stopped."
+        f"Free disk space or give permission to write there, and {again}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +122,15 @@ def classes_of(features: FeatureSet, split: str) -> Ints:
     place = {name: index for index, name in enumerate(shared_names(features))}
     places = np.array([*(place[name] for name in class_names_of(features, split)), -1], np.int64)
     return places[features.labels(split)]
+
+
+def splits_there(features: FeatureSet, theirs: Mapping[str, str], *, reader: str) -> dict[str, str]:
+    """Return those splits that a feature set has, with another project's names for them; warn of the others."""
+    found = {split: name for split, name in theirs.items() if split in features.manifest.splits}
+    for split, name in theirs.items():
+        if split not in found:
+            logger.warning("%s has no %s: %s's files of %s are not written", features.name, split, reader, name)
+    return found
 
 
 def labelled_rows(features: FeatureSet, split: str, *, reader: str) -> tuple[Ints, Ints]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from featbench.evaluate.features.layers import stored_layer
-from featbench.pipelines.evaluation.answers import labelled_rows
+from featbench.pipelines.evaluation.answers import labelled_rows, splits_there
 from featbench.pipelines.evaluation.files import save
 from featbench.pipelines.evaluation.stored_files import blocks_of
 from featbench.store import FeatureSet
@@ -29,16 +29,16 @@ LEAST = 1e-12
 
 
 def write_dino(features: FeatureSet, layer: str, out: Path) -> list[Path]:
-    """Write one layer of both splits.
+    """Write one layer of both splits, or of the only one that there is.
 
     Raises
     ------
     ExportError
-        If there is a split without labelled rows, or a file exists.
+        If a split is without labelled rows, or a file exists.
     """
     stored_layer(features, layer)  # refuses one that is incomplete, or has no numbers
     written: list[Path] = []
-    for split, part in PARTS.items():
+    for split, part in splits_there(features, PARTS, reader="DINO").items():
         rows, classes = labelled_rows(features, split, reader="DINO")
         written.append(save(out / f"{part}feat.pth", partial(_save_rows, features, split, layer, rows, out)))
         written.append(save(out / f"{part}labels.pth", partial(_save_labels, classes[rows])))

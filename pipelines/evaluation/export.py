@@ -40,13 +40,20 @@ from featbench.evaluate.memory import in_words
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.pipelines.evaluation.answers import classes_of, neighbours_alone, predictions_of
 from featbench.pipelines.evaluation.clustering_files import write_clusterings
-from featbench.pipelines.evaluation.files import OF_CLASSES, Arrays, ExportError, write_npy, write_npz, write_parquet
+from featbench.pipelines.evaluation.files import (
+    OF_CLASSES,
+    Arrays,
+    ExportError,
+    not_written,
+    write_npy,
+    write_npz,
+    write_parquet,
+)
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.evaluation.stored_files import write_stored
 from featbench.pipelines.evaluation.tool_files import TOOLS, write_for_tool
 from featbench.pipelines.evaluation.vissl_features import write_features
 from featbench.store import FeatureSet, has_cached, save_cached
-from featbench.store.durable import cannot_write
 from featbench.store.names import visible
 from featbench.store.paths import PREDICTIONS, cached_folder
 from featbench.store.typing import Array
@@ -148,7 +155,7 @@ def _write_clusterings(features: FeatureSet, kept: Sequence[KeptClustering], out
         out.mkdir(parents=True, exist_ok=True)
         return write_clusterings(features, kept, out=out, file_format=file_format)
     except OSError as error:
-        raise ExportError(cannot_write(out, error)) from error
+        raise ExportError(not_written(out, error)) from error
 
 
 def _export_layers(
@@ -182,7 +189,7 @@ def _export_layers(
             classes.write_text("".join(f"{each}\n" for each in names_of_classes), encoding="utf-8")
             written.append(classes)
     except OSError as error:
-        raise ExportError(cannot_write(out, error)) from error
+        raise ExportError(not_written(out, error)) from error
     return written
 
 
@@ -194,7 +201,7 @@ def _export_for_vissl(
         out.mkdir(parents=True, exist_ok=True)
         written = write_features(features, layers, out)
     except OSError as error:
-        raise ExportError(cannot_write(out, error)) from error
+        raise ExportError(not_written(out, error)) from error
     rest = [each for each in what if each != "features"]
     return written + (_export_layers(features, config, out, rest, "vissl", layers) if rest else [])
 

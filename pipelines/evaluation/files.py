@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featbench.store import BenchError
+from featbench.store.durable import cannot_write
 from featbench.store.paths import partial_name
 from featbench.store.typing import Array
 
@@ -123,6 +124,11 @@ def save(path: Path, write: Callable[[Any], object]) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def not_written(out: Path, error: OSError) -> str:
+    """Message for an export that failed: files that are there are complete, and no export replaces files."""
+    return cannot_write(out, error, again=f"export again, into another folder or after removing {out}")
 
 
 def _joined(name: str, key: str) -> str:

@@ -13,10 +13,9 @@ from featbench.pipelines.evaluation.atlas_files import check_atlas, write_atlas
 from featbench.pipelines.evaluation.dino_files import write_dino
 from featbench.pipelines.evaluation.faiss_files import write_faiss
 from featbench.pipelines.evaluation.fiftyone_files import write_datasets, write_predictions
-from featbench.pipelines.evaluation.files import ExportError
+from featbench.pipelines.evaluation.files import ExportError, not_written
 from featbench.pipelines.evaluation.projector_files import write_embedding, write_projector
 from featbench.store import FeatureSet
-from featbench.store.durable import cannot_write
 
 TOOLS: dict[str, tuple[str, ...]] = {
     "embedding-atlas": ("neighbours", "predictions"),
@@ -58,7 +57,7 @@ def write_for_tool(
             return write_faiss(features, config, names, out)
         return _with_answers(features, config, file_format, out, what, names, images, projection)
     except OSError as error:
-        raise ExportError(cannot_write(out, error)) from error
+        raise ExportError(not_written(out, error)) from error
 
 
 def _with_answers(

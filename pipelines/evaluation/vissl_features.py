@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featbench.pipelines.evaluation.answers import labelled_rows
+from featbench.pipelines.evaluation.answers import labelled_rows, splits_there
 from featbench.pipelines.evaluation.files import ExportError, save, save_array
 from featbench.store import FeatureSet
 from featbench.store.typing import Array, Ints
@@ -29,7 +29,7 @@ SPLITS: Mapping[str, str] = {"train": "train", "val": "test"}
 
 
 def write_features(features: FeatureSet, layers: Sequence[str], out: Path) -> list[Path]:
-    """Write layers of both splits for VISSL's tools, and return the paths.
+    """Write layers of both splits, or of the only one, for VISSL's tools, and return the paths.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def write_features(features: FeatureSet, layers: Sequence[str], out: Path) -> li
             f"empty folder with --out"
         )
     written: list[Path] = []
-    for split, theirs in SPLITS.items():
+    for split, theirs in splits_there(features, SPLITS, reader="VISSL").items():
         rows, labels = labelled_rows(features, split, reader="VISSL")
         for layer in layers:
             for number, (values, chosen) in enumerate(_parts(features, split, layer, rows)):

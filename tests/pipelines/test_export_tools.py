@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from featbench.pipelines.evaluation import atlas_files, stored_files
+from featbench.pipelines.evaluation.dino_files import PARTS
 from featbench.pipelines.extraction.pictures import Pictures
 from featbench.store import FeatureSet
 from tests.conftest import Arrays, Bench, make_features, save_image
@@ -97,6 +98,24 @@ def test_dinos_files_are_rows_of_length_one_and_its_vote_gives_the_accuracy(
     right = (votes.argmax(1) == load["testlabels"]).double().mean().item()
     result = bench("evaluate", "--features", "x", "--layers", "res4", "--k", K, "--json", "--quiet")
     assert json.loads(result.stdout)[0]["top1"] == pytest.approx(right)
+
+
+@pytest.mark.parametrize(("split", "theirs"), [("train", "train"), ("val", "test")])
+def test_a_feature_set_of_one_split_gives_the_files_of_that_split(
+    split: str, theirs: str, tmp_path: Path, bench: Bench
+) -> None:
+    rows = np.eye(4, dtype=np.float32)
+    np.savez(tmp_path / "rows.npz", features=rows, labels=np.arange(4) % 2)
+    assert bench("import", "--name", "one", f"--{split}", "rows.npz", "--layer", "x").returncode == 0
+    for file_format, what, name in (("dino", "features", "DINO"), ("vissl", "features", "VISSL")):
+        result = bench("export", "one", "--format", file_format, "--what", what, "--out", file_format)
+        assert result.returncode == 0, result.stderr
+        other = {"train": "val", "val": "train"}[split]
+        assert f"one has no {other}: {name}'s files of {PARTS[other]} are not written" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "dino").iterdir()) == [f"{theirs}feat.pth", f"{theirs}labels.pth"]
+    assert torch.load(tmp_path / f"dino/{theirs}feat.pth").tolist() == rows.tolist()
+    assert np.load(tmp_path / f"vissl/rank0_chunk0_{theirs}_x_features.npy").tolist() == rows.tolist()
+    assert not [path for path in (tmp_path / "vissl").iterdir() if f"_{PARTS[other]}_" in path.name]
 
 
 def test_the_faiss_index_finds_the_rows_of_train(export: Callable[..., Path], made: FeatureSet) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from featbench.evaluate.notices import each_once
 from featbench.store.errors import BenchError
 
 P = ParamSpec("P")
@@ -14,12 +15,13 @@ R = TypeVar("R")
 
 
 def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Have the errors of a function name its arguments."""
+    """Have the errors of a function name its arguments, and no warning be given twice."""
 
     @wraps(function)
     def called(*args: P.args, **settings: P.kwargs) -> R:
         try:
-            return function(*args, **settings)
+            with each_once():
+                return function(*args, **settings)
         except BenchError as error:
             error.args = (in_python(str(error)),)
             raise

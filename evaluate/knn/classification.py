@@ -26,6 +26,7 @@ from featbench.evaluate.neighbours.cache import SearchResult
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources
 from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.evaluate.notices import warn
 from featbench.evaluate.results import (
     Accuracy,
     ClassResult,
@@ -289,7 +290,7 @@ class _Searched:
         scores = _retrieval(labels_QK, self.train, self.queries, ks)
         if not scores["num_answerable"]:
             text = "%s: no query has a row of its own class in the database, so retrieval can't be measured"
-            logger.warning(text, self.layer.name)
+            warn(logger, text, self.layer.facts.features)
         recalls = {k: scores.pop(f"recall_at_{k}") for k in ks}
         return self._make(RetrievalResult, **scores, recall_at=recalls, search=self.found.facts())
 
@@ -430,7 +431,7 @@ def usable_k(asked: Sequence[int] | None, usual: Sequence[int], num_rows: int, *
     fitting = [k for k in usual if k <= num_rows] or [num_rows]
     if fitting != list(usual):
         text = "at most %d rows of %s can vote, so k is %s instead of %s"
-        logger.warning(text, num_rows, what, fitting, list(usual))
+        warn(logger, text, num_rows, what, fitting, list(usual))
     return fitting
 
 
@@ -439,7 +440,7 @@ def temperatures_of(name: str, protocol: KnnProtocol, asked: Sequence[float] | N
     if protocol.vote == "exponential":
         return asked or protocol.temperature
     if asked:
-        logger.warning("protocol %s votes without a temperature; %s has no effect", name, list(asked))
+        warn(logger, "protocol %s votes without a temperature; %s has no effect", name, list(asked))
     return (None,)
 
 
@@ -456,14 +457,14 @@ def _warn_of_preprocessing(features: FeatureSet, protocols: Mapping[str, KnnProt
     for name, protocol in protocols.items():
         differs = preprocessing_differs(protocol, transform)
         if differs:
-            logger.warning("%s: preprocessed otherwise than protocol %s does: %s", features.name, name, differs)
+            warn(logger, "%s: preprocessed otherwise than protocol %s does: %s", features.name, name, differs)
 
 
 def _warn_of_missing_labels(name: str, splits: Sequence[str], *, retrieval: bool, per_class: bool) -> None:
     asked = [option for option, wanted in (("--retrieval", retrieval), ("--per-class", per_class)) if wanted]
     also = f" ({' and '.join(asked)} {'need' if len(asked) > 1 else 'needs'} labels too)" if asked else ""
     text = "%s: no row of %s has a label: neighbours are found and cached, but there are no accuracies%s"
-    logger.warning(text, name, " and ".join(splits), also)
+    warn(logger, text, name, " and ".join(splits), also)
 
 
 def _most_relevant(train: Labelled, queries: Labelled) -> int:

@@ -23,6 +23,7 @@ from featbench.evaluate.neighbours.distributed import by_one_rank, search_shards
 from featbench.evaluate.neighbours.planning import DEFAULT, Resources, SearchPlan, plan_search
 from featbench.evaluate.neighbours.search import Neighbours, search
 from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.evaluate.notices import warn
 from featbench.store import FeatureSet
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class _Search:
         """Remove queries from their own lists, and add time and recall."""
         if neighbours.num_zeros:
             text = "%s: rows of %s that are all zeros have no direction and come last in every list: %d"
-            logger.warning(text, self._layer.name, self._split, neighbours.num_zeros)
+            warn(logger, text, self._layer.name, self._split, neighbours.num_zeros)
         if self.is_leave_one_out:
             neighbours = without_themselves(neighbours)
             truth = truth and without_themselves(truth)

@@ -37,6 +37,7 @@ from featbench.evaluate.neighbours.float64_search import search_in_float64
 from featbench.evaluate.neighbours.planning import SearchPlan
 from featbench.evaluate.neighbours.rescore import lengths_of_rows, rescore
 from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.evaluate.notices import warn
 from featbench.store.typing import Bools, Doubles, Floats, Ints
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def search(
         raise EvaluationError(f"k must be in [1, {len(database)}], the rows of the database; got {k}")
     if plan.engine.too_long:
         text = "faiss on a GPU lists at most %d neighbours; %d are needed, so the CPU searches"
-        logger.warning(text, MAX_GPU_K, plan.engine.too_long)
+        warn(logger, text, MAX_GPU_K, plan.engine.too_long)
     lists, num_zeros = _Lists.empty(len(queries), k), 0
     starts = range(0, len(queries), plan.queries_at_once)
     for start in starts:
@@ -268,7 +269,7 @@ def _bound_of_others(proposal: _Proposal, similarities_QC: Doubles, lengths_Q: D
     is_usable_Q = is_finite_in_float32(lengths_Q, proposal.longest, request.similarity)
     if not _is_within_error(proposal, similarities_QC, is_usable_Q):
         text = "%s: scores of the engine are further off than its arithmetic allows, so its lists are not used"
-        logger.warning(text, database.layer.key)
+        warn(logger, text, database.layer.key)
         is_usable_Q[:] = False
     bound_Q = similarity_of(candidates.ceiling(), request.lengths_Q, request.similarity)
     bound_Q = np.where(is_usable_Q, bound_Q, np.inf)

@@ -31,6 +31,7 @@ from featbench.evaluate.knn.few_shot import few_shot_results
 from featbench.evaluate.knn.multi_label import is_multi_label, multi_label_results
 from featbench.evaluate.knn.queries import QuerySet
 from featbench.evaluate.knn.selecting import select
+from featbench.evaluate.notices import each_once
 from featbench.evaluate.results import KnnResult, Record, Result, records_of
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.diagnosis import diagnosis
@@ -64,6 +65,7 @@ class EvaluationReport:
         return records_of(self.results)
 
 
+@each_once()
 def evaluate(
     path: Path,
     config: EvaluateConfig,

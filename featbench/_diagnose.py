@@ -198,7 +198,7 @@ def diagnose(
     known = [Representation(layer=view, labels=labels, find=find, paths=_paths(features)) for view in views]
     name, first = next(iter(protocols.items()))
     results += depths(
-        known, name=name, protocol=first, k=ks, temperature=temperatures, leave_one_out=leave_one_out,
+        known, name=name, protocol=first, k=ks, temperature=temperatures, leave_one_out=leave_one_out, progress=quiet,
     )  # fmt: skip
     if len(known) > 1:
         results += agreement(

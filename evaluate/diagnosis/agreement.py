@@ -5,7 +5,7 @@ Shape suffixes:  N rows   Q queries   K neighbours   L layers   D, E feature dim
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,9 @@ def overlap(first_QK: Ints, second_QK: Ints) -> Overlap:
     )
 
 
-def hsic(first: Selection, second: Selection, *, memory: int) -> Hsic:
+def hsic(
+    first: Selection, second: Selection, *, memory: int, on_rows: Callable[[int], None] = lambda rows: None
+) -> Hsic:
     """Estimate the dependence of two layers of the same rows, in one pass over both, in float64.
 
     Parameters
@@ -96,6 +98,8 @@ def hsic(first: Selection, second: Selection, *, memory: int) -> Hsic:
         The same number of rows.
     memory : int
         Bytes for blocks; D x E numbers come on top.
+    on_rows : callable
+        Called with the number of rows of each piece.
 
     References
     ----------
@@ -108,6 +112,7 @@ def hsic(first: Selection, second: Selection, *, memory: int) -> Hsic:
         # Subtracting any row changes no result, and keeps numbers small.
         shifts = shifts or (x_ND.mean(axis=0), y_NE.mean(axis=0))
         products.add(x_ND - shifts[0], y_NE - shifts[1])
+        on_rows(len(x_ND))
     return Hsic(biased=products.hsic(), unbiased=products.unbiased_hsic())
 
 

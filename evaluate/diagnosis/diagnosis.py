@@ -23,6 +23,7 @@ from featbench.evaluate.memory import in_words
 from featbench.evaluate.metrics import proportion
 from featbench.evaluate.neighbours.search import Neighbours
 from featbench.evaluate.neighbours.similarity import Similarity
+from featbench.evaluate.notices import warn
 from featbench.evaluate.results import Result
 from featbench.store.typing import Bools, Ints
 
@@ -79,7 +80,8 @@ def diagnose(
     paths : sequence of str, optional
         What each row of train is called, for the hubs; by default its number.
     on_rows : callable
-        Called after each block, of a search or of the pass over the features, with its number of rows.
+        Called with the number of rows of each block, of a search or of the pass over the features, and with that of the
+        queries after each setting of the vote; `rows_to_do` says how many rows that makes.
 
     Returns
     -------
@@ -95,11 +97,23 @@ def diagnose(
     return results
 
 
+def rows_to_do(layers: Sequence[EvalLayer], labels: MatchedLabels, asked: DiagnosisQuestion) -> int:
+    """Rows that `diagnose` reports to `on_rows` in all, if `find` reports each row of train once."""
+    train, queries = labels.train, labels.train if asked.leave_one_out else labels.val
+    num_votes = 0
+    if train.has_labels and queries.has_labels:
+        for name, protocol in asked.protocols.items():
+            ks = usable_k(asked.k, protocol.k, len(train.rows) - asked.leave_one_out)
+            num_votes += len(ks) * len(temperatures_of(name, protocol, asked.temperature))
+    num_passes = len({each.similarity for each in asked.protocols.values()}) + (not asked.only_groups)
+    return sum(each.layers["train"].num_rows * num_passes + len(queries.rows) * num_votes for each in layers)
+
+
 def _spectrum(layer: EvalLayer, train: Labelled, memory: int, on_rows: Callable[[int], None]) -> Spectrum | None:
     needed = bytes_needed(layer.dim)
     if needed > memory:
         text = "%s: the products of its %d features take %s, more than the memory of %s, so there is no spectrum"
-        logger.warning(text, layer.name, layer.dim, in_words(needed), in_words(memory))
+        warn(logger, text, layer.name, layer.dim, in_words(needed), in_words(memory))
         return None
     return spectrum(layer.select(train), memory=memory - needed, on_rows=on_rows)
 
@@ -133,13 +147,15 @@ class _Diagnosis:
         results: list[Result] = []
         if train.has_labels and self.queries.has_labels:
             for name, protocol in protocols.items():
-                results += self._votes(name, protocol, found, ks_of[name])
+                results += self._votes(name, protocol, found, ks_of[name], on_rows)
         if asked.only_groups:
             return [each for each in results if isinstance(each, GroupResult)]
         results += [self._hubness(found, k) for k in dict.fromkeys(k for ks in ks_of.values() for k in ks)]
         return [*results, self._geometry(found)]
 
-    def _votes(self, name: str, protocol: KnnProtocol, found: Neighbours, ks: Sequence[int]) -> list[Result]:
+    def _votes(
+        self, name: str, protocol: KnnProtocol, found: Neighbours, ks: Sequence[int], on_rows: Callable[[int], None]
+    ) -> list[Result]:
         labels_QK = self.labels.train.by_row(self.layer.layers["train"].num_rows)[found.rows_QK[:, : max(ks)]]
         votes = ClassVotes.of(labels_QK, num_classes=len(self.labels.class_names))
         results: list[Result] = []
@@ -160,6 +176,7 @@ class _Diagnosis:
                 )
                 if not number and k == ks[0] and self.asked.groups:
                     results += self._groups(is_right_Q, setting, self.asked.groups)
+                on_rows(len(self.queries.rows))
         return results
 
     def _groups(self, is_right_Q: Bools, setting: dict[str, Any], groups: Groups) -> list[Result]:

@@ -238,6 +238,28 @@ class AgreementResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutResult:
+    """What a diagnosis of a feature set does not have, and why."""
+
+    features: str
+    left_out: tuple[str, ...]
+    """Such as `calibration`."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        *others, last = self.left_out
+        return f"{self.features}: {self.reason}, so there is no {', no '.join(others)}{' and no ' * bool(others)}{last}"
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return {
+            "task": "left_out", "features": self.features, "layer": None, "left_out": list(self.left_out),
+            "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeepRow:
     """A query whose prediction changes until a late layer."""
 

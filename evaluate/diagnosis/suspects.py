@@ -9,7 +9,7 @@ Shape suffixes:  Q queries   K neighbours   N database rows   D feature dimensio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -25,6 +25,9 @@ from featbench.store.typing import Bools, Doubles, Floats, Ints
 
 FARTHEST = 2.0
 """Largest cosine distance: that of a row without any row of its class in train, or of zeros."""
+
+PASSES = 4
+"""How often each row is counted: by its nearest of each class, its component, its duplicates, and its scores."""
 
 Kind = Literal["leak", "label error", "duplicate", "outlier"]
 
@@ -47,6 +50,7 @@ def find_suspects(
     threshold: float,
     share: float,
     memory: int,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Suspicions:
     """Find the rows of a layer to look at.
 
@@ -66,6 +70,8 @@ def find_suspects(
         Largest fraction of the rows, of both splits together, that are listed as label errors, and as outliers.
     memory : int
         Bytes for the rows of some classes, read together.
+    on_rows : callable
+        Called with numbers of rows as these are done: `PASSES` times with each row that has a list.
 
     Notes
     -----
@@ -78,13 +84,17 @@ def find_suspects(
     Groeger et al., "Intrinsic Self-Supervision for Data Quality Audits", NeurIPS 2024, arXiv:2305.17048;
     Ramaswamy et al., "Efficient algorithms for mining outliers from large data sets", SIGMOD 2000 (k-th neighbour).
     """
-    sides = {split: _Side.of(layer, labels, split, found, memory) for split, found in lists.items()}
+    num_rows = sum(len(each.rows_QK) for each in lists.values())
+    sides = {split: _Side.of(layer, labels, split, found, memory, on_rows) for split, found in lists.items()}
     bound = threshold - rounding_of_cosines(layer.dim)
     components = connected(lists, labels, bound)
-    most = max(1, math.ceil(share * sum(len(each.rows) for each in sides.values())))
+    on_rows(num_rows)
+    most = max(1, math.ceil(share * num_rows))
     leaks, duplicates = _near(sides, components, bound)
+    on_rows(num_rows)
     errors, num_closer = _label_errors(sides, most)
     outliers = _outliers(sides, k, most)
+    on_rows(num_rows)
     suspects = [*_ranked(leaks), *_ranked(errors), *_ranked(duplicates), *_ranked(outliers)]
     sizes = np.bincount(np.concatenate([components[split] for split in lists]))
     result = SuspectsResult(
@@ -96,20 +106,30 @@ def find_suspects(
     return Suspicions(result=result, removed=_removed(suspects))
 
 
-def nearest_of_class(layer: EvalLayer, database: Labelled, queries: Labelled, *, memory: int) -> tuple[Doubles, Ints]:
+def nearest_of_class(
+    layer: EvalLayer,
+    database: Labelled,
+    queries: Labelled,
+    *,
+    memory: int,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> tuple[Doubles, Ints]:
     """Cosine and row of each query's nearest database row of its own class; -1 and -1 if there is none.
 
     Rows of as many classes as fit into a quarter of the memory are read together. A query is not its own neighbour.
+    `on_rows` is called with the number of queries of each class when they are done.
     """
     best_Q, rows_Q = np.full(len(queries.rows), -1.0), np.full(len(queries.rows), -1, np.int64)
     for chosen in _groups_of_classes(database, queries.labels, most=max(1, memory // 4 // (4 * layer.dim))):
         among, asking = np.isin(database.labels, chosen), np.flatnonzero(np.isin(queries.labels, chosen))
         if not among.any():
+            on_rows(len(asking))
             continue
         part = replace(database, rows=database.rows[among], labels=database.labels[among])
         asked = replace(queries, rows=queries.rows[asking], labels=queries.labels[asking])
         features_ND, queries_QD = layer.select(part).read(), layer.select(asked).read()
         for ours_N, theirs_Q in zip(_by_class(part.labels, chosen), _by_class(asked.labels, chosen), strict=True):
+            on_rows(len(theirs_Q))
             if not len(ours_N):
                 continue
             rows_N = part.rows[ours_N]
@@ -161,12 +181,21 @@ class _Side:
     other_row_Q: Ints
 
     @classmethod
-    def of(cls, layer: EvalLayer, labels: MatchedLabels, split: str, found: Neighbours, memory: int) -> _Side:
+    def of(
+        cls,
+        layer: EvalLayer,
+        labels: MatchedLabels,
+        split: str,
+        found: Neighbours,
+        memory: int,
+        on_rows: Callable[[int], None],
+    ) -> _Side:
         """Find the nearest of each kind; 1 - FARTHEST where there is none, or there are no labels."""
         train = labels.train
         queries = train if split == "train" else labels.val
         none_Q = np.full(len(queries.rows), 1 - FARTHEST)
         if not (train.has_labels and queries.has_labels):
+            on_rows(len(queries.rows))
             return cls(split, queries.rows, found, none_Q, none_Q, none_Q.astype(np.int64))
         labels_QK = train.by_row(layer.layers["train"].num_rows)[found.rows_QK]
         is_same_QK = labels_QK == queries.labels[:, None]
@@ -174,9 +203,10 @@ class _Side:
         other_Q = _first(found.similarities_QK, ~is_same_QK)
         other_row_Q = found.rows_QK[np.arange(len(queries.rows)), (~is_same_QK).argmax(axis=1)]
         open_Q = np.flatnonzero(~is_same_QK.any(axis=1))
+        on_rows(len(queries.rows) - len(open_Q))
         if len(open_Q):
             asked = replace(queries, rows=queries.rows[open_Q], labels=queries.labels[open_Q])
-            same_Q[open_Q], _ = nearest_of_class(layer, train, asked, memory=memory)
+            same_Q[open_Q], _ = nearest_of_class(layer, train, asked, memory=memory, on_rows=on_rows)
         return cls(split, queries.rows, found, same_Q, other_Q, other_row_Q)
 
     def scores(self) -> Doubles:

@@ -5,12 +5,14 @@ Shape suffixes:  Q queries   K neighbours
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.counting import counted, counting
 from featbench.evaluate.diagnosis.results import WithoutResult
 from featbench.evaluate.diagnosis.suspects import Kind, Suspicions
 from featbench.evaluate.features.labels import Labelled, MatchedLabels
@@ -41,6 +43,7 @@ def accuracies_without(
     protocol: KnnProtocol,
     k: int,
     temperature: Sequence[float] | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[WithoutResult]:
     """Classify val by train without each kind of suspects, which are left out of both splits.
 
@@ -56,19 +59,22 @@ def accuracies_without(
         Finds neighbours.
     name, protocol, k, temperature
         The vote; of several temperatures the first.
+    on_rows : callable
+        Called with rows of train as they are searched, or need not be: twice with each, for each of `KINDS`.
     """
-    at = temperatures_of(name, protocol, temperature)[0]
+    at, num_rows = temperatures_of(name, protocol, temperature)[0], layer.layers["train"].num_rows
     results = []
     for without, kinds in KINDS.items():
         train, val = (_without(each, suspicions, kinds) for each in (labels.train, labels.val))
-        fits = len(train.rows) >= k and len(val.rows)
         top1 = None
-        if fits:
-            rows_QK, similarities_QK = lists_without(find, layer, labels, train, val, protocol=protocol, k=k)
-            labels_QK = labels.train.by_row(layer.layers["train"].num_rows)[rows_QK]
-            weights_QK = vote_weights(similarities_QK, vote=protocol.vote, temperature=at)
-            votes = ClassVotes.of(labels_QK, num_classes=len(labels.class_names))
-            top1 = proportion(votes.ranking(weights_QK, k=k, top=1)[:, 0] == val.labels)
+        with counted(on_rows, 2 * num_rows) as count:
+            if len(train.rows) >= k and len(val.rows):
+                ask = partial(counting(find), on_rows=count)
+                rows_QK, similarities_QK = lists_without(ask, layer, labels, train, val, protocol=protocol, k=k)
+                labels_QK = labels.train.by_row(num_rows)[rows_QK]
+                weights_QK = vote_weights(similarities_QK, vote=protocol.vote, temperature=at)
+                votes = ClassVotes.of(labels_QK, num_classes=len(labels.class_names))
+                top1 = proportion(votes.ranking(weights_QK, k=k, top=1)[:, 0] == val.labels)
         results.append(
             WithoutResult(
                 layer=layer.facts,

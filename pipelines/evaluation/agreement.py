@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 
-from featbench.evaluate.diagnosis.agreement import Cka, Hsic, bytes_needed, cka, hsic, overlap, prediction_depths
+from featbench.evaluate.counting import OnRows, counting
+from featbench.evaluate.diagnosis.agreement import (
+    Cka,
+    Hsic,
+    Overlap,
+    bytes_needed,
+    cka,
+    hsic,
+    overlap,
+    prediction_depths,
+)
 from featbench.evaluate.diagnosis.results import AgreementResult, DeepRow, DepthResult
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, MatchedLabels
@@ -101,24 +111,29 @@ def agreement(
     num_rows = representations[0].layer.layers["train"].num_rows
     with progress.task("neighbours", num_rows * len(representations)) as do:
         for each in representations:
-            found = each.find(
+            found = counting(each.find)(
                 each.layer, database=each.labels.train, queries=each.rows(leave_one_out=alone), k=num_neighbours,
                 similarity=protocol.similarity, on_rows=do,
             )  # fmt: skip
             lists.append(found.neighbours.rows_QK[:, :num_neighbours])
     pairs = list(combinations_with_replacement(range(len(representations)), 2))
+    shared: dict[tuple[int, int], Overlap] = {}
+    with progress.task("shared neighbours", num_queries * (len(pairs) - len(lists))) as do:
+        for i, j in combinations(range(len(lists)), 2):
+            shared[i, j] = overlap(lists[i], lists[j])
+            do(num_queries)
     dependence: dict[tuple[int, int], Hsic | None] = {}
     with progress.task("CKA", num_queries * len(pairs)) as do:
         for i, j in pairs:
-            dependence[i, j] = _hsic(representations[i], representations[j], memory, leave_one_out=alone)
-            do(num_queries)
+            dependence[i, j] = _hsic(representations[i], representations[j], memory, leave_one_out=alone, on_rows=do)
+    _warn_of_missing(dependence, representations, memory)
     return [
         AgreementResult(
             first=representations[i].layer.facts, second=representations[j].layer.facts,
             similarity=protocol.similarity, leave_one_out=alone, k=num_neighbours, num_queries=num_queries,
-            overlap=overlap(lists[i], lists[j]), cka=_cka(dependence[i, j], dependence[i, i], dependence[j, j]),
+            overlap=both, cka=_cka(dependence[i, j], dependence[i, i], dependence[j, j]),
         )
-        for i, j in combinations(range(len(representations)), 2)
+        for (i, j), both in shared.items()
     ]  # fmt: skip
 
 
@@ -130,6 +145,7 @@ def depths(
     k: Sequence[int] | None,
     temperature: Sequence[float] | None,
     leave_one_out: bool,
+    progress: Progress,
 ) -> list[Result]:
     """Depth of predictions in the layers of one feature set, by one protocol and the first k and temperature."""
     first = representations[0]
@@ -138,7 +154,12 @@ def depths(
         return []
     number = usable_k(k, protocol.k, len(first.labels.train.rows) - leave_one_out)[0]
     at = temperatures_of(name, protocol, temperature)[0]
-    predicted_LQ = np.stack([_predicted(each, queries, protocol, k=number, temperature=at) for each in representations])
+    predicted: list[Ints] = []
+    num_rows = first.layer.layers["train"].num_rows
+    with progress.task("prediction depth", num_rows * len(representations)) as do:
+        for each in representations:
+            predicted.append(_predicted(each, queries, protocol, k=number, temperature=at, on_rows=do))
+    predicted_LQ = np.stack(predicted)
     depth_Q = prediction_depths(predicted_LQ)
     is_right_Q = predicted_LQ[-1] == queries.labels
     levels = range(len(representations))
@@ -155,11 +176,19 @@ def depths(
 
 
 def _predicted(
-    each: Representation, queries: Labelled, protocol: KnnProtocol, *, k: int, temperature: float | None
+    each: Representation,
+    queries: Labelled,
+    protocol: KnnProtocol,
+    *,
+    k: int,
+    temperature: float | None,
+    on_rows: OnRows,
 ) -> Ints:
     """Class of each query with most votes."""
     train = each.labels.train
-    found = each.find(each.layer, database=train, queries=queries, k=k, similarity=protocol.similarity).neighbours
+    found = counting(each.find)(
+        each.layer, database=train, queries=queries, k=k, similarity=protocol.similarity, on_rows=on_rows
+    ).neighbours  # fmt: skip
     labels_QK = train.by_row(each.layer.layers["train"].num_rows)[found.rows_QK[:, :k]]
     weights_QK = vote_weights(found.similarities_QK[:, :k], vote=protocol.vote, temperature=temperature)
     votes = ClassVotes.of(labels_QK, num_classes=len(each.labels.class_names))
@@ -177,14 +206,27 @@ def _deepest(paths: Sequence[str], queries: Labelled, depth_Q: Ints, predicted_L
     )
 
 
-def _hsic(first: Representation, second: Representation, memory: int, *, leave_one_out: bool) -> Hsic | None:
+def _hsic(
+    first: Representation, second: Representation, memory: int, *, leave_one_out: bool, on_rows: OnRows
+) -> Hsic | None:
     needed = bytes_needed(first.layer.dim, second.layer.dim)
     if needed > memory:
-        text = "%s and %s: their products take %s, more than the memory of %s, so there is no CKA"
-        logger.warning(text, first.layer.name, second.layer.name, in_words(needed), in_words(memory))
+        on_rows(len(first.rows(leave_one_out=leave_one_out).rows))
         return None
     selections = (each.layer.select(each.rows(leave_one_out=leave_one_out)) for each in (first, second))
-    return hsic(*selections, memory=memory - needed)
+    return hsic(*selections, memory=memory - needed, on_rows=on_rows)
+
+
+def _warn_of_missing(
+    dependence: Mapping[tuple[int, int], Hsic | None], representations: Sequence[Representation], memory: int
+) -> None:
+    """Say once which pairs do not fit into the memory."""
+    missing = [[representations[place].layer for place in pair] for pair, found in dependence.items() if found is None]
+    if missing:
+        first, second = missing[0]
+        text = "no CKA of %d of %d pairs of layers, such as %s and %s: its products take %s, more than the memory of %s"
+        needed = in_words(bytes_needed(first.dim, second.dim))
+        logger.warning(text, len(missing), len(dependence), first.name, second.name, needed, in_words(memory))
 
 
 def _cka(across: Hsic | None, first: Hsic | None, second: Hsic | None) -> Cka | None:

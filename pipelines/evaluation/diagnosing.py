@@ -14,6 +14,7 @@ from featbench.evaluate.features.labels import matched_labels, refuse_if_gone
 from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import Find
 from featbench.evaluate.neighbours.cached_search import find_neighbours
+from featbench.evaluate.notices import each_once
 from featbench.evaluate.results import Result
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.agreement import Representation, agreement, depths, refuse_unlike
@@ -25,6 +26,7 @@ from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
 
 
+@each_once()
 def diagnose(
     paths: Sequence[Path], config: EvaluateConfig, *, layers: Sequence[str] = (), progress: Progress
 ) -> EvaluationReport:
@@ -68,7 +70,9 @@ def diagnose(
             results += diagnosis(
                 features, chosen, labels, config, resources=resources, progress=progress, is_first=not rank.rank
             )
-            results += depths(ours, name=name, protocol=protocol, temperature=config.knn.temperature, **asked)
+            results += depths(
+                ours, name=name, protocol=protocol, temperature=config.knn.temperature, progress=progress, **asked
+            )  # fmt: skip
             known += ours
         if len(known) > 1:
             results += agreement(known, protocol=protocol, memory=resources.bytes, progress=progress, **asked)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from featbench.evaluate.config import EvaluateConfig
-from featbench.evaluate.diagnosis.diagnosis import DiagnosisQuestion, diagnose
-from featbench.evaluate.diagnosis.results import SuspectsResult
-from featbench.evaluate.diagnosis.suspects import find_suspects
-from featbench.evaluate.diagnosis.without import accuracies_without
+from featbench.evaluate.counting import counting
+from featbench.evaluate.diagnosis.diagnosis import DiagnosisQuestion, diagnose, rows_to_do
+from featbench.evaluate.diagnosis.results import LeftOutResult, SuspectsResult
+from featbench.evaluate.diagnosis.suspects import PASSES, find_suspects
+from featbench.evaluate.diagnosis.without import KINDS, accuracies_without
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import MatchedLabels, class_names_of
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, usable_k
+from featbench.evaluate.knn.multi_label import is_multi_label
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import Resources
+from featbench.evaluate.notices import warn
 from featbench.evaluate.results import Result
 from featbench.pipelines.config.protocols import find_protocols
 from featbench.pipelines.evaluation.files import ExportError, save
@@ -27,6 +31,8 @@ from featbench.pipelines.terminal.formats import as_csv
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
 from featbench.store.durable import cannot_write
+
+logger = logging.getLogger(__name__)
 
 OUTLIER_K = 10
 """Neighbour whose distance says how far out a row is, where no k is given."""
@@ -65,12 +71,11 @@ def diagnosis(
         protocols=protocols, k=knn.k, temperature=knn.temperature, leave_one_out=knn.leave_one_out, groups=groups,
         only_groups=not settings.diagnose,
     )  # fmt: skip
-    num_passes = len({each.similarity for each in protocols.values()}) + settings.diagnose
     results: list[Result] = []
     if settings.diagnose or groups:
-        with progress.task("diagnosis", features.split("train").num_rows * num_passes * len(layers)) as on_rows:
+        with progress.task("diagnosis", rows_to_do(layers, labels, question)) as on_rows:
             results += diagnose(
-                layers, labels, question, find=find, memory=resources.bytes, paths=features.paths("train"),
+                layers, labels, question, find=counting(find), memory=resources.bytes, paths=features.paths("train"),
                 on_rows=on_rows,
             )  # fmt: skip
     if settings.suspects is not None:
@@ -83,7 +88,32 @@ def diagnosis(
         if is_first:
             write_suspects(features, [result for result, _ in found], labels, settings.suspects)
         results += [each for result, others in found for each in (result, *others)]
+    if missing := left_out(features, labels, config, num_layers=len(layers)):
+        warn(logger, "%s", missing)
+        results.append(missing)
     return results
+
+
+def left_out(
+    features: FeatureSet, labels: MatchedLabels, config: EvaluateConfig, *, num_layers: int
+) -> LeftOutResult | None:
+    """Say what needs one class for each row, and is left out since rows have none, or several."""
+    settings, queries = config.diagnosis, labels.train if config.knn.leave_one_out else labels.val
+    unlabelled = [each.split for each in (labels.train, queries) if not each.has_labels]
+    if not unlabelled:
+        return None
+    reason = f"no row of {' and '.join(dict.fromkeys(unlabelled))} has a label"
+    if is_multi_label(features):
+        reason = "rows have any number of classes"
+    asked = {
+        "calibration": settings.diagnose,
+        "prediction depth": settings.diagnose and num_layers > 1,
+        "accuracy by group": settings.group_by is not None,
+        "label error": settings.suspects is not None,
+        "accuracy without suspects": settings.suspects is not None,
+    }
+    what = tuple(name for name, is_asked in asked.items() if is_asked)
+    return LeftOutResult(features=features.name, left_out=what, reason=reason) if what else None
 
 
 def suspects_of(
@@ -128,18 +158,24 @@ def suspects_of(
         for split, queries in (("train", labels.train), ("val", labels.val)):
             if not len(queries.rows):
                 continue
-            found = find(layer, database=labels.train, queries=queries, k=place, similarity="cosine", on_rows=on_rows)
+            found = counting(find)(
+                layer, database=labels.train, queries=queries, k=place, similarity="cosine", on_rows=on_rows
+            )  # fmt: skip
             lists[split] = found.neighbours.first(place)
-    suspicions = find_suspects(
-        layer, labels, lists, k=place, threshold=duplicates, share=share, memory=memory,
-    )  # fmt: skip
+    total = PASSES * sum(len(each.rows_QK) for each in lists.values())
+    with progress.task(f"{layer.name}: suspects", total) as on_rows:
+        suspicions = find_suspects(
+            layer, labels, lists, k=place, threshold=duplicates, share=share, memory=memory, on_rows=on_rows,
+        )  # fmt: skip
     others: list[Result] = []
     if labels.train.has_labels and labels.val.has_labels and len(labels.val.rows):
-        for name, protocol in protocols.items():
-            others += accuracies_without(
-                layer, labels, suspicions, find=find, name=name, protocol=protocol,
-                k=usable_k(k, protocol.k, num_rows)[0], temperature=temperature,
-            )  # fmt: skip
+        total = 2 * layer.layers["train"].num_rows * len(KINDS) * len(protocols)
+        with progress.task(f"{layer.name}: without them", total) as on_rows:
+            for name, protocol in protocols.items():
+                others += accuracies_without(
+                    layer, labels, suspicions, find=find, name=name, protocol=protocol,
+                    k=usable_k(k, protocol.k, num_rows)[0], temperature=temperature, on_rows=on_rows,
+                )  # fmt: skip
     return suspicions.result, others
 
 

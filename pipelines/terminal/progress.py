@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,9 @@ SECONDS_PER_LINE = 15.0
 
 WINDOW_S = 15.0
 """The current speed is that of the last seconds."""
+
+SPINNER = "|/-\\"
+"""Signs that show in turn that work goes on."""
 
 LEAST_S = 1e-3
 """Shortest time that a speed is computed over."""
@@ -110,13 +114,15 @@ class Progress:
             return
         counter = _Counter(what, total)
         if not sys.stderr.isatty():
-            yield counter.log
+            with _lines(counter):
+                yield counter.count
             return
         with (
-            Live(console=console(stderr=True), get_renderable=lambda: counter.reading.bar()),
+            Live(console=console(stderr=True), get_renderable=counter.bar) as live,
             logging_above_bar(),
         ):
             yield counter.count
+            live.transient = not counter.finish()
 
     @contextmanager
     def iterations(self) -> Iterator[KmeansProgress]:
@@ -178,13 +184,34 @@ class KmeansProgress:
             logger.info("%s; %s", self._text(), reading)
 
 
+@contextmanager
+def _lines(counter: _Counter) -> Iterator[None]:
+    """Log how far a task is now and then, and, if anything was counted, when it is done."""
+    over = threading.Event()
+
+    def show() -> None:
+        while not over.wait(SECONDS_PER_LINE):
+            logger.info("%s", counter.reading)
+
+    shower = threading.Thread(target=show, name="progress", daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        shower.join()
+    if counter.finish():
+        logger.info("%s", counter.reading)
+
+
 class _Counter:
     """Counts the rows of a task."""
 
     def __init__(self, what: str, total: int) -> None:
         self.reading = Reading(what=what, rows=0, rows_total=total, rows_per_s_now=0.0, rows_per_s=0.0)
         self._meter = SpeedMeter()
-        self._began = self._last_line = time.monotonic()
+        self._began = time.monotonic()
+        self._is_over = False
         self._meter.add(self._began, 0, began=self._began)
 
     def count(self, rows: int) -> None:
@@ -192,12 +219,17 @@ class _Counter:
         now, overall = self._meter.add(time.monotonic(), done, began=self._began)
         self.reading = Reading(what=what, rows=done, rows_total=total, rows_per_s_now=now, rows_per_s=overall)
 
-    def log(self, rows: int) -> None:
-        self.count(rows)
-        is_due = time.monotonic() - self._last_line >= SECONDS_PER_LINE
-        if is_due or self.reading.rows == self.reading.rows_total:
-            self._last_line = time.monotonic()
-            logger.info("%s", self.reading)
+    def bar(self) -> RenderableType:
+        """Draw the task; a sign turns until it is done, also while no row is counted."""
+        sign = "" if self._is_over else SPINNER[int(time.monotonic() * 4) % len(SPINNER)] + " "
+        return self.reading.bar(what=f"{sign}{self.reading.what}")
+
+    def finish(self) -> bool:
+        """Count the rest, if anything was counted; returns whether it was."""
+        self._is_over = True
+        if self.reading.rows:
+            self.reading = replace(self.reading, rows=self.reading.rows_total)
+        return self.reading.rows > 0
 
 
 def duration(seconds: float) -> str:

@@ -154,15 +154,22 @@ def test_the_setting_is_chosen_on_train_and_reported_on_val(records: Records, fe
 
 def test_choosing_needs_labels(bench: Bench, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    rows = {split: {"a": random.normal(size=(20, 4)).astype(np.float32)} for split in ("train", "val")}
+    rows = {split: {n: random.normal(size=(20, 4)).astype(np.float32) for n in "ab"} for split in ("train", "val")}
     nothing = {split: np.full(20, -1) for split in rows}
     make_features(tmp_path / "features/plain", rows, nothing, class_names={"train": (), "val": ()})
     result = bench("evaluate", "--features", "plain", "--k", "1", "--select", "leave-one-out")
     assert result.returncode == 2
     assert "--select needs labels" in result.stderr
-    diagnosed = bench("diagnose", "plain", "--k", "2", "--suspects", "s.csv", "--json")
+    diagnosed = bench("diagnose", "plain", "--suspects", "s.csv", "--json")
     assert diagnosed.returncode == 0, diagnosed.stderr
-    assert {each["task"] for each in json.loads(diagnosed.stdout)} == {"hubness", "geometry", "suspects"}
+    tasks = {each["task"]: each for each in json.loads(diagnosed.stdout)}
+    assert tasks.keys() == {"hubness", "geometry", "suspects", "agreement", "left_out"}
+    missing = ["calibration", "prediction depth", "label error", "accuracy without suspects"]
+    assert (tasks["left_out"]["left_out"], tasks["left_out"]["features"]) == (missing, "plain")
+    assert f"plain: no row of train and val has a label, so there is no {', no '.join(missing[:3])} and no" in (
+        diagnosed.stderr
+    )
+    assert diagnosed.stderr.count("rows of train can vote, so k is") == 1, "two layers, one warning"
 
 
 def test_a_spectrum_that_does_not_fit_into_the_memory_is_left_out(bench: Bench, tmp_path: Path) -> None:

@@ -137,6 +137,22 @@ class MultiLabelResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MultiLabelQueriesResult:
+    """Other queries with any number of classes, classified by the rows of train."""
+
+    result: MultiLabelResult
+    queries: str
+    """Name of the queries."""
+
+    bank: str
+    """As for `QueriesResult`."""
+
+    def record(self) -> Record:
+        """Return the result as a flat dict."""
+        return self.result.record() | {"task": "queries", "queries": self.queries, "bank": self.bank}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelResult:
     """One class of rows with any number of classes, at a protocol's first k and temperature."""
 

@@ -17,9 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featbench.evaluate.errors import EvaluationError
-from featbench.evaluate.features.labels import MatchedLabels, class_names_of, counts_of, has_split, refuse_no_queries
+from featbench.evaluate.features.labels import (
+    Labelled,
+    MatchedLabels,
+    class_names_of,
+    counts_of,
+    has_split,
+    refuse_no_queries,
+)
 from featbench.evaluate.features.layers import EvalLayer, layers_of
-from featbench.evaluate.knn.classification import temperatures_of, usable_k
+from featbench.evaluate.knn.classification import Find, KnnQuestion, temperatures_of, usable_k
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.knn.vote import vote_weights
 from featbench.evaluate.metrics import Estimate, within
@@ -61,24 +68,33 @@ def is_multi_label(features: FeatureSet) -> bool:
     return all(info.is_multi_label for info in features.manifest.splits.values())
 
 
-def label_matrices(features: FeatureSet) -> LabelMatrices:
+def label_matrices(features: FeatureSet, queries: tuple[FeatureSet, str] | None = None) -> LabelMatrices:
     """Match the columns of both splits by the names of their classes.
 
     A class that only one split has is not known in the other, and without such a class in train its score is 0.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Has `train`.
+    queries : tuple of FeatureSet and str, optional
+        The split that asks; by default its own `val`.
     """
-    names = {split: class_names_of(features, split) for split in ("train", "val")}
-    every = tuple(dict.fromkeys([*names["train"], *names["val"]]))
+    sides = ((features, "train"), queries or (features, "val"))
+    names = [class_names_of(*side) for side in sides]
+    every = tuple(dict.fromkeys([*names[0], *names[1]]))
     place = {name: index for index, name in enumerate(every)}
 
-    def spread(split: str) -> Int8s:
-        if not has_split(features, split):
+    def spread(side: tuple[FeatureSet, str], columns: Sequence[str]) -> Int8s:
+        if not has_split(*side):
             return np.zeros((0, len(every)), np.int8)
-        known = features.label_matrix(split)
+        known = side[0].label_matrix(side[1])
         matrix = np.full((len(known), len(every)), -1, np.int8)
-        matrix[:, [place[name] for name in names[split]]] = known
+        matrix[:, [place[name] for name in columns]] = known
         return matrix
 
-    return LabelMatrices(spread("train"), spread("val"), every)
+    train_NC, val_NC = (spread(side, columns) for side, columns in zip(sides, names, strict=True))
+    return LabelMatrices(train_NC, val_NC, every)
 
 
 def multi_label_results(
@@ -118,23 +134,59 @@ def multi_label_results(
     EvaluationError
         If no query is known to have a class.
     """
-    train, queries = labels.train, labels.train if leave_one_out else labels.val
-    refuse_no_queries(features.path, queries)
-    matrices = label_matrices(features)
+    asked = KnnQuestion(
+        protocols=protocol, k=k, temperature=temperature, leave_one_out=leave_one_out, per_class=per_class
+    )  # fmt: skip
+    find = partial(find_neighbours, features, index=index, resources=resources)
+    return score_layers(
+        layers_of(features, layers), labels.train, labels.val, label_matrices(features), asked, find=find,
+        on_rows=on_rows, name=str(features.path),
+    )  # fmt: skip
+
+
+def score_layers(
+    layers: Sequence[EvalLayer],
+    train: Labelled,
+    val: Labelled,
+    matrices: LabelMatrices,
+    asked: KnnQuestion,
+    *,
+    find: Find,
+    on_rows: Callable[[str, int], None] = lambda layer, rows: None,
+    name: str,
+) -> list[Result]:
+    """Classify the rows of val, or with leave-one-out those of train, by any rows of train.
+
+    Parameters
+    ----------
+    layers : sequence of EvalLayer
+        The layers.
+    train, val : Labelled
+        Rows that vote, and rows that ask.
+    matrices : LabelMatrices
+        Labels of all rows of both splits.
+    asked : KnnQuestion
+        Protocols, k, temperatures, and whether to return a result for each class.
+    find, on_rows, name
+        As for `featbench.evaluate.knn.classification.classify`.
+    """
+    leave_one_out = asked.leave_one_out
+    queries = train if leave_one_out else val
+    refuse_no_queries(name, queries)
     truth_QC = (matrices.train_NC if leave_one_out else matrices.val_NC)[queries.rows]
     if not (truth_QC == 1).any():
-        raise EvaluationError(f"{features.path}: no row of {queries.split} is known to have a class")
-    counts = counts_of(train, labels.val)
+        raise EvaluationError(f"{name}: no row of {queries.split} is known to have a class")
+    counts = counts_of(train, val)
     results: list[Result] = []
-    for layer in layers_of(features, layers):
-        for name, rule in protocol.items():
-            ks = usable_k(k, rule.k, len(train.rows) - leave_one_out)
-            found = find_neighbours(
-                features, layer, database=train, queries=queries, k=max(ks), similarity=rule.similarity, index=index,
-                resources=resources, on_rows=partial(on_rows, layer.name),
+    for layer in layers:
+        for protocol, rule in asked.protocols.items():
+            ks = usable_k(asked.k, rule.k, len(train.rows) - leave_one_out)
+            found = find(
+                layer, database=train, queries=queries, k=max(ks), similarity=rule.similarity,
+                on_rows=partial(on_rows, layer.name),
             )  # fmt: skip
             lists = found.neighbours.first(max(ks))
-            temperatures = temperatures_of(name, rule, temperature)
+            temperatures = temperatures_of(protocol, rule, asked.temperature)
             for each, number in product(temperatures, ks):
                 weights_QK = vote_weights(lists.similarities_QK, vote=rule.vote, temperature=each)
                 scores = multi_label_scores(
@@ -142,7 +194,7 @@ def multi_label_results(
                 )
                 setting: dict[str, Any] = {
                     "layer": layer.facts, "counts": counts, "similarity": rule.similarity,
-                    "leave_one_out": leave_one_out, "protocol": name, "k": number, "temperature": each,
+                    "leave_one_out": leave_one_out, "protocol": protocol, "k": number, "temperature": each,
                 }  # fmt: skip
                 results.append(
                     MultiLabelResult(
@@ -155,7 +207,7 @@ def multi_label_results(
                         search=found.facts(number),
                     )
                 )
-                if per_class and (each, number) == (temperatures[0], ks[0]):
+                if asked.per_class and (each, number) == (temperatures[0], ks[0]):
                     results += [LabelResult(**setting, label=label) for label in scores.labels]
     return results
 

@@ -10,10 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from featbench.evaluate.knn.protocols import KnnProtocol
 from featbench.evaluate.metrics import Estimate
-from featbench.evaluate.other_results import AnyOfResult, LabelResult, MultiLabelResult, OodResult, QueriesResult
+from featbench.evaluate.other_results import (
+    AnyOfResult,
+    LabelResult,
+    MultiLabelQueriesResult,
+    MultiLabelResult,
+    OodResult,
+    QueriesResult,
+)
 from featbench.evaluate.results import ClassResult, FewShotResult, KnnResult, NeighboursResult, Record, RetrievalResult
 from featbench.pipelines.cli.cells import LAYER, mean_and_sd, percent, temperature_of, with_spaces
 from featbench.pipelines.terminal.table import Column, Table
+
+QUERIES_NOTE = (
+    "% with 95% interval. Bank: all rows of train vote, those of the queries' classes (subset), or of a list."
+)
 
 
 def accuracy_table(knn: Sequence[KnnResult]) -> Table:
@@ -76,9 +87,7 @@ def queries_table(results: Sequence[QueriesResult]) -> Table:
         Column(name="top-1"),
         Column(name="top-5", drop=1),
     )
-    notes = (
-        "% with 95% interval. Bank: all rows of train vote, those of the queries' classes (subset), or of a list.",
-    )
+    notes = (QUERIES_NOTE,)
     title = f"{first.layer.features}: kNN of other queries, protocol {first.protocol}"
     return Table(title=title, columns=columns, rows=tuple(rows), notes=notes, num_grouped=4)
 
@@ -167,6 +176,34 @@ def multi_label_table(results: Sequence[MultiLabelResult]) -> Table:
         notes=notes,
         num_grouped=2,
     )
+
+
+def multi_label_queries_table(results: Sequence[MultiLabelQueriesResult]) -> Table:
+    """Make the table of scores of other queries with any number of classes."""
+    first = results[0].result
+    rows = [
+        (
+            each.queries, f"{each.result.counts.num_val:,}", each.bank, f"{each.result.counts.num_train:,}",
+            each.result.layer.layer, str(each.result.k), temperature_of(each.result.temperature),
+            f"{len(each.result.labels):,}",
+            *map(percent, (each.result.mean_ap, each.result.micro_f1, each.result.macro_f1)),
+        )
+        for each in results
+    ]  # fmt: skip
+    columns = (
+        Column(name="queries", is_right=False),
+        Column(name="rows", drop=3),
+        Column(name="bank", is_right=False),
+        Column(name="its rows", drop=4),
+        LAYER,
+        Column(name="k"),
+        Column(name="T", drop=2),
+        Column(name="classes", drop=5),
+        Column(name="mAP"),
+        *(Column(name=name, drop=1) for name in ("micro F1", "macro F1")),
+    )
+    title = f"{first.layer.features}: kNN of other queries with several labels a row, protocol {first.protocol}"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=(QUERIES_NOTE,), num_grouped=4)
 
 
 def label_table(results: Sequence[LabelResult]) -> Table:

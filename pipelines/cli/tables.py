@@ -20,7 +20,14 @@ from featbench.evaluate.diagnosis.results import (
     SuspectsResult,
     WithoutResult,
 )
-from featbench.evaluate.other_results import AnyOfResult, LabelResult, MultiLabelResult, OodResult, QueriesResult
+from featbench.evaluate.other_results import (
+    AnyOfResult,
+    LabelResult,
+    MultiLabelQueriesResult,
+    MultiLabelResult,
+    OodResult,
+    QueriesResult,
+)
 from featbench.evaluate.results import (
     ClassResult,
     FewShotResult,
@@ -48,6 +55,7 @@ from featbench.pipelines.cli.knn_tables import (
     class_table,
     few_shot_table,
     label_table,
+    multi_label_queries_table,
     multi_label_table,
     neighbours_table,
     ood_table,
@@ -71,6 +79,10 @@ def evaluation_tables(results: Sequence[Result]) -> list[Table]:
         *map(ood_table, _grouped(results, OodResult)),
         *map(selection_table, _grouped(results, SelectionResult)),
         *map(multi_label_table, _grouped(results, MultiLabelResult, lambda result: result.protocol)),
+        *map(
+            multi_label_queries_table,
+            _grouped(results, MultiLabelQueriesResult, lambda result: result.result.protocol),
+        ),
         *map(label_table, _grouped(results, LabelResult, lambda result: (result.layer.layer, result.protocol))),
         *map(neighbours_table, _grouped(results, NeighboursResult)),
         *map(few_shot_table, _grouped(results, FewShotResult)),

@@ -11,6 +11,8 @@ from featbench.evaluate.config import EvaluateConfig
 from featbench.evaluate.features.labels import MatchedLabels
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify
+from featbench.evaluate.knn.multi_label import is_multi_label
+from featbench.evaluate.knn.multi_label_queries import multi_label_query_results, multi_label_subset_results
 from featbench.evaluate.knn.queries import QuerySet, ood_results, query_results
 from featbench.evaluate.neighbours.cached_search import find_neighbours
 from featbench.evaluate.neighbours.planning import Resources
@@ -40,12 +42,19 @@ def other_queries(
     num_searches = len(layers) * len({each.similarity for each in asked.protocols.values()})
     num_rows = features.split("train").num_rows * num_searches
     results: list[Result] = []
+    has_several = is_multi_label(features)
+    ask = partial(multi_label_query_results, features) if has_several else query_results
     for each in (sets[name] for name in knn.queries or {}):
         with progress.task(f"{each.name}: search", num_rows) as on_rows:
-            results += query_results(layers, labels, each, asked, find=find, bank=knn.bank, on_rows=on_rows)
+            results += ask(layers, labels, each, asked, find=find, bank=knn.bank, on_rows=on_rows)
     for name, file in (knn.subset or {}).items():
         train = subset_of(labels.train, subset_file(features, name, file), features.paths("train"))
         with progress.task(f"{name}: search", num_rows) as on_rows:
+            if has_several:
+                results += multi_label_subset_results(
+                    features, layers, train, labels.val, asked, find=find, name=name, on_rows=on_rows
+                )  # fmt: skip
+                continue
             found = classify(
                 layers, train, labels.val, labels.class_names, asked, find=find,
                 on_rows=lambda layer, rows: on_rows(rows), name=name,

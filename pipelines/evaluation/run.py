@@ -29,6 +29,7 @@ from featbench.evaluate.features.layers import layers_of
 from featbench.evaluate.knn.classification import knn_results
 from featbench.evaluate.knn.few_shot import few_shot_results
 from featbench.evaluate.knn.multi_label import is_multi_label, multi_label_results
+from featbench.evaluate.knn.multi_label_queries import refuse_other_labels
 from featbench.evaluate.knn.queries import QuerySet
 from featbench.evaluate.knn.selecting import select
 from featbench.evaluate.notices import each_once
@@ -204,6 +205,8 @@ def _query_sets(
     if knn.ood:
         refuse_no_queries(features.path, labels.val)
     sets = find_query_sets(features, named, extracting)
+    for name in knn.queries or {}:
+        refuse_other_labels(features, sets[name])
     for each in sets.values():
         for layer in layers_of(features, extracting.layers):
             each.layer(layer)
@@ -242,13 +245,20 @@ def refuse_questions_of_one_class(features: FeatureSet, knn: KnnConfig) -> None:
         If such a thing is asked for.
     """
     asked = {
-        "--select": knn.select, "--retrieval": knn.retrieval, "--shots": knn.shots, "--duplicates": knn.duplicates,
-        "--queries": knn.queries, "--subset": knn.subset, "--any-of": knn.any_of,
-    }  # fmt: skip
+        "--select": knn.select,
+        "--retrieval": knn.retrieval,
+        "--shots": knn.shots,
+        "--duplicates": knn.duplicates,
+    }
     if wrong := [option for option, value in asked.items() if value]:
         raise EvaluationError(
             f"{features.path}: rows have any number of classes, and {', '.join(wrong)} needs one class for each. Leave "
             f"that out; --per-class lists the average precision of each class"
+        )
+    if knn.any_of:
+        raise EvaluationError(
+            f"{features.path}: rows have any number of classes, all of which count in mAP and F1, so --any-of has "
+            f"nothing to add. Leave it out"
         )
 
 

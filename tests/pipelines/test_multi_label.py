@@ -243,6 +243,43 @@ def test_labels_that_are_no_lists_are_refused(
     assert message in result.stderr
 
 
+def test_other_queries_and_listed_rows_of_train_are_scored_as_a_loop_says(
+    bench: Bench, records: Records, rows: dict[str, tuple[Floats, Int8s]], tmp_path: Path
+) -> None:
+    bench("ls")
+    save(tmp_path, rows)
+    features, labels = rows["val"]
+    order, nothing = [3, 1, 0], np.full((len(labels), 1), -1, np.int8)
+    theirs = np.concatenate([labels[:, order], nothing], axis=1)  # without owls; nothing is known of newts
+    names = np.array([*(NAMES[at] for at in order), "newt"])
+    np.savez(tmp_path / "other.npz", features=features, labels=theirs, class_names=names)
+    bring_in(bench)
+    assert bench("import", "--name", "other", "--val", "other.npz", "--multi-label").returncode == 0
+    few = [row for row in range(90) if row % 3]
+    Path("few.txt").write_text(
+        "".join(f"{FeatureSet.open(Path('features/mine')).paths('train')[row]}\n" for row in few)
+    )
+    ask = ("--features", "mine", "--k", 7, "--temperature", 0.1)
+    found = records(*ask, "--queries", "o=other", "--subset", "few=few.txt", "--ood", "far=other")
+    by_name = {(r["queries"], r["bank"]): r for r in found if r["task"] == "queries"}
+    for key, bank, classes in ((("o", "all"), range(90), order), (("val", "few"), few, range(4))):
+        x, y = (each[list(bank)] for each in rows["train"])
+        scores = expected_scores({"train": (x, y), "val": rows["val"]}, 7, 0.1)
+        known = {at: labels[:, at] >= 0 for at in classes}
+        aps = [average_precision_score(labels[known[at], at], scores[known[at], at]) for at in classes]
+        assert by_name[key]["mean_ap"] == pytest.approx(np.mean(aps), abs=1e-12)
+        assert by_name[key]["num_labels"] == len(aps)
+    (some,) = (r for r in records(*ask, "--queries", "o=other", "--bank", "subset") if r["task"] == "queries")
+    has_one = (rows["train"][1][:, order] == 1).any(axis=1)
+    assert (some["num_train"], some["num_val"]) == (has_one.sum(), 40)
+    np.savez(tmp_path / "one.npz", features=features, labels=np.arange(40) % 2)
+    assert bench("import", "--name", "one", "--train", "one.npz", "--val", "one.npz").returncode == 0
+    for asked, queries in (("mine", "one"), ("one", "other")):
+        result = bench("evaluate", "--features", asked, "--k", "3", "--queries", f"q={queries}")
+        assert result.returncode == 2
+        assert "so they can't be compared" in result.stderr
+
+
 @pytest.mark.parametrize("option", [("--select", "leave-one-out"), ("--retrieval",), ("--shots", "1")])
 def test_what_needs_one_class_a_row_is_refused(
     bench: Bench, rows: dict[str, tuple[Floats, Int8s]], tmp_path: Path, option: tuple[str, ...]
@@ -253,3 +290,5 @@ def test_what_needs_one_class_a_row_is_refused(
     result = bench("evaluate", "--features", "mine", "--k", "3", *option)
     assert result.returncode == 2
     assert f"{option[0]} needs one class for each" in result.stderr
+    Path("real.json").write_text("[]")
+    assert "--any-of has nothing to add" in bench("evaluate", "--features", "mine", "--any-of", "r=real.json").stderr

@@ -31,6 +31,7 @@ ACTIVATIONS: Mapping[str, str] = {
 
 OPEN_CLIP = "open_clip_config.json"
 
+_CLIP_RESNET = "open_clip's resnet"
 _EPS_1E6 = ("dinov2", "dinov2_with_registers", "vit_msn", "dinov3_vit")
 _TOWERS: Mapping[str, Mapping[str, Any]] = {
     "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32},
@@ -62,6 +63,8 @@ class HubConfig:
 
     def as_vit(self) -> str:
         """Settings that build this vision transformer, as typed on the command line; "" if no trunk matches it."""
+        if self.kind == _CLIP_RESNET:
+            return "one of timm's models that are named resnet..._clip"
         if self.kind in _TOWERS:
             return f"one of timm's models with 'model.options={{act_layer: {self.activation}}}'"
         if self.kind not in _VITS or self.kind in ("beit", "data2vec-vision") or self.activation is None:
@@ -156,6 +159,9 @@ def _of_open_clip(file: Path) -> HubConfig:
     vision = _section(model, "vision_cfg", file)
     if "timm_model_name" in vision:
         return HubConfig(file=file, kind="timm", content={"architecture": vision["timm_model_name"]})
+    if isinstance(vision.get("layers"), list):  # a ResNet, whose heads of attention are 64 wide
+        width = _number(vision.get("width", 64), file, "width", int)
+        return HubConfig(file=file, kind=_CLIP_RESNET, content=content, num_heads=width // 2, activation="relu")
     patch = _pair(vision.get("patch_size", 16), file, "patch_size")
     image = _pair(vision.get("image_size", 224), file, "image_size")
     width, of_head = (

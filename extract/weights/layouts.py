@@ -297,6 +297,25 @@ LAYOUTS: tuple[Layout, ...] = (
         reshape=as_image_tower,
     ),
     Layout(
+        name="CLIP's ResNet",
+        mark=r"attnpool\.k_proj\.",
+        renames=(
+            (r"^conv([123])\.", r"stem.conv\1.conv."),
+            (r"^bn([123])\.", r"stem.conv\1.bn."),
+            *((rf"^layer{stage}\.(\d+)\.", rf"stages.{stage - 1}.\1.") for stage in range(1, 5)),
+            *(
+                (rf"^(stages\.\d\.\d+)\.{theirs}{number}\.", rf"\1.conv{number}_{size}.{ours}.")
+                for number, size in ((1, "1x1"), (2, "kxk"), (3, "1x1"))
+                for theirs, ours in (("conv", "conv"), ("bn", "bn"))
+            ),
+            (r"\.downsample\.0\.", ".shortcut.conv.conv."),
+            (r"\.downsample\.1\.", ".shortcut.conv.bn."),
+            (r"^attnpool\.positional_embedding$", "head.pos_embed"),
+            (r"^attnpool\.([qkv])_proj\.", r"head.\1."),
+            (r"^attnpool\.c_proj\.", "head.proj."),
+        ),
+    ),
+    Layout(
         name="EVA-02's own",
         mark=r"(blocks\.0\.attn\.)?rope\.freqs_cos$",
         renames=(

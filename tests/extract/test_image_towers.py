@@ -16,6 +16,7 @@ from featbench.extract.config import WeightsConfig
 from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
+from featbench.extract.weights.hub import read_config
 from featbench.extract.weights.loading import load_weights
 from featbench.extract.weights.preprocessing import preprocessing_of
 from featbench.extract.weights.state_dicts import find_weights
@@ -30,6 +31,7 @@ SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
 CLIP = "timm:vit_base_patch16_clip_quickgelu_224"
 SIGLIP = "timm:vit_base_patch16_siglip_224"
 BEIT = "timm:beit_base_patch16_224"
+CLIP_RESNET = "timm:resnet50_clip"
 RADIO = "timm:naflexvit_base_patch16_radio_v3"
 
 
@@ -196,6 +198,29 @@ def dinov3_convnext(state: State) -> State:
     )
 
 
+def clips_resnet(state: State) -> State:
+    """OpenAI's and open_clip's names, which are torchvision's; the text tower is beside it."""
+    bottleneck = (("1_1x1", "1"), ("2_kxk", "2"), ("3_1x1", "3"))
+    visual = renamed(
+        state,
+        (r"^stem\.conv(\d)\.conv\.", r"conv\1."),
+        (r"^stem\.conv(\d)\.bn\.", r"bn\1."),
+        *(
+            (rf"\.conv{number}\.{ours}\.", f".{ours}{clips}.")
+            for number, clips in bottleneck
+            for ours in ("conv", "bn")
+        ),
+        (r"\.shortcut\.conv\.conv\.", ".downsample.0."),
+        (r"\.shortcut\.conv\.bn\.", ".downsample.1."),
+        *((rf"^stages\.{stage}\.", f"layer{stage + 1}.") for stage in range(4)),
+        (r"^head\.pos_embed$", "attnpool.positional_embedding"),
+        (r"^head\.([qkv])\.", r"attnpool.\1_proj."),
+        (r"^head\.proj\.", "attnpool.c_proj."),
+    )
+    text = {"transformer.resblocks.0.ln_1.weight": torch.ones(4), "logit_scale": torch.ones(())}
+    return {f"visual.{name}": tensor for name, tensor in visual.items()} | text
+
+
 CONVNEXT = {"dims": [8, 12, 16, 24], "depths": [1, 1, 1, 1], "num_classes": 0}
 BEIT_SHARED = {**SMALL, "global_pool": "token"}
 FAMILIES: list[tuple[str, dict[str, Any], Callable[[State], dict[str, Any]], str]] = [
@@ -203,6 +228,7 @@ FAMILIES: list[tuple[str, dict[str, Any], Callable[[State], dict[str, Any]], str
     (CLIP, SMALL, transformers_both, "CLIP or SigLIP; transformers' CLIP or SigLIP"),
     (CLIP, SMALL, clips_own, "CLIP or SigLIP; CLIP's own"),
     (CLIP, SMALL, open_clip_training, "CLIP or SigLIP; CLIP's own"),
+    (CLIP_RESNET, {"width_factor": 0.125}, clips_resnet, "CLIP or SigLIP; CLIP's ResNet"),
     (SIGLIP, SMALL, transformers_tower, "state dict; transformers' CLIP or SigLIP"),
     (SIGLIP, SMALL, open_clip_timm, "CLIP or SigLIP"),
     (BEIT, SMALL, transformers_beit, "state dict; transformers' ViT"),
@@ -278,6 +304,15 @@ def test_another_activation_than_the_files_is_refused(tmp_path: Path) -> None:
             load(path, GELU)
     with pytest.raises(WeightsError, match="num_heads: 2 in config.json, 3 in the trunk"):
         load(both, CLIP, num_heads=3)
+
+
+def test_open_clips_resnet_has_heads_of_attention_64_wide(tmp_path: Path) -> None:
+    """The 2048 channels of a ResNet-50 are 32 heads; `quick_gelu` is the text tower's."""
+    vision = {"image_size": 224, "layers": [3, 4, 6, 3], "width": 64, "patch_size": None}
+    config = {"model_cfg": {"vision_cfg": vision, "quick_gelu": True}}
+    found = read_config(hub_folder(tmp_path / "a", config, {}, file="open_clip_config.json"))
+    assert found is not None
+    assert (found.num_heads, found.activation, found.patch_size) == (32, "relu", None)
 
 
 @pytest.mark.parametrize(

@@ -263,8 +263,8 @@ def test_other_queries_and_listed_rows_of_train_are_scored_as_a_loop_says(
     found = records(*ask, "--queries", "o=other", "--subset", "few=few.txt", "--ood", "far=other")
     by_name = {(r["queries"], r["bank"]): r for r in found if r["task"] == "queries"}
     for key, bank, classes in ((("o", "all"), range(90), order), (("val", "few"), few, range(4))):
-        x, y = (each[list(bank)] for each in rows["train"])
-        scores = expected_scores({"train": (x, y), "val": rows["val"]}, 7, 0.1)
+        x, y = rows["train"]
+        scores = expected_scores({"train": (x[list(bank)], y[list(bank)]), "val": rows["val"]}, 7, 0.1)
         known = {at: labels[:, at] >= 0 for at in classes}
         aps = [average_precision_score(labels[known[at], at], scores[known[at], at]) for at in classes]
         assert by_name[key]["mean_ap"] == pytest.approx(np.mean(aps), abs=1e-12)

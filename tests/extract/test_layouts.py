@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featbench.extract.data.layouts import LAYOUTS
 from featbench.extract.data.sources import open_sources
 from featbench.extract.errors import DataError
 from featbench.pipelines.config.catalogue import read_catalogue
+from featbench.pipelines.foreign.vissl_data import CATALOGUE
 from tests.conftest import save_image
 
 Classes = dict[str, list[tuple[str, str]]]
@@ -175,6 +177,38 @@ def test_a_data_set_is_read_as_it_is_distributed(tmp_path: Path, make: Callable[
         rows = source.rows
         found = [(path, rows.class_names[label]) for path, label in zip(rows.paths, rows.labels, strict=True)]
         assert found == expected[split]
+
+
+@pytest.mark.parametrize(
+    ("vissls", "val", "classes"),
+    [
+        ("dsprites_loc_folder", "val", ("bin_0", "bin_15")),
+        ("dsprites_orient_folder", "val", ("bin_0", "bin_15")),
+        ("kitti_dist_folder", "val", ("below_8", "no_vehicle")),
+        ("small_norb_azimuth_folder", "test", ("0", "340")),
+        ("small_norb_elevation_folder", "test", ("30", "70")),
+        ("ucf101_folder", "val", ("Archery", "YoYo")),
+        ("clevr_dist_filelist", "val", ("below_10.0", "below_8.0")),
+    ],
+)
+def test_a_data_set_is_read_as_vissls_script_writes_it(
+    tmp_path: Path, vissls: str, val: str, classes: tuple[str, str]
+) -> None:
+    entry = read_catalogue()[CATALOGUE[vissls]]
+    paths = {
+        split: [f"{folder}/{name}/image_1.jpg" for name in classes]
+        for split, folder in (("train", "train"), ("val", val))
+    }
+    images(tmp_path, *paths["train"], *paths["val"])
+    if entry["source"] == "filelist":  # with paths that begin at the root of the machine
+        for split, of_split in paths.items():
+            np.save(tmp_path / f"{split}_images.npy", [str(tmp_path / path) for path in of_split])
+            np.save(tmp_path / f"{split}_labels.npy", list(classes))
+    settings = {key: value for key, value in entry.items() if key not in ("about", "needs")}
+    for split, source in open_sources(**settings, root=tmp_path).items():
+        assert source.rows.class_names == classes
+        assert [path.removeprefix(f"{tmp_path}/") for path in source.rows.paths] == paths[split]
+        assert source.rows.labels.tolist() == [0, 1]
 
 
 def test_every_layout_is_in_the_catalogue() -> None:

@@ -147,9 +147,13 @@ ENGINES = (("cpu", "float32"), ("cpu", "low"), ("faiss-cpu", "float32"), ("gpu",
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dim", [1, 70])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize(("device", "precision"), ENGINES)
+@pytest.mark.parametrize(
+    ("dim", "device", "precision"),
+    [(70, *engine) for engine in ENGINES]
+    + [(1, "cpu", "float32"), (1, "gpu", "low")]
+    + [pytest.param(1, *engine, marks=pytest.mark.slow) for engine in ENGINES[1:-1]],
+)
 def test_neighbours_are_those_of_a_brute_force_in_float64_to_the_bit(
     two_gpus: list[Any], device: str, precision: str, similarity: Similarity, kind: str, dim: int
 ) -> None:

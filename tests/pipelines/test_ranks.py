@@ -141,6 +141,7 @@ def test_ranks_end_with_the_process_that_started_them(two_ranks: Callable[..., A
 
 
 @needs_proc
+@pytest.mark.slow
 def test_ranks_finish_a_chunk_when_the_process_that_started_them_is_asked_to_stop(
     two_ranks: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ class Features(Mapping[str, Any]):
         return self._source.valid(split)
 
     def select_layers(self, layers: Layers) -> list[str]:
-        """Names of the layers that are meant: one, several (also separated by commas), or all for None."""
+        """Names of the layers that are meant, each once: one, several (also separated by commas), or all for None."""
         if layers is None:
             return list(self.layers)
         names = split_layers(layers) if isinstance(layers, str) else list(layers) if np.iterable(layers) else [layers]
@@ -105,7 +105,7 @@ class Features(Mapping[str, Any]):
         for name in names:
             if name not in self.layers:
                 raise UnknownNameError(f"{self.name}: no layer {name!r}. {suggest(str(name), self.layers)}")
-        return names
+        return list(dict.fromkeys(names))
 
     def matched(self) -> MatchedLabels:
         """Rows of train and val that take part, and the names of the classes that their labels count."""

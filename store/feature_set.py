@@ -71,9 +71,7 @@ class FeatureSet:
             If the manifest is damaged.
         """
         if not path.is_dir():
-            others = [found.path.name for found in feature_sets(path.parent)]
-            hint = suggest(path.name, others) if others else "There is none; make one with `bench extract`."
-            raise NotFoundError(f"{path}: no such feature set. {hint}")
+            raise NotFoundError(f"{path}: no such feature set. {_where_else(path)}")
         try:
             content = read_regular(path / paths.METADATA)
         except FileNotFoundError:
@@ -229,13 +227,13 @@ class FeatureSet:
         return self.manifest.layers[name]
 
     def find_layers(self, specs: Sequence[str]) -> list[str]:
-        """Resolve layers, given by name or as tap and pooling, to names; all layers if none is given."""
+        """Resolve layers, given by name or as tap and pooling, to names, each once; all layers if none is given."""
         if not self.manifest.layers:
             raise StoreError(f"{self.path}: it has no layers yet; extract some with `bench extract ... --layers ...`")
         names = [spec if spec in self.manifest.layers else LayerSpec.of(spec).name for spec in specs]
         for name in names:
             self.layer_info(name)
-        return names or list(self.manifest.layers)
+        return list(dict.fromkeys(names or self.manifest.layers))
 
     def labels(self, split: str) -> Ints:
         """Labels of a split, shape (N,), -1 where there is none; where rows have several, see `label_matrix`."""
@@ -503,6 +501,14 @@ def feature_sets(store: Path) -> Iterator[FeatureSet]:
                     yield FeatureSet.open(path)
                 except StoreError as error:
                     logger.warning("%s", error)
+
+
+def _where_else(path: Path) -> str:
+    """What to try instead of a feature set that does not exist."""
+    if looks_like_feature_set(path.parent):
+        return f"{path.parent} is a feature set itself; its store is {path.parent.parent}."
+    others = [found.path.name for found in feature_sets(path.parent)]
+    return suggest(path.name, others) if others else "There is none; make one with `bench extract`."
 
 
 def looks_like_feature_set(path: Path) -> bool:

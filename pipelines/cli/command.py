@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from typer.core import TyperCommand
@@ -11,6 +13,8 @@ from featbench.pipelines.cli.options import Setting, settings_by_name
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+
+logger = logging.getLogger(__name__)
 
 
 class PlainCommand(TyperCommand):
@@ -26,6 +30,23 @@ class PlainCommand(TyperCommand):
         """Return what the usage line shows after the command's name."""
         arguments = [each for each in self.params if each.param_type_name == "argument"]
         return ["[OPTIONS]", *(each.metavar or (each.name or "").upper() for each in arguments)]
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Make the parser of the command line, which warns of options that are given twice and take one value."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_and_warn(args: list[str]) -> Any:
+            values, rest, order = parse(args=args)
+            for option, count in Counter(each for each in order if _takes_one_value(each)).items():
+                if count > 1:
+                    advice = "; separate several by commas" if (option.metavar or "").endswith(",...") else ""
+                    text = "%s is given more than once, and only the last counts: %s%s"
+                    logger.warning(text, option.opts[-1], values[option.name], advice)
+            return values, rest, order
+
+        parser.parse_args = parse_and_warn
+        return parser
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
@@ -46,6 +67,10 @@ class PlainCommand(TyperCommand):
             if setting is None or getattr(option, "help", None) is not None:
                 continue
             setattr(option, "help", help_of(setting))  # noqa: B010 (an option, not an argument)
+
+
+def _takes_one_value(parameter: Any) -> bool:
+    return parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
 
 
 def field_of(key: str) -> FieldInfo:

@@ -91,10 +91,10 @@ def _difference(first: Predictions, second: Predictions) -> Record:
 def _pairs(first: FeatureSet, second: FeatureSet, layers: Sequence[str]) -> list[tuple[str, str]]:
     """Layers to compare with one another."""
     if first.path == second.path:
-        if len(layers) != 2:
+        names = first.find_layers(layers) if layers else []
+        if len(names) != 2:
             raise EvaluationError("to compare layers of one feature set, give two, such as --layers res4,res5")
-        ours, theirs = first.find_layers(layers)
-        return [(ours, theirs)]
+        return [(names[0], names[1])]
     if layers:
         return list(zip(first.find_layers(layers), second.find_layers(layers), strict=True))
     common = [(name, name) for name in first.manifest.layers if name in second.manifest.layers]

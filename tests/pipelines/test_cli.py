@@ -128,7 +128,8 @@ def test_nothing_new_does_nothing_and_one_more_layer_computes_only_that(extract:
 
 def test_evaluate_takes_layers_as_extract_does(extract: Bench, records: Records) -> None:
     extract(layers="features.3:AdaptiveAvgPool2d(2)")
-    (record,) = records("--features", "mine", "--layers", "features.3:AdaptiveAvgPool2d(2)", "--k", "1")
+    layer = "features.3:AdaptiveAvgPool2d(2)"
+    (record,) = records("--features", "mine", "--layers", f"{layer},{layer}", "--k", "1")
     assert record["dim"] == 512
 
 

@@ -135,3 +135,12 @@ def test_help_imports_nothing_heavy(words: str, heavy: tuple[str, ...]) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_option_that_is_given_again_in_vain_is_said(bench: Bench) -> None:
+    twice = bench(
+        "evaluate", "--features", "none", "--layers", "a", "--layers", "b", "--queries", "x=1", "--queries", "y=2"
+    )
+    assert "--layers is given more than once, and only the last counts: b; separate several by commas\n" in twice.stderr
+    assert "--queries" not in twice.stderr, "of which all count"
+    assert "more than once" not in bench("evaluate", "--features", "none", "--layers", "a,b").stderr

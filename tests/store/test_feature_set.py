@@ -182,6 +182,8 @@ def test_a_folder_that_is_not_a_feature_set_is_refused(tmp_path: Path, arrays: A
     zarr.create_group(str(tmp_path / "foreign"))
     with pytest.raises(StoreError, match="no such feature set. Did you mean resnet50"):
         FeatureSet.open(tmp_path / "resnet5")
+    with pytest.raises(StoreError, match="resnet50 is a feature set itself; its store is "):
+        FeatureSet.open(tmp_path / "resnet50/resnet50")
     with pytest.raises(StoreError, match="no zarr.json"):
         FeatureSet.open(tmp_path / "empty")
     with pytest.raises(StoreError, match="not a feature set"):

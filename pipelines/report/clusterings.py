@@ -77,7 +77,8 @@ def _clustering(view: int, source: Source, loaded: LoadedClustering, most: int, 
     kept, train = loaded.kept, loaded.splits["train"]
     labels_N = source.labels.train.by_row(source.features.split("train").num_rows)[train.rows_N]
     sizes_K = np.bincount(train.clusters_N, minlength=kept.num_clusters)
-    val_sizes_K = np.bincount(loaded.splits["val"].clusters_N, minlength=kept.num_clusters)
+    val = loaded.splits.get("val")
+    val_sizes = None if val is None else np.bincount(val.clusters_N, minlength=kept.num_clusters).tolist()
     shown = np.argsort(-sizes_K, kind="stable")[:most]
     return {
         "view": view,
@@ -87,7 +88,8 @@ def _clustering(view: int, source: Source, loaded: LoadedClustering, most: int, 
         "sizes": sizes_K.tolist() if kept.num_clusters <= 20_000 else [],
         "clusters": [
             {
-                "number": int(number), "size": int(sizes_K[number]), "val": int(val_sizes_K[number]),
+                "number": int(number), "size": int(sizes_K[number]),
+                "val": None if val_sizes is None else val_sizes[number],
                 **_classes(labels_N[train.clusters_N == number]),
                 "places": [pictures.place(source, "train", row) for row in _central(loaded, int(number))],
             }

@@ -174,6 +174,7 @@ def test_one_split_is_clustered_as_it_is_with_val(rows: Rows, bench: Bench, reco
     assert info.returncode == 0, info.stderr
     assert "yes" in info.stdout.split("clusterings")[-1]
     for command in (
+        ("report", "alone", "--thumbnail", "0"),
         ("export", "alone", "--what", "clusters", "--format", "csv", "--out", "out"),
         ("export", "alone", "--what", "clusters", "--format", "vissl", "--out", "out2"),
         ("assign", "mine", "--clusters-of", "alone", "--clusters", "3"),

@@ -50,8 +50,9 @@ function clusterItem(cluster) {
   const title = majority ? className(majority[0]) : `Cluster ${cluster.number}`;
   const purity = cluster.purity === null ? null : element("span", { class: "cluster-fact" }, `${percent(cluster.purity, 0)} of one class`);
   const montage = element("span", { class: "montage", "aria-hidden": "true" }, ...cluster.places.slice(0, 4).map((place) => element("span", { class: "frame" }, pictureOf(place))));
+  const ofVal = cluster.val === null ? "" : `, ${counted(cluster.val)} of val`;
   const summary = element("summary", {}, montage, element("span", { class: "cluster-name", text: title }),
-    element("span", { class: "cluster-fact", text: `${counted(cluster.size)} images, ${counted(cluster.val)} of val` }), purity);
+    element("span", { class: "cluster-fact", text: `${counted(cluster.size)} images${ofVal}` }), purity);
   const details = element("details", { class: "cluster" }, summary);
   details.addEventListener("toggle", () => details.open && details.children.length === 1 && details.append(clusterDetail(cluster)));
   return details;

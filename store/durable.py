@@ -110,16 +110,40 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
 
 
+def leftovers(folder: Path, *, only_direct: bool = False) -> Iterator[Path]:
+    """Yield half-written files and folders in `folder`, and by default below it; not what is inside of them."""
+    for parent, folders, files in os.walk(folder):
+        found = [name for name in folders if is_leftover(name, is_file=False)]
+        found += [name for name in files if is_leftover(name, is_file=True)]
+        yield from (Path(parent, name) for name in sorted(found))
+        folders[:] = [] if only_direct else [name for name in folders if name not in found]
+
+
+def last_change(path: Path) -> float:
+    """When a file, or anything in a folder, was last written to, in seconds since the epoch.
+
+    Raises
+    ------
+    OSError
+        If its writer has just renamed or removed it.
+    """
+    return max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a half-written file or folder; an OSError propagates."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def sweep_partials(folder: Path, *, older_than: float | None = None) -> int:
     """Remove half-written files and folders below `folder`, optionally only old ones; return how many."""
     count = 0
-    for parent, folders, files in os.walk(folder):
-        leftovers = [name for name in folders if is_leftover(name, is_file=False)]
-        leftovers += [name for name in files if is_leftover(name, is_file=True)]
-        for path in (Path(parent, name) for name in leftovers):
-            with suppress(FileNotFoundError):  # its writer has just renamed or removed it
-                if older_than is None or path.lstat().st_mtime < older_than:
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-                    count += 1
-        folders[:] = [name for name in folders if name not in leftovers]
+    for path in leftovers(folder):
+        with suppress(FileNotFoundError):  # its writer has just renamed or removed it
+            if older_than is None or last_change(path) < older_than:
+                remove_leftover(path)
+                count += 1
     return count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from featbench.evaluate.clustering.kept import is_superseded, kept_clusterings
 from featbench.evaluate.neighbours.kept import kept_neighbours
 from featbench.evaluate.results import Record
 from featbench.store import FeatureSet, StoreError, claimed, drop_cached, has_cached, paths
+from featbench.store.durable import last_change, leftovers, remove_leftover
 from featbench.store.usage import size_on_disk
 
 logger = logging.getLogger(__name__)
@@ -69,13 +69,17 @@ def unused_in(features: FeatureSet) -> list[Unused]:
             found.append(cached(paths.CLUSTERS, each.key, "the same clustering was computed by this version"))
     folders = [features.path / kind for kind in (*paths.CACHES, paths.RESULTS)]
     return found + [
-        _half_written(path, features.name, path.relative_to(features.path)) for path in _leftovers(*folders)
+        _half_written(path, features.name, path.relative_to(features.path))
+        for folder in folders
+        for path in leftovers(folder)
+        if _is_old(path)
     ]
 
 
 def unused_beside(store: Path) -> list[Unused]:
     """Find what is left half-written or half-removed in a store, beside its feature sets."""
-    return [_half_written(path, "", path.relative_to(store)) for path in _leftovers(store)]
+    found = leftovers(store, only_direct=True)
+    return [_half_written(path, "", path.relative_to(store)) for path in found if _is_old(path)]
 
 
 def remove_unused(found: Sequence[Unused]) -> Iterator[Unused]:
@@ -86,7 +90,7 @@ def remove_unused(found: Sequence[Unused]) -> Iterator[Unused]:
     for each in found:
         try:
             if each.kind == HALF_WRITTEN:
-                _remove(each.path)
+                remove_leftover(each.path)
             else:
                 features = FeatureSet.open(each.path.parent.parent)
                 with claimed(features, each.kind, each.what) as is_mine:
@@ -106,24 +110,9 @@ def _half_written(path: Path, name: str, what: Path) -> Unused:
     return Unused(features=name, kind=HALF_WRITTEN, what=str(what), why=why, bytes=size, path=path)
 
 
-def _leftovers(*folders: Path) -> Iterator[Path]:
-    for folder in folders:
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if paths.is_leftover(path.name, is_file=not path.is_dir()) and _is_old(path):
-                yield path
-
-
 def _is_old(path: Path) -> bool:
     """Whether nothing in it was written to for a while."""
     try:
-        newest = max((each.lstat().st_mtime for each in (path, *path.rglob("*"))), default=0.0)
+        return last_change(path) < time.time() - OLD_S
     except OSError:  # its writer has just renamed or removed it
         return False
-    return newest < time.time() - OLD_S
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

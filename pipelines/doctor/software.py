@@ -17,7 +17,7 @@ from featbench.pipelines.doctor.finding import Finding, good, note, problem
 
 PROVIDES = {
     "slurm": "--slurm", "timm": "model.trunk=timm:NAME", "huggingface": "data.source=huggingface",
-    "simplejpeg": "data.decoder=simplejpeg", "parquet": "Parquet files",
+    "simplejpeg": "data.decoder=simplejpeg", "parquet": "Parquet files", "umap": "maps by UMAP",
 }  # fmt: skip
 """What some extras are for."""
 

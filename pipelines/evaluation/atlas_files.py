@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from featbench.pipelines.evaluation.answers import Answers, classes_of
 from featbench.pipelines.evaluation.files import ExportError, save
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.evaluation.stored_files import blocks_of
+from featbench.pipelines.evaluation.umap_maps import FEWEST, load_umap, umap_of
 from featbench.store import FeatureSet
 from featbench.store.typing import Array, Doubles, Floats, Ints
 
@@ -77,7 +77,7 @@ def check_atlas(projection: str) -> None:
 
     Raises
     ------
-    ExportError
+    ExportError, UmapError
         If pyarrow is not installed, or the projection is unknown or not installed.
     """
     try:
@@ -86,8 +86,8 @@ def check_atlas(projection: str) -> None:
         raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
     if projection not in PROJECTIONS:
         raise ExportError(f"--projection must be one of {', '.join(PROJECTIONS)}; got {projection}")
-    if projection == "umap" and find_spec("umap") is None:
-        raise ExportError("--projection umap needs umap-learn, which is not installed: pip install umap-learn, or pca")
+    if projection == "umap":
+        load_umap(option="--projection umap", instead="take pca")
 
 
 def _splits(features: FeatureSet) -> list[tuple[str, Ints]]:
@@ -141,12 +141,12 @@ def _by_umap(features: FeatureSet, answers: Answers, memory: int) -> Floats:
             f"--projection umap holds all features in memory, about {in_words(needed)}, more than the "
             f"{in_words(memory)} of --memory. Take pca, or allow more with --memory"
         )
-    import umap
-
     parts = [Selection(layer=stored.layers[split], rows=rows).read() for split, rows in _splits(features)]
     metric = {"cosine": "cosine", "euclidean": "euclidean", "inner_product": "cosine"}[answers.similarity]
-    found = umap.UMAP(metric=metric, random_state=0, n_jobs=1).fit_transform(np.concatenate(parts))
-    return np.asarray(found, np.float32)
+    rows = np.concatenate(parts)
+    if len(rows) < FEWEST:
+        return _projected(features, answers, memory)
+    return umap_of(load_umap(option="--projection umap", instead="take pca"), rows, metric=metric).astype(np.float32)
 
 
 def _write(table: _Table, file: Any) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from featbench.evaluate.clustering.kept import LoadedClustering
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
+from featbench.pipelines.evaluation.umap_maps import FEWEST, load_umap, umap_of
 from featbench.pipelines.report.charts import PALETTE, Chart, Column, Row, base, specification
 from featbench.pipelines.report.evaluations import Evaluated
 from featbench.pipelines.report.pictures import Pictures
@@ -39,16 +39,14 @@ def check_methods(methods: Sequence[str]) -> None:
 
     Raises
     ------
-    EvaluationError
+    EvaluationError, UmapError
         The message says what there is, or how to install it.
     """
     unknown = [each for each in methods if each not in get_args(Method)]
     if unknown:
         raise EvaluationError(f"--map must be of {', '.join(get_args(Method))}; got {', '.join(unknown)}")
-    if "umap" in methods and find_spec("umap") is None:
-        raise EvaluationError(
-            "--map umap needs umap-learn, which is not installed: pip install umap-learn, or take tsne"
-        )
+    if "umap" in methods:
+        load_umap(option="--map umap", instead="take tsne")
 
 
 def chosen_points(rows: Ints) -> Ints:
@@ -158,10 +156,8 @@ def project(features_PD: Doubles, method: str) -> Doubles:
 
         perplexity = min(30.0, (num_points - 1) / 3)
         return np.asarray(TSNE(random_state=SEED, perplexity=perplexity, init="pca").fit_transform(features_PD))
-    if method == "umap":
-        import umap
-
-        return np.asarray(umap.UMAP(random_state=SEED, n_jobs=1).fit_transform(features_PD))
+    if method == "umap" and num_points >= FEWEST:
+        return umap_of(load_umap(option="--map umap", instead="take tsne"), features_PD)
     from sklearn.decomposition import PCA
 
     return np.asarray(PCA(2, svd_solver="arpack", random_state=SEED).fit_transform(features_PD))

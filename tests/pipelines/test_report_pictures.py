@@ -7,6 +7,8 @@ import io
 import json
 import shutil
 import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from sklearn.neighbors import NearestNeighbors
 
 from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.pipelines.evaluation.umap_maps import umap_of
+from featbench.pipelines.report.maps import project
 from featbench.pipelines.report.page import template
 from featbench.store import FeatureSet
 from featbench.store.typing import Array
@@ -223,3 +228,43 @@ def test_a_map_that_does_not_exist_is_refused(photographed: Any, bench: Bench) -
     result = bench("report", "mine", "--map", "pca,som")
     assert result.returncode == 2
     assert "--map must be of pca, tsne, umap; got som" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["report", "embedding-atlas"])
+def test_umap_that_is_not_installed_or_broken_is_one_message(
+    name: str, photographed: Any, tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {
+        "report": ("report", "mine", "--map", "umap"),
+        "embedding-atlas": ("export", "mine", "--format", "embedding-atlas", "--projection", "umap", "--out", "out"),
+    }[name]
+
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setitem(sys.modules, "umap", None)  # importing it fails
+    for found, said in (
+        (absent, "pip install 'featbench[umap]'"),
+        (lambda package: "0.5", "umap-learn can't be loaded"),
+    ):
+        monkeypatch.setattr("featbench.pipelines.evaluation.umap_maps.version", found)
+        result = bench(*words)
+        assert result.returncode == 2
+        assert said in result.stderr
+        assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_umaps_map_keeps_classes_together_and_is_the_same_each_time() -> None:
+    """On well separated classes the nearest point on the map is of the same class, as scikit-learn finds."""
+    umap = pytest.importorskip("umap")
+    random = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    features = random.normal(size=(4, 16))[labels] * 4 + random.normal(size=(120, 16))
+    first, second = (umap_of(umap, features) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert np.isfinite(first).all()
+    places = NearestNeighbors(n_neighbors=2).fit(first).kneighbors(first, return_distance=False)[:, 1]
+    assert (labels[places] == labels).mean() > 0.95
+    for count in (1, 2, 3, 4, 5, 6):
+        assert project(features[:count], "umap").shape == (count, 2)

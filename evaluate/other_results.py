@@ -59,8 +59,11 @@ class OodMetrics:
     """The same with the others as positives."""
 
     fpr_at_95: Estimate
-    """Fraction of the others that are accepted where 95% of the distribution's queries are; the interval takes the
-    threshold as given."""
+    """Fraction of the others that are accepted where at least 95% of the distribution's queries are; the interval takes
+    the threshold as given."""
+
+    fpr_at_95_out: Estimate
+    """Fraction of the distribution's queries that are rejected where at least 95% of the others are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class OodResult:
             "num_val": self.num_inside, "num_ood": self.num_outside,
         } | estimated(auroc=found.auroc) | {
             "aupr_in": found.aupr_in, "aupr_out": found.aupr_out,
-        } | estimated(fpr_at_95=found.fpr_at_95)  # fmt: skip
+        } | estimated(fpr_at_95=found.fpr_at_95, fpr_at_95_out=found.fpr_at_95_out)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 
-from featbench.evaluate.metrics import auroc, fraction
+from featbench.evaluate.metrics import Estimate, auroc, fraction
 from featbench.evaluate.other_results import OodMetrics
 from featbench.store.typing import Bools, Doubles
 
 RECALL = 0.95
-"""Fraction of the distribution's queries that are accepted where the false positive rate is taken."""
+"""Fraction of the positives that are found, at least, where the false positive rate is taken."""
 
 
 def ood_metrics(inside_P: Doubles, outside_N: Doubles) -> OodMetrics:
@@ -28,7 +28,7 @@ def ood_metrics(inside_P: Doubles, outside_N: Doubles) -> OodMetrics:
     References
     ----------
     Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, arXiv:2204.06507; the metrics as
-    in OpenOOD, arXiv:2306.09301.
+    in OpenOOD, arXiv:2306.09301, whose FPR takes the others as positives: `fpr_at_95_out`.
 
     Examples
     --------
@@ -37,13 +37,28 @@ def ood_metrics(inside_P: Doubles, outside_N: Doubles) -> OodMetrics:
     """
     is_inside = np.repeat([True, False], [len(inside_P), len(outside_N)])
     scores = np.concatenate([inside_P, outside_N])
-    threshold = np.sort(inside_P)[-max(1, math.floor(RECALL * len(inside_P)))]
     return OodMetrics(
         auroc=auroc(inside_P, outside_N),
         aupr_in=_area(is_inside, scores),
         aupr_out=_area(~is_inside, -scores),
-        fpr_at_95=fraction(int((outside_N > threshold).sum()), len(outside_N)),
+        fpr_at_95=false_positives(inside_P, outside_N),
+        fpr_at_95_out=false_positives(-outside_N, -inside_P),
     )
+
+
+def false_positives(positive_P: Doubles, negative_N: Doubles) -> Estimate:
+    """Fraction of the negatives whose scores are at least the highest threshold that `RECALL` of the positives reach.
+
+    Examples
+    --------
+    >>> false_positives(np.arange(20.0), np.array([0.5, 1.0, 2.0])).value
+    0.6666666666666666
+    """
+    count = len(positive_P)
+    needed = math.ceil(RECALL * count)
+    needed -= (needed - 1) / count >= RECALL  # the product may be rounded up
+    threshold = np.sort(positive_P)[count - needed]
+    return fraction(int((negative_N >= threshold).sum()), len(negative_N))
 
 
 def _area(is_positive: Bools, scores: Doubles) -> float:

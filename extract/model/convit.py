@@ -24,7 +24,7 @@ def convit(
     Parameters
     ----------
     image_size : int or (int, int)
-        Height and width in pixels.
+        Height and width in pixels, which must be equal.
     patch_size, dim, depth, num_heads : int
         ConViT-B is 16, 1024, 12, 16 in VISSL.
     mlp_ratio : float
@@ -42,13 +42,16 @@ def convit(
         from timm.models.convit import ConVit
     except ImportError as error:
         raise ValueError("it needs timm, which is not installed: pip install 'featbench[timm]'") from error
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height != width:
+        raise ValueError(f"it takes square images, not {height} x {width} pixels")
     if dim % num_heads:
         raise ValueError(f"dim must be a multiple of num_heads; got dim {dim}, num_heads {num_heads}")
     if not 0 <= local_layers < depth:
         raise ValueError(f"local_layers must be from 0 to {depth - 1}, one less than depth; got {local_layers}")
     constructor: Any = ConVit  # its annotations are narrower than what it takes
     trunk = constructor(
-        img_size=image_size,
+        img_size=height,
         patch_size=patch_size,
         embed_dim=dim // num_heads,
         depth=depth,

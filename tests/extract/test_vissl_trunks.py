@@ -249,6 +249,8 @@ def test_convit_averages_what_comes_several_times() -> None:
 def test_what_convit_cannot_be_is_refused() -> None:
     with pytest.raises(ModelError, match=r"local_layers must be from 0 to 2"):
         build_trunk("convit", {"depth": 3, "local_layers": 3})
+    with pytest.raises(ModelError, match="square images, not 32 x 64"):
+        build_trunk("convit", image_size=(32, 64))
     trunk = {
         "NAME": "convit",
         "CONVIT": {"CLASS_TOKEN_IN_LOCAL_LAYERS": True},

@@ -230,7 +230,7 @@ def _does_not_fit(
         f"{'other shape':<14}{len(reshaped):>6}  {'; '.join(shapes[:3])}",
         f"{'left over':<14}{len(unexpected):>6}  {abbreviate(sorted(unexpected, key=lambda key: key not in strange))}",
     ]
-    advised = cure(matched) if cure is not None else _by_prefix(wanted, state)
+    advised = cure(len(wanted) - len(missing)) if cure is not None else _by_prefix(wanted, state)
     if advised:
         lines.append(advised)
     elif strange and not missing and not reshaped:

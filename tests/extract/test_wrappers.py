@@ -16,6 +16,8 @@ from featbench.extract.errors import WeightsError
 from featbench.extract.model.taps import TappedTrunk
 from featbench.extract.model.trunks import build_trunk
 from featbench.extract.weights.loading import load_weights
+from featbench.extract.weights.state_dicts import advice
+from featbench.extract.weights.strict import load_strictly, names_of
 from featbench.store.layers import layers_of
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -167,3 +169,14 @@ def test_tensors_of_other_kinds_do_not_stand_for_floats(
     torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"conv1\.weight is \(64, 3, 7, 7\) torch\."):
         load(tmp_path / "w.pth")
+
+
+def test_names_that_match_with_another_shape_are_no_reason_for_advice() -> None:
+    trunk = nn.Sequential(nn.Linear(2, 3))
+    content = {"model": {"trunk": {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(4)}}}
+    with pytest.raises(WeightsError, match="other shape        2") as refusal:
+        load_strictly(
+            trunk, content["model"]["trunk"], used={"0"}, where="w",
+            cure=lambda matched: advice(content, names_of(trunk), matched=matched),
+        )  # fmt: skip
+    assert "names would match" not in str(refusal.value)

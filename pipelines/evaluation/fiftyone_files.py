@@ -126,10 +126,8 @@ def _files(features: FeatureSet, split: str, folder: Path, images: Path | None) 
         made[row] = path.relative_to(folder)  # as FiftyOne reads it, so that the folder can be moved
     if not made:
         why = gone[0] if gone else "it has no readable rows"
-        raise ExportError(
-            f"{features.path}: FiftyOne shows images, and none of {split} can be found: {why}. Say where they are with "
-            f"--images"
-        )
+        hint = "" if "--images" in why else ". Say where they are with --images"
+        raise ExportError(f"{features.path}: FiftyOne shows images, and none of {split} can be found: {why}{hint}")
     if gone:
         logger.warning(
             "%s: images of %s that can't be found are left out: %d; %s", features.name, split, len(gone), gone[0]

@@ -1,18 +1,116 @@
-"""The images of a feature set, read again to be looked at; they may be gone, and features may have none."""
+"""The images of a feature set, opened again to be looked at: where they were extracted from, or where they are now.
+
+Features do not hold images. Their manifest has the data set's settings, by which its own sources are opened; images in
+a folder are opened by their paths alone, without listing the folder. An image that has changed since is not shown.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from featbench.extract.data.images import read_picture
-from featbench.extract.data.pictures import ImageSource, Picture
-from featbench.pipelines.extraction.rebuilding import recorded_pipeline
+from featbench.extract.data.pictures import Picture
+from featbench.extract.errors import ImageError
 from featbench.pipelines.extraction.sources import recorded_sources
 from featbench.store import BenchError, FeatureSet, MismatchError
+from featbench.store.typing import UInt64s
+
+IN_FOLDERS = ("folder", "filelist", "layout")
+"""Kinds of sources whose images may be files below a folder."""
+
+
+class ChangedError(MismatchError):
+    """An image that is not the one that features were made from."""
+
+
+class Images(Protocol):
+    """Images of one split by row."""
+
+    def read(self, row: int) -> Picture:
+        """Return the picture of a row, or raise BenchError."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderImages:
+    """Files below a folder."""
+
+    root: Path
+    paths: list[str]
+
+    def has_any(self) -> bool:
+        """Whether one of the first images is there."""
+        return any(_is_below(path) and (self.root / path).is_file() for path in self.paths[:20])
+
+    def read(self, row: int) -> Picture:
+        """Decode the file of a row.
+
+        Raises
+        ------
+        ImageError
+            If it is not below the folder, or can't be read.
+        """
+        path = self.paths[row]
+        if not _is_below(path):  # the feature set may come from someone else
+            raise ImageError(f"{path}: outside of {self.root}")
+        return read_picture(self.root / path, name=path)
+
+
+def _is_below(path: str) -> bool:
+    """Whether a path leads nowhere else than below the folder that it is relative to; links in there are the user's."""
+    return not PurePath(path).is_absolute() and ".." not in PurePath(path).parts
+
+
+def images_of(features: FeatureSet, folder: Path | None, *, option: str = "--images") -> Mapping[str, Images]:
+    """Open the images of the splits of a feature set.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        Knows where its images were.
+    folder : Path, optional
+        Where they are now; for imported features, the folder that their paths are relative to.
+    option : str
+        Option that names the folder, for messages.
+
+    Raises
+    ------
+    BenchError
+        If they are not known, or gone; the message says why.
+    """
+    settings = features.manifest.notes.get("pipeline")
+    data: dict[str, Any] = dict(settings["data"]) if isinstance(settings, dict) and "data" in settings else {}
+    if not data and folder is None:
+        raise ImageError(
+            "the features were not extracted by bench, so it does not know their images; name the folder that their "
+            f"paths are relative to with {option}"
+        )
+    root = folder if folder is not None else data.get("root")
+    if (not data or data.get("source") in IN_FOLDERS) and root is not None:
+        found = {split: FolderImages(Path(root), features.paths(split)) for split in features.manifest.splits}
+        is_there = [each.has_any() for each in found.values()]
+        if all(is_there) or (any(is_there) and not data):
+            return found
+        if not data or not Path(root).exists():
+            raise ImageError(f"there are no images in {root}; name the folder that has them now with {option}")
+    return _sources(features, data, folder)
+
+
+def _sources(features: FeatureSet, data: Mapping[str, Any], folder: Path | None) -> Mapping[str, Images]:
+    """Open the data set by its own settings; its rows must be those of the features."""
+    found: dict[str, Images] = {}
+    for split, source in recorded_sources(features, data, folder).items():
+        if split not in features.manifest.splits:
+            continue
+        if list(source.rows.paths) != features.paths(split):
+            raise ImageError(f"the data set's {split} has other images now")
+        found[split] = source
+    return found
 
 
 @dataclass(slots=True)
@@ -20,34 +118,18 @@ class Pictures:
     """Reads images of a feature set; where that is not possible, says why."""
 
     features: FeatureSet
-    sources: dict[str, ImageSource] = field(default_factory=dict)
-    root: Path | None = None
-    """Folder that the paths of the feature set are relative to, if it has no sources."""
-
+    images: Mapping[str, Images] = field(default_factory=dict)
     reason: str = ""
     """Why there are no images at all; empty if there are."""
 
-    paths: dict[str, list[str]] = field(default_factory=dict)
+    _digests: dict[str, UInt64s] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, features: FeatureSet, root: Path | None = None) -> Pictures:
-        """Find the images that a feature set was made from.
-
-        Parameters
-        ----------
-        features : FeatureSet
-            Extracted or imported.
-        root : Path, optional
-            Where the images are now; for imported features, the folder that their paths are relative to.
-        """
+    def of(cls, features: FeatureSet, root: Path | None = None, *, option: str = "--images") -> Pictures:
+        """Find the images that a feature set was made from; parameters are those of `images_of`."""
         try:
-            settings = recorded_pipeline(features)
-        except MismatchError:
-            reason = "" if root else "the features were not extracted by bench, so it does not know their images"
-            return cls(features, root=root, reason=reason)
-        try:
-            return cls(features, recorded_sources(features, settings["data"], root))
-        except BenchError as error:
+            return cls(features, images_of(features, root, option=option))
+        except (BenchError, OSError) as error:
             return cls(features, reason=str(error).splitlines()[0])
 
     def image(self, split: str, row: int) -> Image.Image:
@@ -55,31 +137,19 @@ class Pictures:
 
         Raises
         ------
+        ChangedError
+            If it is another one than the features were made from.
         BenchError
-            If it is gone, or is another one than the features were made from.
+            If it is gone.
         """
-        if self.reason:
-            raise MismatchError(self.reason)
-        if split not in self.paths:
-            self.paths[split] = self.features.paths(split)
-        path = self.paths[split][row]
-        if self.root is not None:
-            return read_picture(self.root / path, name=path).image
-        rows = self.sources[split].rows
-        if row >= len(rows.paths) or str(rows.paths[row]) != path:
-            raise MismatchError(f"{path}: the data set has other images now")
-        picture = self.sources[split].read(row)
-        if not self._is_same(split, row, picture):
-            raise MismatchError(f"{path}: the image has changed since its features were made")
+        if split not in self.images:
+            raise MismatchError(self.reason or f"the data set has no {split}")
+        picture = self.images[split].read(row)
+        if split not in self._digests:
+            self._digests[split] = self.features.written_digests(split)
+        if int(self._digests[split][row]) not in (0, picture.digest):  # 0 where none is stored
+            raise ChangedError(f"{picture.name}: the image has changed since its features were made")
         return picture.image
-
-    def _is_same(self, split: str, row: int, picture: Picture) -> bool:
-        if not self.features.has_digests(split):
-            return True
-        grid = self.features.grid(split)
-        chunk = row // grid.rows_per_chunk
-        stored = int(self.features.digests_chunk(split, chunk)[row - grid.rows(chunk).start])
-        return stored in (0, picture.digest)
 
 
 def rows_of_picture(features: FeatureSet, split: str, digest: int) -> list[int]:

@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from PIL import Image
 
+from featbench.pipelines.extraction.pictures import ChangedError
+from featbench.pipelines.extraction.pictures import Pictures as CheckedPictures
 from featbench.pipelines.report.evaluations import Source
-from featbench.pipelines.report.images import Images, images_of, thumbnail
 from featbench.store import BenchError, FeatureSet
 from featbench.store.names import visible
-from featbench.store.typing import UInt64s
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,11 @@ class Pictures:
             yield from ((None, None) for _ in self.places)
             return
         logger.info("reading %s images", f"{len(self.places):,}")
-        opened = [_Opened.of(each.features, self.folder) for each in described]
+        opened = [_opened(each.features, self.folder) for each in described]
         pending = iter(self.places)
         with ThreadPoolExecutor(READERS) as pool:
             while some := list(islice(pending, 256)):  # not all at once: they are large until they are scaled
-                yield from pool.map(lambda key: opened[key[0]].thumbnail(key[1], key[2], self._side(key)), some)
+                yield from pool.map(lambda key: _thumbnail(opened[key[0]], key[1], key[2], self._side(key)), some)
 
     def _side(self, key: Key) -> int:
         return max(1, self.side // 2) if key in self._small else self.side
@@ -142,33 +142,34 @@ class _Described:
         return cls(features, {split: features.paths(split) for split in features.manifest.splits}, labels)
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """Images of a data set; none if they are gone, of which a warning tells."""
+def _opened(features: FeatureSet, folder: Path | None) -> CheckedPictures:
+    """Open the images of a data set; if they are gone, warn."""
+    found = CheckedPictures.of(features, folder, option="--data")
+    if found.reason:
+        logger.warning("%s: without pictures: %s", features.name, found.reason)
+    return found
 
-    images: Mapping[str, Images]
-    digests: Mapping[str, UInt64s]
 
-    @classmethod
-    def of(cls, features: FeatureSet, folder: Path | None) -> _Opened:
-        try:
-            images = images_of(features, folder)
-        except (BenchError, OSError) as error:
-            logger.warning("%s: without pictures: %s", features.name, error)
-            return cls({}, {})
-        digests = {split: features.written_digests(split) for split in images}
-        return cls(images, digests)
+def _thumbnail(pictures: CheckedPictures, split: str, row: int, side: int) -> tuple[bytes | None, str | None]:
+    """Read, check and scale one image."""
+    if split not in pictures.images:
+        return None, None
+    try:
+        image = pictures.image(split, row)
+    except ChangedError:
+        return None, "changed since the features were extracted, and are not shown"
+    except (BenchError, OSError):
+        return None, "can't be read any more"
+    out = io.BytesIO()
+    thumbnail(image, side).save(out, "WEBP", quality=QUALITY, method=4)
+    return out.getvalue(), None
 
-    def thumbnail(self, split: str, row: int, side: int) -> tuple[bytes | None, str | None]:
-        """Read, check and scale one image."""
-        if split not in self.images:
-            return None, None
-        try:
-            picture = self.images[split].read(row)
-        except (BenchError, OSError):
-            return None, "can't be read any more"
-        if np.uint64(picture.digest) != self.digests[split][row] != 0:
-            return None, "changed since the features were extracted, and are not shown"
-        out = io.BytesIO()
-        thumbnail(picture.image, side).save(out, "WEBP", quality=QUALITY, method=4)
-        return out.getvalue(), None
+
+def thumbnail(image: Image.Image, side: int) -> Image.Image:
+    """Scale an image down so that it fits into a square; smaller ones stay, tiny ones are enlarged without blur."""
+    if max(image.size) <= side // 3:
+        times = side // max(image.size)
+        return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return small

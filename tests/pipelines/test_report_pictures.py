@@ -19,7 +19,9 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from featbench.evaluate.knn.classification import evaluate_knn
+from featbench.extract.errors import ImageError
 from featbench.pipelines.evaluation.umap_maps import umap_of
+from featbench.pipelines.extraction.pictures import FolderImages
 from featbench.pipelines.report.maps import project
 from featbench.pipelines.report.page import template
 from featbench.store import FeatureSet
@@ -123,6 +125,21 @@ def test_without_images_the_page_says_so_and_shows_the_rest(photographed: Any, t
     assert set(page.data["pictures"]["picture"]) == {-1}
     assert len(page.data["neighbours"]["queries"]) == 48
     assert "with --data" in "".join(page.texts)
+
+
+def test_images_may_be_links_but_no_path_leads_out_of_the_folder(tmp_path: Path) -> None:
+    """A feature set may come from someone else; links in the user's own folder do not."""
+    save_image(tmp_path / "elsewhere/a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").symlink_to(tmp_path / "elsewhere/a.png")
+    out = str(tmp_path / "elsewhere/a.png")
+    images = FolderImages(tmp_path / "photos", ["a.png", "../elsewhere/a.png", out, "b/../../elsewhere/a.png"])
+    assert images.has_any()
+    assert images.read(0).image.size
+    for row in (1, 2, 3):
+        with pytest.raises(ImageError, match="outside of"):
+            images.read(row)
+    assert not FolderImages(tmp_path / "photos", images.paths[1:]).has_any()
 
 
 def test_queries_can_be_named(photographed: Any, tmp_path: Path, bench: Bench) -> None:

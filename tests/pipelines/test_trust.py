@@ -13,8 +13,7 @@ from featbench.extract.errors import ImageError
 from featbench.pipelines.cli.options import read_pipeline
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.pipelines.config.trust import code_settings
-from featbench.pipelines.extraction.pictures import Pictures
-from featbench.pipelines.report.images import images_of
+from featbench.pipelines.extraction.pictures import Pictures, images_of
 from featbench.store import LayerSpec
 from tests.conftest import Bench, make_features
 

@@ -156,6 +156,7 @@ def make_pipeline(settings: dict[str, Any], overrides: Mapping[str, Any] | None 
     for key, value in (overrides or {}).items():
         _put(settings, key, value)
     unknown = _look_up(settings)
+    unknown |= _out_of_place(overrides or {})
     unknown |= dict.fromkeys(_with_nul(settings), "contains the character NUL, which no name or path can")
     try:
         pipeline = Pipeline.model_validate(settings)
@@ -301,6 +302,16 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
             settings[parent] = {}
         settings = settings[parent]
     settings[last] = value
+
+
+def _out_of_place(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Describe the overrides within what another override gives as one value."""
+    return {
+        inner: f"{outer} has no settings of its own; it is {brief_text(str(value))}"
+        for outer, value in overrides.items()
+        for inner in overrides
+        if inner.startswith(f"{outer}.") and not isinstance(value, Mapping)
+    }
 
 
 def _faults(error: ValidationError) -> dict[str, str]:

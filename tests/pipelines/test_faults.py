@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from featbench.pipelines.config.pipeline import PipelineError, make_pipeline
 from featbench.store.manifest import Manifest, SplitInfo, differences
+from tests.conftest import Bench
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,11 @@ def test_of_a_checksum_a_mismatch_shows_twelve_digits() -> None:
     faults = differences(manifest("a"), manifest("b"))
     assert f'weights.sha256: it has "{"a" * 12}...", you ask for "{"b" * 12}..."' in faults
     assert not any("a" * 13 in fault for fault in faults)
+
+
+def test_a_setting_within_one_that_is_given_as_a_value_is_refused(bench: Bench) -> None:
+    refused = bench("extract", "digits", "store.dtype=float16", "--store", "mine", "--dry-run")
+    assert refused.returncode == 2
+    assert "store.dtype: store has no settings of its own; it is mine" in refused.stderr
+    both = bench("extract", "digits", "model.options={a: 1}", "model.options.b=2", "--dry-run")
+    assert yaml.safe_load(both.stdout)["model"]["options"] == {"a": 1, "b": 2}

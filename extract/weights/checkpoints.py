@@ -42,6 +42,9 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         found = next((path / name for name in HUB_FILES if (path / name).is_file()), None)
         if found is None:
             there = sorted(each.name for each in path.iterdir())
+            listing = path.with_name(f"{path.name.removesuffix('_layers')}.torch")
+            if path.name.endswith("_layers") and listing.is_file():
+                raise WeightsError(f"{path}: the slices of a checkpoint. Give the file that lists them: {listing}")
             raise WeightsError(
                 f"{path}: a folder without {', '.join(HUB_FILES[:3])}; give the file itself. It contains "
                 f"{abbreviate(there, show=8) or 'nothing'}"

@@ -44,6 +44,7 @@ def shard_files(path: Path) -> tuple[Path, ...]:
         raise WeightsError(
             f"{path}: lists {len(files):,} {what}, and {len(missing):,} are missing: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            + (f". Copy their folder, {files[0].parent.name}, beside the list" if is_sliced and files else "")
         )
     return files
 

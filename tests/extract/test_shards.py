@@ -145,18 +145,14 @@ def test_slices_that_are_none_are_refused(tmp_path: Path) -> None:
     one, other, *_ = sorted((tmp_path / "model_layers").iterdir())
     with pytest.raises(WeightsError, match=r"one parameter of a checkpoint in slices\..* model\.torch$"):
         read_checkpoint(one)
-    with pytest.raises(
-        WeightsError, match=r"the slices of a checkpoint\. .* lists them: .*/model\.torch"
-    ):
+    with pytest.raises(WeightsError, match=r"the slices of a checkpoint\. .* lists them: .*/model\.torch"):
         read_checkpoint(one.parent)
     torch.save({"weight": torch.ones(3)}, one)
     with pytest.raises(WeightsError, match="not one parameter of a checkpoint in slices, though listed as"):
         read_checkpoint(path)
     one.unlink()
     other.unlink()
-    with pytest.raises(
-        WeightsError, match=r"and 2 are missing: .* Copy their folder, model_layers, beside"
-    ):
+    with pytest.raises(WeightsError, match=r"and 2 are missing: .* Copy their folder, model_layers, beside"):
         read_checkpoint(path)
     torch.save({"type": "slice_list", "classy_state_dict": {}}, path)
     with pytest.raises(WeightsError, match="not a list of files of weights"):

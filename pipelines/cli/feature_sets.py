@@ -207,8 +207,8 @@ def info(
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     features = open_features(name, store)
     facts, layers = info_facts(features), layer_records(features)
-    kept, faults = kept_clusterings(features, with_arrays=True)
-    lists = kept_neighbours(features, with_arrays=True)
+    kept, faults = kept_clusterings(features)
+    lists = kept_neighbours(features)
     sizes = [size_on_disk(cached_folder(features.path, NEIGHBOURS, each.key)) for each in lists]
     tables = [layer_table(layers)]
     if lists:

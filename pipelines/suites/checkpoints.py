@@ -27,7 +27,7 @@ def is_pattern(text: str) -> bool:
 
 
 def matching(pattern: str) -> list[Path]:
-    """Files that a pattern matches, in natural order: epoch2 before epoch10.
+    """Files that a pattern matches, in natural order: epoch2 before epoch10; without shards that another file lists.
 
     Raises
     ------
@@ -40,12 +40,19 @@ def matching(pattern: str) -> list[Path]:
     # A folder that exists is meant as it is written, also if it has brackets in its name.
     found = [Path(path) for path in glob.glob(str(Path(glob.escape(str(folder)), *rest)), recursive=True)]  # noqa: PTH207
     files = [path for path in found if path.is_file() or any((path / name).is_file() for name in HUB_FILES)]
+    files = [path for path in files if not _is_shard(path)]
     if not files:
         what = f"only folders ({', '.join(sorted(map(str, found))[:3])})" if found else "no file"
         raise PipelineError(
             f"weights {brief_text(pattern)}: the pattern matches {what}; in quotes, ** goes into folders"
         )
     return sorted(files, key=lambda path: natural(str(path)))
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a file is a shard of VISSL's, with the file that lists it beside it."""
+    parts = re.fullmatch(r"(.+)_shard\d+(\.\w+)", path.name)
+    return parts is not None and path.with_name(parts[1] + parts[2]).is_file()
 
 
 def stem(name: str) -> str:

@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from featbench.pipelines.config.pipeline import Pipeline, PipelineError, make_pipeline
-from featbench.pipelines.suites.checkpoints import label
+from featbench.pipelines.suites.checkpoints import label, matching
 from featbench.pipelines.suites.matrix import axes_of, matrix_of_words
 from featbench.pipelines.suites.running import failed, run_all
 from featbench.pipelines.suites.suite import Member, members_of
@@ -329,3 +329,9 @@ def test_words_of_a_matrix() -> None:
     (axis,) = axes_of({"a.b": [1, "x", True]})
     assert [value.label for value in axis.values] == ["b1", "x", "bTrue"]
     assert visible(label("\x1b")) == label("\x1b")
+
+
+def test_a_pattern_leaves_out_shards_that_another_file_lists(tmp_path: Path) -> None:
+    for name in ("model_phase2.torch", "model_phase2_shard0.torch", "model_phase2_shard1.torch", "odd_shard0.torch"):
+        (tmp_path / name).touch()
+    assert [path.name for path in matching(str(tmp_path / "*.torch"))] == ["model_phase2.torch", "odd_shard0.torch"]

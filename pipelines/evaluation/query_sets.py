@@ -72,10 +72,14 @@ def _find(features: FeatureSet, name: str, place: str, extracting: Extracting) -
     kept = features.path / QUERIES / name
     if (path := _feature_set(features, where)) is not None:
         other = FeatureSet.open(path)
-    elif place == name and looks_like_feature_set(kept):
+    elif place == name and _is_whole(kept, extracting.layers):
         other = FeatureSet.open(kept)
     elif (data := images_at(place)) is not None:
         other = _extracted(features, name, kept, data, extracting)
+    elif place == name and looks_like_feature_set(kept):
+        raise EvaluationError(
+            f"{kept}: some rows or layers are not extracted yet. Say where the images are, as before: {name}=IMAGES"
+        )
     else:
         raise EvaluationError(f"{place}: {_unknown(features, place)}")
     chosen = split or ("val" if "val" in other.manifest.splits else "train")
@@ -84,6 +88,14 @@ def _find(features: FeatureSet, name: str, place: str, extracting: Extracting) -
         raise EvaluationError(f"{name}: these are the rows of the bank; classify them with --leave-one-out")
     refuse_other_model(features, other)
     return QuerySet(name=name, features=other, split=chosen)
+
+
+def _is_whole(kept: Path, layers: Sequence[str]) -> bool:
+    """Whether queries are kept with all rows of some layers."""
+    if not looks_like_feature_set(kept):
+        return False
+    features = FeatureSet.open(kept)
+    return set(layers) <= features.manifest.layers.keys() and not features.pending(list(layers))
 
 
 def _feature_set(features: FeatureSet, where: str) -> Path | None:

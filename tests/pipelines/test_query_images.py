@@ -85,12 +85,18 @@ def test_images_are_extracted_as_the_bank_was_and_kept(
 
 
 def test_an_interrupted_extraction_goes_on(folder: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("evaluate", "--features", "mine", "--k", "1", "--ood", "far=photos/other", "--quiet")
+    (folder / "far").symlink_to(folder / "photos" / "other")  # a folder called as the queries
+    command = ("evaluate", "--features", "mine", "--k", "1", "--ood", "far=far", "--quiet")
     with monkeypatch.context() as patch:
         patch.setattr("featbench.pipelines.extraction.rank.extract_chunks", _interrupt)
         assert bench(*command).returncode == 130
     kept = FeatureSet.open(Path("features/mine/queries/far"))
     assert len(kept.pending(["features.5", "features.12"]).missing_layers) == 2
+    (folder / "far").rename(folder / "moved")
+    gone = bench(*command)
+    assert gone.returncode == 2
+    assert "some rows or layers are not extracted yet. Say where the images are" in gone.stderr
+    (folder / "moved").rename(folder / "far")
     result = bench(*command, "--json")
     assert result.returncode == 0, result.stderr
     assert {each["num_ood"] for each in json.loads(result.stdout) if each["task"] == "ood"} == {4}

@@ -21,6 +21,7 @@ from featbench.evaluate.features.labels import (
 from featbench.evaluate.features.layers import EvalLayer
 from featbench.evaluate.knn.classification import Find, KnnQuestion, classify, usable_k
 from featbench.evaluate.knn.ood import ood_metrics
+from featbench.evaluate.notices import warn
 from featbench.evaluate.other_results import OodResult, QueriesResult
 from featbench.evaluate.results import KnnResult, Result
 from featbench.store import FeatureSet
@@ -65,6 +66,11 @@ class QuerySet:
         """The queries with their classes, numbered as those of the bank, by name; and all names.
 
         If no name is known, and all are whole numbers below the number of the bank's classes, they number these.
+
+        Raises
+        ------
+        EvaluationError
+            If no class is one of the bank's.
         """
         names, rows = labels.class_names, readable_rows(self.features, self.split)
         if not has_labels(self.features, self.split):
@@ -76,7 +82,7 @@ class QuerySet:
             text = (
                 "%s: the classes are numbers, taken as positions among the %d classes of train in order of their names"
             )
-            logger.warning(text, self.name, len(bank))
+            warn(logger, text, self.name, len(bank))
             in_order = sorted(names[label] for label in bank)
             theirs = tuple(in_order[int(name)] for name in theirs)
         every = tuple(dict.fromkeys([*names, *theirs]))
@@ -85,9 +91,15 @@ class QuerySet:
         chosen = numbers >= 0
         positions = np.array([place[name] for name in theirs], np.int64)
         unknown = sorted(set(theirs) - set(names))
+        if len(unknown) == len(set(theirs)):
+            raise EvaluationError(
+                f"{self.name}: train has none of its classes, such as {unknown[0]!r}; one of train is {names[0]!r}. "
+                f"Give them the same names, or ask by --ood. `bench extract folder data.name=objectnet` "
+                f"matches ObjectNet's with ImageNet's"
+            )
         if unknown:
             shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            logger.warning("%s: classes that train does not have, whose queries count as wrong: %s", self.name, shown)
+            warn(logger, "%s: classes that train does not have, whose queries count as wrong: %s", self.name, shown)
         found = Labelled(
             split="val", rows=rows.rows[chosen], labels=positions[numbers[chosen]],
             left_out=rows.left_out + int((~chosen).sum()),

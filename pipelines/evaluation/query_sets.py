@@ -10,7 +10,7 @@ from typing import Any
 
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.knn.queries import QuerySet, refuse_other_model
-from featbench.pipelines.config.catalogue import read_catalogue
+from featbench.pipelines.config.catalogue import read_catalogue, settings_of
 from featbench.pipelines.config.pipeline import NAME_PATTERN
 from featbench.store import FeatureSet, suggest
 from featbench.store.feature_set import feature_sets, looks_like_feature_set
@@ -131,6 +131,11 @@ def _extracted(
             f"{name!r}: queries that are extracted are kept under their name, which must be letters, digits, '_', '.' "
             f"and '-', not starting with '.' or '-'. Say NAME=FOLDER"
         )
+    if "name" in data and _has_no_root(str(data["name"])):
+        raise EvaluationError(
+            f"{data['name']}: the catalogue does not say where its images are. Write "
+            f"`{data['name']}: {{root: FOLDER}}` into datasets.yaml, or name their folder: {name}=FOLDER"
+        )
     from featbench.pipelines.extraction.queries import extract_queries  # heavy: imports torch
 
     settings = data if extracting.on_error is None else {**data, "on_error": extracting.on_error}
@@ -138,6 +143,12 @@ def _extracted(
         features, extracting.layers, kept, settings, run=extracting.run, trust_code=extracting.trust_code,
         quiet=extracting.quiet,
     )  # fmt: skip
+
+
+def _has_no_root(name: str) -> bool:
+    """Whether a data set of the catalogue is a folder, and it is not known where."""
+    settings = settings_of(name)
+    return settings.get("root") is None and settings.get("source") in ("folder", "layout", "filelist", "webdataset")
 
 
 def _unknown(features: FeatureSet, place: str) -> str:

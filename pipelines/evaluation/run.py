@@ -205,11 +205,13 @@ def _query_sets(
     if knn.ood:
         refuse_no_queries(features.path, labels.val)
     sets = find_query_sets(features, named, extracting)
-    for name in knn.queries or {}:
-        refuse_other_labels(features, sets[name])
     for each in sets.values():
         for layer in layers_of(features, extracting.layers):
             each.layer(layer)
+    for name in knn.queries or {}:
+        refuse_other_labels(features, sets[name])
+        if not is_multi_label(features) and labels.train.has_labels:
+            sets[name].labelled(labels)  # refuses before the search
     return sets
 
 

@@ -100,6 +100,14 @@ def test_numbers_are_positions_among_the_classes_of_train(
     found = records("--features", "mine", "--k", "5", "--queries", "n=numbered")
     (record,) = (each for each in found if each["task"] == "queries")
     assert record["top1"] == pytest.approx(top1(rows, "v2", k=5), abs=1e-12)
+    np.savez(tmp_path / "n.npz", features=rows["v2"][0], labels=np.repeat("zebra", len(rows["v2"][0])))
+    assert bench("import", "--name", "zebras", "--val", "n.npz").returncode == 0
+    refused = bench("evaluate", "--features", "mine", "--k", "5", "--queries", "z=zebras")
+    assert refused.returncode == 2
+    assert "z: train has none of its classes, such as 'zebra'" in refused.stderr
+    assert "objectnet: the catalogue does not say where its images are" in (
+        bench("evaluate", "--features", "mine", "--queries", "objectnet").stderr
+    )
 
 
 def openood(inside: Doubles, outside: Doubles) -> tuple[float, ...]:

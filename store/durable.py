@@ -20,9 +20,21 @@ from pathlib import Path
 from featbench.store.errors import StoreError
 from featbench.store.paths import is_leftover, partial_name
 
+GOES_ON = "run the same command again: it goes on where it stopped"
+ANOTHER_FILE = "run the same command again, or name another file"
 
-def write_durably(path: Path, *content: bytes | memoryview) -> None:
+
+def write_durably(path: Path, *content: bytes | memoryview, again: str = GOES_ON) -> None:
     """Write a file, of one or more pieces, that is then complete and on disk; on failure it is absent, or as before.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made.
+    *content : bytes or memoryview
+        Its pieces.
+    again : str
+        What the message of an error advises to do once there is space or permission.
 
     Raises
     ------
@@ -34,7 +46,7 @@ def write_durably(path: Path, *content: bytes | memoryview) -> None:
         with opened(path.parent) as folder:
             write_in(folder, path.name, *content)
     except OSError as error:
-        raise StoreError(cannot_write(path, error)) from error
+        raise StoreError(cannot_write(path, error, again=again)) from error
 
 
 def write_in(folder: int, name: str, *content: bytes | memoryview) -> None:
@@ -81,9 +93,6 @@ def opened(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-GOES_ON = "run the same command again: it goes on where it stopped"
 
 
 def cannot_write(path: Path, error: OSError, *, again: str = GOES_ON) -> str:

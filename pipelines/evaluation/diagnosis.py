@@ -30,7 +30,7 @@ from featbench.pipelines.evaluation.groups import read_groups
 from featbench.pipelines.terminal.formats import as_csv
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
-from featbench.store.durable import cannot_write
+from featbench.store.durable import ANOTHER_FILE, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -219,4 +219,4 @@ def write_suspects(features: FeatureSet, found: Sequence[SuspectsResult], labels
         path.parent.mkdir(parents=True, exist_ok=True)
         return save(path, lambda file: file.write(text.encode()))
     except OSError as error:
-        raise ExportError(cannot_write(path, error)) from error
+        raise ExportError(cannot_write(path, error, again=ANOTHER_FILE)) from error

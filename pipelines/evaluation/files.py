@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from featbench.store import BenchError
-from featbench.store.durable import cannot_write
+from featbench.store.durable import ANOTHER_FILE, cannot_write
 from featbench.store.paths import partial_name
 from featbench.store.typing import Array
 
@@ -84,8 +84,11 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
         return pa.array(values)
 
     columns = {name: column(name) for name in (records[0] if records else ())}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return save(path, lambda file: parquet.write_table(pa.table(columns), file))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save(path, lambda file: parquet.write_table(pa.table(columns), file))
+    except OSError as error:
+        raise ExportError(cannot_write(path, error, again=ANOTHER_FILE)) from error
 
 
 def write_csv(out: Path, name: str, columns: Arrays) -> list[Path]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from featbench.pipelines.extraction.pictures import Pictures
 from featbench.pipelines.neighbours.finding import Answer
 from featbench.store import BenchError, StoreError
-from featbench.store.durable import write_durably
+from featbench.store.durable import ANOTHER_FILE, write_durably
 from featbench.store.names import visible
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def save_picture(answer: Answer, pictures: Pictures, path: Path, *, split: str =
         raise StoreError(f"{path}: the name of a picture must end in .png, .jpg or .webp; got {path.suffix or 'none'}")
     content = io.BytesIO()
     draw(answer, pictures, split=split).save(content, kind)
-    write_durably(path, content.getvalue())
+    write_durably(path, content.getvalue(), again=ANOTHER_FILE)
 
 
 def draw(answer: Answer, pictures: Pictures, *, split: str = "val") -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any
 from featbench.evaluate.errors import EvaluationError
 from featbench.pipelines.report.charts import NONE, WIDTH, Chart, Row
 from featbench.pipelines.report.theme import PRINTED
+from featbench.store.durable import cannot_write
 
 _PIXELS_PER_UNIT = 3
 
@@ -33,7 +34,8 @@ def write_plots(charts: Sequence[Chart], folder: Path) -> list[Path]:
             png.write_bytes(vl_convert.vegalite_to_png(spec, config=PRINTED, scale=_PIXELS_PER_UNIT))
             written += [svg, png]
     except OSError as error:
-        raise EvaluationError(f"{folder}: can't be written ({error.strerror or error}); name another folder") from error
+        again = "run the same command again, or name another folder"
+        raise EvaluationError(cannot_write(folder, error, again=again)) from error
     return written
 
 

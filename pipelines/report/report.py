@@ -29,7 +29,7 @@ from featbench.pipelines.report.queries import choose_queries, neighbours_conten
 from featbench.pipelines.report.rows import left_out, rows_content
 from featbench.pipelines.report.theme import DARK, LIGHT
 from featbench.pipelines.report.training import training_charts
-from featbench.store.durable import write_durably
+from featbench.store.durable import ANOTHER_FILE, write_durably
 from featbench.store.names import visible
 from featbench.store.typing import Ints
 
@@ -120,11 +120,7 @@ def write_report(
     content = _content(sources, evaluated, data, [*warnings, *data["pictures"]["faults"]], command)
     text = render(content | {"num_views": len(evaluated)}, data, all_charts)
     encoded = text.encode("utf-8", errors="backslashreplace")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(out, encoded)
-    except OSError as error:
-        raise EvaluationError(f"{out}: can't be written ({error.strerror or error}); name another file") from error
+    write_durably(out, encoded, again=ANOTHER_FILE)
     return Report(path=out, size=len(encoded), charts=all_charts)
 
 

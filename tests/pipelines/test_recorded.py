@@ -253,6 +253,9 @@ def test_csv_and_parquet_hold_the_records_of_json(store: Path, bench: Bench) -> 
     result = bench("results", "--parquet", "all.parquet")
     assert result.returncode == 0, result.stderr
     assert parquet.read_table(store.parent / "all.parquet").to_pylist() == records
+    elsewhere = bench("results", "--parquet", "all.parquet/more.parquet")
+    assert elsewhere.returncode == 2
+    assert "all.parquet is a file, not a folder" in elsewhere.stderr
     again = bench("results", "--parquet", "all.parquet")
     assert again.returncode == 2
     assert "all.parquet exists" in again.stderr

@@ -256,7 +256,7 @@ def test_charts_are_written_as_files(features: Path, tmp_path: Path, bench: Benc
         (("mine", "-o", "features"), "a folder; name a file"),
         (("other",), "no such feature set"),
         (("mine", "--layers", "lat"), "no layer 'lat'"),
-        (("mine", "-o", "features/mine/zarr.json/x.html"), "x.html: can't be written"),
+        (("mine", "-o", "features/mine/zarr.json/x.html"), "x.html: cannot write: features/mine/zarr.json is a file"),
         (("mine", "--plots", "features/mine/zarr.json"), "zarr.json: can't be written"),
         (("mine", "--data", "elsewhere"), "elsewhere: no such folder"),
     ],

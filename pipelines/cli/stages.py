@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from featbench.pipelines.cli.display import Csv, Format, Json, Latex, Markdown, chosen_format, print_results
+from featbench.pipelines.cli.feature_sets import path_of
 from featbench.pipelines.cli.options import (
     Ami,
     AnyOf,
@@ -185,6 +187,9 @@ def evaluate(
     """
     form = chosen_format(json=as_json, csv=as_csv, markdown=as_markdown, latex=as_latex)
     settings = settings_of(evaluate, locals())
+    if features is not None and features != Path(features).name:
+        path = path_of(features, store)
+        settings |= {"name": path.name, "store": path.parent}
     pipeline = read_pipeline(words, settings, needed=features is None, only=STAGE_TWO, quiet=quiet)
     if (ranks or gpus) and not (pipeline.evaluate.knn.queries or pipeline.evaluate.knn.ood):
         raise BenchError(

@@ -303,6 +303,17 @@ def test_half_written_files_go_when_they_are_old(store: Path, bench: Bench) -> N
     assert [path.exists() for path in (old, new, beside)] == [False, True, False]
 
 
+def test_a_feature_set_is_evaluated_by_its_name_or_its_path(store: Path, records: Records, bench: Bench) -> None:
+    (named,) = records("--features", "a", "--store", str(store), "--k", "3")
+    path = store / "a"
+    for words in ((f"{path}/",), (os.path.relpath(path, store.parent), "--store", "elsewhere")):
+        (record,) = records("--features", *words, "--k", "3")
+        assert [record[each] for each in ("fingerprint", "top1")] == [named[each] for each in ("fingerprint", "top1")]
+    refused = bench("evaluate", "--features", f"{path}/res5")
+    assert refused.returncode == 2
+    assert "no such feature set" in refused.stderr
+
+
 def test_what_another_process_computes_stays(store: Path, bench: Bench, records: Records) -> None:
     evaluated(records)
     damaged(store, pytest.MonkeyPatch())

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -26,8 +27,7 @@ import faiss
 import numpy as np
 import torch
 
-from benchmarks.clustering import _clustering as small_clustering
-from benchmarks.clustering import clustering
+from benchmarks.clustering import clustering, measure
 from benchmarks.extraction import Noise, commands, compiled
 from benchmarks.features import clustered, in_turns, made_features
 from benchmarks.page import Curve, Row, hardware, write
@@ -61,15 +61,19 @@ def main(arguments=None):
     if unknown:
         parser.error(f"no measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}")
     facts = hardware()
-    rows, curves, folder = [], [], Path(tempfile.mkdtemp(prefix="bench-"))
+    rows, curves, failed, folder = [], [], [], Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         for name in options.names or (SHORT if options.short else MEASUREMENTS):
-            for found in MEASUREMENTS[name](folder, options.short):
-                if isinstance(found, Curve):
-                    curves.append(found)
-                    continue
-                rows.append(Row(group=name, **dict(zip(COLUMNS, found, strict=True))))
-                print("  ".join(found), file=sys.stderr)
+            try:
+                for found in MEASUREMENTS[name](folder, options.short):
+                    if isinstance(found, Curve):
+                        curves.append(found)
+                        continue
+                    rows.append(Row(group=name, **dict(zip(COLUMNS, found, strict=True))))
+                    print("  ".join(found), file=sys.stderr)
+            except Exception:  # what was measured before, perhaps for an hour, is still written
+                traceback.print_exc()
+                failed.append(name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     command = "make benchmark" + (" SHORT=1" if options.short else "")
@@ -79,6 +83,8 @@ def main(arguments=None):
     page = write(options.out, stem, rows, curves, facts, command=command)
     print(page.read_text())
     print(f"written to {page}", file=sys.stderr)
+    if failed:
+        sys.exit(f"failed, see above: {', '.join(failed)}")
 
 
 COLUMNS = ("what", "ours", "yardstick", "ratio", "target")
@@ -276,7 +282,7 @@ def kmeans(folder, short):
         yield from clustering(folder)
         return
     with mock.patch("benchmarks.clustering.ROUNDS", 1):
-        yield from small_clustering(folder / "kmeans", 40_000, 64)
+        yield from measure(folder / "kmeans", 40_000, 64, 20)
 
 
 def growing(folder, short):

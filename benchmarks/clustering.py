@@ -35,8 +35,6 @@ Row = tuple[str, str, str, str, str]
 """What, ours, the yardstick, the ratio, the target."""
 
 NUM_CLUSTERS = 1000
-ITERATIONS = 20
-"""faiss makes up to 25 by default, and ends before them on these rows."""
 
 ROUNDS = 3
 MEMORY = 1024 * MIB
@@ -46,11 +44,12 @@ ALLOWANCE = 300 * MIB
 
 def clustering(folder: Path) -> Iterator[Row]:
     """Measure one iteration of k-means, and the peak memory."""
-    for num_rows, dim in ((1_000_000, 256), (200_000, 2048)):
-        yield from _clustering(folder / f"kmeans{dim}", num_rows, dim)
+    for num_rows, dim, iterations in ((1_000_000, 256, 20), (200_000, 2048, 10)):
+        yield from measure(folder / f"kmeans{dim}", num_rows, dim, iterations)
 
 
-def _clustering(path: Path, num_rows: int, dim: int) -> Iterator[Row]:
+def measure(path: Path, num_rows: int, dim: int, iterations: int) -> Iterator[Row]:
+    """Measure one size; the rows must need more iterations than these (faiss makes 25 by default)."""
     train = _around_centers(num_rows, dim)
     start = train[np.random.default_rng(1).choice(num_rows, NUM_CLUSTERS, replace=False)]
     made_features(path, train, train[:1000])
@@ -59,21 +58,21 @@ def _clustering(path: Path, num_rows: int, dim: int) -> Iterator[Row]:
     seconds: dict[str, list[float]] = {name: [] for name in ("ours", *yardsticks)}
     peaks = []
     for number in range(ROUNDS):
-        ours, peak = _in_another_process(path, num_rows)
+        ours, peak = _in_another_process(path, num_rows, iterations)
         seconds["ours"].append(ours)
         peaks.append(peak)
         for name, run in yardsticks.items():
             if number and name != "faiss.Kmeans":
                 continue  # once is enough for what has no target
             began = time.perf_counter()
-            run(train, start)
+            run(train, start, iterations)
             seconds[name].append(time.perf_counter() - began)
     what = f"k-means iteration, {num_rows:,} x {dim:,}, {NUM_CLUSTERS:,} clusters, float32"
-    ours = f"{median(seconds['ours']) / ITERATIONS:.2f} s"
+    ours = f"{median(seconds['ours']) / iterations:.2f} s"
     for name in yardsticks:
         ratio = median(a / b for a, b in zip(seconds["ours"], seconds[name]))  # noqa: B905
         target = "<= 1.1x" if name == "faiss.Kmeans" else ""
-        yield what, ours, f"{name} {median(seconds[name]) / ITERATIONS:.2f} s", f"{ratio:.2f}x", target
+        yield what, ours, f"{name} {median(seconds[name]) / iterations:.2f} s", f"{ratio:.2f}x", target
     peak, most = max(peaks) / MIB, (MEMORY + ALLOWANCE) / MIB
     yield (
         "its peak memory",
@@ -96,19 +95,19 @@ def _around_centers(num_rows: int, dim: int) -> Floats:
     return values
 
 
-def _in_another_process(path: Path, num_rows: int) -> tuple[float, int]:
+def _in_another_process(path: Path, num_rows: int, iterations: int) -> tuple[float, int]:
     """Return seconds and peak bytes."""
-    command = [sys.executable, "-m", "benchmarks.clustering", str(path), str(num_rows)]
+    command = [sys.executable, "-m", "benchmarks.clustering", str(path), str(num_rows), str(iterations)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds, peak = done.stdout.split()
     return float(seconds), 1024 * int(peak)
 
 
-def _ours(path: Path, num_rows: int) -> None:
+def _ours(path: Path, num_rows: int, iterations: int) -> None:
     """Run it in this process, and print seconds and peak memory."""
     data = Selection(layer=FeatureSet.open(path).layer("train", "x"), rows=np.arange(num_rows))
     settings = KmeansSettings(
-        num_clusters=NUM_CLUSTERS, normalize=False, init=str(path / "start.npy"), iterations=ITERATIONS, tolerance=0
+        num_clusters=NUM_CLUSTERS, normalize=False, init=str(path / "start.npy"), iterations=iterations, tolerance=0
     )
     began = time.perf_counter()
     plan = plan_clusters(
@@ -117,25 +116,25 @@ def _ours(path: Path, num_rows: int) -> None:
     )  # fmt: skip
     found = kmeans(data, settings, plan=plan)
     seconds = time.perf_counter() - began
-    assert found.iterations == ITERATIONS
+    assert found.iterations == iterations
     print(seconds, peak_kb())
 
 
-def _faiss(train: Floats, start: Floats) -> None:
-    found = faiss.Kmeans(train.shape[1], len(start), niter=ITERATIONS, max_points_per_centroid=len(train))
+def _faiss(train: Floats, start: Floats, iterations: int) -> None:
+    found = faiss.Kmeans(train.shape[1], len(start), niter=iterations, max_points_per_centroid=len(train))
     found.train(train, init_centroids=start)
-    assert len(found.obj) == ITERATIONS
+    assert len(found.obj) == iterations
 
 
-def _super(train: Floats, start: Floats) -> None:
-    found = faiss.SuperKmeans(train.shape[1], len(start), niter=ITERATIONS, max_points_per_centroid=len(train))
+def _super(train: Floats, start: Floats, iterations: int) -> None:
+    found = faiss.SuperKmeans(train.shape[1], len(start), niter=iterations, max_points_per_centroid=len(train))
     found.train(train)
 
 
-def _sklearn(train: Floats, start: Floats) -> None:
-    found = KMeans(len(start), init=start, n_init=1, max_iter=ITERATIONS, tol=0, algorithm="lloyd").fit(train)
-    assert found.n_iter_ == ITERATIONS
+def _sklearn(train: Floats, start: Floats, iterations: int) -> None:
+    found = KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(train)
+    assert found.n_iter_ == iterations
 
 
 if __name__ == "__main__":
-    _ours(Path(sys.argv[1]), int(sys.argv[2]))
+    _ours(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -84,8 +84,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Any:
         content = _read(files[0], trust=trust)
         refuse_part(content, str(files[0]))
         return content
-    if files[0].suffix != ".json" and shard_files(files[0]) == files[1:]:
-        return joined(files[0], partial(_read, trust=trust))
+    if (whole := joined(files[0], partial(_read, trust=trust))) is not None:
+        return whole
     merged: dict[str, Any] = {}
     for file in files:
         if not file.is_file():

@@ -29,8 +29,10 @@ def shard_files(path: Path) -> tuple[Path, ...]:
         If one of them does not exist.
     """
     content = _list_in(path)
-    if content is None:
-        return ()
+    return () if content is None else _listed_files(content, path)
+
+
+def _listed_files(content: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
     is_sliced = content["type"] == "slice_list"
     try:
         listed = [file for _, _, file in _slices(content)] if is_sliced else content["shards"]
@@ -97,8 +99,8 @@ def refuse_part(content: Any, where: str) -> None:
         )
 
 
-def joined(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
-    """Join the files of a list into the checkpoint that VISSL would have saved without FSDP.
+def joined(path: Path, read: Callable[[Path], Any]) -> dict[str, Any] | None:
+    """Join the files of a list into the checkpoint that VISSL would have saved without FSDP; None if it is no list.
 
     Parameters
     ----------
@@ -112,8 +114,11 @@ def joined(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
     WeightsError
         If a shard lacks its description, the pieces do not add up, or a slice is none.
     """
-    content, files = _list_in(path), shard_files(path)
-    if content is not None and content["type"] == "slice_list":
+    content = _list_in(path)
+    if content is None:
+        return None
+    files = _listed_files(content, path)
+    if content["type"] == "slice_list":
         return _joined_slices(_slices(content), files, read)
     return _joined_shards([read(file) for file in files], str(path))
 

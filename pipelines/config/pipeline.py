@@ -8,7 +8,7 @@ All faults of a file and its overrides are reported together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -307,10 +307,10 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 def _out_of_place(overrides: Mapping[str, Any]) -> dict[str, str]:
     """Describe the overrides within what another override gives as one value."""
     return {
-        inner: f"{outer} has no settings of its own; it is {brief_text(str(value))}"
-        for outer, value in overrides.items()
+        inner: f"{outer} has no settings of its own; it is {brief_text(str(overrides[outer]))}"
         for inner in overrides
-        if inner.startswith(f"{outer}.") and not isinstance(value, Mapping)
+        for outer in accumulate(inner.split(".")[:-1], "{}.{}".format)
+        if outer in overrides and not isinstance(overrides[outer], Mapping)
     }
 
 

@@ -19,6 +19,7 @@ from featbench.extract.data.pictures import Picture
 from featbench.extract.errors import ImageError
 from featbench.pipelines.extraction.sources import recorded_sources
 from featbench.store import BenchError, FeatureSet, MismatchError
+from featbench.store.paths import DIGESTS
 from featbench.store.typing import UInt64s
 
 IN_FOLDERS = ("folder", "filelist", "layout")
@@ -122,7 +123,8 @@ class Pictures:
     reason: str = ""
     """Why there are no images at all; empty if there are."""
 
-    _digests: dict[str, UInt64s] = field(default_factory=dict)
+    _digests: dict[tuple[str, int], UInt64s] = field(default_factory=dict)
+    """By split and chunk, of those chunks that were needed."""
 
     @classmethod
     def of(cls, features: FeatureSet, root: Path | None = None, *, option: str = "--images") -> Pictures:
@@ -145,11 +147,21 @@ class Pictures:
         if split not in self.images:
             raise MismatchError(self.reason or f"the data set has no {split}")
         picture = self.images[split].read(row)
-        if split not in self._digests:
-            self._digests[split] = self.features.written_digests(split)
-        if int(self._digests[split][row]) not in (0, picture.digest):  # 0 where none is stored
+        if self._digest(split, row) not in (0, picture.digest):
             raise ChangedError(f"{picture.name}: the image has changed since its features were made")
         return picture.image
+
+    def _digest(self, split: str, row: int) -> int:
+        """Digest of the image of a row; 0 where none is stored."""
+        if not self.features.has_digests(split):
+            return 0
+        grid = self.features.grid(split)
+        chunk = row // grid.rows_per_chunk
+        if (split, chunk) not in self._digests:
+            is_written = self.features.is_committed(split, DIGESTS)[chunk]
+            none = np.zeros(len(grid.rows(chunk)), np.uint64)
+            self._digests[split, chunk] = self.features.digests_chunk(split, chunk) if is_written else none
+        return int(self._digests[split, chunk][row - grid.rows(chunk).start])
 
 
 def rows_of_picture(features: FeatureSet, split: str, digest: int) -> list[int]:

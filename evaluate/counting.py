@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 OnRows = Callable[[int], None]
+"""Called with numbers of rows as they are done."""
 
 
 @contextmanager

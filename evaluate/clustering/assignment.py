@@ -21,12 +21,11 @@ from featbench.evaluate.clustering.planning import ClusterPlan
 from featbench.evaluate.clustering.proposals import Float32, Float64, Pairs, Products, Proposals
 from featbench.evaluate.clustering.rows import Frame, FramedRows, RowSource, Tile, tiles_of
 from featbench.evaluate.clustering.sums import ROWS_AT_ONCE
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.neighbours.rescore import BYTES_PER_COPY
 from featbench.evaluate.neighbours.tiled_engine import one_blas_thread
 from featbench.store.typing import Array, Doubles, Ints
-
-OnRows = Callable[[int], None]
 
 _FEW = 6
 """If more centroids than this can be the nearest of a row, an engine of higher precision decides first."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from featbench.evaluate.clustering.assignment import OnRows
 from featbench.evaluate.clustering.lloyd import Clustering, Iteration, Position, lloyd, restored
 from featbench.evaluate.clustering.mini_batch import mini_batch_kmeans
 from featbench.evaluate.clustering.planning import ClusterPlan
@@ -20,6 +19,7 @@ from featbench.evaluate.clustering.rows import RowSource, are_equal
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.starts import sampled, starting_centroids, survey
 from featbench.evaluate.clustering.teamwork import Alone, Team
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection
 from featbench.store.typing import Doubles

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from featbench.evaluate.clustering.assignment import Nearest, OnRows, for_all_tiles
+from featbench.evaluate.clustering.assignment import Nearest, for_all_tiles
 from featbench.evaluate.clustering.rows import Frame, RowSource, Tile
 from featbench.evaluate.clustering.screening import Bounds, Screen
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.sums import ClusterSums, NumberSum
 from featbench.evaluate.clustering.teamwork import Alone, Arrays, Saved, Team
+from featbench.evaluate.counting import OnRows
 from featbench.store.typing import Doubles, Ints
 
 logger = logging.getLogger(__name__)

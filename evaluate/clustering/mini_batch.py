@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from featbench.evaluate.clustering.assignment import Nearest, OnRows
+from featbench.evaluate.clustering.assignment import Nearest
 from featbench.evaluate.clustering.lloyd import Clustering, Iteration, Position, lloyd, means_of, restored, scaled
 from featbench.evaluate.clustering.planning import rows_drawn_together
 from featbench.evaluate.clustering.rows import Frame, RowSource, Tile, tiles_of
 from featbench.evaluate.clustering.settings import KmeansSettings
 from featbench.evaluate.clustering.sums import ROWS_AT_ONCE, ClusterSums
 from featbench.evaluate.clustering.teamwork import Arrays, Saved, Team
+from featbench.evaluate.counting import OnRows
 from featbench.store.typing import Array, Ints
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,12 @@ Shape suffixes:  N rows   Q queries   K neighbours   L layers   D, E feature dim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import rows_per_block
 from featbench.evaluate.metrics import Estimate, mean_of
@@ -87,9 +88,7 @@ def overlap(first_QK: Ints, second_QK: Ints) -> Overlap:
     )
 
 
-def hsic(
-    first: Selection, second: Selection, *, memory: int, on_rows: Callable[[int], None] = lambda rows: None
-) -> Hsic:
+def hsic(first: Selection, second: Selection, *, memory: int, on_rows: OnRows = lambda rows: None) -> Hsic:
     """Estimate the dependence of two layers of the same rows, in one pass over both, in float64.
 
     Parameters

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.diagnosis.calibration import calibration
 from featbench.evaluate.diagnosis.dimension import IntrinsicDimension, twonn
 from featbench.evaluate.diagnosis.hubness import hubness, largest_hubs, occurrences
@@ -61,7 +62,7 @@ def diagnose(
     find: Find,
     memory: int,
     paths: Sequence[str] | None = None,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> list[Result]:
     """Diagnose layers.
 
@@ -109,7 +110,7 @@ def rows_to_do(layers: Sequence[EvalLayer], labels: MatchedLabels, asked: Diagno
     return sum(each.layers["train"].num_rows * num_passes + len(queries.rows) * num_votes for each in layers)
 
 
-def _spectrum(layer: EvalLayer, train: Labelled, memory: int, on_rows: Callable[[int], None]) -> Spectrum | None:
+def _spectrum(layer: EvalLayer, train: Labelled, memory: int, on_rows: OnRows) -> Spectrum | None:
     needed = bytes_needed(layer.dim)
     if needed > memory:
         text = "%s: the products of its %d features take %s, more than the memory of %s, so there is no spectrum"
@@ -133,7 +134,7 @@ class _Diagnosis:
     def queries(self) -> Labelled:
         return self.labels.train if self.asked.leave_one_out else self.labels.val
 
-    def results(self, find: Find, on_rows: Callable[[int], None]) -> list[Result]:
+    def results(self, find: Find, on_rows: OnRows) -> list[Result]:
         """Search, unless lists are kept, and compute all results."""
         train, asked = self.labels.train, self.asked
         num_others = len(train.rows) - asked.leave_one_out
@@ -154,7 +155,7 @@ class _Diagnosis:
         return [*results, self._geometry(found)]
 
     def _votes(
-        self, name: str, protocol: KnnProtocol, found: Neighbours, ks: Sequence[int], on_rows: Callable[[int], None]
+        self, name: str, protocol: KnnProtocol, found: Neighbours, ks: Sequence[int], on_rows: OnRows
     ) -> list[Result]:
         labels_QK = self.labels.train.by_row(self.layer.layers["train"].num_rows)[found.rows_QK[:, : max(ks)]]
         votes = ClassVotes.of(labels_QK, num_classes=len(self.labels.class_names))

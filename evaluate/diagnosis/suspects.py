@@ -9,13 +9,14 @@ Shape suffixes:  Q queries   K neighbours   N database rows   D feature dimensio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.diagnosis.results import Suspect, SuspectsResult
 from featbench.evaluate.features.labels import Labelled, MatchedLabels, counts_of
 from featbench.evaluate.features.layers import EvalLayer
@@ -50,7 +51,7 @@ def find_suspects(
     threshold: float,
     share: float,
     memory: int,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> Suspicions:
     """Find the rows of a layer to look at.
 
@@ -112,7 +113,7 @@ def nearest_of_class(
     queries: Labelled,
     *,
     memory: int,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> tuple[Doubles, Ints]:
     """Cosine and row of each query's nearest database row of its own class; -1 and -1 if there is none.
 
@@ -188,7 +189,7 @@ class _Side:
         split: str,
         found: Neighbours,
         memory: int,
-        on_rows: Callable[[int], None],
+        on_rows: OnRows,
     ) -> _Side:
         """Find the nearest of each kind; 1 - FARTHEST where there is none, or there are no labels."""
         train = labels.train

@@ -5,14 +5,14 @@ Shape suffixes:  Q queries   K neighbours
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from featbench.evaluate.counting import counted, counting
+from featbench.evaluate.counting import OnRows, counted, counting
 from featbench.evaluate.diagnosis.results import WithoutResult
 from featbench.evaluate.diagnosis.suspects import Kind, Suspicions
 from featbench.evaluate.features.labels import Labelled, MatchedLabels
@@ -43,7 +43,7 @@ def accuracies_without(
     protocol: KnnProtocol,
     k: int,
     temperature: Sequence[float] | None = None,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> list[WithoutResult]:
     """Classify val by train without each kind of suspects, which are left out of both splits.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.labels import Labelled, MatchedLabels, readable_rows
 from featbench.evaluate.features.layers import EvalLayer
@@ -56,7 +57,7 @@ def multi_label_query_results(
     *,
     find: Find,
     bank: str = "all",
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> list[Result]:
     """Classify other queries with any number of classes by the rows of train.
 
@@ -99,7 +100,7 @@ def multi_label_subset_results(
     *,
     find: Find,
     name: str,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> list[Result]:
     """Classify val by some rows of train alone; `name` is what these rows are called."""
     results = score_layers(

@@ -21,12 +21,13 @@ Shape suffixes:  Q queries   K neighbours   C candidates   N database rows   D d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
 
+from featbench.evaluate.counting import OnRows
 from featbench.evaluate.errors import EvaluationError
 from featbench.evaluate.features.selection import Selection, scale_to_unit_length
 from featbench.evaluate.neighbours.backends import MakeEngine
@@ -41,8 +42,6 @@ from featbench.evaluate.notices import warn
 from featbench.store.typing import Bools, Doubles, Floats, Ints
 
 logger = logging.getLogger(__name__)
-
-OnRows = Callable[[int], None]
 
 UNDEFINED = -2.0
 """Reported as the cosine with a row of zeros: below every true cosine."""

@@ -70,9 +70,7 @@ def evaluate_features(
     run = {key: value for key, value in settings.items() if value is not None}
     extracting = Extracting(run=run, trust_code=trust_code, quiet=quiet)
     try:
-        return evaluate(
-            path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet), extracting=extracting
-        )  # fmt: skip
+        return evaluate(path, pipeline.evaluate, layers=layers, progress=Progress(quiet=quiet), extracting=extracting)
     except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(stopped.exit_code) from None

@@ -87,9 +87,7 @@ def evaluate(
     """
     features = FeatureSet.open(path)
     try:
-        return _evaluate(
-            features, config, layers=layers, progress=progress, extracting=extracting or Extracting()
-        )  # fmt: skip
+        return _evaluate(features, config, layers=layers, progress=progress, extracting=extracting or Extracting())
     except OSError as error:
         refuse_if_gone(features)
         if isinstance(error, BenchError):  # of another feature set

@@ -20,7 +20,7 @@ from featbench.evaluate.features.layers import stored_layer
 from featbench.evaluate.features.selection import Selection
 from featbench.evaluate.memory import in_words
 from featbench.pipelines.evaluation.answers import Answers, classes_of
-from featbench.pipelines.evaluation.files import ExportError, save
+from featbench.pipelines.evaluation.files import ExportError, load_parquet, save
 from featbench.pipelines.evaluation.resources import resources_of
 from featbench.pipelines.evaluation.stored_files import blocks_of
 from featbench.pipelines.evaluation.umap_maps import FEWEST, load_umap, umap_of
@@ -80,10 +80,7 @@ def check_atlas(projection: str) -> None:
     ExportError, UmapError
         If pyarrow is not installed, or the projection is unknown or not installed.
     """
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+    load_parquet()
     if projection not in PROJECTIONS:
         raise ExportError(f"--projection must be one of {', '.join(PROJECTIONS)}; got {projection}")
     if projection == "umap":
@@ -150,8 +147,7 @@ def _by_umap(features: FeatureSet, answers: Answers, memory: int) -> Floats:
 
 
 def _write(table: _Table, file: Any) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
+    pa, parquet = load_parquet()
 
     lists = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float64()))])
     schema = pa.schema(

@@ -25,12 +25,11 @@ from featbench.evaluate.neighbours.planning import Resources
 from featbench.evaluate.notices import warn
 from featbench.evaluate.results import Result
 from featbench.pipelines.config.protocols import find_protocols
-from featbench.pipelines.evaluation.files import ExportError, save
+from featbench.pipelines.evaluation.files import ExportError, save_alone
 from featbench.pipelines.evaluation.groups import read_groups
 from featbench.pipelines.terminal.formats import as_csv
 from featbench.pipelines.terminal.progress import Progress
 from featbench.store import FeatureSet
-from featbench.store.durable import ANOTHER_FILE, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -215,8 +214,4 @@ def write_suspects(features: FeatureSet, found: Sequence[SuspectsResult], labels
     empty = {"layer": "", "kind": "", "rank": 0, "score": 0.0} | described("", None, None) | {"group": None}
     header = ",".join(empty | described("other_", None, None)) + "\n"
     text = as_csv(records) if records else header
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return save(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise ExportError(cannot_write(path, error, again=ANOTHER_FILE)) from error
+    return save_alone(path, lambda file: file.write(text.encode()))

@@ -33,6 +33,22 @@ def write_npy(out: Path, name: str, arrays: Arrays) -> list[Path]:
     return [save(out / f"{_joined(name, key)}.npy", partial(save_array, array)) for key, array in arrays.items()]
 
 
+def load_parquet() -> tuple[Any, Any]:
+    """Import `pyarrow` and `pyarrow.parquet`.
+
+    Raises
+    ------
+    ExportError
+        If they are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+    return pyarrow, parquet
+
+
 def write_npz(out: Path, name: str, arrays: Arrays) -> list[Path]:
     """Write the arrays to one file."""
     contents = {key or "features": array for key, array in arrays.items()}
@@ -41,11 +57,7 @@ def write_npz(out: Path, name: str, arrays: Arrays) -> list[Path]:
 
 def write_parquet(out: Path, name: str, arrays: Arrays) -> list[Path]:
     """Write a table with a row for each image; other arrays (the confusion matrix) get separate files."""
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+    pa, parquet = load_parquet()
 
     def column(array: Array) -> Any:
         if array.ndim == 1:
@@ -66,11 +78,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     ExportError
         If Parquet's library is not installed, the file exists, or can't be written.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+    pa, parquet = load_parquet()
 
     def column(name: str) -> Any:
         values = [record[name] for record in records]
@@ -84,11 +92,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
         return pa.array(values)
 
     columns = {name: column(name) for name in (records[0] if records else ())}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return save(path, lambda file: parquet.write_table(pa.table(columns), file))
-    except OSError as error:
-        raise ExportError(cannot_write(path, error, again=ANOTHER_FILE)) from error
+    return save_alone(path, lambda file: parquet.write_table(pa.table(columns), file))
 
 
 def write_csv(out: Path, name: str, columns: Arrays) -> list[Path]:
@@ -127,6 +131,21 @@ def save(path: Path, write: Callable[[Any], object]) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def save_alone(path: Path, write: Callable[[Any], object]) -> Path:
+    """Write a new file that the user has named, as `save` does; its folder is made.
+
+    Raises
+    ------
+    ExportError
+        If it exists, or can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save(path, write)
+    except OSError as error:
+        raise ExportError(cannot_write(path, error, again=ANOTHER_FILE)) from error
 
 
 def not_written(out: Path, error: OSError) -> str:

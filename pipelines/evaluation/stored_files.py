@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featbench.pipelines.evaluation.files import ExportError, save
+from featbench.pipelines.evaluation.files import load_parquet, save
 from featbench.store import FeatureSet
 from featbench.store.typing import Array
 
@@ -60,11 +60,7 @@ def _write_npz(features: FeatureSet, split: str, layer: str, file: Any) -> None:
 
 
 def _write_parquet(features: FeatureSet, split: str, layer: str, file: Any) -> None:
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ExportError("Parquet needs pyarrow: install featbench[parquet]") from error
+    pa, parquet = load_parquet()
     shape = features.layer_info(layer).shape
     kind = pa.float32()
     for size in reversed(shape):

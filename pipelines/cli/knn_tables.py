@@ -26,6 +26,17 @@ QUERIES_NOTE = (
     "% with 95% interval. Bank: all rows of train vote, those of the queries' classes (subset), or of a list."
 )
 
+OF_QUERIES = (
+    Column(name="queries", is_right=False),
+    Column(name="rows", drop=3),
+    Column(name="bank", is_right=False),
+    Column(name="its rows", drop=4),
+    LAYER,
+    Column(name="k"),
+    Column(name="T", drop=2),
+)
+"""Columns of any table of other queries."""
+
 
 def accuracy_table(knn: Sequence[KnnResult]) -> Table:
     """Make the table of kNN accuracies by one protocol; the best top-1 is bold."""
@@ -65,28 +76,22 @@ def accuracy_table(knn: Sequence[KnnResult]) -> Table:
     )
 
 
+def _of_queries(each: QueriesResult | MultiLabelQueriesResult) -> tuple[str, ...]:
+    """Cells of `OF_QUERIES`."""
+    result = each.result
+    return (
+        each.queries, f"{result.counts.num_val:,}", each.bank, f"{result.counts.num_train:,}", result.layer.layer,
+        str(result.k), temperature_of(result.temperature),
+    )  # fmt: skip
+
+
 def queries_table(results: Sequence[QueriesResult]) -> Table:
     """Make the table of accuracies of other queries."""
     first = results[0].result
     rows = [
-        (
-            each.queries, f"{each.result.counts.num_val:,}", each.bank, f"{each.result.counts.num_train:,}",
-            each.result.layer.layer, str(each.result.k), temperature_of(each.result.temperature),
-            *map(percent, (each.result.accuracy.top1, each.result.accuracy.top5)),
-        )
-        for each in results
-    ]  # fmt: skip
-    columns = (
-        Column(name="queries", is_right=False),
-        Column(name="rows", drop=3),
-        Column(name="bank", is_right=False),
-        Column(name="its rows", drop=4),
-        LAYER,
-        Column(name="k"),
-        Column(name="T", drop=2),
-        Column(name="top-1"),
-        Column(name="top-5", drop=1),
-    )
+        (*_of_queries(each), *map(percent, (each.result.accuracy.top1, each.result.accuracy.top5))) for each in results
+    ]
+    columns = (*OF_QUERIES, Column(name="top-1"), Column(name="top-5", drop=1))
     notes = (QUERIES_NOTE,)
     title = f"{first.layer.features}: kNN of other queries, protocol {first.protocol}"
     return Table(title=title, columns=columns, rows=tuple(rows), notes=notes, num_grouped=4)
@@ -183,21 +188,14 @@ def multi_label_queries_table(results: Sequence[MultiLabelQueriesResult]) -> Tab
     first = results[0].result
     rows = [
         (
-            each.queries, f"{each.result.counts.num_val:,}", each.bank, f"{each.result.counts.num_train:,}",
-            each.result.layer.layer, str(each.result.k), temperature_of(each.result.temperature),
+            *_of_queries(each),
             f"{len(each.result.labels):,}",
             *map(percent, (each.result.mean_ap, each.result.micro_f1, each.result.macro_f1)),
         )
         for each in results
-    ]  # fmt: skip
+    ]
     columns = (
-        Column(name="queries", is_right=False),
-        Column(name="rows", drop=3),
-        Column(name="bank", is_right=False),
-        Column(name="its rows", drop=4),
-        LAYER,
-        Column(name="k"),
-        Column(name="T", drop=2),
+        *OF_QUERIES,
         Column(name="classes", drop=5),
         Column(name="mAP"),
         *(Column(name=name, drop=1) for name in ("micro F1", "macro F1")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from featbench.evaluate.metrics import Estimate
-from featbench.evaluate.results import Counts, LayerFacts, Record, Spread, spread
+from featbench.evaluate.results import Counts, LayerFacts, Record, Spread, estimated, spread
 from featbench.store.typing import Ints
 
 
@@ -43,10 +43,7 @@ class ClusterMetrics:
         record: Record = dict.fromkeys(CLUSTER_METRICS)
         for name in ClusterMetrics.__dataclass_fields__:
             value: Estimate | float | None = getattr(self, name)
-            if isinstance(value, Estimate):
-                record |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-            else:
-                record[name] = value
+            record |= estimated(**{name: value}) if isinstance(value, Estimate) else {name: value}
         return record
 
 
